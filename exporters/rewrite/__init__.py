@@ -1,0 +1,1 @@
+"""Graph passes: onnx_ir.Model -> onnx_ir.Model."""
