@@ -1,0 +1,121 @@
+"""Add nodes to a graph in the place and under the name of those that they replace."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+
+from exporters.rewrite.facts import BATCH, Dims, reshape_target
+from exporters.rewrite.forms import Move, as_indices, slice_bounds
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from exporters.rewrite.facts import Facts
+    from exporters.rewrite.movement_ops import Array
+
+
+class Builder:
+    """Inserts nodes before an anchor, keeps the facts, and shares constants of equal content."""
+
+    def __init__(self, graph: ir.Graph, facts: Facts) -> None:
+        self.graph = graph
+        self.facts = facts
+        self._constants: dict[tuple[str, Dims, bytes], ir.Value] = {}
+
+    def constant(self, array: Array, name: str = "") -> ir.Value:
+        """Return an initializer that holds the array; the name is a wish."""
+        array = np.ascontiguousarray(array)
+        key = (array.dtype.str, array.shape, array.tobytes())
+        value = self._constants.get(key)
+        if value is None or value.graph is not self.graph:
+            name = name or f"const_{len(self._constants)}"
+            while name in self.graph.initializers:
+                name += "_"
+            tensor = ir.tensor(array, name=name)
+            value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+            self.graph.register_initializer(value)
+            self._constants[key] = value
+        return value
+
+    def node(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value],
+        anchor: ir.Node,
+        *,
+        outputs: int = 1,
+        **attributes: Any,
+    ) -> ir.Node:
+        """Insert a node before the anchor; it inherits the anchor's PyTorch module path."""
+        attrs = [ir.convenience.convert_attribute(key, value) for key, value in attributes.items()]
+        node = ir.Node("", op_type, inputs, attrs, num_outputs=outputs)
+        node.metadata_props.update(anchor.metadata_props)
+        self.graph.insert_before(anchor, node)
+        self.facts.infer(node)
+        for output in node.outputs:
+            annotate(output, self.facts)
+        return node
+
+    def value(self, op_type: str, inputs: Sequence[ir.Value], anchor: ir.Node, **attributes: Any) -> ir.Value:
+        """Insert a node with one output and return the output."""
+        return self.node(op_type, inputs, anchor, **attributes).outputs[0]
+
+    def reshape(self, source: ir.Value, dims: Dims, anchor: ir.Node) -> ir.Value:
+        """Insert a Reshape to dims that grow with the batch on one axis at most."""
+        target = reshape_target(dims)
+        assert target is not None, "callers check that the shape can be written"
+        # A dimension of 0 would mean "copy" without allowzero; static dims of real tensors are positive.
+        return self.value("Reshape", [source, self.constant(np.array(target, np.int64))], anchor)
+
+    def move(self, move: Move, source: ir.Value, anchor: ir.Node) -> ir.Value:
+        """Insert the operator of one move."""
+        if move.op == "Reshape":
+            return self.reshape(source, move.dims, anchor)
+        if move.op == "Transpose":
+            return self.value("Transpose", [source], anchor, perm=list(move.values))
+        if move.op == "Gather":
+            return self.value("Gather", [source, self.constant(as_indices(move))], anchor, axis=move.axis)
+        if move.op == "Slice":
+            start, end = slice_bounds(move)
+            operands = [self.constant(np.array([x], np.int64)) for x in (start, end, move.axis)]
+            return self.value("Slice", [source, *operands], anchor)
+        pads = np.zeros(2 * len(move.dims), np.int64)
+        pads[len(move.dims) + move.axis] = 1
+        return self.value("Pad", [source, self.constant(pads)], anchor)
+
+
+def annotate(value: ir.Value, facts: Facts) -> None:
+    """Write what is known of a value into its type and shape."""
+    fact = facts[value]
+    if fact is None:
+        return
+    value.type = ir.TensorType(fact.dtype)
+    if fact.dims is not None:
+        name = facts.batch_name or "batch"
+        value.shape = ir.Shape([_dimension(d, name) for d in fact.dims])
+
+
+def _dimension(dim: int, name: str) -> int | ir.SymbolicDim:
+    if dim == 0 or dim % BATCH:
+        return dim
+    factor = dim // BATCH
+    return ir.SymbolicDim(name if factor == 1 else f"{factor}*{name}")
+
+
+def replace(old: ir.Value, new: ir.Value) -> None:
+    """Let everything that reads ``old`` read ``new``; a graph output keeps its name."""
+    if old.is_graph_output():
+        name, old.name = old.name, f"{old.name}_replaced"
+        new.name = name
+        new.shape, new.type = old.shape, old.type
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+
+
+def remove_dead(graph: ir.Graph, nodes: Sequence[ir.Node]) -> None:
+    """Remove those of the nodes that nothing reads any more, last first."""
+    for node in reversed(nodes):
+        if node.graph is graph and not any(o.uses() or o.is_graph_output() for o in node.outputs):
+            graph.remove(node, safe=True)

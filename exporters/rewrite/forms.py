@@ -1,0 +1,281 @@
+"""The forms in which an index map can be written as operators, and what each costs.
+
+- identity: a Reshape, or nothing;
+- strided view: Reshape, Slice or scalar Gather, Transpose, Reshape, each only where needed;
+- rows: one Gather of whole rows on one axis, with a zero row appended where a row comes from nowhere.
+
+A map that has none of these forms is left as it was.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from exporters.rewrite.facts import BATCH, Dims, reshape_target
+from exporters.rewrite.index_map import IndexMap, elements
+from exporters.rewrite.movement_ops import NOWHERE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+LAUNCH = 256 * 1024
+"""Cost of one operator that copies, in bytes: a kernel launch moves about as much in its time."""
+
+VIEW = 8 * 1024
+"""Cost of one Reshape, in bytes: it copies nothing, but it is a node."""
+
+_OPAQUE = 2
+"""Weight of the bytes of a Gather. A compiler reads a transposed operand through its strides; a gathered one it copies."""
+
+_CACHE_LINE = 64
+"""Rows shorter than this, in bytes, are gathered at the price of a whole line."""
+
+
+@dataclass(frozen=True)
+class Move:
+    """One operator of a form.
+
+    Attributes:
+        op: operator type.
+        dims: shape of its result.
+        axis: axis of a Gather, Slice, Split or Pad.
+        values: permutation of a Transpose; ``(start, size)`` of a Slice; indices of a Gather, flat.
+        shape: shape of the Gather's indices.
+        row: elements in a gathered row.
+    """
+
+    op: Literal["Reshape", "Transpose", "Slice", "Gather", "Pad"]
+    dims: Dims
+    axis: int = 0
+    values: tuple[int, ...] = ()
+    shape: tuple[int, ...] = ()
+    row: int = 1
+
+    @property
+    def is_row_gather(self) -> bool:
+        """A Gather of several rows; one of a single index is a strided view."""
+        return self.op == "Gather" and self.shape != ()
+
+    def cost(self, itemsize: int) -> int:
+        """Return the cost in bytes, for one sample of a batch."""
+        if self.op == "Reshape":
+            return VIEW
+        moved = elements(self.dims) * itemsize
+        if self.is_row_gather:
+            moved *= _OPAQUE + _CACHE_LINE // (self.row * itemsize)
+        return LAUNCH + moved
+
+
+Plan = tuple[Move, ...]
+
+
+def plans(index_map: IndexMap, source: Dims, result: Dims) -> list[Plan]:
+    """Return every form that the map can be written in, from a source shape to a result shape."""
+    if index_map.is_identity:
+        return [_reshape(source, result)] if _expressible(result) else []
+    found = [*_strided_forms(index_map, source, result), *_row_forms(index_map, source, result)]
+    return [plan for plan in found if all(_expressible(m.dims) for m in plan if m.op == "Reshape")]
+
+
+def _expressible(dims: Dims) -> bool:
+    return reshape_target(dims) is not None
+
+
+def _reshape(source: Dims, result: Dims) -> Plan:
+    return () if source == result else (Move("Reshape", result),)
+
+
+# --- strided views ---------------------------------------------------------------------------------------------------
+
+Digits = list[tuple[int, int]]
+
+
+def _strided_forms(index_map: IndexMap, source: Dims, result: Dims) -> Iterator[Plan]:
+    read = index_map.digits()
+    if read is None:
+        return
+    offset, digits = read
+    if index_map.repeats != 1:
+        digits = [(index_map.repeats, index_map.source), *digits]
+    digits = _merge(digits)
+    total = index_map.source * index_map.repeats
+    # Finer digits may fit the shapes that are there already and so save a Reshape.
+    for by_source, by_result in product((False, True), repeat=2):
+        refined = _split_at_result(digits, _strides(result)) if by_result else digits
+        refined = _split_at_source(refined, _strides(source)) if by_source else refined
+        plan = _strided_form(offset, refined, total, source, result)
+        if plan is not None:
+            yield plan
+
+
+def _strides(dims: Dims) -> list[int]:
+    return [math.prod(dims[i + 1 :]) for i in range(len(dims))]
+
+
+def _merge(digits: Digits) -> Digits:
+    merged: Digits = []
+    for size, stride in digits:
+        if merged and merged[-1][1] == size * stride:
+            size *= merged.pop()[0]
+        merged.append((size, stride))
+    return merged
+
+
+def _split_at_source(digits: Digits, cuts: Iterable[int]) -> Digits:
+    """Split the digits that span several source axes."""
+    refined: Digits = []
+    for digit in digits:
+        parts = [digit]
+        for cut in sorted(set(cuts), reverse=True):
+            size, stride = parts[-1]
+            if stride < cut < size * stride and cut % stride == 0 and (size * stride) % cut == 0:
+                parts[-1:] = [(size * stride // cut, cut), (cut // stride, stride)]
+        refined.extend(parts)
+    return refined
+
+
+def _split_at_result(digits: Digits, cuts: Iterable[int]) -> Digits:
+    """Split the digits that span several result axes."""
+    refined: Digits = []
+    below = 1
+    for size, stride in reversed(digits):
+        parts = [(size, stride)]
+        for cut in sorted(set(cuts), reverse=True):
+            size, stride = parts[-1]
+            if below < cut < size * below and cut % below == 0 and (size * below) % cut == 0:
+                inner = cut // below
+                parts[-1:] = [(size // inner, stride * inner), (inner, stride)]
+        refined[:0] = parts
+        below *= math.prod(size for size, _ in parts)
+    return refined
+
+
+def _strided_form(offset: int, digits: Digits, total: int, source: Dims, result: Dims) -> Plan | None:
+    """Write digits as Reshape, Slice or Gather, Transpose, Reshape; None where the source has no such axes."""
+    by_stride = sorted(digits, key=lambda d: -d[1])
+    axes, starts, above = list[int](), list[int](), total
+    for size, stride in [*by_stride, (1, 1)]:
+        if stride == above == 1:
+            break  # no elements below the last digit
+        if stride <= 0 or stride >= above or above % stride:
+            return None
+        axes.append(above // stride)
+        starts.append(offset // stride % axes[-1])
+        if starts[-1] + size > axes[-1]:
+            return None
+        above = stride
+    sizes = [size for size, _ in by_stride] + [1] * (len(axes) - len(by_stride))
+    order = [by_stride.index(d) for d in digits] + list(range(len(digits), len(axes)))
+
+    moves: list[Move] = []
+    dims: Dims = tuple(axes)
+    if [d for d in dims if d != 1] == [d for d in source if d != 1]:
+        dims, sizes, starts, order = _with_unit_axes(source, sizes, starts, order)
+    elif dims != source:
+        moves.append(Move("Reshape", dims))
+    cut = [i for i, size in enumerate(sizes) if size != dims[i]]
+    if len(cut) == 1 and sizes[cut[0]] == 1:
+        axis = cut[0]
+        dims = dims[:axis] + dims[axis + 1 :]
+        moves.append(Move("Gather", dims, axis, (starts[axis],)))
+        order = [i - (i > axis) for i in order if i != axis]
+    else:
+        for axis in cut:
+            dims = (*dims[:axis], sizes[axis], *dims[axis + 1 :])
+            moves.append(Move("Slice", dims, axis, (starts[axis], sizes[axis])))
+    moved = [i for i in order if dims[i] != 1]
+    if moved != sorted(moved):
+        dims = tuple(dims[i] for i in order)
+        moves.append(Move("Transpose", dims, values=tuple(order)))
+    return (*moves, *_reshape(dims, result))
+
+
+def _with_unit_axes(
+    source: Dims, sizes: list[int], starts: list[int], order: list[int]
+) -> tuple[Dims, list[int], list[int], list[int]]:
+    """Insert the source's axes of size 1, so that it needs no Reshape. They keep their place in the order."""
+    places = [i for i, dim in enumerate(source) if dim != 1]
+    all_sizes, all_starts = [1] * len(source), [0] * len(source)
+    for i, place in enumerate(places):
+        all_sizes[place], all_starts[place] = sizes[i], starts[i]
+    rest = iter([places[i] for i in order])
+    return source, all_sizes, all_starts, [next(rest) if dim != 1 else i for i, dim in enumerate(source)]
+
+
+# --- rows ------------------------------------------------------------------------------------------------------------
+
+
+def _row_forms(index_map: IndexMap, source: Dims, result: Dims) -> Iterator[Plan]:
+    """Write the map as one Gather on one axis, with every division into outer x rows x unit that the shapes suggest."""
+    units = {u for dims in (source, result) for u in _strides(dims) if u % BATCH and index_map.unit % u == 0}
+    units.add(index_map.unit)
+    outers = {1}
+    for dims in (source, result):
+        whole = math.prod(dims)
+        outers |= {whole // s // index_map.repeats for s in _strides(dims) if s % BATCH}
+    for outer, unit in product(sorted(outers), sorted(units)):
+        rows = index_map.rows(outer, unit) if outer else None
+        if rows is not None:
+            yield from _row_form(index_map, outer, unit, rows.tolist(), source, result)
+
+
+def _row_form(
+    index_map: IndexMap, outer: int, unit: int, rows: list[int], source: Dims, result: Dims
+) -> Iterator[Plan]:
+    source_rows = index_map.source // (outer * unit)
+    leading = outer * index_map.repeats
+    for view in _row_views(leading, source_rows, unit, source, result):
+        axis = _axis_of(view, source_rows, unit)
+        if axis is None:
+            continue
+        moves = list(_reshape(source, view))
+        picked, dims = list(rows), view
+        if NOWHERE in picked:
+            dims = (*view[:axis], source_rows + 1, *view[axis + 1 :])
+            moves.append(Move("Pad", dims, axis))
+            picked = [source_rows if row == NOWHERE else row for row in picked]
+        shape = _index_shape(dims, axis, len(picked), result)
+        dims = (*dims[:axis], *shape, *dims[axis + 1 :])
+        moves.append(Move("Gather", dims, axis, tuple(picked), shape, unit))
+        yield (*moves, *_reshape(dims, result))
+
+
+def _row_views(leading: int, rows: int, unit: int, source: Dims, result: Dims) -> Iterator[Dims]:
+    """Yield shapes of the source that have the rows on an axis: its own, one that suits the result, the plain one."""
+    yield source
+    strides = _strides(result)
+    for i, stride in enumerate(strides):
+        if stride == unit:  # [*outer axes of the result, rows, *inner axes of the result]
+            head = next((j for j in range(i + 1) if math.prod(result[:j]) == leading), None)
+            if head is not None:
+                yield (*result[:head], rows, *result[i + 1 :])
+    yield tuple(d for d in (leading, rows, unit) if d != 1 or d == rows)
+
+
+def _axis_of(view: Dims, rows: int, unit: int) -> int | None:
+    return next((i for i, s in enumerate(_strides(view)) if s == unit and view[i] == rows), None)
+
+
+def _index_shape(view: Dims, axis: int, count: int, result: Dims) -> tuple[int, ...]:
+    """Shape the indices so that the Gather gives the result's shape at once, where that is possible."""
+    head, tail = view[:axis], view[axis + 1 :]
+    middle = result[len(head) : len(result) - len(tail)]
+    if (*head, *middle, *tail) == result and math.prod(middle) == count and len(head) + len(tail) <= len(result):
+        return middle
+    return (count,)
+
+
+def slice_bounds(move: Move) -> tuple[int, int]:
+    """Return start and end of a Slice."""
+    start, size = move.values
+    return start, start + size
+
+
+def as_indices(move: Move) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+    """Return the indices of a Gather; a scalar removes the axis."""
+    return np.array(move.values, np.int64).reshape(move.shape)

@@ -1,0 +1,124 @@
+"""A region of pure data movement has one meaning: which source element each result element is.
+
+The meaning is found by evaluation. The region runs on ``arange`` at two batch sizes; if both runs are one and the same
+map repeated for every sample, the batch axis is free and the map of one sample says everything.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from exporters.rewrite.facts import BATCH, PROBES, Dims, substitute
+from exporters.rewrite.movement_ops import NOWHERE, Array
+
+
+def elements(dims: Dims, batch: int = 1) -> int:
+    """Return the number of elements of a shape at a batch size."""
+    return math.prod(substitute(d, batch) for d in dims)
+
+
+def is_dynamic(dims: Dims) -> bool:
+    """Say whether the shape grows with the batch."""
+    return any(d and d % BATCH == 0 for d in dims)
+
+
+@dataclass(frozen=True)
+class IndexMap:
+    """Where each element of one sample comes from.
+
+    Attributes:
+        index: source index within the sample of every result element, or :data:`NOWHERE`; shape ``[elements]``.
+        source: number of source elements in a sample.
+        repeats: the stand-in :data:`BATCH` where the map holds for every sample of a batch, 1 where it is the whole.
+    """
+
+    index: Array
+    source: int
+    repeats: int
+
+    @property
+    def is_identity(self) -> bool:
+        """Nothing moves."""
+        return self.index.size == self.source and bool(np.array_equal(self.index, np.arange(self.source)))
+
+    @cached_property
+    def unit(self) -> int:
+        """The longest row: the largest u such that the map moves aligned runs of u elements as wholes."""
+        index = self.index
+        gaps = np.diff(index) != 1
+        gaps &= (index[1:] != NOWHERE) | (index[:-1] != NOWHERE)
+        starts = np.concatenate([[0], np.flatnonzero(gaps) + 1])
+        first = index[starts]
+        return int(np.gcd.reduce([*starts[1:], *first[first != NOWHERE], index.size, self.source]))
+
+    def rows(self, outer: int, unit: int) -> Array | None:
+        """Read the map as: ``outer`` times the same selection of rows of ``unit`` elements.
+
+        Returns:
+            The row indices, :data:`NOWHERE` included, shape ``[rows]``; None where the map is not of that form.
+        """
+        if self.unit % unit or self.index.size % (outer * unit) or self.source % (outer * unit):
+            return None
+        rows = self.index[::unit] // unit  # NOWHERE // unit is NOWHERE
+        table = rows.reshape(outer, -1)
+        source_rows = self.source // (outer * unit)
+        first = table[0]
+        if first.max(initial=NOWHERE) >= source_rows:
+            return None
+        expected = first + np.arange(outer)[:, None] * source_rows
+        expected[:, first == NOWHERE] = NOWHERE
+        return first if np.array_equal(table, expected) else None
+
+    def digits(self) -> tuple[int, list[tuple[int, int]]] | None:
+        """Read the map as a strided view: ``offset + sum(digit_k * stride_k)``, digits outermost first.
+
+        Returns:
+            The offset and ``(size, stride)`` per digit, or None where the map is not of that form.
+        """
+        index = self.index
+        if index.size == 0 or index.min() < 0:
+            return None
+        offset, found = int(index[0]), list[tuple[int, int]]()
+        while index.size > 1:
+            stride = int(index[1] - index[0])
+            changes = np.flatnonzero(np.diff(index) != stride)
+            size = int(changes[0]) + 1 if changes.size else index.size
+            if stride <= 0 or index.size % size:
+                return None
+            table = index.reshape(-1, size)
+            if not np.array_equal(table, table[:, :1] + np.arange(size) * stride):
+                return None
+            found.insert(0, (size, stride))
+            index = table[:, 0]
+        return offset, found
+
+
+def per_sample(runs: list[Array], source: Dims, result: Dims) -> IndexMap | str:
+    """Reduce the runs at the batch sizes of :data:`PROBES` to the map of one sample.
+
+    Args:
+        runs: flat source index of every result element, one array a probe.
+        source: shape of the region's source.
+        result: shape of the region's result.
+
+    Returns:
+        The map, or the reason why the region has none.
+    """
+    if not is_dynamic(source):
+        return IndexMap(runs[0].reshape(-1), elements(source), 1)
+    if not is_dynamic(result):
+        return "reads one sample of the batch"
+    size, span = elements(result), elements(source)
+    first = runs[0].reshape(-1)[:size]
+    if first.max(initial=NOWHERE) >= span:
+        return "mixes the samples of a batch, or the batch is not the outermost axis"
+    for batch, run in zip(PROBES, runs, strict=True):
+        expected = first + np.arange(batch)[:, None] * span
+        expected[:, first == NOWHERE] = NOWHERE
+        if not np.array_equal(run.reshape(batch, size), expected):
+            return "mixes the samples of a batch, or the batch is not the outermost axis"
+    return IndexMap(first, span, BATCH)

@@ -1,0 +1,185 @@
+"""nn.Module -> onnx_ir.Model, through torch.export and the ONNX exporter that PyTorch ships.
+
+PyTorch's exporter first decomposes the traced program, with every shape symbolic; for a Swin that takes two thirds of
+the whole export. Where each traced operator has a translation of its own, nothing needs decomposing, and the program
+is translated as it was traced. Otherwise the public ``torch.onnx.export`` does all of it.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import logging
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
+import torch
+
+from exporters.rewrite.pipeline import tidy
+from models.errors import ExportError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from torch import nn
+    from torch.export import ExportedProgram
+
+    from models.spec import TensorSpec
+
+TRACE_BATCH = 2
+"""Batch size of the example: at 1 a tracer takes the axis for a constant."""
+
+OPSETS = range(18, 24)
+"""Opsets that the exporter writes and that TensorRT parses."""
+
+BATCH_NAME = "batch"
+MODULE_KEY = "module"
+"""Metadata key of the PyTorch module path that a node comes from."""
+
+
+def trace(
+    module: nn.Module,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[str],
+    *,
+    opset: int = 20,
+    batch: int | None = None,
+) -> ir.Model:
+    """Trace a module in evaluation mode into a plain ONNX graph.
+
+    Args:
+        module: the model; it shares its weights with the result.
+        inputs: names and shapes (without the batch axis) of its arguments, in order.
+        outputs: names of its outputs, in order.
+        opset: version of the ONNX operator set, one of :data:`OPSETS`.
+        batch: a fixed batch size, or None for a symbolic one.
+
+    Raises:
+        ExportError: the model cannot be traced, an operator has no translation, or the batch axis did not survive.
+    """
+    if opset not in OPSETS:
+        raise ExportError(
+            f"opset {opset} cannot be exported",
+            expected=f"{OPSETS.start} to {OPSETS.stop - 1}: what PyTorch's exporter writes and TensorRT parses",
+            hint="--opset 20",
+        )
+    size = TRACE_BATCH if batch is None else batch
+    example = tuple(torch.zeros(size, *spec.shape, dtype=getattr(torch, spec.dtype)) for spec in inputs)
+    dynamic = None if batch is not None else tuple({0: torch.export.Dim(BATCH_NAME)} for _ in inputs)
+    with _quiet(), torch.no_grad():
+        try:
+            program = torch.export.export(module.eval(), example, dynamic_shapes=dynamic, strict=False)
+            model = _translate(program, opset)
+        except Exception as error:  # the tracer raises many types; each ends the export with its own message
+            raise _explain(error) from error
+    _rename(model, inputs, outputs)
+    _assert_batch(model, batch)
+    for node in model.graph:
+        _keep_module_path(node)
+    tidy(model)
+    return model
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """PyTorch's exporter warns of its own deprecations and logs tables; neither is for the user of this tool."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _translate(program: ExportedProgram, opset: int) -> ir.Model:
+    model = _translate_as_traced(program, opset)
+    if model is not None:
+        return model
+    onnx_program = torch.onnx.export(program, (), dynamo=True, opset_version=opset, optimize=False, verbose=False)
+    assert onnx_program is not None
+    return onnx_program.model
+
+
+def _translate_as_traced(program: ExportedProgram, opset: int) -> ir.Model | None:
+    """Translate without decomposing, or return None where the program or this PyTorch does not allow it."""
+    try:
+        from torch.onnx._internal.exporter import _core, _registration
+
+        registry = _registration.ONNXRegistry.from_torchlib(opset_version=opset)
+        if not all(_translates_directly(node, registry) for node in program.graph.nodes):
+            return None
+        if sum(1 for _ in program.graph_module.modules()) > 1:  # control flow has subgraphs
+            return None
+        model: ir.Model = _core._exported_program_to_onnx_program(program, registry=registry).model
+    except (ImportError, AttributeError, TypeError):
+        return None  # internals of another PyTorch; the public path does the same, slower
+    model.opset_imports[""] = opset
+    return model
+
+
+def _translates_directly(node: torch.fx.Node, registry: Any) -> bool:
+    """Say whether a traced operator needs neither decomposition, functionalisation nor type promotion."""
+    if node.op != "call_function":
+        return True
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return not isinstance(node.target, torch._ops.HigherOrderOperator)
+    if node.target._schema.is_mutable or not registry.is_registered(node.target):
+        return False
+    operands = [arg.meta["val"] for arg in node.all_input_nodes if isinstance(arg.meta.get("val"), torch.Tensor)]
+    is_lookup = node.target.overloadpacket in (torch.ops.aten.index, torch.ops.aten.embedding)
+    return is_lookup or len({tensor.dtype for tensor in operands}) <= 1
+
+
+def _explain(error: Exception) -> ExportError:
+    """Turn a tracer's exception into one message."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = lines[0] if lines else type(error).__name__
+    return ExportError(
+        f"the model could not be traced: {reason}",
+        expected="a forward pass without control flow that depends on data or on the batch size",
+        hint="--batch N, if the model only works at one batch size",
+    )
+
+
+def _rename(model: ir.Model, inputs: Sequence[TensorSpec], outputs: Sequence[str]) -> None:
+    graph = model.graph
+    if len(graph.outputs) != len(outputs):
+        raise ExportError(
+            f"the model has {len(graph.outputs)} outputs", expected=f"{len(outputs)}: {', '.join(outputs)}"
+        )
+    for value, spec in zip(graph.inputs, inputs, strict=True):
+        value.name = spec.name
+    for value, name in zip(graph.outputs, outputs, strict=True):
+        value.name = name
+
+
+def _assert_batch(model: ir.Model, batch: int | None) -> None:
+    """Fail where the exporter took the batch axis for a constant, which it may do without a word."""
+    for value in model.graph.inputs:
+        first = None if value.shape is None or not len(value.shape) else value.shape[0]
+        if batch is None and isinstance(first, int):
+            raise ExportError(
+                f"the batch axis of {value.name} became {first}",
+                expected="a symbolic axis",
+                hint=f"--batch {first}, or a forward pass that does not read the batch size as a number",
+            )
+        if batch is None and value.shape is not None:
+            value.shape = ir.Shape([BATCH_NAME, *value.shape.dims[1:]])
+
+
+def _keep_module_path(node: ir.Node) -> None:
+    """Keep one readable line of the exporter's metadata: stack traces name the build machine's folders."""
+    scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
+    path = ""
+    if scopes:
+        names = ast.literal_eval(scopes)
+        path = names[-2] if len(names) > 1 else ""
+    node.metadata_props.clear()
+    if path:
+        node.metadata_props[MODULE_KEY] = path
+    for value in node.outputs:
+        value.metadata_props.clear()
