@@ -1,0 +1,107 @@
+"""deploycli export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from deploycli.options import batch_size, image_size, json_option, output_option
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+
+def _complete_model(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    from click.shell_completion import CompletionItem
+
+    from models.registry import variants
+
+    return [CompletionItem(v.name, help=v.summary) for v in variants() if v.name.startswith(incomplete)]
+
+
+@click.command("export")
+@click.argument("model", shell_complete=_complete_model)
+@click.option("--fmt", type=click.Choice(["onnx"]), default="onnx", show_default=True, help="Format to write.")
+@output_option
+@click.option("--name", metavar="NAME", help="Name of the bundle.  [default: the model's short name]")
+@click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Weights: the authors' .pth, timm's names, or .safetensors.",
+)
+@click.option("--pretrained", is_flag=True, help="Fetch the published weights from the Hugging Face hub.")
+@click.option("--pretrained-from", metavar="REPO[@REVISION]", help="Fetch weights from this hub repository instead.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the random weights, where none are given.")
+@click.option("--img-size", type=image_size, metavar="SIZE", help="Image size: 224, or 256x192 (height x width).")
+@click.option("--window-size", type=click.IntRange(min=1), help="Attention window, tokens.")
+@click.option("--num-classes", type=click.IntRange(min=1), help="Classes of the head; read from a checkpoint.")
+@click.option("--batch", type=batch_size, default="dynamic", show_default=True, metavar="N|dynamic", help="Batch axis.")
+@click.option("--opset", default=20, show_default=True, help="ONNX operator set, 18 to 23.")
+@click.option("--no-rewrite", is_flag=True, help="Keep the plain traced graph.")
+@click.option(
+    "--external-data",
+    type=click.Choice(["auto", "always", "never"]),
+    default="auto",
+    show_default=True,
+    help="Weights beside the file; auto: only above 2 GiB.",
+)
+@click.option("-v", "--verbose", is_flag=True, help="Show every step, and what the passes refused.")
+@json_option
+def command(
+    model: str,
+    fmt: str,
+    root: Path,
+    name: str | None,
+    checkpoint: Path | None,
+    pretrained: bool,
+    pretrained_from: str | None,
+    seed: int,
+    img_size: tuple[int, int] | None,
+    window_size: int | None,
+    num_classes: int | None,
+    batch: int,
+    opset: int,
+    no_rewrite: bool,
+    external_data: str,
+    verbose: bool,
+    as_json: bool,
+) -> int:
+    """Trace MODEL, rewrite its graph, check it in ONNX Runtime, and write a bundle.
+
+    MODEL is a name that `deploycli list` shows: swin_t, or the authors' swin_tiny_patch4_window7_224.
+
+    \b
+    Examples:
+      deploycli export swin_t --fmt onnx
+      deploycli export swin_b --checkpoint swin_base_patch4_window7_224.pth
+      deploycli export swin_t --img-size 256 --window-size 8 --batch 16 --name swin_t_256
+    """
+    from deploycli.render import Progress, print_json, show_export
+    from exporters.export import ExportRequest, export
+    from models.hub import parse
+
+    request = ExportRequest(
+        model=model,
+        root=root,
+        name=name,
+        checkpoint=checkpoint,
+        pretrained=parse(pretrained_from) if pretrained_from else pretrained,
+        seed=seed,
+        img_size=img_size,
+        window_size=window_size,
+        num_classes=num_classes,
+        opset=opset,
+        batch=batch or None,
+        rewrite=not no_rewrite,
+        external=external_data,  # type: ignore[arg-type]  # click checked the choice
+    )
+    with Progress() as progress:
+        bundle = export(request, progress=progress)
+    if as_json:
+        print_json(bundle.manifest.to_json() | {"path": str(bundle.path)})
+    else:
+        show_export(bundle, verbose=verbose)
+    return 0

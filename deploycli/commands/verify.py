@@ -1,0 +1,91 @@
+"""deploycli verify."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from deploycli.options import batch_sizes, json_option, open_bundles, output_option, tolerance
+
+
+@click.command("verify")
+@click.argument("bundles", nargs=-1, metavar="[BUNDLE]...")
+@output_option
+@click.option("--batches", type=batch_sizes, default="1,3,8", show_default=True, metavar="N,N,...", help="Batch sweep.")
+@click.option(
+    "--images",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Compare on these pictures too, prepared as the manifest says.",
+)
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Use at most N pictures.")
+@click.option(
+    "--reference",
+    type=click.Choice(["auto", "eager", "golden"]),
+    default="auto",
+    show_default=True,
+    help="What to compare with; auto: the eager model where PyTorch and the weights are at hand.",
+)
+@click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Where the bundle's checkpoint is now.",
+)
+@click.option(
+    "--rtol",
+    type=tolerance,
+    multiple=True,
+    metavar="[OUT:]VALUE",
+    help="Largest relative error, in place of the budget: 1e-3, or logits:1e-3.",
+)
+@click.option("--seed", default=0, show_default=True, help="Seed of the synthetic inputs.")
+@json_option
+def command(
+    bundles: tuple[str, ...],
+    root: Path,
+    batches: tuple[int, ...],
+    images: Path | None,
+    limit: int | None,
+    reference: str,
+    checkpoint: Path | None,
+    rtol: tuple[tuple[str, float], ...],
+    seed: int,
+    as_json: bool,
+) -> int:
+    """Compare every artifact of BUNDLE (or of every bundle) with the eager model, and exit 5 where one is outside.
+
+    Each artifact runs at every batch of the sweep, and at the largest one in another order, which must only reorder
+    the outputs.
+
+    \b
+    Examples:
+      deploycli verify
+      deploycli verify swin_t --images photos/ --batches 1,16
+      deploycli verify --reference golden --json
+    """
+    from deploycli.render import Progress, print_json, show_reports
+    from exporters.verify import verify
+
+    opened = open_bundles(root, bundles)
+    with Progress() as progress:
+        reports = [
+            verify(
+                bundle,
+                batches=batches,
+                reference=reference,
+                images=images,
+                limit=limit,
+                rtol=dict(rtol),
+                checkpoint=checkpoint,
+                seed=seed,
+                progress=progress.count,
+            )
+            for bundle in opened
+        ]
+    if as_json:
+        print_json([report.to_json() for report in reports])
+    else:
+        show_reports(reports)
+    return 0 if all(report.passed for report in reports) else 5

@@ -1,0 +1,76 @@
+"""Options that several commands share, and how the text of an option is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from exporters.bundle import Bundle
+
+output_option = click.option(
+    "-o",
+    "--output",
+    "root",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("artifacts"),
+    show_default=True,
+    metavar="DIR",
+    help="Folder of bundles.",
+)
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON to stdout.")
+
+
+def image_size(text: str) -> tuple[int, int]:
+    """Read ``224`` or ``256x192`` (height x width), pixels."""
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdigit() and int(side) > 0 for side in sides):
+        raise click.BadParameter(f"{text!r} is no image size; write 224, or 256x192 for height x width")
+    return int(sides[0]), int(sides[-1])
+
+
+def batch_size(text: str) -> int:
+    """Read a batch size, or ``dynamic``, which is 0: click takes None for "not given"."""
+    if text == "dynamic":
+        return 0
+    if not text.isdigit() or int(text) < 1:
+        raise click.BadParameter(f"{text!r} is no batch; write dynamic, or a positive number")
+    return int(text)
+
+
+def batch_sizes(text: str) -> tuple[int, ...]:
+    """Read ``1,3,8``."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise click.BadParameter(f"{text!r}: write batch sizes as 1,3,8")
+    return tuple(int(part) for part in parts)
+
+
+def tolerance(text: str) -> tuple[str, float]:
+    """Read ``1e-3`` for every output, or ``logits:1e-3`` for one, as Polygraphy writes it."""
+    name, _, number = text.rpartition(":")
+    try:
+        return name, float(number)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is no tolerance; write 1e-3, or logits:1e-3") from None
+
+
+def open_bundles(root: Path, names: tuple[str, ...]) -> list[Bundle]:
+    """Open the named bundles, or all below ``root``; a name is a folder, or a bundle's name below ``root``.
+
+    Raises:
+        UsageError: there is none.
+        IntegrityError: a file is missing or has changed.
+    """
+    from exporters.bundle import Bundle, find_bundles
+
+    return [Bundle.open(path) for path in ([bundle_path(root, name) for name in names] or find_bundles(root))]
+
+
+def bundle_path(root: Path, name: str) -> Path:
+    """Return the folder that a name on the command line means."""
+    below = root / name
+    return below if below.is_dir() or not Path(name).exists() else Path(name)

@@ -1,0 +1,236 @@
+"""What people read: results on stdout, progress on stderr. Nothing here computes."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from types import TracebackType
+
+    from exporters.bundle import Bundle
+    from exporters.manifest import Artifact
+    from exporters.report import Report, Stage
+    from exporters.steps import Step
+    from exporters.summary import OnnxSummary, TensorSummary
+    from models.registry import Variant
+
+
+class Progress:
+    """A status line on a terminal; elsewhere one line a step, so that a log shows where the time goes."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._status = self._console.status("") if self._console.is_terminal else None
+
+    def __call__(self, message: str) -> None:
+        """Show what runs now."""
+        if self._status is not None:
+            self._status.update(message)
+        else:
+            click.echo(message, err=True)
+
+    def count(self, message: str, done: int, total: int) -> None:
+        """Show what runs now, and how far it is."""
+        self(f"{message} ({done + 1}/{total})")
+
+    def __enter__(self) -> Progress:
+        if self._status is not None:
+            self._status.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._status is not None:
+            self._status.stop()
+
+
+def print_json(data: Any) -> None:
+    """Print JSON to stdout."""
+    click.echo(json.dumps(data, indent=2))
+
+
+def show_variants(variants: Sequence[Variant]) -> None:
+    """Print the table of models."""
+    table = _table("model", "summary", "image", "also called")
+    for variant in variants:
+        _, height, width = variant.spec.inputs[0].shape
+        table.add_row(variant.name, variant.summary, f"{height}x{width}", ", ".join(variant.aliases[:1]))
+    _stdout().print(table)
+
+
+def show_export(bundle: Bundle, *, verbose: bool) -> None:
+    """Print what an export made, and what to do next."""
+    console = _stdout()
+    manifest = bundle.manifest
+    if manifest.weights.source == "random":
+        console.print(
+            Text(f"weights: {manifest.weights.describe()}. Pass --checkpoint or --pretrained for real ones.", "yellow")
+        )
+    for artifact in manifest.artifacts:
+        _show_artifact(console, bundle, artifact)
+    if verbose:
+        _show_steps(console, manifest.artifacts[-1].steps)
+    console.print(f"next: deploycli verify {_argument(bundle)}")
+
+
+def show_bundle(bundle: Bundle, *, verbose: bool) -> None:
+    """Print a bundle."""
+    console = _stdout()
+    manifest = bundle.manifest
+    console.print(Text(str(bundle.path), "bold"), f"(deploycli {manifest.tool_version}, all hashes match)")
+    facts = _facts()
+    facts.add_row("model", f"{manifest.spec.name} ({manifest.spec.family})")
+    facts.add_row("weights", manifest.weights.describe())
+    if manifest.weights.report:
+        facts.add_row("", ", ".join(f"{count} {what}" for what, count in manifest.weights.report.items()))
+    for spec in manifest.spec.inputs:
+        facts.add_row("input", f"{spec.name} {spec.dtype} [batch, {', '.join(map(str, spec.shape))}]")
+    facts.add_row("output", ", ".join(manifest.spec.outputs))
+    if (recipe := manifest.preprocessing) is not None:
+        side = "x".join(map(str, recipe.size))
+        facts.add_row("images", f"crop {side}, {recipe.crop_pct:.3g} of the shorter side, {recipe.interpolation}")
+        facts.add_row("", f"mean {_triple(recipe.mean)}, std {_triple(recipe.std)}")
+    facts.add_row("versions", ", ".join(f"{name} {number}" for name, number in manifest.versions.items()))
+    console.print(facts)
+    for artifact in manifest.artifacts:
+        console.print()
+        _show_artifact(console, bundle, artifact)
+        console.print(_op_table(artifact.ops_before, artifact.ops_after))
+        _show_steps(console, artifact.steps, refusals=verbose)
+    console.print()
+    files = _table("file", "bytes", "sha256")
+    for record in manifest.files():
+        files.add_row(record.path, f"{record.size:,}", record.sha256)
+    console.print(files)
+
+
+def show_onnx(summary: OnnxSummary) -> None:
+    """Print an ONNX file."""
+    console = _stdout()
+    console.print(Text(summary.path, "bold"), f"({_size(summary.size)}, {summary.producer or 'unknown producer'})")
+    facts = _facts()
+    for what, tensors in (("input", summary.inputs), ("output", summary.outputs)):
+        for tensor in tensors:
+            facts.add_row(what, _tensor(tensor))
+    facts.add_row("opset", f"{summary.opset}, IR version {summary.ir_version}")
+    facts.add_row("parameters", f"{summary.parameters:,}")
+    facts.add_row("nodes", f"{sum(summary.ops.values()):,}")
+    console.print(facts)
+    ops = _table("operator", "nodes")
+    for op, count in summary.ops.items():
+        ops.add_row(op, str(count))
+    console.print(ops)
+    largest = _table("largest constants", "bytes")
+    for name, size in summary.largest.items():
+        largest.add_row(name, f"{size:,}")
+    console.print(largest)
+
+
+def show_reports(reports: Sequence[Report]) -> None:
+    """Print the verdict on every bundle."""
+    console = _stdout()
+    for report in reports:
+        console.print(Text(report.bundle, "bold"), f"({report.weights}; reference: {_reference(report)})")
+        table = _table("artifact", "check", "output", "rel. error", "budget", "cosine", "top-1", "")
+        for stage in report.stages:
+            _add_stage(table, stage)
+        console.print(table)
+        for failure in report.failures:
+            console.print(Text(f"FAILED {failure}", "bold red"), soft_wrap=True)
+        if report.passed:
+            console.print(Text("passed", "bold green"), f"{len(report.stages)} checks")
+
+
+def _add_stage(table: Table, stage: Stage) -> None:
+    for comparison in stage.comparisons:
+        error, cosine, top1 = comparison.max_rel_error, comparison.cosine, comparison.top1
+        table.add_row(
+            stage.artifact,
+            stage.check if stage.check.startswith("batch") else f"{stage.samples} {stage.check}",
+            comparison.name,
+            "-" if error is None else f"{error:.1e}",
+            f"{comparison.budget.max_rel_error:.0e}",
+            "-" if cosine is None else f"{cosine:.6f}",
+            "-" if top1 is None else f"{top1.agreed}/{top1.decided} ({top1.samples})",
+            Text("ok", "green") if comparison.passed else Text("FAILED", "bold red"),
+        )
+
+
+def _reference(report: Report) -> str:
+    return report.reference_note or report.reference
+
+
+def _show_artifact(console: Console, bundle: Bundle, artifact: Artifact) -> None:
+    size = artifact.file.size + sum(record.size for record in artifact.external)
+    batch = "dynamic" if artifact.batch is None else str(artifact.batch)
+    before, after = sum(artifact.ops_before.values()), sum(artifact.ops_after.values())
+    console.print(
+        Text(str(bundle.path / artifact.file.path), "bold"),
+        f"{_size(size)}, {artifact.precision}, opset {artifact.opset}, batch {batch}",
+        soft_wrap=True,
+    )
+    refusals = sum(len(step.refusals) for step in artifact.steps)
+    console.print(f"  {before} nodes traced, {after} written; {refusals} refusals")
+
+
+def _show_steps(console: Console, steps: Sequence[Step], *, refusals: bool = True) -> None:
+    table = _table("step", "nodes", "seconds", "refusals")
+    for step in steps:
+        table.add_row(step.name, str(step.nodes), f"{step.seconds:.2f}", str(len(step.refusals) or ""))
+    console.print(table)
+    for step in steps if refusals else ():
+        for refusal in step.refusals:
+            console.print(f"  {step.name} left {refusal.node}: {refusal.reason}", soft_wrap=True)
+
+
+def _op_table(before: Mapping[str, int], after: Mapping[str, int]) -> Table:
+    table = _table("operator", "traced", "written")
+    for op in sorted({*before, *after}, key=lambda op: (-after.get(op, 0), -before.get(op, 0), op)):
+        table.add_row(op, str(before.get(op, "")), str(after.get(op, "")))
+    table.add_section()
+    table.add_row("all", str(sum(before.values())), str(sum(after.values())))
+    return table
+
+
+def _stdout() -> Console:
+    """A console that reads no markup in brackets, which shapes have, and breaks no lines for a file or a pipe."""
+    console = Console(markup=False, highlight=False)
+    return console if console.is_terminal else Console(markup=False, highlight=False, width=200)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _facts() -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    return table
+
+
+def _tensor(tensor: TensorSummary) -> str:
+    return f"{tensor.name} {tensor.dtype} [{', '.join(tensor.shape)}]"
+
+
+def _triple(values: Sequence[float]) -> str:
+    return " ".join(f"{value:.3g}" for value in values)
+
+
+def _size(size: int) -> str:
+    return f"{size / 1e6:.1f} MB" if size < 1e9 else f"{size / 1e9:.2f} GB"
+
+
+def _argument(bundle: Bundle) -> str:
+    return bundle.path.name if bundle.path.parent.name == "artifacts" else str(bundle.path)

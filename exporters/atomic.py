@@ -1,0 +1,159 @@
+"""Replace a folder whole: the disk holds the old one or the new one, never a mixture, whatever is killed when.
+
+For a folder ``name`` three hidden siblings may exist:
+
+    .name.tmp-<random>   being written; its writer holds a lock on it, which dies with the process
+    .name.replaced       the old folder, between the two renames of a swap and until it is deleted
+
+    write .name.tmp-*, fsync  ->  name => .name.replaced  ->  .name.tmp-* => name  ->  delete .name.replaced
+
+Killed before the first rename: the old folder stands. Between the two: `recover` puts it back. After: the new one
+stands. Renames happen under a lock on the parent folder, so of two writers the later one wins whole, and nobody
+recovers what another process is just swapping. Without locks (some network file systems, Windows) one writer at a time
+is assumed, and what a killed one left is not cleaned up.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if sys.platform != "win32":
+    import fcntl
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@contextmanager
+def replaced_folder(target: Path) -> Iterator[Path]:
+    """Yield an empty folder that takes the place of ``target`` when the block ends, or vanishes when it raises.
+
+    The parent folder is created where it is missing.
+
+    Raises:
+        OSError: from the file system; ``target`` is then as it was.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.parent / f"{_temporary_prefix(target)}{secrets.token_hex(4)}"
+    owner = None
+    try:
+        with _locked(target.parent):  # nobody may take the folder for a dead writer's before it is locked
+            _remove_stale(target)
+            temporary.mkdir()
+            owner = _try_lock(temporary)
+        yield temporary
+        _sync_tree(temporary)
+        with _locked(target.parent):
+            _swap(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)  # gone already where the swap succeeded
+        if owner is not None:
+            os.close(owner)
+
+
+def recover(target: Path) -> None:
+    """Put the old folder back where a swap was killed between its two renames.
+
+    Raises:
+        OSError: the folder cannot be renamed.
+    """
+    if target.exists() or not _replaced(target).exists():
+        return
+    with _locked(target.parent):  # a living writer is about to finish its swap: wait, then look again
+        _recover_locked(target)
+
+
+def interrupted(root: Path) -> Iterator[Path]:
+    """Yield the folders below ``root`` whose swap was killed, so that they exist under their hidden name only."""
+    for old in sorted(root.glob(".*.replaced")):
+        target = root / old.name[1 : -len(".replaced")]
+        if not target.exists():
+            yield target
+
+
+def _replaced(target: Path) -> Path:
+    return target.parent / f".{target.name}.replaced"
+
+
+def _temporary_prefix(target: Path) -> str:
+    return f".{target.name}.tmp-"
+
+
+def _recover_locked(target: Path) -> None:
+    if not target.exists() and _replaced(target).exists():
+        _replaced(target).rename(target)
+
+
+def _swap(temporary: Path, target: Path) -> None:
+    _recover_locked(target)
+    old = _replaced(target)
+    shutil.rmtree(old, ignore_errors=True)  # left where a writer died while it deleted
+    try:
+        if target.exists():
+            target.rename(old)
+        temporary.rename(target)
+    except BaseException:
+        _recover_locked(target)
+        raise
+    _sync(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove_stale(target: Path) -> None:
+    """Delete the temporary folders whose writers are dead: their locks can be had."""
+    for folder in list(target.parent.iterdir()):
+        if folder.name.startswith(_temporary_prefix(target)) and (descriptor := _try_lock(folder)) is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(descriptor)
+
+
+def _sync_tree(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        _sync(path)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    if sys.platform == "win32" and path.is_dir():
+        return  # Windows opens no folders
+    descriptor = os.open(path, os.O_RDONLY if sys.platform != "win32" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the lock on ``folder``, waiting for it."""
+    descriptor = _try_lock(folder, wait=True)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _try_lock(folder: Path, *, wait: bool = False) -> int | None:
+    """Return a descriptor that holds the lock on ``folder`` until it is closed, or None where it cannot be had."""
+    if sys.platform == "win32":
+        return None
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:  # a stale folder that another writer removed first
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:  # held by another process, or a file system without locks
+        os.close(descriptor)
+        return None
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor

@@ -1,0 +1,210 @@
+"""From the name of a model to a proven bundle: build, trace, rewrite, write, check."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+from exporters.bundle import Bundle, write_bundle
+from exporters.compare import BUDGETS, compare
+from exporters.golden import GOLDEN_NAME, save_golden, synthetic_inputs
+from exporters.manifest import SCHEMA_VERSION, Artifact, FileRecord, Manifest
+from exporters.runtimes import EagerRuntime, OrtRuntime
+from exporters.steps import Step
+from models.errors import ExportError, UsageError
+from models.registry import HubFile, Variant, configure, resolve
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    import numpy.typing as npt
+    import onnx_ir as ir
+    from torch import nn
+
+    from exporters.onnx_file import ExternalData
+    from models.spec import ModelSpec, Weights
+
+    Arrays = Mapping[str, npt.NDArray[Any]]
+
+MODEL_NAME = "model.onnx"
+
+GOLDEN_SAMPLES = 8
+"""Samples in golden.npz: enough for the default batch sweep of verify."""
+
+CHECK_BATCH = 3
+"""Batch of the check after the export: neither 1 nor the batch that was traced."""
+
+_PACKAGES = ("deploycli", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "torch")
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """What to export, and where to.
+
+    Attributes:
+        model: a registered name.
+        root: folder of bundles.
+        name: name of the bundle; by default the model's short name.
+        checkpoint: the weights, or None.
+        pretrained: fetch published weights: the variant's own, or those of a given hub file.
+        seed: seed of random weights, where neither of the two is given.
+        img_size: image height and width in place of the variant's, pixels.
+        window_size: attention window in place of the variant's, tokens.
+        num_classes: classes of the head; with weights, read from them.
+        opset: ONNX operator set version.
+        batch: a fixed batch size, or None for a symbolic one.
+        rewrite: run the rewriting passes; otherwise keep the plain graph.
+        external: where the weights are stored.
+    """
+
+    model: str
+    root: Path
+    name: str | None = None
+    checkpoint: Path | None = None
+    pretrained: bool | HubFile = False
+    seed: int = 0
+    img_size: tuple[int, int] | None = None
+    window_size: int | None = None
+    num_classes: int | None = None
+    opset: int = 20
+    batch: int | None = None
+    rewrite: bool = True
+    external: ExternalData = "auto"
+
+
+def export(request: ExportRequest, *, progress: Callable[[str], None] = lambda _: None) -> Bundle:
+    """Export a model into a bundle, replacing one of the same name whole.
+
+    Args:
+        request: what to export.
+        progress: is told what runs.
+
+    Raises:
+        UsageError: an unknown name, an argument or a checkpoint that does not fit.
+        ExportError: the model cannot be traced, or the written file disagrees with it.
+        EnvironmentUnsuitable: the folder cannot be written, or the hub cannot be reached.
+    """
+    variant = configure(
+        resolve(request.model),
+        img_size=request.img_size,
+        window_size=request.window_size,
+        num_classes=request.num_classes,
+    )
+    if request.checkpoint is not None and request.pretrained:
+        raise UsageError("both --checkpoint and --pretrained were given", expected="one source of weights")
+    if request.batch is not None and request.batch < 1:
+        raise UsageError(f"a batch of {request.batch}", expected="a positive number, or dynamic")
+    return write_bundle(
+        request.root, request.name or variant.name, lambda folder: _fill(folder, request, variant, progress)
+    )
+
+
+def _fill(folder: Path, request: ExportRequest, variant: Variant, progress: Callable[[str], None]) -> Manifest:
+    progress("building the model")
+    module, spec, weights = _weighted(request, variant)
+    progress("running it in PyTorch")
+    inputs = synthetic_inputs(spec, max(GOLDEN_SAMPLES, request.batch or 0))
+    with EagerRuntime(module, [i.name for i in spec.inputs], spec.outputs) as eager:
+        outputs = eager.run(inputs)
+    save_golden(folder / GOLDEN_NAME, inputs, outputs)
+    artifact = _write_onnx(folder, module, spec, request, progress)
+    del module  # its memory is for the check
+    progress("checking the file in ONNX Runtime")
+    _check(folder / artifact.file.path, request.batch or CHECK_BATCH, inputs, outputs)
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        tool_version=_version("deploycli"),
+        name=request.name or variant.name,
+        spec=spec,
+        weights=weights,
+        preprocessing=variant.preprocessing,
+        artifacts=(artifact,),
+        golden=FileRecord.of(folder, GOLDEN_NAME),
+        versions={package: _version(package) for package in _PACKAGES},
+    )
+
+
+def _weighted(request: ExportRequest, variant: Variant) -> tuple[nn.Module, ModelSpec, Weights]:
+    """Return the model with its weights, the spec that they led to, and where they came from."""
+    from models.build import build
+    from models.checkpoint import load
+    from models.spec import Weights
+
+    if request.checkpoint is not None:
+        loaded = load(variant.spec, request.checkpoint, num_classes=request.num_classes)
+    elif request.pretrained:
+        from models.hub import fetch
+
+        file = request.pretrained if isinstance(request.pretrained, HubFile) else variant.pretrained
+        if file is None:
+            raise UsageError(f"{variant.name} has no published weights", hint="--checkpoint FILE")
+        fetched = fetch(file)
+        loaded = load(
+            variant.spec, fetched.path, num_classes=request.num_classes, source="pretrained", origin=fetched.origin
+        )
+    else:
+        return build(variant.spec, seed=request.seed), variant.spec, Weights("random", seed=request.seed)
+    return loaded.model, loaded.spec, loaded.weights
+
+
+def _write_onnx(
+    folder: Path, module: nn.Module, spec: ModelSpec, request: ExportRequest, progress: Callable[[str], None]
+) -> Artifact:
+    from exporters.onnx_file import write_model
+    from exporters.rewrite.names import name_nodes
+    from exporters.rewrite.pipeline import rewrite
+    from exporters.trace import MODULE_KEY, trace
+
+    progress("tracing")
+    start = time.perf_counter()
+    model = trace(module, spec.inputs, spec.outputs, opset=request.opset, batch=request.batch)
+    steps = [Step("trace", model.graph.num_nodes(), time.perf_counter() - start)]
+    before = _count(model)
+    if request.rewrite:
+        progress("rewriting")
+        steps += rewrite(model)
+    name_nodes(model, MODULE_KEY)
+    progress("writing")
+    files = write_model(model, folder / MODEL_NAME, request.external)
+    record, *external = (FileRecord.of(folder, file.name) for file in files)
+    return Artifact(
+        file=record,
+        external=tuple(external),
+        precision="fp32",
+        opset=request.opset,
+        batch=request.batch,
+        ops_before=before,
+        ops_after=_count(model),
+        steps=tuple(steps),
+    )
+
+
+def _count(model: ir.Model) -> dict[str, int]:
+    return dict(Counter(node.op_type for node in model.graph).most_common())
+
+
+def _check(
+    path: Path, batch: int, inputs: Mapping[str, npt.NDArray[Any]], truth: Mapping[str, npt.NDArray[Any]]
+) -> None:
+    """Fail the export where the file does not compute what the model computes."""
+    with OrtRuntime(path) as runtime:
+        outputs = runtime.run({name: array[:batch] for name, array in inputs.items()})
+    for comparison in compare({name: array[:batch] for name, array in truth.items()}, outputs, BUDGETS["fp32"]):
+        if not comparison.passed:
+            raise ExportError(
+                f"the exported graph disagrees with the model: output {comparison.name!r} "
+                + "; ".join(comparison.reasons),
+                expected="equal outputs within the FP32 budget",
+                hint="--no-rewrite, to see whether the exporter or a rewriting pass is at fault",
+            )
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # run from a source tree
+        return "unknown"

@@ -1,0 +1,107 @@
+"""The truth that a bundle is compared with: the untouched eager model, or what it once answered."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from exporters.manifest import sha256_of
+from models.errors import EnvironmentUnsuitable, IntegrityError, UsageError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from exporters.manifest import Manifest
+    from models.spec import Weights
+
+REFERENCES = ("auto", "eager", "golden")
+
+
+def choose_reference(manifest: Manifest, wanted: str, checkpoint: Path | None) -> tuple[str, str]:
+    """Decide between the eager model and golden.npz, without the network.
+
+    Args:
+        manifest: the bundle's.
+        wanted: ``eager``, ``golden``, or ``auto``: eager where PyTorch and the weights are at hand.
+        checkpoint: where the user says that the weights are.
+
+    Returns:
+        ``eager`` or ``golden``, and why ``auto`` fell back on golden; else an empty string.
+
+    Raises:
+        UsageError: an unknown choice, or a checkpoint that the bundle or the choice has no use for.
+        EnvironmentUnsuitable: eager was asked for and is not possible here.
+    """
+    if wanted not in REFERENCES:
+        raise UsageError(f"there is no reference {wanted!r}", expected=", ".join(REFERENCES))
+    if checkpoint is not None and (wanted == "golden" or manifest.weights.source == "random"):
+        why = "the golden reference" if wanted == "golden" else "a bundle of random weights"
+        raise UsageError(f"a checkpoint was given for {why}", expected="no checkpoint", hint="leave out --checkpoint")
+    if wanted == "golden":
+        return "golden", ""
+    obstacle = _obstacle(manifest.weights, checkpoint)
+    if obstacle is None:
+        return "eager", ""
+    if wanted == "eager" or checkpoint is not None:
+        raise EnvironmentUnsuitable(
+            f"the eager reference is not possible: {obstacle}",
+            expected="PyTorch, and the weights that the bundle was made from",
+            hint="pass the file with --checkpoint, or --reference golden",
+        )
+    return "golden", f"golden, because {obstacle}"
+
+
+def reference_model(manifest: Manifest, checkpoint: Path | None) -> nn.Module:
+    """Build the eager model with the very weights that the bundle was made from.
+
+    Args:
+        manifest: the bundle's.
+        checkpoint: where the checkpoint is now; None means where the manifest says.
+
+    Raises:
+        IntegrityError: the checkpoint is not the recorded file.
+        UsageError: the checkpoint cannot be read.
+    """
+    from models.build import build
+    from models.checkpoint import load
+
+    weights = manifest.weights
+    if weights.source == "random":
+        return build(manifest.spec, seed=weights.seed or 0)
+    path = _checkpoint_path(weights, checkpoint)
+    if path is None:
+        raise UsageError(f"the weights {weights.path} are not on this machine", hint="pass the file with --checkpoint")
+    if (found := sha256_of(path)) != weights.sha256:
+        raise IntegrityError(
+            f"{path} is not the checkpoint that the bundle was made from: sha256 {found}",
+            expected=f"sha256 {weights.sha256}",
+            hint="pass the recorded file with --checkpoint, or export again from this one",
+        )
+    return load(manifest.spec, path).model
+
+
+def _obstacle(weights: Weights, checkpoint: Path | None) -> str | None:
+    """Say why the eager model cannot be built, or None."""
+    try:
+        importlib.import_module("torch")
+    except (ImportError, OSError) as error:  # OSError: installed, but a shared library is missing
+        return f"PyTorch cannot be imported ({error})"
+    if weights.source == "random":
+        return None
+    path = _checkpoint_path(weights, checkpoint)
+    if path is None or not path.is_file():
+        return f"the weights are not at hand ({path or weights.path})"
+    return None
+
+
+def _checkpoint_path(weights: Weights, checkpoint: Path | None) -> Path | None:
+    """Return where the checkpoint should be; for published weights that is the hub's cache, if they are in it."""
+    if checkpoint is not None or weights.source == "checkpoint":
+        return checkpoint or Path(weights.path)
+    from huggingface_hub import try_to_load_from_cache
+
+    repository, _, rest = weights.path.partition("@")
+    revision, _, filename = rest.partition("/")
+    cached = try_to_load_from_cache(repository, filename, revision=revision)
+    return Path(cached) if isinstance(cached, str) else None

@@ -1,0 +1,205 @@
+"""What runs a model: eager PyTorch or ONNX Runtime, behind one small interface of named NumPy arrays."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from models.errors import EnvironmentUnsuitable, ExportError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+    from types import TracebackType
+
+    import numpy.typing as npt
+    import torch
+    from typing_extensions import Self
+
+    Array = npt.NDArray[Any]
+
+
+class Runtime(Protocol):
+    """Runs one model; use it as a context manager, which holds and frees what the model needs."""
+
+    @property
+    def name(self) -> str:
+        """What runs it, for reports: ``PyTorch eager``, ``ONNX Runtime``."""
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run one batch.
+
+        Args:
+            inputs: name -> [B, ...].
+
+        Returns:
+            name -> [B, ...], in the model's order.
+
+        Raises:
+            UsageError: other inputs than the model has.
+            ExportError: the model does not run on these inputs.
+        """
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class EagerRuntime:
+    """The PyTorch module itself, in evaluation mode and full float32 on the CPU: the truth of every comparison.
+
+    Args:
+        module: moved to the CPU, cast to float32 and set to evaluation mode, in place.
+        input_names: names of its positional arguments, in order.
+        output_names: names of the tensor, or of the tuple or list of tensors, that it returns.
+    """
+
+    name = "PyTorch eager"
+
+    def __init__(self, module: torch.nn.Module, input_names: Sequence[str], output_names: Sequence[str]) -> None:
+        import torch
+
+        self._module = module.to(device="cpu", dtype=torch.float32).eval()
+        self._input_names = tuple(input_names)
+        self._output_names = tuple(output_names)
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run one batch; see `Runtime.run`."""
+        import torch
+
+        _check_names(self.name, self._input_names, inputs)
+        with _exact_arithmetic(), torch.inference_mode():
+            outputs = self._module(*(torch.tensor(inputs[name]) for name in self._input_names))
+        tensors = tuple(outputs) if isinstance(outputs, tuple | list) else (outputs,)
+        if len(tensors) != len(self._output_names) or not all(isinstance(t, torch.Tensor) for t in tensors):
+            raise ExportError(
+                f"{type(self._module).__name__} returned {', '.join(type(t).__name__ for t in tensors) or 'nothing'}",
+                expected=f"one tensor for each of {', '.join(self._output_names)}",
+            )
+        return {name: tensor.numpy() for name, tensor in zip(self._output_names, tensors, strict=True)}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        del self._module  # a large model's weights, while the next runtime loads its own
+
+
+@contextmanager
+def _exact_arithmetic() -> Iterator[None]:
+    """No autocast, no reduced-precision matrix products, deterministic kernels; the caller's settings come back."""
+    import torch
+
+    precision = torch.get_float32_matmul_precision()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.set_float32_matmul_precision("highest")  # "high" and "medium" reach BF16 on CPUs too
+    torch.use_deterministic_algorithms(True)
+    try:
+        with torch.autocast("cpu", enabled=False):
+            yield
+    finally:
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        torch.set_float32_matmul_precision(precision)
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """A graph input or output as a runtime sees it.
+
+    Attributes:
+        name: its name.
+        dtype: NumPy name of the element type.
+        shape: sizes; a string is a symbolic axis, None an unknown one.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str | None, ...]
+
+
+class OrtRuntime:
+    """An ONNX file in ONNX Runtime's CPU provider.
+
+    Args:
+        path: the ONNX file.
+        optimize: let ONNX Runtime rewrite the graph; off, it runs node by node as written.
+        threads: threads within an operator; None leaves the choice to ONNX Runtime.
+
+    Attributes:
+        inputs: graph inputs.
+        outputs: graph outputs.
+
+    Raises:
+        EnvironmentUnsuitable: ONNX Runtime is not installed.
+        ExportError: it cannot load the file.
+    """
+
+    name = "ONNX Runtime"
+
+    def __init__(self, path: Path, *, optimize: bool = True, threads: int | None = None) -> None:
+        try:
+            import onnxruntime as ort
+        except ImportError as error:
+            raise EnvironmentUnsuitable(
+                f"ONNX Runtime cannot be imported: {error}", hint="pip install onnxruntime"
+            ) from error
+        options = ort.SessionOptions()
+        options.log_severity_level = 3  # errors only: they are raised as well, and warnings are not ours to act on
+        options.use_deterministic_compute = True
+        options.intra_op_num_threads = threads or 0
+        level = ort.GraphOptimizationLevel
+        options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
+        try:
+            self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its exceptions share no base class
+            raise ExportError(
+                f"ONNX Runtime {ort.__version__} cannot load {path}: {_first_line(error)}",
+                hint="an opset that this version knows, or a newer onnxruntime",
+            ) from error
+        self.path = path
+        self.inputs = tuple(_tensor_info(node) for node in self._session.get_inputs())
+        self.outputs = tuple(_tensor_info(node) for node in self._session.get_outputs())
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run one batch; see `Runtime.run`."""
+        names = [info.name for info in self.outputs]
+        _check_names(self.name, [info.name for info in self.inputs], inputs)
+        try:
+            return dict(zip(names, self._session.run(names, dict(inputs)), strict=True))
+        except Exception as error:  # its exceptions share no base class
+            shapes = ", ".join(f"{name}:{'x'.join(map(str, a.shape))} {a.dtype}" for name, a in inputs.items())
+            raise ExportError(f"{self.name} failed on {shapes}: {_first_line(error)}") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        del self._session
+
+
+_NUMPY_NAMES = {"float": "float32", "double": "float64"}  # ONNX Runtime's other names are NumPy's
+
+
+def _tensor_info(node: Any) -> TensorInfo:
+    dtype = node.type.removeprefix("tensor(").removesuffix(")")
+    return TensorInfo(node.name, _NUMPY_NAMES.get(dtype, dtype), tuple(node.shape))
+
+
+def _check_names(runtime: str, expected: Sequence[str], inputs: Mapping[str, Array]) -> None:
+    if set(expected) != set(inputs):
+        raise UsageError(
+            f"{runtime} was given the inputs {', '.join(sorted(inputs)) or 'none'}",
+            expected=", ".join(sorted(expected)),
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,105 @@
+"""What is in an ONNX file, without running it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from models.errors import IntegrityError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    import onnx_ir as ir
+
+
+@dataclass(frozen=True)
+class TensorSummary:
+    """A graph input or output: name, element type, and shape as text, symbolic axes by name."""
+
+    name: str
+    dtype: str
+    shape: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class OnnxSummary:
+    """What a person wants to know of an ONNX file.
+
+    Attributes:
+        path: the file.
+        size: bytes, external data included.
+        opset: version of the default operator set.
+        ir_version: version of the file format.
+        producer: who wrote it.
+        inputs: graph inputs.
+        outputs: graph outputs.
+        ops: operator type -> number of nodes, most frequent first; subgraphs included.
+        parameters: number of elements in all initializers.
+        largest: the largest initializers, name -> bytes.
+    """
+
+    path: str
+    size: int
+    opset: int
+    ir_version: int
+    producer: str
+    inputs: tuple[TensorSummary, ...]
+    outputs: tuple[TensorSummary, ...]
+    ops: Mapping[str, int]
+    parameters: int
+    largest: Mapping[str, int]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the summary as JSON values."""
+        return asdict(self)
+
+
+def summarize(path: Path, *, largest: int = 5) -> OnnxSummary:
+    """Read an ONNX file.
+
+    Args:
+        path: the file.
+        largest: how many of the largest initializers to name.
+
+    Raises:
+        UsageError: there is no such file.
+        IntegrityError: it is no ONNX file, or its external data is missing.
+    """
+    import onnx_ir as ir
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # it ships no types
+
+    if not path.is_file():
+        raise UsageError(f"there is no file {path}", expected="an ONNX file", hint="deploycli export MODEL --fmt onnx")
+    try:
+        model = ir.load(path)
+        tensors = {name: v.const_value for name, v in model.graph.initializers.items() if v.const_value is not None}
+        external = {t.path for t in tensors.values() if isinstance(t, ir.ExternalTensor)}
+        size = path.stat().st_size + sum((path.parent / file).stat().st_size for file in external)
+    except (DecodeError, ValueError, TypeError) as error:
+        raise IntegrityError(f"{path} cannot be read as ONNX: {error}", expected="a complete ONNX file") from error
+    except OSError as error:
+        raise IntegrityError(
+            f"{error.filename or path}: {error.strerror}", expected="external data beside the file"
+        ) from error
+    ops = Counter(node.op_type for node in model.graph.all_nodes())
+    by_size = sorted(tensors.items(), key=lambda item: -item[1].nbytes)
+    return OnnxSummary(
+        path=str(path),
+        size=size,
+        opset=model.opset_imports.get("", 0),
+        ir_version=model.ir_version or 0,
+        producer=" ".join(filter(None, (model.producer_name, model.producer_version))),
+        inputs=tuple(_describe(value) for value in model.graph.inputs if value.name not in tensors),
+        outputs=tuple(_describe(value) for value in model.graph.outputs),
+        ops=dict(ops.most_common()),
+        parameters=sum(tensor.size for tensor in tensors.values()),
+        largest={name: tensor.nbytes for name, tensor in by_size[:largest]},
+    )
+
+
+def _describe(value: ir.Value) -> TensorSummary:
+    shape = () if value.shape is None else tuple(str(dim) for dim in value.shape)
+    return TensorSummary(value.name or "", "unknown" if value.dtype is None else value.dtype.name.lower(), shape)
