@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -112,7 +113,8 @@ def _fill(folder: Path, request: ExportRequest, variant: Variant, progress: Call
         outputs = eager.run(inputs)
     save_golden(folder / GOLDEN_NAME, inputs, outputs)
     artifact = _write_onnx(folder, module, spec, request, progress)
-    del module  # its memory is for the check
+    del module
+    gc.collect()  # traced programs are cycles, and hold the weights: the check needs their memory
     progress("checking the file in ONNX Runtime")
     _check(folder / artifact.file.path, request.batch or CHECK_BATCH, inputs, outputs)
     return Manifest(

@@ -62,7 +62,7 @@ class RequirementError(DeployError):
     exit_code = 6
 
 
-class EnvironmentUnsuitable(DeployError):
+class EnvironmentUnsuitable(DeployError):  # noqa: N818 - it describes the machine, not a mistake
     """This machine lacks what the command needs: a GPU, a library, disk space, a writable folder."""
 
     exit_code = 7

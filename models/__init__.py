@@ -1,0 +1,1 @@
+"""Reference PyTorch models: registry, checkpoints, preprocessing. Importing this package imports nothing heavy."""

@@ -1,0 +1,108 @@
+"""Layers that several vision transformers share, in their authors' naming of parameters."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a GELU between them, applied to each token.
+
+    Args:
+        dim: channels in and out.
+        hidden_dim: channels in between.
+        drop: dropout rate after each linear layer.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int, drop: float = 0.0) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.drop = nn.Dropout(drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map tokens [..., dim] to [..., dim]."""
+        x = self.drop(self.act(self.fc1(x)))
+        out: Tensor = self.drop(self.fc2(x))
+        return out
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (https://arxiv.org/abs/1603.09382): in training, drop a residual branch for whole samples.
+
+    Args:
+        rate: probability that a sample loses the branch; the kept ones are scaled by ``1 / (1 - rate)``.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x`` [B, ...] in evaluation, and with dropped samples in training."""
+        if not self.training or self.rate == 0.0:
+            return x
+        keep = 1.0 - self.rate
+        kept = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(keep)
+        return x * kept / keep
+
+    def extra_repr(self) -> str:
+        """Show the rate."""
+        return f"rate={self.rate:.3f}"
+
+
+class PatchEmbed(nn.Module):
+    """Cut the image into patches and embed each one linearly, as a convolution whose stride is its kernel.
+
+    Args:
+        img_size: height and width, pixels.
+        patch_size: side of a patch, pixels.
+        in_chans: channels of the image.
+        embed_dim: channels of a token.
+        norm: whether a LayerNorm follows.
+    """
+
+    def __init__(
+        self, img_size: tuple[int, int], patch_size: int, in_chans: int, embed_dim: int, *, norm: bool = False
+    ) -> None:
+        super().__init__()
+        self.img_size = img_size
+        self.grid_size = (img_size[0] // patch_size, img_size[1] // patch_size)
+        self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size=patch_size, stride=patch_size)
+        self.norm = nn.LayerNorm(embed_dim) if norm else nn.Identity()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embed images [B, in_chans, H, W] as tokens [B, H/patch * W/patch, embed_dim], row by row.
+
+        Raises:
+            ValueError: the images have another size; position tables and masks hold for one size only.
+        """
+        if tuple(images.shape[2:]) != self.img_size:
+            raise ValueError(f"images are {tuple(images.shape[2:])}, the model was built for {self.img_size}")
+        x = self.proj(images).flatten(2).transpose(1, 2)  # [B, C, H, W] -> [B, H*W, C]
+        tokens: Tensor = self.norm(x)
+        return tokens
+
+
+def drop_path_rates(rate: float, blocks: int) -> list[float]:
+    """Return stochastic depth rates that grow linearly from 0 in the first block to ``rate`` in the last."""
+    return [rate * i / max(1, blocks - 1) for i in range(blocks)]
+
+
+def init_transformer(module: nn.Module) -> None:
+    """Initialise as ViT and its descendants do: linear weights truncated normal, std 0.02; biases zero; gains one."""
+    if isinstance(module, nn.Linear):
+        trunc_normal(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.LayerNorm):
+        nn.init.ones_(module.weight)
+        nn.init.zeros_(module.bias)
+
+
+def trunc_normal(tensor: Tensor) -> None:
+    """Fill in place from a normal distribution of standard deviation 0.02, cut at -2 and 2."""
+    with torch.no_grad():
+        nn.init.trunc_normal_(tensor, std=0.02)
