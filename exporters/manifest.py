@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from exporters.steps import Step
 from models.errors import IntegrityError, UsageError
+from models.files import sha256_of
 from models.spec import ModelSpec, Preprocessing, Weights
 
 if TYPE_CHECKING:
@@ -18,17 +18,7 @@ if TYPE_CHECKING:
 
 MANIFEST_NAME = "manifest.json"
 SCHEMA_VERSION = 1
-_CHUNK = 1 << 20  # bytes; hashing a 1 GB model must not hold it in memory
 _EXPORT_AGAIN = "export the model again, or restore the folder from where it was copied"
-
-
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file as 64 hexadecimal digits, read in chunks."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

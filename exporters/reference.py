@@ -6,8 +6,8 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exporters.manifest import sha256_of
 from models.errors import EnvironmentUnsuitable, IntegrityError, UsageError
+from models.files import sha256_of
 
 if TYPE_CHECKING:
     from torch import nn

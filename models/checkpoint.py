@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 import re
 import warnings
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from models.build import build
 from models.errors import UsageError
 from models.families import Family, family
+from models.files import sha256_of
 from models.spec import ModelSpec, Weights
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def load(
     kind.check_geometry(spec.config, state)
     model = build(spec)
     report = load_strictly(model, state, kind, renamed=[*unprefixed, *translated.values()])
-    weights = Weights(source, path=origin or str(path), sha256=sha256(path), report=report.counts())
+    weights = Weights(source, path=origin or str(path), sha256=sha256_of(path), report=report.counts())
     return Loaded(model, spec, weights, report)
 
 
@@ -180,15 +180,6 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], kind: Family, *
                 raise UsageError(f"{key} holds NaN or infinity", expected="finite weights", hint="another checkpoint")
             own[key].copy_(state[key])
     return report
-
-
-def sha256(path: Path) -> str:
-    """Return the hash of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def _state_dict(content: object, path: Path) -> dict[str, Tensor]:

@@ -14,11 +14,12 @@ from safetensors.torch import save_file
 
 from exporters.bundle import Bundle, write_bundle
 from exporters.golden import GOLDEN_NAME, save_golden, synthetic_inputs
-from exporters.manifest import MANIFEST_NAME, SCHEMA_VERSION, Artifact, FileRecord, Manifest, sha256_of
+from exporters.manifest import MANIFEST_NAME, SCHEMA_VERSION, Artifact, FileRecord, Manifest
 from exporters.runtimes import EagerRuntime
 from exporters.verify import verify
 from models.build import build
 from models.errors import IntegrityError, UsageError
+from models.files import sha256_of
 from models.spec import ModelSpec, Preprocessing, TensorSpec, Weights
 from tests.exporters.bundles import checks, failing_outputs, record_again
 

@@ -10,9 +10,10 @@ import torch
 from safetensors.torch import save_file
 
 from models.build import build
-from models.checkpoint import Loaded, load, read_state, sha256
+from models.checkpoint import Loaded, load, read_state
 from models.errors import UsageError
 from models.families import family
+from models.files import sha256_of
 from models.registry import resolve
 from models.swin_checkpoint import translate
 from tests.models.swins import DERIVED, golden_state, tiny_spec, tiny_swin, to_timm_names
@@ -71,7 +72,7 @@ def test_loads_what_training_scripts_save(wrap: Any, official: State, tmp_path: 
     assert counts["renamed"] in (0, len(official))
     assert loaded.weights.report == counts
     assert (loaded.weights.source, loaded.weights.path) == ("checkpoint", str(path))
-    assert loaded.weights.sha256 == sha256(path)
+    assert loaded.weights.sha256 == sha256_of(path)
 
 
 def test_loads_timms_names_from_safetensors(official: State, tmp_path: Path) -> None:
