@@ -11,19 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-MOVEMENT = {
-    "Concat",
-    "Expand",
-    "Gather",
-    "GatherElements",
-    "GatherND",
-    "Pad",
-    "ScatterND",
-    "Slice",
-    "Split",
-    "Tile",
-    "Transpose",
-}
+COPIES = {"Concat", "Expand", "Gather", "GatherElements", "GatherND", "Pad", "Slice", "Split", "Tile", "Transpose"}
 VIEWS = {"Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"}
 
 
