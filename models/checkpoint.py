@@ -6,9 +6,11 @@ import pickle
 import re
 import warnings
 import zipfile
+import zlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 CONTAINERS = ("model", "state_dict", "model_ema", "state_dict_ema")  # where training scripts put the weights, in order
 PREFIXES = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before each name
+FORMATS = ".safetensors, .pth or .npz"
 NAMED_IN_A_MESSAGE = 4
 
 
@@ -37,6 +40,7 @@ class LoadReport:
         loaded: copied into the model.
         renamed: those of the loaded or recomputed ones that had another name in the file.
         recomputed: derived buffers that the file holds and that equal the model's own.
+        resampled: those of the loaded ones that were interpolated for another image size than the file's.
         missing: learned in the model, absent from the file.
         unexpected: in the file, absent from the model.
     """
@@ -44,12 +48,18 @@ class LoadReport:
     loaded: tuple[str, ...]
     renamed: tuple[str, ...]
     recomputed: tuple[str, ...]
+    resampled: tuple[str, ...]
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
 
     def counts(self) -> dict[str, int]:
-        """Return the number of loaded, renamed and recomputed keys."""
-        return {"loaded": len(self.loaded), "renamed": len(self.renamed), "recomputed": len(self.recomputed)}
+        """Return the number of loaded, renamed, recomputed and resampled keys."""
+        return {
+            "loaded": len(self.loaded),
+            "renamed": len(self.renamed),
+            "recomputed": len(self.recomputed),
+            "resampled": len(self.resampled),
+        }
 
 
 @dataclass(frozen=True)
@@ -76,14 +86,16 @@ def load(
 
     Args:
         spec: the model; its ``num_classes`` gives way to the checkpoint's.
-        path: a ``.safetensors`` file, or one that ``torch.save`` wrote, by official or timm's names.
+        path: a ``.safetensors`` file, one that ``torch.save`` wrote, or an ``.npz`` archive of JAX, by any names that
+            the family translates.
         num_classes: what the user asked for, None if nothing; an error if the checkpoint has another head.
         source: ``checkpoint`` or ``pretrained``, for the manifest.
         origin: the file's name in the manifest; by default the path as given.
 
     Raises:
         UsageError: the file cannot be read or holds pickled code; its keys, shapes or derived buffers do not belong to
-            the model; it was made for another head, window or image size; or a weight is not finite.
+            the model; it was made for another head, window or image size and cannot be adapted; or a weight is not
+            finite.
     """
     kind = family(spec.family)
     state, unprefixed = _strip_prefixes(read_state(path))
@@ -91,7 +103,9 @@ def load(
     spec = adapt(spec, state, num_classes=num_classes)
     kind.check_geometry(spec.config, state)
     model = build(spec)
-    report = load_strictly(model, state, kind, renamed=[*unprefixed, *translated.values()])
+    state, resampled = kind.resample(spec.config, state)
+    renamed = [translated.get(key, key) for key in unprefixed] + list(translated.values())
+    report = load_strictly(model, state, kind, renamed=renamed, resampled=resampled)
     weights = Weights(source, path=origin or str(path), sha256=sha256_of(path), report=report.counts())
     return Loaded(model, spec, weights, report)
 
@@ -103,7 +117,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
         UsageError: there is no such file, it is damaged, it holds pickled code, or it holds no weights.
     """
     if not path.is_file():
-        raise UsageError(f"no checkpoint at {path}", expected="a .safetensors or .pth file", hint="check the path")
+        raise UsageError(f"no checkpoint at {path}", expected=f"a {FORMATS} file", hint="check the path")
+    if path.suffix == ".npz":
+        return _state_dict(_read_npz(path), path)
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
@@ -118,11 +134,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         foreign = re.search(r"GLOBAL (\S+)", str(error))
         if foreign is None:
             raise _unreadable(path, ValueError("not what torch.save writes")) from error
-        raise UsageError(
-            f"{path} holds pickled code or objects ({foreign[1]}), which would have to be run to be read",
-            expected="tensors only",
-            hint="where you trust the file, save its state dict alone, as safetensors or with torch.save",
-        ) from error
+        raise _pickled(path, foreign[1]) from error
     except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
         raise _unreadable(path, error) from error
     return _state_dict(content, path)
@@ -150,7 +162,14 @@ def adapt(spec: ModelSpec, state: Mapping[str, Tensor], *, num_classes: int | No
     return replace(spec, config={**spec.config, "num_classes": classes})
 
 
-def load_strictly(model: nn.Module, state: Mapping[str, Tensor], kind: Family, *, renamed: Sequence[str]) -> LoadReport:
+def load_strictly(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    kind: Family,
+    *,
+    renamed: Sequence[str] = (),
+    resampled: Sequence[str] = (),
+) -> LoadReport:
     """Copy a checkpoint into a model, casting to the model's types, and account for every key.
 
     Derived buffers are not copied; those in the file must equal the model's own.
@@ -160,6 +179,7 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], kind: Family, *
         state: the checkpoint by official names.
         kind: the model's family.
         renamed: official names of the keys that had another name in the file.
+        resampled: official names of the keys that were interpolated for another image size.
 
     Raises:
         UsageError: a key is missing or unexpected, a shape or a derived buffer differs, or a weight is not finite.
@@ -168,8 +188,9 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], kind: Family, *
     derived = {key for key in own if key.rpartition(".")[2] in kind.derived}
     report = LoadReport(
         loaded=tuple(key for key in own if key in state and key not in derived),
-        renamed=tuple(renamed),
+        renamed=tuple(dict.fromkeys(renamed)),  # a parameter that was merged from several keys counts once
         recomputed=tuple(key for key in own if key in state and key in derived),
+        resampled=tuple(resampled),
         missing=tuple(key for key in own if key not in state and key not in derived),
         unexpected=tuple(key for key in state if key not in own),
     )
@@ -180,6 +201,19 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], kind: Family, *
                 raise UsageError(f"{key} holds NaN or infinity", expected="finite weights", hint="another checkpoint")
             own[key].copy_(state[key])
     return report
+
+
+def _read_npz(path: Path) -> dict[str, Tensor]:
+    """Read a NumPy archive, as JAX models are published in."""
+    if not zipfile.is_zipfile(path):  # np.load would take it for a pickle
+        raise _unreadable(path, ValueError("not a complete zip archive"))
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: torch.from_numpy(archive[name]) for name in archive.files}
+    except (ValueError, TypeError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        if "allow_pickle" in str(error):
+            raise _pickled(path, "an array of objects") from error
+        raise _unreadable(path, error) from error
 
 
 def _state_dict(content: object, path: Path) -> dict[str, Tensor]:
@@ -237,10 +271,18 @@ def _some(keys: Sequence[str]) -> str:
     return f"({len(keys)}): {', '.join(keys[:NAMED_IN_A_MESSAGE])}{', ...' if more > 0 else ''}"
 
 
+def _pickled(path: Path, what: str) -> UsageError:
+    return UsageError(
+        f"{path} holds pickled code or objects ({what}), which would have to be run to be read",
+        expected="tensors only",
+        hint="where you trust the file, save its state dict alone, as safetensors or with torch.save",
+    )
+
+
 def _unreadable(path: Path, error: Exception) -> UsageError:
     first_line = str(error).strip().partition("\n")[0][:200]
     return UsageError(
         f"{path} cannot be read as a checkpoint ({first_line or type(error).__name__})",
-        expected="a complete .safetensors or .pth file",
+        expected=f"a complete {FORMATS} file",
         hint="copy or download it again",
     )

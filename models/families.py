@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from models.errors import UsageError
+from models.sources import FACTORY, LIBRARIES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from torch import Tensor, nn
+
+    Resample = Callable[[Mapping[str, Any], dict[str, Tensor]], tuple[dict[str, Tensor], tuple[str, ...]]]
+
+
+def _keep(_config: Mapping[str, Any], state: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    return state, ()
 
 
 @dataclass(frozen=True)
@@ -21,9 +29,12 @@ class Family:
         create: makes the module from the keyword arguments of ``ModelSpec.config``.
         translate: brings a checkpoint to the official names; returns it with ``{name in the file: official name}``
             for the keys that it renamed.
-        check_geometry: raises UsageError where a checkpoint was made for another window or image size than the config.
+        check_geometry: raises UsageError where a checkpoint was made for another window or image size than the config,
+            or for another variant, and ``resample`` cannot adapt it.
         head: official name of the classifier's weight [num_classes, C].
         derived: last parts of the names of buffers that follow from the config; a checkpoint may hold them or not.
+        resample: adapts a checkpoint's learned tables to the config's image size; returns it with the official names
+            of those that changed. By default it changes nothing.
     """
 
     create: Callable[..., nn.Module]
@@ -31,6 +42,7 @@ class Family:
     check_geometry: Callable[[Mapping[str, Any], Mapping[str, Tensor]], None]
     head: str
     derived: frozenset[str]
+    resample: Resample = _keep
 
 
 def family(name: str) -> Family:
@@ -50,4 +62,48 @@ def family(name: str) -> Family:
             head="head.weight",
             derived=frozenset({"attn_mask", "relative_position_index"}),
         )
-    raise UsageError(f"unknown model family {name!r}", expected="swin")
+    if name == "crossformer":
+        from models import crossformer_checkpoint
+        from models.crossformer import CrossFormer
+
+        return Family(
+            create=CrossFormer,
+            translate=crossformer_checkpoint.translate,
+            check_geometry=crossformer_checkpoint.check_geometry,
+            head="head.weight",
+            derived=frozenset({"biases", "relative_position_index"}),
+        )
+    if name == "crossformer_pp":
+        from models import crossformer_checkpoint
+        from models.crossformer_pp import CrossFormerPP
+
+        return Family(
+            create=CrossFormerPP,
+            translate=crossformer_checkpoint.translate,
+            check_geometry=crossformer_checkpoint.accept_any_geometry,
+            head="head.weight",
+            derived=frozenset(),
+        )
+    if name == "vit":
+        from models import vit_checkpoint
+        from models.vit import VisionTransformer
+
+        return Family(
+            create=VisionTransformer,
+            translate=vit_checkpoint.translate,
+            check_geometry=vit_checkpoint.check_geometry,
+            head="head.weight",
+            derived=frozenset(),
+            resample=vit_checkpoint.resample,
+        )
+    if name in (*LIBRARIES, FACTORY):
+        from models import foreign
+
+        return Family(
+            create=partial(foreign.make, name),
+            translate=lambda state: (state, {}),
+            check_geometry=lambda _config, _state: None,
+            head="",  # a stranger's head has no known name: its size is the model's own
+            derived=frozenset(),
+        )
+    raise UsageError(f"unknown model family {name!r}", expected="swin, vit, crossformer or crossformer_pp")

@@ -86,6 +86,17 @@ class PatchEmbed(nn.Module):
         return tokens
 
 
+def relative_position_index(window_size: int) -> Tensor:
+    """Return the row of the bias table for each pair of tokens in a window, [ws*ws, ws*ws], int64.
+
+    Offsets run from ``1 - ws`` to ``ws - 1`` on each axis; the table holds them row by row.
+    """
+    side = torch.arange(window_size)
+    token = torch.stack(torch.meshgrid(side, side, indexing="ij")).flatten(1)  # [2, ws*ws]
+    offset = token[:, :, None] - token[:, None, :] + window_size - 1  # [2, ws*ws, ws*ws], from 0
+    return offset[0] * (2 * window_size - 1) + offset[1]
+
+
 def drop_path_rates(rate: float, blocks: int) -> list[float]:
     """Return stochastic depth rates that grow linearly from 0 in the first block to ``rate`` in the last."""
     return [rate * i / max(1, blocks - 1) for i in range(blocks)]

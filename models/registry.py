@@ -39,14 +39,14 @@ class Variant:
 
     Attributes:
         spec: what determines its graph.
-        preprocessing: how its images are prepared.
+        preprocessing: how its images are prepared; None where it takes none.
         aliases: other names that resolve to it: the authors' long name, and timm's.
         pretrained: its published weights, or None.
         summary: one line for people.
     """
 
     spec: ModelSpec
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing | None
     aliases: tuple[str, ...] = ()
     pretrained: HubFile | None = None
     summary: str = ""
@@ -140,7 +140,7 @@ def configure(
     Args:
         variant: the variant to start from; it is not changed.
         img_size: image side, or height and width, pixels.
-        window_size: side of the attention window, tokens.
+        window_size: side of the attention window, or of CrossFormer's group, tokens.
         num_classes: outputs of the head.
         overrides: other arguments of the family's constructor, such as ``ape=True``.
 
@@ -150,7 +150,8 @@ def configure(
     """
     sides = (img_size, img_size) if isinstance(img_size, int) else img_size
     changes = dict(overrides)
-    for key, value in (("img_size", sides), ("window_size", window_size), ("num_classes", num_classes)):
+    window = "group_size" if "group_size" in variant.spec.config else "window_size"  # CrossFormer's word for it
+    for key, value in (("img_size", sides), (window, window_size), ("num_classes", num_classes)):
         if value is None:
             continue
         if min(value if isinstance(value, tuple) else (value,)) < 1:
@@ -164,7 +165,9 @@ def configure(
                 hint=next(iter(difflib.get_close_matches(key, variant.spec.config)), ""),
             )
     config = {**variant.spec.config, **changes}
-    preprocessing = variant.preprocessing if sides is None else replace(variant.preprocessing, size=sides)
+    preprocessing = variant.preprocessing
+    if sides is not None and preprocessing is not None:
+        preprocessing = replace(preprocessing, size=sides)
     return replace(variant, spec=_spec(variant.name, variant.spec.family, config), preprocessing=preprocessing)
 
 
@@ -176,4 +179,4 @@ def _spec(name: str, family: str, config: Mapping[str, Any]) -> ModelSpec:
 
 def _load() -> None:
     """Register everything; here and not at the top because the variants import this module."""
-    from models import variants as _  # noqa: F401 - importing it registers
+    from models import variants, vit_variants, crossformer_variants  # noqa: F401, I001 - importing registers, in order

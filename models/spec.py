@@ -96,7 +96,7 @@ class Weights:
         seed: the seed of random weights, else None.
         path: the checkpoint file as the user gave it, or ``repository@revision/file``; empty for random weights.
         sha256: hash of the checkpoint file; empty for random weights.
-        report: counts of loaded, renamed and recomputed keys.
+        report: counts of loaded, renamed, recomputed and resampled keys.
     """
 
     source: str

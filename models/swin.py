@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from models.layers import DropPath, Mlp, PatchEmbed, drop_path_rates, init_transformer, trunc_normal
+from models.layers import (
+    DropPath,
+    Mlp,
+    PatchEmbed,
+    drop_path_rates,
+    init_transformer,
+    relative_position_index,
+    trunc_normal,
+)
 from models.windows import check_fit, effective_window
 
 if TYPE_CHECKING:
@@ -39,17 +47,6 @@ def window_reverse(windows: Tensor, window_size: int, H: int, W: int) -> Tensor:
     x = windows.view(-1, H // window_size, W // window_size, window_size, window_size, C)
     # [B, H/ws, W/ws, ws, ws, C] -> [B, H/ws, ws, W/ws, ws, C] -> [B, H, W, C]
     return x.permute(0, 1, 3, 2, 4, 5).reshape(-1, H, W, C)
-
-
-def relative_position_index(window_size: int) -> Tensor:
-    """Return the row of the bias table for each pair of tokens in a window, [ws*ws, ws*ws], int64.
-
-    Offsets run from ``1 - ws`` to ``ws - 1`` on each axis; the table holds them row by row.
-    """
-    side = torch.arange(window_size)
-    token = torch.stack(torch.meshgrid(side, side, indexing="ij")).flatten(1)  # [2, ws*ws]
-    offset = token[:, :, None] - token[:, None, :] + window_size - 1  # [2, ws*ws, ws*ws], from 0
-    return offset[0] * (2 * window_size - 1) + offset[1]
 
 
 def shifted_window_mask(resolution: tuple[int, int], window_size: int, shift_size: int) -> Tensor:

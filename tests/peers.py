@@ -28,6 +28,13 @@ def import_timm() -> ModuleType:
             return importlib.import_module("timm")
 
 
+@cache
+def import_transformers() -> ModuleType:
+    """Import transformers, which imports torchvision as timm does."""
+    import_timm()
+    return importlib.import_module("transformers")
+
+
 def _define_operators() -> None:
     _LIBRARY.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     _LIBRARY.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
