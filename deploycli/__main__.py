@@ -2,41 +2,46 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
+from deploycli.interruption import Interrupted, check, interruptible
+
 SHADOWED = 7
-INTERRUPTED = 130
-TERMINATED = 143
 
 
 def main() -> NoReturn:
     """Run the command line and exit."""
     _refuse_shadowed_packages()
+    try:
+        with interruptible():
+            code = _run()
+    except Interrupted as interruption:
+        print("interrupted: nothing was written", file=sys.stderr)
+        code = interruption.exit_code
+    sys.exit(code)
+
+
+def _run() -> int:
     import click
 
     from deploycli.cli import cli
     from models.errors import DeployError
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # unwinds, so that nothing half-written stays
     try:
         code = cli.main(prog_name="deploycli", standalone_mode=False)
-    except DeployError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted: nothing was written", err=True)
-        sys.exit(INTERRUPTED)
-    except BrokenPipeError:  # the reader of our output, such as head, has enough
-        sys.stderr.close()
-        sys.exit(0)
-    sys.exit(code if isinstance(code, int) else 0)
+    except Exception as error:
+        check()  # the error may be what became of an interruption
+        if isinstance(error, click.ClickException):
+            error.show()
+        elif isinstance(error, DeployError):
+            click.echo(f"error: {error}", err=True)
+        else:
+            raise
+        return error.exit_code
+    return code if isinstance(code, int) else 0
 
 
 def _refuse_shadowed_packages() -> None:

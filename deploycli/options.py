@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from models.spec import TensorSpec
+
 if TYPE_CHECKING:
     from exporters.bundle import Bundle
+
+DEFAULT_ROOT = Path("artifacts")
 
 output_option = click.option(
     "-o",
     "--output",
     "root",
     type=click.Path(path_type=Path, file_okay=False),
-    default=Path("artifacts"),
+    default=DEFAULT_ROOT,
     show_default=True,
     metavar="DIR",
     help="Folder of bundles.",
 )
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON to stdout.")
+
+SEEDS = click.IntRange(0, 2**32 - 1)
+"""What both NumPy and PyTorch take for a seed."""
 
 
 def image_size(text: str) -> tuple[int, int]:
@@ -56,6 +64,26 @@ def tolerance(text: str) -> tuple[str, float]:
         return name, float(number)
     except ValueError:
         raise click.BadParameter(f"{text!r} is no tolerance; write 1e-3, or logits:1e-3") from None
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """Read a JSON object."""
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise click.BadParameter(f"{text!r} is no JSON object; write '{{\"num_classes\": 10}}'")
+    return value
+
+
+def tensor_spec(text: str) -> TensorSpec:
+    """Read ``images:2x3x224x224``: a name, and a shape whose first axis is the batch."""
+    name, _, shape = text.rpartition(":")
+    dims = shape.lower().split("x")
+    if not name or len(dims) < 2 or not all(dim.isdigit() and int(dim) > 0 for dim in dims):
+        raise click.BadParameter(f"{text!r} is no input; write name:2x3x224x224, the batch first")
+    return TensorSpec(name, tuple(int(dim) for dim in dims[1:]))
 
 
 def open_bundles(root: Path, names: tuple[str, ...]) -> list[Bundle]:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
+import sys
 from typing import TYPE_CHECKING, Any
 
-import click
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from deploycli.interruption import check
+from deploycli.options import DEFAULT_ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,19 +27,34 @@ if TYPE_CHECKING:
     from models.registry import Variant
 
 
+class Output(Console):
+    """A stream whose reader may leave when it has enough, as head does: the command, and its exit code, go on."""
+
+    def on_broken_pipe(self) -> None:
+        """Write the rest to nowhere."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.file.fileno())
+        os.close(nowhere)
+
+
 class Progress:
     """A status line on a terminal; elsewhere one line a step, so that a log shows where the time goes."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True)
+        self._console = Output(file=sys.stderr)  # this very stream, also while something redirects stderr
         self._status = self._console.status("") if self._console.is_terminal else None
 
     def __call__(self, message: str) -> None:
-        """Show what runs now."""
+        """Show what runs now.
+
+        Raises:
+            Interrupted: what ran before was to be interrupted, and was not.
+        """
+        check()
         if self._status is not None:
             self._status.update(message)
         else:
-            click.echo(message, err=True)
+            self._console.out(message, highlight=False)
 
     def count(self, message: str, done: int, total: int) -> None:
         """Show what runs now, and how far it is."""
@@ -54,7 +74,7 @@ class Progress:
 
 def print_json(data: Any) -> None:
     """Print JSON to stdout."""
-    click.echo(json.dumps(data, indent=2))
+    _stdout().out(json.dumps(data, indent=2))
 
 
 def show_variants(variants: Sequence[Variant]) -> None:
@@ -74,6 +94,9 @@ def show_export(bundle: Bundle, *, verbose: bool) -> None:
         console.print(
             Text(f"weights: {manifest.weights.describe()}. Pass --checkpoint or --pretrained for real ones.", "yellow")
         )
+    if resampled := manifest.weights.report.get("resampled"):
+        noun = "position embedding was" if resampled == 1 else f"{resampled} position embeddings were"
+        console.print(Text(f"weights: the {noun} resampled (bicubic) for this image size.", "yellow"))
     for artifact in manifest.artifacts:
         _show_artifact(console, bundle, artifact)
     if verbose:
@@ -202,8 +225,8 @@ def _op_table(before: Mapping[str, int], after: Mapping[str, int]) -> Table:
 
 def _stdout() -> Console:
     """A console that reads no markup in brackets, which shapes have, and breaks no lines for a file or a pipe."""
-    console = Console(markup=False, highlight=False)
-    return console if console.is_terminal else Console(markup=False, highlight=False, width=200)
+    console = Output(markup=False, highlight=False)
+    return console if console.is_terminal else Output(markup=False, highlight=False, width=200)
 
 
 def _table(*columns: str) -> Table:
@@ -233,4 +256,5 @@ def _size(size: int) -> str:
 
 
 def _argument(bundle: Bundle) -> str:
-    return bundle.path.name if bundle.path.parent.name == "artifacts" else str(bundle.path)
+    path = bundle.path.name if bundle.path.parent == DEFAULT_ROOT else str(bundle.path)
+    return shlex.quote(path)

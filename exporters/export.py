@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from exporters.runtimes import EagerRuntime, OrtRuntime
 from exporters.steps import Step
 from models.errors import ExportError, UsageError
 from models.registry import HubFile, Variant, configure, resolve
+from models.sources import LIBRARIES, parse_source
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from exporters.onnx_file import ExternalData
-    from models.spec import ModelSpec, Weights
+    from models.sources import Source
+    from models.spec import ModelSpec, TensorSpec, Weights
 
     Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -56,6 +58,8 @@ class ExportRequest:
         img_size: image height and width in place of the variant's, pixels.
         window_size: attention window in place of the variant's, tokens.
         num_classes: classes of the head; with weights, read from them.
+        model_kwargs: keyword arguments of what makes a model that is not registered here.
+        inputs: inputs of such a model, in the order of its forward; by default one image.
         opset: ONNX operator set version.
         batch: a fixed batch size, or None for a symbolic one.
         rewrite: run the rewriting passes; otherwise keep the plain graph.
@@ -71,6 +75,8 @@ class ExportRequest:
     img_size: tuple[int, int] | None = None
     window_size: int | None = None
     num_classes: int | None = None
+    model_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    inputs: tuple[TensorSpec, ...] = ()
     opset: int = 20
     batch: int | None = None
     rewrite: bool = True
@@ -89,12 +95,8 @@ def export(request: ExportRequest, *, progress: Callable[[str], None] = lambda _
         ExportError: the model cannot be traced, or the written file disagrees with it.
         EnvironmentUnsuitable: the folder cannot be written, or the hub cannot be reached.
     """
-    variant = configure(
-        resolve(request.model),
-        img_size=request.img_size,
-        window_size=request.window_size,
-        num_classes=request.num_classes,
-    )
+    source = parse_source(request.model)
+    variant = _registered(request) if source is None else _foreign(request, source)
     if request.checkpoint is not None and request.pretrained:
         raise UsageError("both --checkpoint and --pretrained were given", expected="one source of weights")
     if request.batch is not None and request.batch < 1:
@@ -102,6 +104,30 @@ def export(request: ExportRequest, *, progress: Callable[[str], None] = lambda _
     return write_bundle(
         request.root, request.name or variant.name, lambda folder: _fill(folder, request, variant, progress)
     )
+
+
+def _registered(request: ExportRequest) -> Variant:
+    variant = resolve(request.model)
+    if request.model_kwargs or request.inputs:
+        raise UsageError(
+            f"{variant.name} takes neither --model-kwargs nor --input",
+            expected="a model from elsewhere, such as timm:NAME",
+            hint="--img-size, --window-size or --num-classes",
+        )
+    return configure(
+        variant, img_size=request.img_size, window_size=request.window_size, num_classes=request.num_classes
+    )
+
+
+def _foreign(request: ExportRequest, source: Source) -> Variant:
+    from models.foreign import describe
+
+    if request.window_size is not None or request.num_classes is not None:
+        raise UsageError(
+            f"{request.model} is not registered here: --window-size and --num-classes mean nothing to it",
+            hint="""--model-kwargs '{"num_classes": 10}'""",
+        )
+    return describe(source, request.model_kwargs, inputs=request.inputs, img_size=request.img_size)
 
 
 def _fill(folder: Path, request: ExportRequest, variant: Variant, progress: Callable[[str], None]) -> Manifest:
@@ -126,7 +152,7 @@ def _fill(folder: Path, request: ExportRequest, variant: Variant, progress: Call
         preprocessing=variant.preprocessing,
         artifacts=(artifact,),
         golden=FileRecord.of(folder, GOLDEN_NAME),
-        versions={package: _version(package) for package in _PACKAGES},
+        versions={package: _version(package) for package in (*_PACKAGES, *_library(spec))},
     )
 
 
@@ -136,8 +162,9 @@ def _weighted(request: ExportRequest, variant: Variant) -> tuple[nn.Module, Mode
     from models.checkpoint import load
     from models.spec import Weights
 
-    if request.checkpoint is not None:
-        loaded = load(variant.spec, request.checkpoint, num_classes=request.num_classes)
+    checkpoint = request.checkpoint or _own_checkpoint(variant.spec)
+    if checkpoint is not None:
+        loaded = load(variant.spec, checkpoint, num_classes=request.num_classes)
     elif request.pretrained:
         from models.hub import fetch
 
@@ -151,6 +178,15 @@ def _weighted(request: ExportRequest, variant: Variant) -> tuple[nn.Module, Mode
     else:
         return build(variant.spec, seed=request.seed), variant.spec, Weights("random", seed=request.seed)
     return loaded.model, loaded.spec, loaded.weights
+
+
+def _own_checkpoint(spec: ModelSpec) -> Path | None:
+    """Return the weights that come with a transformers configuration."""
+    if spec.family != "hf":
+        return None
+    from models.foreign import own_checkpoint
+
+    return own_checkpoint(spec.config["target"])
 
 
 def _write_onnx(
@@ -203,6 +239,10 @@ def _check(
                 expected="equal outputs within the FP32 budget",
                 hint="--no-rewrite, to see whether the exporter or a rewriting pass is at fault",
             )
+
+
+def _library(spec: ModelSpec) -> tuple[str, ...]:
+    return (LIBRARIES[spec.family],) if spec.family in LIBRARIES else ()
 
 
 def _version(package: str) -> str:

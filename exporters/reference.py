@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from models.errors import EnvironmentUnsuitable, IntegrityError, UsageError
 from models.files import sha256_of
+from models.sources import LIBRARIES
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,7 +42,7 @@ def choose_reference(manifest: Manifest, wanted: str, checkpoint: Path | None) -
         raise UsageError(f"a checkpoint was given for {why}", expected="no checkpoint", hint="leave out --checkpoint")
     if wanted == "golden":
         return "golden", ""
-    obstacle = _obstacle(manifest.weights, checkpoint)
+    obstacle = _obstacle(manifest, checkpoint)
     if obstacle is None:
         return "eager", ""
     if wanted == "eager" or checkpoint is not None:
@@ -81,12 +83,16 @@ def reference_model(manifest: Manifest, checkpoint: Path | None) -> nn.Module:
     return load(manifest.spec, path).model
 
 
-def _obstacle(weights: Weights, checkpoint: Path | None) -> str | None:
+def _obstacle(manifest: Manifest, checkpoint: Path | None) -> str | None:
     """Say why the eager model cannot be built, or None."""
+    weights = manifest.weights
     try:
         importlib.import_module("torch")
     except (ImportError, OSError) as error:  # OSError: installed, but a shared library is missing
         return f"PyTorch cannot be imported ({error})"
+    package = LIBRARIES.get(manifest.spec.family)
+    if package is not None and importlib.util.find_spec(package) is None:
+        return f"{package} is not installed"
     if weights.source == "random":
         return None
     path = _checkpoint_path(weights, checkpoint)

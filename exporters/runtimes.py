@@ -54,7 +54,7 @@ class EagerRuntime:
     Args:
         module: moved to the CPU, cast to float32 and set to evaluation mode, in place.
         input_names: names of its positional arguments, in order.
-        output_names: names of the tensor, or of the tuple or list of tensors, that it returns.
+        output_names: names of the tensors that it returns, in the order of `models.outputs.flatten`.
     """
 
     name = "PyTorch eager"
@@ -70,14 +70,16 @@ class EagerRuntime:
         """Run one batch; see `Runtime.run`."""
         import torch
 
+        from models.outputs import flatten
+
         _check_names(self.name, self._input_names, inputs)
         with _exact_arithmetic(), torch.inference_mode():
             outputs = self._module(*(torch.tensor(inputs[name]) for name in self._input_names))
-        tensors = tuple(outputs) if isinstance(outputs, tuple | list) else (outputs,)
-        if len(tensors) != len(self._output_names) or not all(isinstance(t, torch.Tensor) for t in tensors):
+        tensors = tuple(flatten(outputs).values())
+        if len(tensors) != len(self._output_names):
             raise ExportError(
-                f"{type(self._module).__name__} returned {', '.join(type(t).__name__ for t in tensors) or 'nothing'}",
-                expected=f"one tensor for each of {', '.join(self._output_names)}",
+                f"{type(self._module).__name__} returned {len(tensors)} tensors",
+                expected=f"one for each of {', '.join(self._output_names)}",
             )
         return {name: tensor.numpy() for name, tensor in zip(self._output_names, tensors, strict=True)}
 

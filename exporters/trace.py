@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import io
 import logging
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,9 @@ import onnx_ir as ir
 import torch
 
 from exporters.rewrite.pipeline import tidy
-from models.errors import ExportError
+from exporters.untraceable import ModuleTracker, explain
+from models.errors import DeployError, ExportError
+from models.outputs import flatten
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -67,12 +70,18 @@ def trace(
     size = TRACE_BATCH if batch is None else batch
     example = tuple(torch.zeros(size, *spec.shape, dtype=getattr(torch, spec.dtype)) for spec in inputs)
     dynamic = None if batch is not None else tuple({0: torch.export.Dim(BATCH_NAME)} for _ in inputs)
+    tracker = ModuleTracker(module)
+    program = None
     with _quiet(), torch.no_grad():
         try:
-            program = torch.export.export(module.eval(), example, dynamic_shapes=dynamic, strict=False)
+            with tracker.watching():
+                flat = _Flat(module).eval()
+                program = torch.export.export(flat, example, dynamic_shapes=dynamic and (dynamic,), strict=False)
             model = _translate(program, opset)
+        except DeployError:
+            raise
         except Exception as error:  # the tracer raises many types; each ends the export with its own message
-            raise _explain(error) from error
+            raise explain(error, tracker, program, f"{_Flat.PREFIX}.") from error
     _rename(model, inputs, outputs)
     _assert_batch(model, batch)
     for node in model.graph:
@@ -81,18 +90,32 @@ def trace(
     return model
 
 
+class _Flat(torch.nn.Module):
+    """The model with its outputs as a tuple of tensors, whatever it returns; its path prefixes every module's."""
+
+    PREFIX = "module"
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Run the model."""
+        return tuple(flatten(self.module(*inputs)).values())
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """PyTorch's exporter warns of its own deprecations and logs tables; neither is for the user of this tool."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        # A failing trace prints its whole graph.
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        logging.disable(before)
 
 
 def _translate(program: ExportedProgram, opset: int) -> ir.Model:
@@ -134,17 +157,6 @@ def _translates_directly(node: torch.fx.Node, registry: Any) -> bool:
     return is_lookup or len({tensor.dtype for tensor in operands}) <= 1
 
 
-def _explain(error: Exception) -> ExportError:
-    """Turn a tracer's exception into one message."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    reason = lines[0] if lines else type(error).__name__
-    return ExportError(
-        f"the model could not be traced: {reason}",
-        expected="a forward pass without control flow that depends on data or on the batch size",
-        hint="--batch N, if the model only works at one batch size",
-    )
-
-
 def _rename(model: ir.Model, inputs: Sequence[TensorSpec], outputs: Sequence[str]) -> None:
     graph = model.graph
     if len(graph.outputs) != len(outputs):
@@ -155,6 +167,9 @@ def _rename(model: ir.Model, inputs: Sequence[TensorSpec], outputs: Sequence[str
         value.name = spec.name
     for value, name in zip(graph.outputs, outputs, strict=True):
         value.name = name
+    for value in list(graph.initializers.values()):
+        if value.name and value.name.startswith(f"{_Flat.PREFIX}."):
+            value.name = value.name.removeprefix(f"{_Flat.PREFIX}.")  # the graph's table of initializers follows
 
 
 def _assert_batch(model: ir.Model, batch: int | None) -> None:
@@ -178,6 +193,8 @@ def _keep_module_path(node: ir.Node) -> None:
     if scopes:
         names = ast.literal_eval(scopes)
         path = names[-2] if len(names) > 1 else ""
+        # Nodes that belong to no module stand under a name of the exporter's own.
+        path = path.removeprefix(f"{_Flat.PREFIX}.") if path.startswith(f"{_Flat.PREFIX}.") else ""
     node.metadata_props.clear()
     if path:
         node.metadata_props[MODULE_KEY] = path

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from deploycli.options import batch_size, image_size, json_option, output_option
+from deploycli.options import SEEDS, batch_size, image_size, json_object, json_option, output_option, tensor_spec
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
+
+    from models.spec import TensorSpec
 
 
 def _complete_model(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -30,14 +32,25 @@ def _complete_model(_ctx: click.Context, _param: click.Parameter, incomplete: st
     "--checkpoint",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Weights: the authors' .pth, timm's names, or .safetensors.",
+    help="Weights: the authors' .pth, timm's names, .safetensors, or Google's .npz.",
 )
 @click.option("--pretrained", is_flag=True, help="Fetch the published weights from the Hugging Face hub.")
 @click.option("--pretrained-from", metavar="REPO[@REVISION]", help="Fetch weights from this hub repository instead.")
-@click.option("--seed", default=0, show_default=True, help="Seed of the random weights, where none are given.")
+@click.option(
+    "--seed", type=SEEDS, default=0, show_default=True, help="Seed of the random weights, where none are given."
+)
 @click.option("--img-size", type=image_size, metavar="SIZE", help="Image size: 224, or 256x192 (height x width).")
 @click.option("--window-size", type=click.IntRange(min=1), help="Attention window, tokens.")
 @click.option("--num-classes", type=click.IntRange(min=1), help="Classes of the head; read from a checkpoint.")
+@click.option("--model-kwargs", type=json_object, metavar="JSON", help="Keyword arguments of a model from elsewhere.")
+@click.option(
+    "--input",
+    "inputs",
+    type=tensor_spec,
+    multiple=True,
+    metavar="NAME:SHAPE",
+    help="Input of a model from elsewhere, batch first: images:2x3x224x224. Once for each, in forward's order.",
+)
 @click.option("--batch", type=batch_size, default="dynamic", show_default=True, metavar="N|dynamic", help="Batch axis.")
 @click.option("--opset", default=20, show_default=True, help="ONNX operator set, 18 to 23.")
 @click.option("--no-rewrite", is_flag=True, help="Keep the plain traced graph.")
@@ -62,6 +75,8 @@ def command(
     img_size: tuple[int, int] | None,
     window_size: int | None,
     num_classes: int | None,
+    model_kwargs: dict[str, Any] | None,
+    inputs: tuple[TensorSpec, ...],
     batch: int,
     opset: int,
     no_rewrite: bool,
@@ -71,13 +86,16 @@ def command(
 ) -> int:
     """Trace MODEL, rewrite its graph, check it in ONNX Runtime, and write a bundle.
 
-    MODEL is a name that `deploycli list` shows: swin_t, or the authors' swin_tiny_patch4_window7_224.
+    MODEL is a name that `deploycli list` shows (swin_t, or the authors' swin_tiny_patch4_window7_224), or one from
+    elsewhere: timm:NAME, torchvision:NAME, hf:FOLDER_OR_ID, package.module:factory, path/to/file.py:factory.
 
     \b
     Examples:
       deploycli export swin_t --fmt onnx
       deploycli export swin_b --checkpoint swin_base_patch4_window7_224.pth
       deploycli export swin_t --img-size 256 --window-size 8 --batch 16 --name swin_t_256
+      deploycli export timm:swin_tiny_patch4_window7_224 --model-kwargs '{"num_classes": 10}'
+      deploycli export my_package.models:detector --input images:2x3x512x512
     """
     from deploycli.render import Progress, print_json, show_export
     from exporters.export import ExportRequest, export
@@ -93,6 +111,8 @@ def command(
         img_size=img_size,
         window_size=window_size,
         num_classes=num_classes,
+        model_kwargs=model_kwargs or {},
+        inputs=inputs,
         opset=opset,
         batch=batch or None,
         rewrite=not no_rewrite,

@@ -33,7 +33,7 @@ def command(pattern: str | None, as_json: bool) -> int:
                     "aliases": list(variant.aliases),
                     "summary": variant.summary,
                     "spec": variant.spec.to_json(),
-                    "preprocessing": variant.preprocessing.to_json(),
+                    "preprocessing": variant.preprocessing and variant.preprocessing.to_json(),
                     "pretrained": variant.pretrained and variant.pretrained.repo,
                 }
                 for variant in found

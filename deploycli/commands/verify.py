@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from deploycli.options import batch_sizes, json_option, open_bundles, output_option, tolerance
+from deploycli.options import SEEDS, batch_sizes, json_option, open_bundles, output_option, tolerance
 
 
 @click.command("verify")
@@ -40,7 +40,7 @@ from deploycli.options import batch_sizes, json_option, open_bundles, output_opt
     metavar="[OUT:]VALUE",
     help="Largest relative error, in place of the budget: 1e-3, or logits:1e-3.",
 )
-@click.option("--seed", default=0, show_default=True, help="Seed of the synthetic inputs.")
+@click.option("--seed", type=SEEDS, default=0, show_default=True, help="Seed of the synthetic inputs.")
 @json_option
 def command(
     bundles: tuple[str, ...],

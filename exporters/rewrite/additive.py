@@ -11,13 +11,22 @@ not bit for bit. Refused, for one: a first sum that something else reads as well
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import onnx_ir as ir
 
-from exporters.rewrite.builder import Builder, remove_dead, replace
-from exporters.rewrite.facts import PROBES, Facts
-from exporters.rewrite.movement_ops import Array, NotMovementError, is_movement, move
+from exporters.rewrite.builder import Builder, replace
+from exporters.rewrite.constants import GROWTH
+from exporters.rewrite.facts import Facts
+from exporters.rewrite.index_map import RUNS
+from exporters.rewrite.movement_ops import move
+from exporters.rewrite.unique import label
 from exporters.steps import Refusal
+
+if TYPE_CHECKING:
+    from exporters.rewrite.facts import Dims
+    from exporters.rewrite.movement_ops import Array
 
 
 class SumAdditiveConstants(ir.passes.InPlacePass):
@@ -48,46 +57,31 @@ class SumAdditiveConstants(ir.passes.InPlacePass):
             return False
         moved, b = operands
         path: list[ir.Node] = []
-        value = moved
-        while True:
-            producer = value.producer()
-            if producer is None:
+        first = moved.producer()
+        while first is not None and (inner := _sum_with_constant(first, facts)) is None:
+            source = first.inputs[0] if first.inputs else None
+            if source is None or not facts.only_moves(first) or len(first.outputs) != 1 or first.op_type == "Concat":
                 return False
-            inner = _sum_with_constant(producer, facts)
-            if inner is not None:
-                break
-            if not is_movement(producer) or len(producer.outputs) != 1 or producer.op_type == "Concat":
-                return False
-            if any(facts.constant(v) is None and _probes(v, facts) is None for v in producer.inputs[1:] if v):
-                return False
-            path.insert(0, producer)
-            above = producer.inputs[0]
-            if above is None:
-                return False
-            value = above
-        if any(len(v.uses()) != 1 or v.is_graph_output() for v in (value, *(n.outputs[0] for n in path))):
-            self.refusals.append(Refusal(second.name or "", "the first sum is read elsewhere too"))
+            path.insert(0, first)
+            first = source.producer()
+        if first is None or inner is None:
+            return False
+        if any(len(n.outputs[0].uses()) != 1 or n.outputs[0].is_graph_output() for n in (first, *path)):
+            self.refusals.append(Refusal(label(second), "the first sum is read elsewhere too"))
             return False
         x, a = inner
-        total = _moved_sum(value, a, path, moved, b, facts)
+        total = _moved_sum(first.outputs[0], a, path, b, moved, facts)
+        if not isinstance(total, str) and total.nbytes > a.nbytes + b.nbytes + GROWTH:
+            total = f"{total.nbytes} bytes of constants from {a.nbytes + b.nbytes}"
         if isinstance(total, str):
-            self.refusals.append(Refusal(second.name or "", total))
+            self.refusals.append(Refusal(label(second), total))
             return False
-        self._rebuild(second, producer, path, x, total, builder)
-        return True
-
-    def _rebuild(
-        self, second: ir.Node, first: ir.Node, path: list[ir.Node], x: ir.Value, total: Array, builder: Builder
-    ) -> None:
-        """Leave the first Add out of the path; add the total in the second one's place."""
-        value = x
         for node in path:
-            inputs = [value, *(v for v in node.inputs[1:] if v is not None)]
-            attributes = {a.name: a.value for a in node.attributes.values()}
-            value = builder.value(node.op_type, inputs, second, **attributes)
+            x = builder.value(node.op_type, [x, *node.inputs[1:]], second, **node.attributes)
         constant = builder.constant(total, name=f"{second.outputs[0].name}_constant")
-        replace(second.outputs[0], builder.value("Add", [value, constant], second))
-        remove_dead(builder.graph, [first, *path, second])
+        replace(second.outputs[0], builder.value("Add", [x, constant], second))
+        builder.graph.remove([first, *path, second], safe=True)
+        return True
 
 
 def _sum_with_constant(node: ir.Node, facts: Facts) -> tuple[ir.Value, Array] | None:
@@ -103,36 +97,34 @@ def _sum_with_constant(node: ir.Node, facts: Facts) -> tuple[ir.Value, Array] | 
     return None
 
 
-def _probes(value: ir.Value, facts: Facts) -> tuple[Array, ...] | None:
-    fact = facts[value]
-    return None if fact is None else fact.probes
-
-
 def _moved_sum(
-    source: ir.Value, a: Array, path: list[ir.Node], result: ir.Value, b: Array, facts: Facts
+    source: ir.Value, a: Array, path: list[ir.Node], b: Array, result: ir.Value, facts: Facts
 ) -> Array | str:
-    """Return ``move(a) + b`` for one sample with a leading axis of 1, as small as broadcasting allows."""
-    samples: list[Array] = []
-    for probe, batch in enumerate(PROBES):
-        fact, target = facts[source], facts[result]
-        assert fact is not None
-        assert target is not None
-        shape, final = fact.at(batch), target.at(batch)
-        assert shape is not None
-        assert final is not None
-        moved: Array = np.broadcast_to(a, shape)
-        try:
-            for node in path:
-                rest = [None if v is None else (_probes(v, facts) or ())[probe] for v in node.inputs[1:]]
-                (moved,) = move(node, [moved, *rest])
-        except NotMovementError as error:
-            return str(error)
-        total = np.broadcast_to(moved + b, final)
+    """Return ``move(a) + b``, as small as broadcasting allows, or the reason why there is no such constant."""
+    totals: list[Array] = []
+    for batch in RUNS:
+        total: Array = np.broadcast_to(a, _shape(source, batch, facts))
+        for node in path:
+            rest = [None if value is None else _value(value, batch, facts) for value in node.inputs[1:]]
+            (total,) = move(node, [total, *rest])
+        total = np.broadcast_to(total + b, _shape(result, batch, facts))
         for axis in range(total.ndim):
             first = total.take([0], axis)
             if np.array_equal(total, np.broadcast_to(first, total.shape)):
                 total = first
-        samples.append(total)
-    if any(s.shape != samples[0].shape or not np.array_equal(s, samples[0]) for s in samples[1:]):
+        totals.append(total)
+    if any(t.shape != totals[0].shape or not np.array_equal(t, totals[0]) for t in totals):
         return "the constant would depend on the batch size"
-    return np.ascontiguousarray(samples[0])
+    return totals[0]
+
+
+def _shape(value: ir.Value, batch: int, facts: Facts) -> Dims:
+    fact = facts[value]
+    shape = None if fact is None else fact.shape(batch)
+    assert shape is not None, "both sums have a known shape"
+    return shape
+
+
+def _value(value: ir.Value, batch: int, facts: Facts) -> Array | None:
+    fact = facts[value]
+    return None if fact is None else fact.value(batch)

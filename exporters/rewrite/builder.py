@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
 
-from exporters.rewrite.facts import BATCH, Dims, reshape_target
+from exporters.rewrite.affine import BATCH
+from exporters.rewrite.facts import Dims, reshape_target
 from exporters.rewrite.forms import Move, as_indices, slice_bounds
+from exporters.rewrite.unique import Names, value_names
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,43 +26,38 @@ class Builder:
     def __init__(self, graph: ir.Graph, facts: Facts) -> None:
         self.graph = graph
         self.facts = facts
+        self._names = Names(value_names(graph))
         self._constants: dict[tuple[str, Dims, bytes], ir.Value] = {}
 
-    def constant(self, array: Array, name: str = "") -> ir.Value:
+    def constant(self, array: Array, name: str = "constant") -> ir.Value:
         """Return an initializer that holds the array; the name is a wish."""
-        array = np.ascontiguousarray(array)
-        key = (array.dtype.str, array.shape, array.tobytes())
+        array = np.asarray(array, order="C")
+        digest = hashlib.sha256(array.tobytes()).digest()  # the bytes of a weight are not to be held on to
+        key = (array.dtype.name, array.shape, digest)
         value = self._constants.get(key)
-        if value is None or value.graph is not self.graph:
-            name = name or f"const_{len(self._constants)}"
-            while name in self.graph.initializers:
-                name += "_"
+        if value is None:
+            name = self._names.unique(name)
             tensor = ir.tensor(array, name=name)
-            value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+            value = self._constants[key] = initializer(name, tensor)
             self.graph.register_initializer(value)
-            self._constants[key] = value
         return value
 
     def node(
-        self,
-        op_type: str,
-        inputs: Sequence[ir.Value],
-        anchor: ir.Node,
-        *,
-        outputs: int = 1,
-        **attributes: Any,
+        self, op_type: str, inputs: Sequence[ir.Value | None], anchor: ir.Node, outputs: int = 1, **attributes: Any
     ) -> ir.Node:
         """Insert a node before the anchor; it inherits the anchor's PyTorch module path."""
         attrs = [ir.convenience.convert_attribute(key, value) for key, value in attributes.items()]
         node = ir.Node("", op_type, inputs, attrs, num_outputs=outputs)
         node.metadata_props.update(anchor.metadata_props)
+        for output in node.outputs:
+            output.name = self._names.unique(op_type)
         self.graph.insert_before(anchor, node)
         self.facts.infer(node)
         for output in node.outputs:
             annotate(output, self.facts)
         return node
 
-    def value(self, op_type: str, inputs: Sequence[ir.Value], anchor: ir.Node, **attributes: Any) -> ir.Value:
+    def value(self, op_type: str, inputs: Sequence[ir.Value | None], anchor: ir.Node, **attributes: Any) -> ir.Value:
         """Insert a node with one output and return the output."""
         return self.node(op_type, inputs, anchor, **attributes).outputs[0]
 
@@ -67,7 +65,6 @@ class Builder:
         """Insert a Reshape to dims that grow with the batch on one axis at most."""
         target = reshape_target(dims)
         assert target is not None, "callers check that the shape can be written"
-        # A dimension of 0 would mean "copy" without allowzero; static dims of real tensors are positive.
         return self.value("Reshape", [source, self.constant(np.array(target, np.int64))], anchor)
 
     def move(self, move: Move, source: ir.Value, anchor: ir.Node) -> ir.Value:
@@ -85,6 +82,12 @@ class Builder:
         pads = np.zeros(2 * len(move.dims), np.int64)
         pads[len(move.dims) + move.axis] = 1
         return self.value("Pad", [source, self.constant(pads)], anchor)
+
+
+def initializer(name: str, tensor: ir.TensorProtocol) -> ir.Value:
+    """Return a value that holds a tensor; the graph must still register it."""
+    shape, tensor_type = ir.Shape(tensor.shape.numpy()), ir.TensorType(tensor.dtype)
+    return ir.Value(name=name, shape=shape, type=tensor_type, const_value=tensor)
 
 
 def annotate(value: ir.Value, facts: Facts) -> None:

@@ -11,15 +11,15 @@ it. Refused, for one: a result much larger than what it is made of, such as an E
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_ir as ir
 
-from exporters.rewrite.builder import annotate
+from exporters.rewrite.builder import initializer
 from exporters.rewrite.facts import Facts
+from exporters.rewrite.unique import label
 from exporters.steps import Refusal
 
-_GROWTH = 16 * 2**20
-"""A constant may be this much larger than its operands, bytes."""
+GROWTH = 16 * 2**20
+"""A constant may be this much larger than what it is made of, bytes."""
 
 
 class FoldConstants(ir.passes.InPlacePass):
@@ -35,35 +35,40 @@ class FoldConstants(ir.passes.InPlacePass):
         graph = model.graph
         facts = self._facts or Facts(graph)
         self.refusals = []
-        folded = [node for node in graph if self._folds(node, facts)]
-        for node in reversed(folded):  # readers first, so that what only they read is not stored
-            for i, output in enumerate(list(node.outputs)):
-                if output.uses():
-                    _store(node, i, facts)
-            graph.remove(node, safe=True)
+        made_of: dict[ir.Value, int] = {}
+        folded = dict.fromkeys(node for node in graph if self._folds(node, facts, made_of))
+        for node in folded:
+            for output in node.outputs:
+                if any(reader not in folded for reader in output.consumers()):
+                    _store(output, graph, facts)
+        graph.remove(folded, safe=True)
         return ir.passes.PassResult(model, bool(folded))
 
-    def _folds(self, node: ir.Node, facts: Facts) -> bool:
-        values = [facts.constant(output) for output in node.outputs]
-        if any(v is None for v in values) or any(output.is_graph_output() for output in node.outputs):
+    def _folds(self, node: ir.Node, facts: Facts, made_of: dict[ir.Value, int]) -> bool:
+        """Decide on a node, and note of how many stored bytes its outputs are made."""
+        read = [output for output in node.outputs if output.uses()]
+        values = [facts.constant(output) for output in read]
+        if not read or any(v is None for v in values) or any(output.is_graph_output() for output in node.outputs):
             return False
         made = sum(v.nbytes for v in values if v is not None)
-        given = sum(v.nbytes for v in map(facts.constant, node.inputs) if v is not None)
-        if made > given + _GROWTH:
-            self.refusals.append(Refusal(node.name or "", f"{made} bytes of constants from {given}"))
-            return False
-        return True
+        given = sum(made_of.get(v, _bytes(v, facts)) for v in node.inputs if v is not None)
+        folds = made <= given + GROWTH
+        made_of.update(dict.fromkeys(read, made if folds else given))
+        if not folds:
+            self.refusals.append(Refusal(label(node), f"{made} bytes of constants from {given}"))
+        return folds
 
 
-def _store(node: ir.Node, index: int, facts: Facts) -> None:
-    output = node.outputs[index]
+def _bytes(value: ir.Value, facts: Facts) -> int:
+    constant = facts.constant(value)
+    return 0 if constant is None else constant.nbytes  # a shape costs nothing
+
+
+def _store(output: ir.Value, graph: ir.Graph, facts: Facts) -> None:
     array = facts.constant(output)
     assert array is not None
-    assert node.graph is not None
+    name, output.name = output.name or "", None
     # A transposed weight stays a view of the original: it is copied when it is written, one tensor at a time.
-    tensor = ir.Tensor(np.asarray(array), name=output.name)
-    value = ir.Value(name=output.name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
-    output.name = f"{output.name}_folded"
-    node.graph.register_initializer(value)
+    value = initializer(name, ir.Tensor(array, name=name))
+    graph.register_initializer(value)
     output.replace_all_uses_with(value)
-    annotate(value, facts)

@@ -11,19 +11,25 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from exporters.rewrite.movement_ops import Array, NotMovementError, is_movement, move
+from exporters.rewrite.movement_ops import is_movement, move
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
-    from exporters.rewrite.movement_ops import Operands
+    from exporters.rewrite.movement_ops import Array, Operands
 
-NONDETERMINISTIC = frozenset(
-    {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+_RANDOM = frozenset(
+    # A Dropout that is still there at this point trains.
+    {"Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 )
+
+_QUANTIZATION = frozenset({"DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear"})
+"""These say in which type a weight is kept: folding one would undo the quantization."""
 
 
 def _truncating_division(a: Array, b: Array) -> Array:
+    if not b.all():
+        raise ValueError("division by zero")
     quotient: Array = np.sign(a) * np.sign(b) * (np.abs(a) // np.abs(b))
     return quotient.astype(a.dtype)
 
@@ -54,61 +60,66 @@ def can_evaluate(node: ir.Node) -> bool:
     """Say whether the node is a deterministic operator of the ONNX domain without subgraphs."""
     return (
         node.domain == ""
-        and node.op_type not in NONDETERMINISTIC
+        and node.op_type not in _RANDOM | _QUANTIZATION
         and not any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values())
     )
 
 
-def evaluate(node: ir.Node, operands: Operands, opset_imports: Mapping[str, int]) -> list[Array]:
-    """Return the node's outputs for constant operands.
+def evaluate(node: ir.Node, operands: Operands, opset_imports: Mapping[str, int]) -> Sequence[Array | None]:
+    """Return the node's outputs for constant operands; None for an optional output that is absent.
 
     Raises:
         ValueError: the node cannot be evaluated; the message says why.
     """
-    if is_movement(node):
-        try:
-            return move(node, operands)
-        except NotMovementError:
-            return _in_onnxruntime(node, operands, opset_imports)
-    if node.op_type == "Shape" and operands[0] is not None:
+    if is_movement(node, operands):
+        return move(node, operands)
+    present = [x for x in operands if x is not None]
+    if node.op_type == "Shape":
         start, end = node.attributes.get_int("start", 0), node.attributes.get_int("end", None)
-        return [np.array(operands[0].shape[start:end], np.int64)]
+        return [np.array(present[0].shape[start:end], np.int64)]
+    if node.op_type == "ConstantOfShape":  # as a view: whether it is worth its bytes is decided later
+        fill = node.attributes.get_tensor("value", None)
+        scalar = np.zeros((), np.float32) if fill is None else fill.numpy().reshape(())
+        return [np.broadcast_to(scalar, tuple(present[0].tolist()))]
     arithmetic = _INTEGER.get(node.op_type)
-    if arithmetic and all(x is not None and x.dtype.kind in "ib" for x in operands) and len(operands) <= 3:
-        if len(operands) == 1 and node.op_type in ("Max", "Min"):
-            return [x for x in operands if x is not None]
-        if node.op_type == "Where" or len(operands) <= 2:
-            return [np.asarray(arithmetic(*operands))]
+    if arithmetic and len(operands) == len(present) == _arity(node) and all(x.dtype.kind in "ib" for x in present):
+        return [np.asarray(arithmetic(*present))]
     return _in_onnxruntime(node, operands, opset_imports)
 
 
-def _in_onnxruntime(node: ir.Node, operands: Operands, opset_imports: Mapping[str, int]) -> list[Array]:
+def _arity(node: ir.Node) -> int:
+    """Operands that the numpy function of the same meaning takes; Max and Min of ONNX take any number."""
+    return {"Abs": 1, "Neg": 1, "Not": 1, "Where": 3}.get(node.op_type, 2)
+
+
+def _in_onnxruntime(node: ir.Node, operands: Operands, opset_imports: Mapping[str, int]) -> list[Array | None]:
     import onnx
     import onnxruntime as ort
 
-    proto = ir.to_proto(node)
-    assert isinstance(proto, onnx.NodeProto)
-    del proto.input[:], proto.output[:]
-    inputs, feed = [], {}
-    for i, operand in enumerate(operands):
-        name = "" if operand is None else f"x{i}"
-        proto.input.append(name)
-        if operand is not None:
-            feed[name] = np.ascontiguousarray(operand)
-            elem_type = onnx.helper.np_dtype_to_tensor_dtype(operand.dtype)
-            inputs.append(onnx.helper.make_tensor_value_info(name, elem_type, operand.shape))
-    proto.output.extend(f"y{i}" if output.name else "" for i, output in enumerate(node.outputs))
-    outputs = [onnx.ValueInfoProto(name=name) for name in proto.output if name]
-    graph = onnx.helper.make_graph([proto], "node", inputs, outputs)
-    model = onnx.helper.make_model(
-        graph, opset_imports=[onnx.helper.make_opsetid(d, v) for d, v in opset_imports.items()], ir_version=10
-    )
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1
     options.log_severity_level = 4  # the reason is in the exception; nothing goes to the terminal
     try:
+        inputs, feed = [], {}
+        for i, operand in enumerate(operands):
+            if operand is not None:
+                feed[f"x{i}"] = np.ascontiguousarray(operand)
+                elem_type = onnx.helper.np_dtype_to_tensor_dtype(operand.dtype)
+                inputs.append(onnx.helper.make_tensor_value_info(f"x{i}", elem_type, operand.shape))
+        proto = ir.serde.serialize_node(node)
+        del proto.input[:], proto.output[:]
+        proto.input.extend("" if operand is None else f"x{i}" for i, operand in enumerate(operands))
+        proto.output.extend(f"y{i}" if output.name else "" for i, output in enumerate(node.outputs))
+        graph = onnx.helper.make_graph(
+            [proto], "node", inputs, [onnx.ValueInfoProto(name=name) for name in proto.output if name]
+        )
+        opsets = [onnx.helper.make_opsetid(d, v) for d, v in opset_imports.items()]
+        model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)
         session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        return [np.asarray(y) for y in session.run(None, feed)]
+        results = dict(zip([y.name for y in session.get_outputs()], session.run(None, feed), strict=True))
     except Exception as error:  # ONNX Runtime raises classes of its own, one per status code
         raise ValueError(f"{node.op_type} could not be evaluated: {error}") from error
+    if not all(isinstance(y, (np.ndarray, np.generic)) and y.dtype.kind != "O" for y in results.values()):
+        raise ValueError(f"{node.op_type} makes something else than a tensor of numbers")
+    return [np.asarray(results[name]) if name else None for name in proto.output]

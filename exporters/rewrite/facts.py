@@ -1,12 +1,13 @@
-"""What is known of every value: its type, its shape for any batch size, and its value where that is constant.
+"""What is known of every value: its type, its shape for any batch size, and its value where that is known.
 
-The graph is interpreted at two batch sizes. A dimension that doubles with the batch is a multiple of it; a value that
-is the same at both is constant, however it was computed from shapes. A symbolic dimension is written as a multiple of
-the stand-in :data:`BATCH`, so that ``[64*B, 49, 96]`` is a tuple of plain integers on which all arithmetic works.
+A symbolic dimension is written as a multiple of the stand-in :data:`BATCH`, so that ``[64*B, 49, 96]`` is a tuple of
+plain integers on which all arithmetic works. The graph is interpreted at batch 1 and at batch :data:`BATCH`: so far
+apart that a dimension which is clipped, rounded or padded on its way is a multiple of the batch at one end only.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -14,22 +15,20 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from exporters.rewrite.affine import BATCH, ENDS, at, stays_affine
 from exporters.rewrite.evaluate import can_evaluate, evaluate
-from exporters.rewrite.movement_ops import Array
+from exporters.rewrite.movement_ops import data_operands, is_movement
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from exporters.rewrite.movement_ops import Array
+
 Dims: TypeAlias = tuple[int, ...]
-
-BATCH = 1_000_003
-"""Stand-in for the symbolic batch: a prime above every dimension of a real model."""
-
-PROBES = (2, 3)
-"""Batch sizes of the interpretation. Not 1, which broadcasts."""
+_Ends: TypeAlias = "tuple[Array, Array]"
 
 _SHAPE_ARITHMETIC_LIMIT = 4096
-"""Largest batch-dependent value that is followed, elements. Shapes are shorter; tensors of data are longer."""
+"""Largest value that shape inference looks into, elements. Shapes are shorter; tensors of data are longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,28 +38,27 @@ class Fact:
     Attributes:
         dtype: element type.
         dims: shape, with the batch written as multiples of :data:`BATCH`; None where it is not of that form.
-        probes: the value at each batch size of :data:`PROBES`, or None where it depends on data.
+        ends: the value at each batch size of :data:`ENDS`, one object if it is constant; None where it is not known.
+        zero: every element is zero, however many there are.
     """
 
     dtype: ir.DataType
     dims: Dims | None
-    probes: tuple[Array, ...] | None = None
+    ends: _Ends | None = None
+    zero: bool = False
 
     @property
     def constant(self) -> Array | None:
         """The value, where it is the same at every batch size."""
-        if self.probes is None:
-            return None
-        first, *rest = self.probes
-        return first if all(x is first or _same(x, first) for x in rest) else None
+        return None if self.ends is None or self.ends[0] is not self.ends[1] else self.ends[0]
 
-    def at(self, batch: int) -> Dims | None:
+    def shape(self, batch: int) -> Dims | None:
         """The shape for a batch size."""
         return None if self.dims is None else tuple(substitute(d, batch) for d in self.dims)
 
-
-def _same(a: Array, b: Array) -> bool:
-    return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
+    def value(self, batch: int) -> Array | None:
+        """The value for a batch size."""
+        return None if self.ends is None else at(self.ends, batch)
 
 
 def substitute(dim: int, batch: int) -> int:
@@ -88,8 +86,6 @@ class Facts:
         self.batch_name = _batch_symbol(graph)
         for value in graph.inputs:
             self._add_input(value)
-        for value in graph.initializers.values():
-            self._fact_of_initializer(value)
         for node in graph:
             self.infer(node)
 
@@ -106,6 +102,22 @@ class Facts:
         fact = None if value is None else self[value]
         return None if fact is None else fact.constant
 
+    def is_zero(self, value: ir.Value) -> bool:
+        """Say whether every bit of a value is known to be zero."""
+        fact = self[value]
+        if fact is None or fact.zero:
+            return fact is not None
+        return fact.constant is not None and _all_zero(fact.constant)
+
+    def only_moves(self, node: ir.Node) -> bool:
+        """Say whether a node moves data, and where to is known for every batch size."""
+        moved = data_operands(node)
+        operands = [None if i in moved else self.constant(value) for i, value in enumerate(node.inputs)]
+        if not is_movement(node, operands):
+            return False
+        facts = [self[value] for i, value in enumerate(node.inputs) if value is not None and i not in moved]
+        return all(fact is not None and fact.ends is not None for fact in facts)
+
     def infer(self, node: ir.Node) -> None:
         """Record what follows for the outputs of a node whose inputs are known."""
         facts = [None if value is None else self[value] for value in node.inputs]
@@ -113,115 +125,144 @@ class Facts:
             return
         values = self._evaluate(node, facts)
         if values is not None:
-            for i, output in enumerate(node.outputs):
-                probes = tuple(v[i] for v in values)
-                shapes = [p.shape for p in probes]
-                self._facts[output] = Fact(_dtype(probes[0]), _fit(shapes), probes)
+            for output, ends in zip(node.outputs, values, strict=True):
+                if ends is not None:
+                    dims = _fit(ends[0].shape, ends[1].shape)
+                    self._facts[output] = Fact(ir.DataType.from_numpy(ends[0].dtype), dims, ends)
             return
-        shapes_at = [_infer_outputs(node, facts, i, self._graph.opset_imports) for i in range(len(PROBES))]
-        if any(s is None for s in shapes_at):
+        low, high = (_infer_outputs(node, facts, batch, self._graph.opset_imports) for batch in ENDS)
+        if low is None or high is None:
             return
-        for i, output in enumerate(node.outputs):
-            inferred = [s[i] for s in shapes_at if s is not None]
-            if all(t is not None for t in inferred):
-                types = [t for t in inferred if t is not None]
-                self._facts[output] = Fact(types[0][0], _fit([t[1] for t in types]))
+        zero = self._makes_zeros(node)
+        for output, at_low, at_high in zip(node.outputs, low, high, strict=True):
+            if at_low is not None and at_high is not None:
+                self._facts[output] = Fact(at_low[0], _fit(at_low[1], at_high[1]), zero=zero)
 
     def _add_input(self, value: ir.Value) -> None:
         if value.shape is None or value.dtype is None:
             return
-        dims = tuple(dim if isinstance(dim, int) else BATCH for dim in value.shape)
         symbols = {dim.value for dim in value.shape if isinstance(dim, ir.SymbolicDim)}
-        known = symbols <= {self.batch_name} and None not in symbols
-        if known:
-            self._facts[value] = Fact(value.dtype, dims)
+        if symbols <= {self.batch_name} and None not in symbols:
+            low, high = (tuple(d if isinstance(d, int) else batch for d in value.shape) for batch in ENDS)
+            self._facts[value] = Fact(value.dtype, _fit(low, high))
 
     def _fact_of_initializer(self, value: ir.Value) -> Fact | None:
         tensor = value.const_value
         if tensor is None or not value.is_initializer() or value.is_graph_input():
             return None
-        array = tensor.numpy()
-        fact = self._facts[value] = Fact(tensor.dtype, array.shape, (array,) * len(PROBES))
+        shape = tuple(tensor.shape.numpy())
+        ends = None
+        if not tensor.dtype.is_string():
+            array = tensor.numpy()
+            ends = (array, array)
+        fact = self._facts[value] = Fact(tensor.dtype, _fit(shape, shape), ends)
         return fact
 
-    def _evaluate(self, node: ir.Node, facts: list[Fact | None]) -> list[list[Array]] | None:
-        """Return the outputs at each probe, where they follow from constants and shapes alone."""
-        if not can_evaluate(node):
+    def _evaluate(self, node: ir.Node, facts: list[Fact | None]) -> list[_Ends | None] | None:
+        """Return the outputs at both ends, where they follow from constants and shapes alone."""
+        if not can_evaluate(node) or not facts:
             return None
         if node.op_type in ("Shape", "Size") and facts[0] is not None and facts[0].dims is not None:
-            shapes = [np.array(facts[0].at(b), np.int64) for b in PROBES]
-            start, end = node.attributes.get_int("start", 0), node.attributes.get_int("end", None)
-            return [[s[start:end] if node.op_type == "Shape" else np.array(s.prod(), np.int64)] for s in shapes]
-        if any(fact is not None and fact.probes is None for fact in facts) or not facts:
+            return _measure(node, facts[0].dims)
+        if node.op_type == "CastLike" and facts[1] is not None:
+            like = np.empty(0, facts[1].dtype.numpy())  # only its type is read
+            facts = [facts[0], Fact(facts[1].dtype, (0,), (like, like))]
+        if any(fact is not None and fact.ends is None for fact in facts):
             return None
+        operands = [None if fact is None else fact.ends for fact in facts]
         constant = all(fact is None or fact.constant is not None for fact in facts)
-        if not constant and sum(fact.probes[0].size for fact in facts if fact and fact.probes) > _SHAPE_ARITHMETIC_LIMIT:
+        if not constant and not stays_affine(node, operands):
             return None
-        results: list[list[Array]] = []
         try:
-            for i in range(1 if constant else len(PROBES)):
-                operands = [None if fact is None or fact.probes is None else fact.probes[i] for fact in facts]
-                results.append(evaluate(node, operands, self._graph.opset_imports))
+            low, high = (
+                evaluate(node, [None if x is None else x[end] for x in operands], self._graph.opset_imports)
+                if end == 0 or not constant
+                else None
+                for end in range(len(ENDS))
+            )
         except ValueError:
             return None
-        return results * len(PROBES) if constant else results
+        assert low is not None
+        if high is None:
+            return [None if x is None else (x, x) for x in low]
+        return [None if x is None or y is None else _as_ends(x, y) for x, y in zip(low, high, strict=True)]
+
+    def _makes_zeros(self, node: ir.Node) -> bool:
+        if node.op_type == "ConstantOfShape" and node.domain == "":
+            value = node.attributes.get_tensor("value", None)
+            return value is None or _all_zero(value.numpy())
+        return self.only_moves(node) and all(
+            self.is_zero(value) for i, value in enumerate(node.inputs) if value is not None and i in data_operands(node)
+        )
 
 
 def _batch_symbol(graph: ir.Graph) -> str | None:
-    """Return the name of the batch axis: the one symbol that stands on axis 0 of the inputs."""
+    """Return the name of the batch axis: the symbol that stands on axis 0 of the first input that has one there."""
     for value in graph.inputs:
         if value.shape is not None and len(value.shape) and isinstance(value.shape[0], ir.SymbolicDim):
             return value.shape[0].value
     return None
 
 
-def _fit(shapes: list[Dims]) -> Dims | None:
-    """Return the dims that give these shapes at the probes, or None where they are not multiples of the batch."""
-    first, *rest = shapes
-    if any(len(s) != len(first) for s in rest):
+def _all_zero(array: Array) -> bool:
+    """Say whether every bit is zero: the zero of a Pad is not a negative one."""
+    return not array.any() and not np.signbit(array).any() if array.dtype.kind == "f" else not array.any()
+
+
+def _measure(node: ir.Node, dims: Dims) -> list[_Ends | None] | None:
+    """Evaluate Shape or Size."""
+    start, end = node.attributes.get_int("start", 0), node.attributes.get_int("end", None)
+    low, high = ([substitute(d, batch) for d in dims[start:end]] for batch in ENDS)
+    if node.op_type == "Shape":
+        return [_as_ends(np.array(low, np.int64), np.array(high, np.int64))]
+    if len(dynamic_axes(dims)) > 1:
+        return None
+    return [_as_ends(np.array(math.prod(low), np.int64), np.array(math.prod(high), np.int64))]
+
+
+def _as_ends(low: Array, high: Array) -> _Ends:
+    return (low, low) if np.array_equal(low, high) else (low, high)
+
+
+def _fit(low: Dims, high: Dims) -> Dims | None:
+    """Return the dims that give these shapes at the ends, or None where they are not multiples of the batch."""
+    if len(low) != len(high):
         return None
     dims = []
-    for axis in zip(*shapes, strict=True):
-        if len(set(axis)) == 1:
-            dims.append(axis[0])
-        elif all(size * PROBES[0] == axis[0] * b for size, b in zip(axis, PROBES, strict=True)) and not axis[0] % PROBES[0]:
-            dims.append(axis[0] // PROBES[0] * BATCH)
-        else:
+    for a, b in zip(low, high, strict=True):
+        is_static = a == b and (b == 0 or b % BATCH != 0)
+        if not is_static and (a == 0 or b != a * BATCH):
             return None
+        dims.append(b)
     return tuple(dims)
 
 
-def _dtype(array: Array) -> ir.DataType:
-    return ir.DataType.from_numpy(array.dtype)
-
-
 def _infer_outputs(
-    node: ir.Node, facts: list[Fact | None], probe: int, opset_imports: Mapping[str, int]
+    node: ir.Node, facts: list[Fact | None], batch: int, opset_imports: Mapping[str, int]
 ) -> list[tuple[ir.DataType, Dims] | None] | None:
     """Run ONNX's own shape inference on one node at one batch size."""
     version = opset_imports.get(node.domain)
     if version is None or not onnx.defs.has(node.op_type, node.domain):
         return None
-    proto = ir.to_proto(node)
-    assert isinstance(proto, onnx.NodeProto)
+    proto = ir.serde.serialize_node(node)
     types, data = {}, {}
     for i, fact in enumerate(facts):
         if fact is None:
             continue
-        shape = fact.at(PROBES[probe])
+        shape, value = fact.shape(batch), fact.value(batch)
         if shape is None:
             return None
         proto.input[i] = name = f"x{i}"
         types[name] = onnx.helper.make_tensor_type_proto(int(fact.dtype), shape)
-        if fact.probes is not None and fact.probes[probe].size <= _SHAPE_ARITHMETIC_LIMIT:
-            data[name] = onnx.numpy_helper.from_array(np.ascontiguousarray(fact.probes[probe]), name)
+        if value is not None and value.size <= _SHAPE_ARITHMETIC_LIMIT:
+            data[name] = onnx.numpy_helper.from_array(np.ascontiguousarray(value), name)
     for i, output in enumerate(node.outputs):
         proto.output[i] = f"y{i}" if output.name else ""
     try:
         schema = onnx.defs.get_schema(node.op_type, version, node.domain)
         opsets = [onnx.helper.make_opsetid(domain, v) for domain, v in opset_imports.items()]
         inferred = onnx.shape_inference.infer_node_outputs(schema, proto, types, data, None, opsets, 10)
-    except (onnx.shape_inference.InferenceError, onnx.defs.SchemaError):
+    except (onnx.shape_inference.InferenceError, onnx.defs.SchemaError, onnx.checker.ValidationError):
         return None
     return [_read_type(inferred.get(f"y{i}")) for i in range(len(node.outputs))]
 
@@ -233,5 +274,3 @@ def _read_type(proto: onnx.TypeProto | None) -> tuple[ir.DataType, Dims] | None:
     if not all(d.HasField("dim_value") for d in dims):
         return None
     return ir.DataType(proto.tensor_type.elem_type), tuple(d.dim_value for d in dims)
-
-

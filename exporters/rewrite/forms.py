@@ -16,12 +16,16 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from exporters.rewrite.facts import BATCH, Dims, reshape_target
+from exporters.rewrite.affine import BATCH
+from exporters.rewrite.facts import reshape_target
 from exporters.rewrite.index_map import IndexMap, elements
 from exporters.rewrite.movement_ops import NOWHERE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+
+    from exporters.rewrite.facts import Dims
+    from exporters.rewrite.movement_ops import Array
 
 LAUNCH = 256 * 1024
 """Cost of one operator that copies, in bytes: a kernel launch moves about as much in its time."""
@@ -30,7 +34,10 @@ VIEW = 8 * 1024
 """Cost of one Reshape, in bytes: it copies nothing, but it is a node."""
 
 _OPAQUE = 2
-"""Weight of the bytes of a Gather. A compiler reads a transposed operand through its strides; a gathered one it copies."""
+"""Weight of the bytes of a Gather: a compiler reads a transposed operand in place, a gathered one it copies."""
+
+_MOST_ROWS = 2**16
+"""A Gather of more rows than this is not considered: where rows are many, they are short, and their index is long."""
 
 _CACHE_LINE = 64
 """Rows shorter than this, in bytes, are gathered at the price of a whole line."""
@@ -44,7 +51,8 @@ class Move:
         op: operator type.
         dims: shape of its result.
         axis: axis of a Gather, Slice, Split or Pad.
-        values: permutation of a Transpose; ``(start, size)`` of a Slice; indices of a Gather, flat.
+        values: permutation of a Transpose; ``(start, size)`` of a Slice.
+        indices: indices of a Gather, flat, as the bytes of int64: quick to compare, however many there are.
         shape: shape of the Gather's indices.
         row: elements in a gathered row.
     """
@@ -53,6 +61,7 @@ class Move:
     dims: Dims
     axis: int = 0
     values: tuple[int, ...] = ()
+    indices: bytes = b""
     shape: tuple[int, ...] = ()
     row: int = 1
 
@@ -182,7 +191,7 @@ def _strided_form(offset: int, digits: Digits, total: int, source: Dims, result:
     if len(cut) == 1 and sizes[cut[0]] == 1:
         axis = cut[0]
         dims = dims[:axis] + dims[axis + 1 :]
-        moves.append(Move("Gather", dims, axis, (starts[axis],)))
+        moves.append(Move("Gather", dims, axis, indices=np.int64(starts[axis]).tobytes()))
         order = [i - (i > axis) for i in order if i != axis]
     else:
         for axis in cut:
@@ -212,36 +221,34 @@ def _with_unit_axes(
 
 def _row_forms(index_map: IndexMap, source: Dims, result: Dims) -> Iterator[Plan]:
     """Write the map as one Gather on one axis, with every division into outer x rows x unit that the shapes suggest."""
-    units = {u for dims in (source, result) for u in _strides(dims) if u % BATCH and index_map.unit % u == 0}
-    units.add(index_map.unit)
-    outers = {1}
+    divisions = {(index_map.repeats, index_map.unit)}
     for dims in (source, result):
-        whole = math.prod(dims)
-        outers |= {whole // s // index_map.repeats for s in _strides(dims) if s % BATCH}
-    for outer, unit in product(sorted(outers), sorted(units)):
-        rows = index_map.rows(outer, unit) if outer else None
-        if rows is not None:
-            yield from _row_form(index_map, outer, unit, rows.tolist(), source, result)
+        strides, outers = _strides(dims), [math.prod(dims[:i]) for i in range(len(dims))]
+        # Rows as long as can be, or else an axis that is there already.
+        divisions |= {(outer, index_map.unit) for outer in outers}
+        divisions |= {(outer, stride) for i, stride in enumerate(strides) for outer in outers[: i + 1]}
+    for leading, unit in sorted(divisions):
+        if leading % index_map.repeats == 0 and unit % BATCH:
+            rows = index_map.rows(leading // index_map.repeats, unit)
+            if rows is not None and rows.size <= _MOST_ROWS:
+                yield from _row_form(index_map, leading, unit, rows, source, result)
 
 
-def _row_form(
-    index_map: IndexMap, outer: int, unit: int, rows: list[int], source: Dims, result: Dims
-) -> Iterator[Plan]:
-    source_rows = index_map.source // (outer * unit)
-    leading = outer * index_map.repeats
-    for view in _row_views(leading, source_rows, unit, source, result):
+def _row_form(index_map: IndexMap, leading: int, unit: int, rows: Array, source: Dims, result: Dims) -> Iterator[Plan]:
+    source_rows = index_map.source * index_map.repeats // (leading * unit)
+    indices = np.where(rows == NOWHERE, source_rows, rows).astype(np.int64).tobytes()
+    pads = NOWHERE in rows
+    for view in dict.fromkeys(_row_views(leading, source_rows, unit, source, result)):
         axis = _axis_of(view, source_rows, unit)
         if axis is None:
             continue
-        moves = list(_reshape(source, view))
-        picked, dims = list(rows), view
-        if NOWHERE in picked:
+        moves, dims = list(_reshape(source, view)), view
+        if pads:
             dims = (*view[:axis], source_rows + 1, *view[axis + 1 :])
             moves.append(Move("Pad", dims, axis))
-            picked = [source_rows if row == NOWHERE else row for row in picked]
-        shape = _index_shape(dims, axis, len(picked), result)
+        shape = _index_shape(dims, axis, rows.size, result)
         dims = (*dims[:axis], *shape, *dims[axis + 1 :])
-        moves.append(Move("Gather", dims, axis, tuple(picked), shape, unit))
+        moves.append(Move("Gather", dims, axis, indices=indices, shape=shape, row=unit))
         yield (*moves, *_reshape(dims, result))
 
 
@@ -278,4 +285,4 @@ def slice_bounds(move: Move) -> tuple[int, int]:
 
 def as_indices(move: Move) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
     """Return the indices of a Gather; a scalar removes the axis."""
-    return np.array(move.values, np.int64).reshape(move.shape)
+    return np.frombuffer(move.indices, np.int64).reshape(move.shape)

@@ -9,21 +9,24 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from exporters.rewrite.facts import BATCH, PROBES, Dims, substitute
+from exporters.rewrite.affine import BATCH
+from exporters.rewrite.facts import Dims, dynamic_axes, substitute
 from exporters.rewrite.movement_ops import NOWHERE, Array
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+RUNS = (2, 3)
+"""Batch sizes at which a region is evaluated. Not 1, where all samples are one."""
 
 
 def elements(dims: Dims, batch: int = 1) -> int:
     """Return the number of elements of a shape at a batch size."""
     return math.prod(substitute(d, batch) for d in dims)
-
-
-def is_dynamic(dims: Dims) -> bool:
-    """Say whether the shape grows with the batch."""
-    return any(d and d % BATCH == 0 for d in dims)
 
 
 @dataclass(frozen=True)
@@ -49,11 +52,13 @@ class IndexMap:
     def unit(self) -> int:
         """The longest row: the largest u such that the map moves aligned runs of u elements as wholes."""
         index = self.index
-        gaps = np.diff(index) != 1
-        gaps &= (index[1:] != NOWHERE) | (index[:-1] != NOWHERE)
-        starts = np.concatenate([[0], np.flatnonzero(gaps) + 1])
+        nowhere = index == NOWHERE
+        goes_on = np.where(nowhere[:-1], nowhere[1:], np.diff(index) == 1)
+        starts = np.concatenate([[0], np.flatnonzero(~goes_on) + 1])
         first = index[starts]
-        return int(np.gcd.reduce([*starts[1:], *first[first != NOWHERE], index.size, self.source]))
+        return math.gcd(
+            int(np.gcd.reduce(starts)), int(np.gcd.reduce(first[first != NOWHERE])), index.size, self.source
+        )
 
     def rows(self, outer: int, unit: int) -> Array | None:
         """Read the map as: ``outer`` times the same selection of rows of ``unit`` elements.
@@ -97,26 +102,32 @@ class IndexMap:
         return offset, found
 
 
-def per_sample(runs: list[Array], source: Dims, result: Dims) -> IndexMap | str:
-    """Reduce the runs at the batch sizes of :data:`PROBES` to the map of one sample.
+def per_sample(runs: Sequence[Array], source: Dims, result: Dims) -> IndexMap | str:
+    """Reduce the runs at the batch sizes of :data:`RUNS` to the map of one sample.
 
     Args:
-        runs: flat source index of every result element, one array a probe.
+        runs: flat source index of every result element, one array a run; one is enough where nothing grows.
         source: shape of the region's source.
         result: shape of the region's result.
 
     Returns:
         The map, or the reason why the region has none.
     """
-    if not is_dynamic(source):
+    if 0 in (*source, *result):
+        return "holds no elements"
+    if len(dynamic_axes(source)) > 1 or len(dynamic_axes(result)) > 1:
+        return "grows with the batch on two axes"
+    if not dynamic_axes(source):
+        if dynamic_axes(result) or any(not np.array_equal(run, runs[0]) for run in runs):
+            return "depends on the batch size, but its source does not"
         return IndexMap(runs[0].reshape(-1), elements(source), 1)
-    if not is_dynamic(result):
+    if not dynamic_axes(result):
         return "reads one sample of the batch"
     size, span = elements(result), elements(source)
     first = runs[0].reshape(-1)[:size]
     if first.max(initial=NOWHERE) >= span:
         return "mixes the samples of a batch, or the batch is not the outermost axis"
-    for batch, run in zip(PROBES, runs, strict=True):
+    for batch, run in zip(RUNS, runs, strict=True):
         expected = first + np.arange(batch)[:, None] * span
         expected[:, first == NOWHERE] = NOWHERE
         if not np.array_equal(run.reshape(batch, size), expected):

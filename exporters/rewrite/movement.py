@@ -13,21 +13,26 @@ their order.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
 
-from exporters.rewrite.builder import Builder, remove_dead, replace
-from exporters.rewrite.facts import PROBES, Dims, Facts
+from exporters.rewrite.builder import Builder, replace
+from exporters.rewrite.facts import Facts
 from exporters.rewrite.forms import LAUNCH, VIEW, Move, Plan, plans
-from exporters.rewrite.index_map import IndexMap, elements, per_sample
-from exporters.rewrite.movement_ops import NOWHERE, Array, NotMovementError, data_operands, is_movement, move
+from exporters.rewrite.index_map import RUNS, IndexMap, elements, per_sample
+from exporters.rewrite.movement_ops import NOWHERE, data_operands, move
+from exporters.rewrite.unique import label
 from exporters.steps import Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
+
+    from exporters.rewrite.facts import Dims
+    from exporters.rewrite.movement_ops import Array
 
 _VIEWS = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
 
@@ -43,7 +48,7 @@ class Region:
     """
 
     source: ir.Value
-    nodes: list[ir.Node] = field(default_factory=list)
+    nodes: dict[ir.Node, None] = field(default_factory=dict)
     sinks: list[ir.Value] = field(default_factory=list)
 
 
@@ -74,42 +79,33 @@ def find_regions(graph: ir.Graph, facts: Facts) -> list[Region]:
         source = _common_source(node, source_of, facts)
         if source is None:
             continue
-        regions.setdefault(source, Region(source)).nodes.append(node)
+        regions.setdefault(source, Region(source)).nodes[node] = None
         source_of.update((output, source) for output in node.outputs)
     for region in regions.values():
-        inside = set(region.nodes)
         for node in region.nodes:
-            region.sinks.extend(v for v in node.outputs if v.is_graph_output() or not inside.issuperset(v.consumers()))
+            for value in node.outputs:
+                if value.is_graph_output() or any(reader not in region.nodes for reader in value.consumers()):
+                    region.sinks.append(value)
     return list(regions.values())
 
 
 def _common_source(node: ir.Node, source_of: dict[ir.Value, ir.Value], facts: Facts) -> ir.Value | None:
     """Return what the node moves, or None where it is no movement or moves several things together."""
-    if not is_movement(node) or any(facts.dims(output) is None for output in node.outputs):
+    if not facts.only_moves(node) or any(facts.dims(output) is None for output in node.outputs):
         return None
     if facts.constant(node.outputs[0]) is not None:
         return None  # left to constant folding
-    moved = data_operands(node)
     sources = set()
-    for i, value in enumerate(node.inputs):
-        if value is None:
-            continue
-        fact = facts[value]
-        if fact is None or fact.dims is None:
+    for i in data_operands(node):
+        value = node.inputs[i]
+        if value is None or facts.dims(value) is None:
             return None
-        if i not in moved:
-            if fact.probes is None:
-                return None
-        elif not _is_zero(fact.constant):
+        if not facts.is_zero(value):
             sources.add(source_of.get(value, value))
     if len(sources) != 1:
         return None
     (source,) = sources
     return source if source.const_value is None else None
-
-
-def _is_zero(array: Array | None) -> bool:
-    return array is not None and not array.any()
 
 
 class _Folder:
@@ -130,17 +126,28 @@ class _Folder:
             if isinstance(options, str):
                 producer = sink.producer()
                 assert producer is not None
-                self.refusals.append(Refusal(producer.name or "", options))
+                self.refusals.append(Refusal(label(producer), options))
         chosen = self._choose(region, {sink: o for sink, o in forms.items() if not isinstance(o, str)})
-        if len(chosen) == len(region.sinks) and self._is_profit(region, list(chosen), chosen):
-            self._emit(region, chosen)
+        if len(chosen) == len(region.sinks) and self._take(region, chosen):
             return True
         modified = False
-        for sink, plan in chosen.items():
-            if self._is_profit(region, [sink], {sink: plan}):
-                self._emit(region, {sink: plan})
-                modified = True
-        return modified
+        while True:  # what two sinks share is freed with the last of them
+            taken = [sink for sink, plan in chosen.items() if self._take(region, {sink: plan})]
+            if not taken:
+                return modified
+            modified = True
+            for sink in taken:
+                del chosen[sink]
+
+    def _take(self, region: Region, chosen: dict[ir.Value, Plan]) -> bool:
+        """Write these sinks in these forms, if that costs less than what it frees."""
+        freed = _freed(region, chosen)
+        cost = self._cost(chosen.values(), region) + VIEW * _identities(region, chosen)
+        if cost >= sum(self._node_cost(node) for node in freed):
+            return False
+        self._emit(region, chosen)
+        self._graph.remove(freed, safe=True)
+        return True
 
     def _choose(self, region: Region, options: dict[ir.Value, list[Plan]]) -> dict[ir.Value, Plan]:
         """Return the cheapest set of plans: each sink for itself, or all as strided views, which share a Split."""
@@ -162,7 +169,7 @@ class _Folder:
             source = self._dims(region.source)
             try:
                 maps = self._index_maps(region, source)
-            except (NotMovementError, ValueError, IndexError) as error:
+            except ValueError as error:
                 return dict.fromkeys(region.sinks, str(error))
             for sink in region.sinks:
                 index_map = maps[sink]
@@ -191,36 +198,34 @@ class _Folder:
             return None if value is None else keys[value]
         fact = self._facts[value]
         assert fact is not None
-        assert fact.probes is not None
-        return tuple((p.shape, p.tobytes()) for p in fact.probes)
+        if fact.ends is None:
+            return fact.dims  # zeros
+        return tuple((end.dtype.str, end.shape, end.tobytes()) for end in fact.ends)
 
     def _index_maps(self, region: Region, source: Dims) -> dict[ir.Value, IndexMap | str]:
-        """Run the region on arange at every probe."""
+        """Run the region on arange."""
         runs: dict[ir.Value, list[Array]] = {sink: [] for sink in region.sinks}
-        for probe, batch in enumerate(PROBES):
-            size = elements(source, batch)
-            shape = self._shape(region.source, batch)
-            arrays: dict[ir.Value, Array] = {region.source: np.arange(size, dtype=np.int64).reshape(shape)}
+        for batch in RUNS:
+            arrays = {region.source: np.arange(elements(source, batch)).reshape(self._shape(region.source, batch))}
             for node in region.nodes:
-                operands = [self._operand(value, arrays, probe, batch) for value in node.inputs]
+                operands = [self._operand(node, i, arrays, batch) for i in range(len(node.inputs))]
                 arrays.update(zip(node.outputs, move(node, operands, zero=NOWHERE), strict=True))
             for sink in region.sinks:
                 runs[sink].append(arrays[sink])
         return {sink: per_sample(runs[sink], source, self._dims(sink)) for sink in region.sinks}
 
-    def _operand(self, value: ir.Value | None, arrays: dict[ir.Value, Array], probe: int, batch: int) -> Array | None:
+    def _operand(self, node: ir.Node, position: int, arrays: dict[ir.Value, Array], batch: int) -> Array | None:
+        value = node.inputs[position]
         if value is None or value in arrays:
             return None if value is None else arrays[value]
+        if position in data_operands(node):  # a Concat with zeros pads
+            return np.broadcast_to(NOWHERE, self._shape(value, batch))
         fact = self._facts[value]
-        assert fact is not None
-        assert fact.probes is not None
-        if fact.dtype.is_floating_point():  # a Concat with zeros pads
-            return np.full(self._shape(value, batch), NOWHERE)
-        return fact.probes[probe]
+        return None if fact is None else fact.value(batch)
 
     def _shape(self, value: ir.Value, batch: int) -> Dims:
         fact = self._facts[value]
-        shape = None if fact is None else fact.at(batch)
+        shape = None if fact is None else fact.shape(batch)
         assert shape is not None, "regions hold only values of known shape"
         return shape
 
@@ -232,7 +237,7 @@ class _Folder:
     def _itemsize(self, value: ir.Value) -> int:
         fact = self._facts[value]
         assert fact is not None
-        return max(1, fact.dtype.itemsize)
+        return math.ceil(fact.dtype.itemsize)
 
     def _cost(self, chosen: Iterable[Plan], region: Region) -> int:
         """Cost of a set of plans that share their common beginnings; Slices that tile an axis are one Split."""
@@ -255,12 +260,6 @@ class _Folder:
             return Move("Gather", dims[0], shape=indices, row=row).cost(itemsize)
         return LAUNCH + sum(elements(d) * itemsize for d in dims)
 
-    def _is_profit(self, region: Region, sinks: Sequence[ir.Value], chosen: dict[ir.Value, Plan]) -> bool:
-        if any(s.is_graph_output() and not chosen[s] and not _may_be_renamed(region.source) for s in sinks):
-            return False  # an Identity would have to stand in its place
-        freed = sum(self._node_cost(node) for node in _freed(region, sinks))
-        return self._cost(chosen.values(), region) < freed
-
     def _emit(self, region: Region, chosen: dict[ir.Value, Plan]) -> None:
         prefixes = {plan[: i + 1] for plan in chosen.values() for i in range(len(plan))}
         splits = split_groups(prefixes, self._dims(region.source))
@@ -281,11 +280,10 @@ class _Folder:
             if sink.is_graph_output() and not _may_be_renamed(result):
                 result = self._builder.value("Identity", [result], anchor)
             replace(sink, result)
-        remove_dead(self._graph, region.nodes)
 
     def _emit_split(self, made: dict[Plan, ir.Value], parent: Plan, tiles: list[Move], anchor: ir.Node) -> None:
         sizes = self._builder.constant(np.array([tile.values[1] for tile in tiles], np.int64))
-        node = self._builder.node("Split", [made[parent], sizes], anchor, outputs=len(tiles), axis=tiles[0].axis)
+        node = self._builder.node("Split", [made[parent], sizes], anchor, len(tiles), axis=tiles[0].axis)
         made.update(((*parent, tile), output) for tile, output in zip(tiles, node.outputs, strict=True))
 
 
@@ -309,11 +307,23 @@ def split_groups(prefixes: Iterable[Plan], source: Dims) -> dict[tuple[Plan, int
     return tiled
 
 
-def _freed(region: Region, sinks: Sequence[ir.Value]) -> list[ir.Node]:
+def _identities(region: Region, chosen: dict[ir.Value, Plan]) -> int:
+    """Count the graph outputs that need an Identity, because their value cannot take their name."""
+    plans_of_outputs = [plan for sink, plan in chosen.items() if sink.is_graph_output()]
+    free = set(plans_of_outputs) - (set() if _may_be_renamed(region.source) else {()})
+    return len(plans_of_outputs) - len(free)
+
+
+def _freed(region: Region, sinks: Iterable[ir.Value]) -> set[ir.Node]:
     """Return the nodes that nothing reads once these sinks are read from elsewhere."""
-    kept = set(region.sinks) - set(sinks)
+    released = set(sinks)
     freed: set[ir.Node] = set()
-    for node in reversed(region.nodes):
-        if all(o in sinks or (o not in kept and freed.issuperset(o.consumers())) for o in node.outputs):
+    queue = [sink.producer() for sink in sinks]
+    while queue:
+        node = queue.pop()
+        if node is None or node in freed or node not in region.nodes:
+            continue
+        if all(o in released or (not o.is_graph_output() and freed.issuperset(o.consumers())) for o in node.outputs):
             freed.add(node)
-    return [node for node in region.nodes if node in freed]
+            queue.extend(value.producer() for value in node.inputs if value is not None)
+    return freed

@@ -25,10 +25,6 @@ NOWHERE = -1
 """Source index of an element that is gathered from nowhere: a padded zero."""
 
 
-class NotMovementError(ValueError):
-    """This use of the operator does more than move data; the message says what."""
-
-
 def _ints(operand: Array | None) -> list[int] | None:
     return None if operand is None else [int(i) for i in operand.reshape(-1)]
 
@@ -43,7 +39,7 @@ def _axes(node: ir.Node, inputs: Operands, position: int) -> list[int] | None:
 
 def _required(operand: Array | None) -> Array:
     if operand is None:
-        raise NotMovementError("an operand is missing")
+        raise ValueError("an operand is missing")
     return operand
 
 
@@ -131,15 +127,13 @@ def _gather(node: ir.Node, inputs: Operands, _zero: int) -> list[Array]:
 def _gather_elements(node: ir.Node, inputs: Operands, _zero: int) -> list[Array]:
     data, indices = _required(inputs[0]), _required(inputs[1])
     axis = node.attributes.get_int("axis", 0)
-    where = list(np.indices(indices.shape))
+    where: list[Array] = list(np.indices(indices.shape))
     where[axis] = indices
     return [data[tuple(where)]]
 
 
-def _gather_nd(node: ir.Node, inputs: Operands, _zero: int) -> list[Array]:
+def _gather_nd(_node: ir.Node, inputs: Operands, _zero: int) -> list[Array]:
     data, indices = _required(inputs[0]), _required(inputs[1])
-    if node.attributes.get_int("batch_dims", 0):
-        raise NotMovementError("GatherND with batch_dims")
     return [data[tuple(np.moveaxis(indices, -1, 0))]]
 
 
@@ -153,23 +147,33 @@ def _tile(_node: ir.Node, inputs: Operands, _zero: int) -> list[Array]:
 
 
 def _pad(node: ir.Node, inputs: Operands, zero: int) -> list[Array]:
-    data = _required(inputs[0])
-    pads = _ints(inputs[1]) if len(inputs) > 1 else list(node.attributes.get_ints("pads", ()))
-    pads = pads or []
-    value = inputs[2] if len(inputs) > 2 else None
-    fill = node.attributes.get_float("value", 0.0) if value is None else value.item()
+    data, pads = _required(inputs[0]), _pads(node, inputs) or []
     axes = _ints(inputs[3]) if len(inputs) > 3 else None
     axes = list(range(data.ndim)) if axes is None else axes
     if not any(pads):
         return [data]
-    if node.attributes.get_string("mode", "constant") != "constant" or fill != 0:
-        raise NotMovementError("Pad with anything but zero")
-    if min(pads) < 0:
-        raise NotMovementError("Pad by a negative amount")
     widths = [(0, 0)] * data.ndim
     for i, axis in enumerate(axes):
         widths[axis] = (pads[i], pads[i + len(axes)])
     return [np.pad(data, widths, constant_values=zero)]
+
+
+def _pads(node: ir.Node, inputs: Operands) -> list[int] | None:
+    """Pads stand in an attribute in old opsets and in an input in new ones."""
+    return _ints(inputs[1]) if len(inputs) > 1 else list(node.attributes.get_ints("pads", ()))
+
+
+def _pads_with_zeros(node: ir.Node, inputs: Operands) -> bool:
+    pads = _pads(node, inputs)
+    if pads is None or min(pads, default=0) < 0:
+        return False
+    if not any(pads):
+        return True
+    if node.attributes.get_string("mode", "constant") != "constant":
+        return False
+    if len(inputs) < 3 or node.inputs[2] is None:
+        return node.attributes.get_float("value", 0.0) == 0
+    return inputs[2] is not None and not inputs[2].tobytes().strip(b"\0")  # a negative zero is not a zero
 
 
 def _depth_to_space(node: ir.Node, inputs: Operands, _zero: int) -> list[Array]:
@@ -214,9 +218,18 @@ MOVEMENT: dict[str, Callable[[ir.Node, Operands, int], list[Array]]] = {
 """Operators whose every output element is one input element or zero. ``fn(node, operands, zero) -> outputs``."""
 
 
-def is_movement(node: ir.Node) -> bool:
-    """Say whether the operator only moves data (its other operands must still be constant)."""
-    return node.domain == "" and node.op_type in MOVEMENT
+def is_movement(node: ir.Node, operands: Operands) -> bool:
+    """Say whether the operator only moves data.
+
+    Args:
+        node: the operator.
+        operands: its inputs as far as they are known, None where one is not.
+    """
+    if node.domain != "" or node.op_type not in MOVEMENT:
+        return False
+    if node.op_type == "GatherND":
+        return node.attributes.get_int("batch_dims", 0) == 0
+    return node.op_type != "Pad" or _pads_with_zeros(node, operands)
 
 
 def data_operands(node: ir.Node) -> tuple[int, ...]:
@@ -225,7 +238,7 @@ def data_operands(node: ir.Node) -> tuple[int, ...]:
 
 
 def move(node: ir.Node, operands: Operands, *, zero: int = 0) -> list[Array]:
-    """Apply a movement operator.
+    """Apply an operator that :func:`is_movement`.
 
     Args:
         node: the operator.
@@ -233,6 +246,9 @@ def move(node: ir.Node, operands: Operands, *, zero: int = 0) -> list[Array]:
         zero: what stands for a padded zero: 0 on data, :data:`NOWHERE` on indices.
 
     Raises:
-        NotMovementError: this use of the operator computes something.
+        ValueError: the operands do not fit together.
     """
-    return MOVEMENT[node.op_type](node, operands, zero)
+    try:
+        return MOVEMENT[node.op_type](node, operands, zero)
+    except IndexError as error:  # an axis or an index outside the data
+        raise ValueError(str(error)) from error

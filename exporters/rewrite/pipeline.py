@@ -2,42 +2,59 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import TYPE_CHECKING
 
-import onnx_ir as ir
 from onnx_ir.passes import common
 
 from exporters.rewrite.additive import SumAdditiveConstants
 from exporters.rewrite.constants import FoldConstants
-from exporters.rewrite.inference import DropInferenceNoOps
 from exporters.rewrite.facts import Facts
+from exporters.rewrite.inference import DropInferenceNoOps
 from exporters.rewrite.movement import FoldMovement
-from exporters.steps import Step
+from exporters.rewrite.projections import MergeProjections
+from exporters.steps import Refusal, Step
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
-_GraphPass = type[FoldConstants] | type[FoldMovement] | type[SumAdditiveConstants]
+    import onnx_ir as ir
+
+# It warns of every initializer that is a graph output, which is legal and no business of the user.
+logging.getLogger(common.initializer_deduplication.__name__).setLevel(logging.ERROR)
+
+_GraphPass = (
+    type[DropInferenceNoOps]
+    | type[FoldConstants]
+    | type[MergeProjections]
+    | type[FoldMovement]
+    | type[SumAdditiveConstants]
+)
+
+OLDEST_OPSET = 13
+"""From here on Split, Squeeze and Unsqueeze take operands, as the passes write them."""
 
 _TIDY: tuple[Callable[[], ir.passes.PassBase], ...] = (
     common.InlinePass,  # functions hide the movement that is in them
+    common.TopologicalSortPass,  # runtimes take files that are not sorted; every pass below reads in order
     lambda: common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),  # one kind of constant
     DropInferenceNoOps,  # after constants: whether a Dropout trains is an operand
-    common.IdentityEliminationPass,  # an Identity with unknown shape is not in any region
+    common.RemoveUnusedNodesPass,  # what nothing reads looks shared
 )
 
 _REWRITE: tuple[tuple[str, _GraphPass], ...] = (
+    ("drop-no-ops", DropInferenceNoOps),  # again, now that types are known: a Cast would end a region of movement
     ("fold-constants", FoldConstants),  # first: shapes and indices must be known before movement can be read
+    ("merge-projections", MergeProjections),  # before movement: query, key and value are then one region
     ("fold-movement", FoldMovement),  # needs constant operands; brings the additions of a block together
     ("sum-additive-constants", SumAdditiveConstants),  # bias and mask meet across one Reshape
 )
 
 _CLEAN: tuple[Callable[[], ir.passes.PassBase], ...] = (
     common.RemoveUnusedNodesPass,  # and the initializers that only they read
-    common.DeduplicateInitializersPass,  # equal biases of equal windows are stored once
+    common.DeduplicateInitializersPass,  # equal shapes and masks are stored once
     common.RemoveUnusedOpsetsPass,
-    common.TopologicalSortPass,
 )
 
 
@@ -47,16 +64,25 @@ def rewrite(model: ir.Model) -> list[Step]:
     Returns:
         One step a pass, with what it refused.
     """
-    steps = [_timed("tidy", model, lambda: _run(model, _TIDY))]
+    start = time.perf_counter()
+    _run(model, _TIDY)
+    steps = [_step("tidy", model, start)]
+    opset = model.opset_imports.get("", 0)
+    if opset < OLDEST_OPSET:
+        reason = f"the graph is of opset {opset}, the passes write {OLDEST_OPSET} and above"
+        return [*steps, _step("rewrite", model, time.perf_counter(), [Refusal(model.graph.name or "", reason)])]
     start = time.perf_counter()
     facts = Facts(model.graph)
-    steps.append(Step("infer", model.graph.num_nodes(), time.perf_counter() - start))
+    steps.append(_step("infer", model, start))
     for name, make in _REWRITE:
+        start = time.perf_counter()
         graph_pass = make(facts)
-        step = _timed(name, model, lambda graph_pass=graph_pass: graph_pass(model))  # type: ignore[misc]  # a loop variable is bound by default
-        steps.append(Step(name, step.nodes, step.seconds, tuple(graph_pass.refusals)))
-    steps.append(_timed("clean", model, lambda: _run(model, _CLEAN)))
-    return steps
+        graph_pass(model)
+        common.RemoveUnusedNodesPass()(model)  # what nothing reads any more would look shared to the next pass
+        steps.append(_step(name, model, start, graph_pass.refusals))
+    start = time.perf_counter()
+    _run(model, _CLEAN)
+    return [*steps, _step("clean", model, start)]
 
 
 def tidy(model: ir.Model) -> None:
@@ -69,7 +95,5 @@ def _run(model: ir.Model, passes: tuple[Callable[[], ir.passes.PassBase], ...]) 
         make()(model)
 
 
-def _timed(name: str, model: ir.Model, action: Callable[[], object]) -> Step:
-    start = time.perf_counter()
-    action()
-    return Step(name, model.graph.num_nodes(), time.perf_counter() - start)
+def _step(name: str, model: ir.Model, start: float, refusals: Iterable[Refusal] = ()) -> Step:
+    return Step(name, model.graph.num_nodes(), time.perf_counter() - start, tuple(refusals))

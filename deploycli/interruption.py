@@ -1,0 +1,54 @@
+"""Ctrl-C and SIGTERM end a command in good order: what was begun is undone, and the exit code tells.
+
+Either raises an exception wherever the program is. Where that is a callback of PyTorch's compiled code, the exception
+may be dropped or become another one, so what was received is remembered, and raised again at the next step.
+"""
+
+from __future__ import annotations
+
+import signal
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_received: list[int] = []
+
+
+class Interrupted(BaseException):
+    """The user or the system wants the command to end.
+
+    Args:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.exit_code = 128 + number  # as shells have it
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Turn the signals into exceptions; those that the process was started to ignore stay ignored."""
+    _received.clear()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    heeded = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
+    for number in heeded:
+        signal.signal(number, _receive)
+    try:
+        yield
+    finally:
+        for number, handler in heeded.items():
+            signal.signal(number, handler)
+
+
+def check() -> None:
+    """Raise Interrupted if a signal was received, though the exception may have been lost since."""
+    if _received:
+        raise Interrupted(_received[-1])
+
+
+def _receive(number: int, _frame: object) -> None:
+    _received.append(number)
+    raise Interrupted(number)

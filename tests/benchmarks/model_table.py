@@ -1,0 +1,89 @@
+"""Every registered model: parameters, multiply-adds, nodes before and after, and the error against eager.
+
+    python -m tests.benchmarks.model_table [PATTERN ...] [--write]
+
+Each model is exported and verified in a process of its own, with random weights. `--write` puts the rows into the
+README; without a pattern, all of them.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from models.registry import variants
+from tests.benchmarks.measure import graph_figures
+
+README = Path(__file__).parents[2] / "README.md"
+START, END = "<!-- benchmark: model_table -->", "<!-- /benchmark -->"
+HEADER = (
+    "| model | image | parameters | multiply-adds | traced | written | largest rel. error | seconds | peak memory |",
+    "|---|---|---|---|---|---|---|---|---|",
+)
+
+# The child reports its own peak, and that of nothing else.
+EXPORT = """
+import resource, sys
+from pathlib import Path
+from exporters.export import ExportRequest, export
+bundle = export(ExportRequest(sys.argv[1], Path(sys.argv[2])))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+def row(name: str, root: Path) -> str:
+    """Export, verify and count one model."""
+    start = time.perf_counter()
+    peak = int(subprocess.run([sys.executable, "-c", EXPORT, name, str(root)], check=True, capture_output=True).stdout)
+    seconds = time.perf_counter() - start
+    command = [sys.executable, "-m", "deploycli", "verify", name, "-o", str(root), "--batches", "1,3", "--json"]
+    (report,) = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    error = max(c["max_rel_error"] for stage in report["stages"] for c in stage["comparisons"])
+    manifest = json.loads((root / name / "manifest.json").read_text("utf-8"))
+    (artifact,) = manifest["artifacts"]
+    figures = graph_figures(root / name / artifact["file"]["path"])
+    weights = parameters(name) * 4
+    height, width = manifest["spec"]["inputs"][0]["shape"][1:]
+    image = str(height) if height == width else f"{height}x{width}"
+    return (
+        f"| `{name}` | {image} | {weights / 4e6:.1f} M | {figures.multiply_adds / 1e9:.1f} G "
+        f"| {sum(artifact['ops_before'].values())} | {figures.nodes} | {error:.0e} | {seconds:.0f} "
+        f"| {peak / 2**30:.1f} GiB ({peak / weights:.1f}x) |"
+    )
+
+
+def parameters(name: str) -> int:
+    """Count a model's parameters without making its weights."""
+    import torch
+
+    from models.build import build
+    from models.registry import resolve
+
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in build(resolve(name).spec).parameters())
+
+
+def main() -> None:
+    """Measure and print Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("patterns", nargs="*")
+    parser.add_argument("--write", action="store_true", help="put the rows into the README")
+    arguments = parser.parse_args()
+    names = list(dict.fromkeys(v.name for p in (arguments.patterns or [None]) for v in variants(p)))
+    lines = list(HEADER)
+    print(*lines, sep="\n")
+    for name in names:
+        with tempfile.TemporaryDirectory() as folder:
+            lines.append(row(name, Path(folder)))
+        print(lines[-1], flush=True)
+    if arguments.write:
+        text = README.read_text("utf-8")
+        before, _, rest = text.partition(START)
+        README.write_text("\n".join([f"{before}{START}", *lines, END + rest.partition(END)[2]]), "utf-8")
+
+
+if __name__ == "__main__":
+    main()
