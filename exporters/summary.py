@@ -100,6 +100,10 @@ def summarize(path: Path, *, largest: int = 5) -> OnnxSummary:
     )
 
 
+_NUMPY_NAMES = {"FLOAT": "float32", "DOUBLE": "float64"}  # ONNX's other names are NumPy's in capitals
+
+
 def _describe(value: ir.Value) -> TensorSummary:
     shape = () if value.shape is None else tuple(str(dim) for dim in value.shape)
-    return TensorSummary(value.name or "", "unknown" if value.dtype is None else value.dtype.name.lower(), shape)
+    dtype = "unknown" if value.dtype is None else _NUMPY_NAMES.get(value.dtype.name, value.dtype.name.lower())
+    return TensorSummary(value.name or "", dtype, shape)

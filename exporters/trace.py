@@ -11,6 +11,7 @@ import ast
 import contextlib
 import io
 import logging
+import re
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ import onnx_ir as ir
 import torch
 
 from exporters.rewrite.pipeline import tidy
+from exporters.rewrite.unique import MODULE_KEY as MODULE_KEY  # also for those who name the nodes
+from exporters.rewrite.unique import PARAMETER
 from exporters.untraceable import ModuleTracker, explain
 from models.errors import DeployError, ExportError
 from models.outputs import flatten
@@ -37,8 +40,6 @@ OPSETS = range(18, 24)
 """Opsets that the exporter writes and that TensorRT parses."""
 
 BATCH_NAME = "batch"
-MODULE_KEY = "module"
-"""Metadata key of the PyTorch module path that a node comes from."""
 
 
 def trace(
@@ -82,11 +83,12 @@ def trace(
             raise
         except Exception as error:  # the tracer raises many types; each ends the export with its own message
             raise explain(error, tracker, program, f"{_Flat.PREFIX}.") from error
-    _rename(model, inputs, outputs)
-    _assert_batch(model, batch)
-    for node in model.graph:
-        _keep_module_path(node)
+    _rename(model.graph, inputs, outputs)
+    if batch is None:
+        _name_batch(model.graph)
     tidy(model)
+    for node in model.graph.all_nodes():
+        _keep_module_path(node)
     return model
 
 
@@ -118,7 +120,28 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
+_GLOBAL_POOLS = {
+    torch.ops.aten.adaptive_avg_pool1d.default: [-1],
+    torch.ops.aten.adaptive_avg_pool2d.default: [-2, -1],
+}
+
+
+def _pool_by_mean(program: ExportedProgram) -> None:
+    """Write pooling to one element as the mean that it is: its own translation gathers each row of the batch."""
+    graph = program.graph
+    for node in list(graph.nodes):
+        axes = _GLOBAL_POOLS.get(node.target) if node.op == "call_function" else None
+        if axes is None or any(size != 1 for size in node.args[1]):
+            continue
+        with graph.inserting_before(node):
+            mean = graph.call_function(torch.ops.aten.mean.dim, (node.args[0], axes, True))
+        mean.meta = node.meta
+        node.replace_all_uses_with(mean)
+        graph.erase_node(node)
+
+
 def _translate(program: ExportedProgram, opset: int) -> ir.Model:
+    _pool_by_mean(program)
     model = _translate_as_traced(program, opset)
     if model is not None:
         return model
@@ -152,38 +175,64 @@ def _translates_directly(node: torch.fx.Node, registry: Any) -> bool:
         return not isinstance(node.target, torch._ops.HigherOrderOperator)
     if node.target._schema.is_mutable or not registry.is_registered(node.target):
         return False
-    operands = [arg.meta["val"] for arg in node.all_input_nodes if isinstance(arg.meta.get("val"), torch.Tensor)]
-    is_lookup = node.target.overloadpacket in (torch.ops.aten.index, torch.ops.aten.embedding)
-    return is_lookup or len({tensor.dtype for tensor in operands}) <= 1
+    if node.target.overloadpacket in (torch.ops.aten.index, torch.ops.aten.embedding):
+        return True  # of two types by nature: values and indices
+    result = node.meta.get("val")
+    types = {arg.meta["val"].dtype for arg in node.all_input_nodes if isinstance(arg.meta.get("val"), torch.Tensor)}
+    if not types or not isinstance(result, torch.Tensor):
+        return len(types) <= 1
+    # PyTorch computes with integers and booleans in whatever type the result needs; ONNX does not.
+    compares = result.dtype == torch.bool and torch.bool not in types
+    return len(types) == 1 and (compares or types == {result.dtype} != {torch.bool})
 
 
-def _rename(model: ir.Model, inputs: Sequence[TensorSpec], outputs: Sequence[str]) -> None:
-    graph = model.graph
+def _rename(graph: ir.Graph, inputs: Sequence[TensorSpec], outputs: Sequence[str]) -> None:
+    """Name inputs, outputs and parameters as their owner does."""
     if len(graph.outputs) != len(outputs):
         raise ExportError(
             f"the model has {len(graph.outputs)} outputs", expected=f"{len(outputs)}: {', '.join(outputs)}"
         )
+    for i, value in enumerate(graph.outputs):
+        if value.producer() is None or value in graph.outputs[:i]:  # it has another name already
+            identity = ir.node("Identity", [value])
+            identity.outputs[0].shape, identity.outputs[0].type = value.shape, value.type
+            graph.append(identity)
+            graph.outputs[i] = identity.outputs[0]
     for value, spec in zip(graph.inputs, inputs, strict=True):
         value.name = spec.name
     for value, name in zip(graph.outputs, outputs, strict=True):
         value.name = name
+    taken = {*outputs, *(spec.name for spec in inputs)}
     for value in list(graph.initializers.values()):
         if value.name and value.name.startswith(f"{_Flat.PREFIX}."):
-            value.name = value.name.removeprefix(f"{_Flat.PREFIX}.")  # the graph's table of initializers follows
+            value.meta[PARAMETER] = True
+            name = value.name.removeprefix(f"{_Flat.PREFIX}.")
+            if name not in taken:
+                value.name = name  # the graph's table of initializers follows
 
 
-def _assert_batch(model: ir.Model, batch: int | None) -> None:
-    """Fail where the exporter took the batch axis for a constant, which it may do without a word."""
-    for value in model.graph.inputs:
+def _name_batch(graph: ir.Graph) -> None:
+    """Give the batch axis its name everywhere.
+
+    Raises:
+        ExportError: the exporter took the axis for a constant, which it may do without a word.
+    """
+    symbols = set[str]()
+    for value in graph.inputs:
         first = None if value.shape is None or not len(value.shape) else value.shape[0]
-        if batch is None and isinstance(first, int):
+        if isinstance(first, int):
             raise ExportError(
                 f"the batch axis of {value.name} became {first}",
                 expected="a symbolic axis",
                 hint=f"--batch {first}, or a forward pass that does not read the batch size as a number",
             )
-        if batch is None and value.shape is not None:
-            value.shape = ir.Shape([BATCH_NAME, *value.shape.dims[1:]])
+        if first is not None and first.value:
+            symbols.add(re.escape(first.value))
+    pattern = re.compile(rf"\b({'|'.join(sorted(symbols))})\b")
+    for value in (*graph.inputs, *graph.outputs, *(output for node in graph for output in node.outputs)):
+        if value.shape is not None:
+            dims = [d if isinstance(d, int) else pattern.sub(BATCH_NAME, d.value or "") or None for d in value.shape]
+            value.shape = ir.Shape(dims)
 
 
 def _keep_module_path(node: ir.Node) -> None:

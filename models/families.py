@@ -33,8 +33,8 @@ class Family:
             or for another variant, and ``resample`` cannot adapt it.
         head: official name of the classifier's weight [num_classes, C].
         derived: last parts of the names of buffers that follow from the config; a checkpoint may hold them or not.
-        resample: adapts a checkpoint's learned tables to the config's image size; returns it with the official names
-            of those that changed. By default it changes nothing.
+        resample: adapts a checkpoint to the config, such as its learned tables to the image size; returns it with the
+            official names of the tables that were resampled. By default it changes nothing.
     """
 
     create: Callable[..., nn.Module]
@@ -105,5 +105,6 @@ def family(name: str) -> Family:
             check_geometry=lambda _config, _state: None,
             head="",  # a stranger's head has no known name: its size is the model's own
             derived=frozenset(),
+            resample=foreign.by_own_names if name == "hf" else _keep,
         )
     raise UsageError(f"unknown model family {name!r}", expected="swin, vit, crossformer or crossformer_pp")

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from types import ModuleType
 
+    import torch
+
     from models.sources import Source
 
 OWN_PACKAGES = ("models", "exporters", "deploycli")
@@ -197,6 +199,34 @@ def _make_transformers(target: str, kwargs: Mapping[str, Any]) -> object:
     kind = transformers.AutoModelForImageClassification if _classifies(config) else transformers.AutoModel
     # Plain MatMul, Softmax, MatMul is what the passes read.
     return kind.from_config(config, trust_remote_code=False, **{"attn_implementation": "eager", **kwargs})
+
+
+def by_own_names(
+    config: Mapping[str, Any], state: dict[str, torch.Tensor]
+) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
+    """Bring a checkpoint to the names of the module: transformers keeps older ones in its files.
+
+    Raises:
+        UsageError: transformers finds keys missing, unexpected or of another shape.
+    """
+    kind = type(make("hf", **config))
+    folder = _transformers_folder(config["target"])
+    module, told = kind.from_pretrained(  # type: ignore[attr-defined]  # every transformers model has it
+        None,
+        config=kind.config_class.from_pretrained(folder),  # type: ignore[attr-defined]
+        state_dict=state,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # they are reported below, with the rest
+    )
+    faults = {what.partition("_")[0]: sorted(map(str, keys)) for what, keys in told.items() if keys}
+    if faults:
+        raise UsageError(
+            "the checkpoint does not belong to this model: "
+            + "; ".join(f"{what} {', '.join(keys[:4])}" for what, keys in faults.items()),
+            expected="exactly the model's own parameters",
+            hint="the model.safetensors that lies beside config.json",
+        )
+    return module.state_dict(), ()
 
 
 def _transformers_folder(target: str, *more: str) -> Path:

@@ -168,16 +168,17 @@ def _strided_form(offset: int, digits: Digits, total: int, source: Dims, result:
     """Write digits as Reshape, Slice or Gather, Transpose, Reshape; None where the source has no such axes."""
     by_stride = sorted(digits, key=lambda d: -d[1])
     axes, starts, above = list[int](), list[int](), total
-    for size, stride in [*by_stride, (1, 1)]:
-        if stride == above == 1:
-            break  # no elements below the last digit
-        if stride <= 0 or stride >= above or above % stride:
-            return None
+    for size, stride in by_stride:
+        if stride >= above or above % stride:
+            return None  # two digits overlap
         axes.append(above // stride)
         starts.append(offset // stride % axes[-1])
         if starts[-1] + size > axes[-1]:
             return None
         above = stride
+    if above > 1:  # one element of those below the last digit
+        axes.append(above)
+        starts.append(offset % above)
     sizes = [size for size, _ in by_stride] + [1] * (len(axes) - len(by_stride))
     order = [by_stride.index(d) for d in digits] + list(range(len(digits), len(axes)))
 

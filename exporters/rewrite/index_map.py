@@ -85,7 +85,7 @@ class IndexMap:
             The offset and ``(size, stride)`` per digit, or None where the map is not of that form.
         """
         index = self.index
-        if index.size == 0 or index.min() < 0:
+        if index.min() < 0:
             return None
         offset, found = int(index[0]), list[tuple[int, int]]()
         while index.size > 1:

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 
 from exporters.rewrite.builder import annotate
 from exporters.rewrite.facts import Facts
-from exporters.rewrite.unique import Names, value_names
+from exporters.rewrite.unique import PARAMETER, Names, value_names
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import onnx_ir as ir
 
 _CONSTANT = "const"
@@ -29,7 +31,10 @@ def name_nodes(model: ir.Model, module_key: str) -> None:
     """
     graph = model.graph
     facts = Facts(graph)
-    for node in graph:  # out of the way: two nodes may swap names
+    nameless = [value for value in graph.initializers.values() if not _has_a_name(value)]
+    for i, value in enumerate(nameless):  # out of the way: two values may swap names
+        value.name = f"\0{i}"
+    for node in graph:
         for output in node.outputs:
             if output.name and not output.is_graph_output():
                 output.name = "\0"
@@ -43,20 +48,22 @@ def name_nodes(model: ir.Model, module_key: str) -> None:
             if output.name and not output.is_graph_output():
                 output.name = names.unique(f"{node.name}.{i}") if len(node.outputs) > 1 else node.name
                 annotate(output, facts)
-    _name_constants(graph, names)
+    _name_constants(graph, nameless, names)
 
 
-def _name_constants(graph: ir.Graph, names: Names) -> None:
-    """Call a constant that the passes made after its first reader; order them as they are read."""
-    in_order: dict[ir.Value, str] = {}
+def _has_a_name(value: ir.Value) -> bool:
+    return value.is_graph_input() or value.is_graph_output() or PARAMETER in value.meta
+
+
+def _name_constants(graph: ir.Graph, nameless: Sequence[ir.Value], names: Names) -> None:
+    """Call a constant that the passes made after its first reader; order all initializers as they are read."""
+    wishes: dict[ir.Value, str] = {}
     for node in graph:
         for i, value in enumerate(node.inputs):
             if value is not None and value.is_initializer() and value.graph is graph:
-                in_order.setdefault(value, f"{node.name}.{_CONSTANT}{i}")
-    for value in in_order:
+                wishes.setdefault(value, f"{node.name}.{_CONSTANT}{i}")
+    for value in nameless:
+        value.name = names.unique(wishes.get(value, _CONSTANT))
+    for value in wishes:
         del graph.initializers[value.name or ""]
-    for value, name in in_order.items():
-        is_public = value.is_graph_input() or value.is_graph_output() or "." in (value.name or "")
-        if not is_public:  # parameters carry a module path
-            value.name = names.unique(name)
         graph.register_initializer(value)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from onnx_ir.passes import common
 
 from exporters.rewrite.additive import SumAdditiveConstants
+from exporters.rewrite.broadcast import DropExpand
 from exporters.rewrite.constants import FoldConstants
 from exporters.rewrite.facts import Facts
 from exporters.rewrite.inference import DropInferenceNoOps
@@ -27,6 +28,7 @@ logging.getLogger(common.initializer_deduplication.__name__).setLevel(logging.ER
 _GraphPass = (
     type[DropInferenceNoOps]
     | type[FoldConstants]
+    | type[DropExpand]
     | type[MergeProjections]
     | type[FoldMovement]
     | type[SumAdditiveConstants]
@@ -46,6 +48,7 @@ _TIDY: tuple[Callable[[], ir.passes.PassBase], ...] = (
 _REWRITE: tuple[tuple[str, _GraphPass], ...] = (
     ("drop-no-ops", DropInferenceNoOps),  # again, now that types are known: a Cast would end a region of movement
     ("fold-constants", FoldConstants),  # first: shapes and indices must be known before movement can be read
+    ("drop-expand", DropExpand),  # before additive constants: a mask that is spelled out for a batch is no constant
     ("merge-projections", MergeProjections),  # before movement: query, key and value are then one region
     ("fold-movement", FoldMovement),  # needs constant operands; brings the additions of a block together
     ("sum-additive-constants", SumAdditiveConstants),  # bias and mask meet across one Reshape

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 MODULE_KEY = "module"
 """Metadata key of the PyTorch module path that a node comes from."""
 
+PARAMETER = "parameter"
+"""Key in a value's ``meta`` that says: its name is the owner's, keep it."""
+
 
 def label(node: ir.Node) -> str:
     """Return what to call a node in a message: its PyTorch module and operator, or else its name in the file."""

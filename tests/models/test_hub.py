@@ -5,10 +5,7 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -19,90 +16,25 @@ from models.checkpoint import load
 from models.errors import EnvironmentUnsuitable, UsageError
 from models.hub import fetch, parse
 from models.registry import HubFile
+from tests.hub_server import COMMIT, Hub, serving
 from tests.models.swins import tiny_spec, tiny_swin, to_timm_names
 
-COMMIT = "c0ffee" * 6 + "c0ff"
 REPO = "timm/tiny"
-
-
-@dataclass
-class Hub:
-    """One repository with one file at one commit, which is also its branch ``main``."""
-
-    content: bytes
-    url: str = ""
-    requests: list[str] = field(default_factory=list)
-
-    def handler(self) -> type[BaseHTTPRequestHandler]:
-        hub = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_HEAD(self) -> None:
-                self.answer(body=False)
-
-            def do_GET(self) -> None:
-                self.answer(body=True)
-
-            def answer(self, *, body: bool) -> None:
-                hub.requests.append(f"{self.command} {self.path}")
-                served = {f"/{REPO}/resolve/{rev}/model.safetensors" for rev in ("main", COMMIT)}
-                if self.path in served:
-                    self.reply(200, hub.content if body else b"", length=len(hub.content))
-                elif self.path.startswith(f"/{REPO}/resolve/main/"):
-                    self.reply(404, error="EntryNotFound")
-                elif self.path.startswith(f"/{REPO}/"):
-                    self.reply(404, error="RevisionNotFound")
-                elif self.path.startswith("/timm/gated/"):
-                    self.reply(403, error="GatedRepo")
-                else:
-                    self.reply(401, error="RepoNotFound")
-
-            def reply(self, status: int, content: bytes = b"", length: int = 0, error: str = "") -> None:
-                self.send_response(status)
-                self.send_header("Content-Length", str(length))
-                self.send_header("X-Repo-Commit", COMMIT)
-                if error:
-                    self.send_header("X-Error-Code", error)
-                    self.send_header("X-Error-Message", error)
-                else:
-                    etag = f'"{hashlib.sha256(hub.content).hexdigest()}"'
-                    for name, value in {"ETag": etag, "X-Linked-Etag": etag, "X-Linked-Size": str(length)}.items():
-                        self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
-                """Keep the test's output clean."""
-
-        return Handler
 
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     weights = {key: value.contiguous() for key, value in to_timm_names(dict(tiny_swin().state_dict())).items()}
-    hub = Hub(save(weights))
-    server = ThreadingHTTPServer(("127.0.0.1", 0), hub.handler())
-    server.daemon_threads = True
-    hub.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    monkeypatch.setenv("HF_ENDPOINT", hub.url)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    yield hub
-    huggingface_hub.close_session()  # its idle connections would be reported as leaks
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(Hub(REPO, {"model.safetensors": save(weights)}), tmp_path / "cache", monkeypatch) as hub:
+        yield hub
 
 
 def test_fetches_once_and_loads(hub: Hub) -> None:
     fetched = fetch(HubFile(REPO, COMMIT))
-    assert fetched.path.read_bytes() == hub.content
+    assert fetched.path.read_bytes() == hub.files["model.safetensors"]
     assert fetched.origin == f"{REPO}@{COMMIT}/model.safetensors"
     loaded = load(tiny_spec(), fetched.path, source="pretrained", origin=fetched.origin)
-    assert loaded.weights.sha256 == hashlib.sha256(hub.content).hexdigest()
+    assert loaded.weights.sha256 == hashlib.sha256(hub.files["model.safetensors"]).hexdigest()
     assert loaded.weights.describe().startswith(f"pretrained {fetched.origin}")
 
     asked = len(hub.requests)

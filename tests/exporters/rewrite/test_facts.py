@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from exporters.rewrite.affine import BATCH
+from exporters.rewrite.facts import Facts
+from tests.exporters.rewrite.graphs import load, parse
+
+B = BATCH
+
+
+def fact(text: str, name: str, **constants: Any) -> Any:
+    model = load(parse(text, **constants))
+    facts = Facts(model.graph)
+    values = [*model.graph.inputs, *(output for node in model.graph for output in node.outputs)]
+    return facts[next(value for value in values if value.name == name)]
+
+
+@pytest.mark.parametrize(
+    ("node", "dims"),
+    [
+        ("Relu (x)", (B, 6, 4)),
+        ("Transpose <perm: ints = [1, 2, 0]> (x)", (6, 4, B)),
+        ("Reshape (x, merged)", (6 * B, 4)),
+        ("Reshape (x, flat)", (24 * B,)),
+        ("Flatten (x)", (B, 24)),
+        ("Concat <axis: int = 0> (x, x)", (2 * B, 6, 4)),
+        ("Expand (x, two)", (2, B, 6, 4)),
+        ("Conv <kernel_shape: ints = [1], strides: ints = [2]> (x, kernel)", (B, 5, 2)),
+        ("MatMul (x, weight)", (B, 6, 7)),
+        ("Slice (x, zero, end, zero)", (B, 6, 4)),
+        ("Slice (x, zero, one, zero)", (1, 6, 4)),
+        ("Gather <axis: int = 0> (x, i0)", (6, 4)),
+        ("Shape (x)", (3,)),
+        ("Size (x)", ()),
+    ],
+)
+def test_shapes_are_multiples_of_the_batch(node: str, dims: tuple[int, ...]) -> None:
+    found = fact(
+        f"g (float[batch, 6, 4] x) => (float[batch, 6, 4] y) {{ v = {node} y = Abs (x) }}",
+        "v", merged=[-1, 4], flat=[-1], two=[2, 1, 1, 1], kernel=np.zeros((5, 6, 1), np.float32),
+        weight=np.zeros((4, 7), np.float32), zero=[0], one=[1], end=[2**63 - 1], i0=0,
+    )  # fmt: skip
+    assert found.dims == dims
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        "Slice (x, zero, three, zero)",  # min(B, 3)
+        "Slice (x, three, end, zero)",  # max(B - 3, 0)
+        "Slice (x, zero, end, zero, two)",  # B / 2, rounded up
+        "Pad (x, pads)",  # B + 1
+        "NonZero (x)",  # whatever the data say
+    ],
+)
+def test_a_shape_that_is_no_multiple_of_the_batch_is_not_known(node: str) -> None:
+    found = fact(
+        f"g (float[batch, 6] x) => (float[batch, 6] y) {{ v = {node} y = Abs (x) }}",
+        "v", zero=[0], three=[3], two=[2], end=[2**63 - 1], pads=[1, 0, 0, 0],
+    )  # fmt: skip
+    assert found is None or found.dims is None
+
+
+def test_a_dimension_that_looks_like_the_batch_is_not_taken_for_it() -> None:
+    found = fact(f"g (float[{B}, 2] x) => (float[{B}, 2] y) {{ v = Neg (x) y = Abs (v) }}", "v")
+    assert found is None or found.dims is None
+
+
+def test_inputs_of_two_symbols_are_not_both_the_batch() -> None:
+    text = (
+        "g (float[batch, 2] x, float[other, 2] z) => (float[batch, 2] y, float[other, 2] w) { y = Abs (x) w = Abs (z) }"
+    )
+    assert fact(text, "y").dims == (B, 2)
+    assert fact(text, "w") is None
+
+
+def test_an_input_without_a_shape_is_unknown() -> None:
+    assert fact("g (float x, float[batch] z) => (float[batch] y) { y = Add (x, z) }", "z").dims == (B,)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "low", "high"),
+    [
+        ("", [1, 6, 4], [B, 6, 4]),
+        ("<start: int = 1>", [6, 4], [6, 4]),
+        ("<start: int = -1>", [4], [4]),
+        ("<end: int = -1>", [1, 6], [B, 6]),
+        ("<start: int = 0, end: int = 1>", [1], [B]),
+        ("<start: int = -99, end: int = 99>", [1, 6, 4], [B, 6, 4]),
+        ("<start: int = 2, end: int = 1>", [], []),
+    ],
+)
+def test_shape_reads_its_attributes(attributes: str, low: list[int], high: list[int]) -> None:
+    found = fact(f"g (float[batch, 6, 4] x) => (int64[n] y) {{ v = Shape {attributes} (x) y = Abs (v) }}", "v")
+    assert [end.tolist() for end in found.ends] == [low, high]
+    assert (found.constant is not None) == (low == high)
+
+
+def test_a_value_is_known_for_every_batch_size() -> None:
+    text = """g (float[batch, 6] x) => (int64[1] y) {
+        s = Shape <start: int = 0, end: int = 1> (x) a = Mul (s, seven) v = Sub (a, three) y = Abs (v)
+    }"""
+    found = fact(text, "v", seven=[7], three=[3])
+    assert [found.value(batch).tolist() for batch in (1, 2, 9)] == [[4], [11], [60]]
+
+
+def test_size_of_a_shape_with_two_dynamic_axes_is_not_known() -> None:
+    text = "g (float[batch, batch] x) => (int64 y) { v = Size (x) y = Abs (v) }"
+    found = fact(text, "v")
+    assert found is None or found.ends is None
+
+
+@pytest.mark.parametrize(
+    ("node", "zero"),
+    [
+        ("ConstantOfShape (s)", True),
+        ("ConstantOfShape <value: tensor = float[1] {2}> (s)", False),
+        ("Expand (nothing, s)", True),
+        ("Expand (something, s)", False),
+        ("Expand (negative, s)", False),
+        ("Relu (x)", False),
+    ],
+)
+def test_zeros_are_known_whatever_their_number(node: str, zero: bool) -> None:
+    model = load(
+        parse(
+            f"g (float[batch, 6] x) => (float[batch, 6] y) {{ s = Shape (x) v = {node} y = Abs (v) }}",
+            nothing=np.float32(0), something=np.float32(1), negative=np.float32(-0.0),
+        )
+    )  # fmt: skip
+    value = next(output for n in model.graph for output in n.outputs if output.name == "v")
+    assert Facts(model.graph).is_zero(value) is zero
+
+
+def test_a_node_that_is_not_valid_is_not_known() -> None:
+    plain = parse("g (float[batch, 6] x) => (float[batch, 6] y) { v = Neg (x) y = Abs (v) }")
+    plain.graph.node[0].op_type = "NoSuchOperator"
+    model = load(plain)
+    facts = Facts(model.graph)
+    assert [facts[output] for node in model.graph for output in node.outputs] == [None, None]

@@ -1,0 +1,184 @@
+"""The judge is code too: a fault put into a pass must be reported by the comparison that the properties use."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from hypothesis import HealthCheck, Phase, find, settings
+
+from exporters.rewrite import additive, builder, constants, facts, forms, index_map, movement, movement_ops
+from exporters.rewrite.pipeline import rewrite
+from tests.exporters.rewrite.graphs import differences, load, parse
+from tests.exporters.rewrite.programs import programs
+from tests.exporters.rewrite.test_additive import SHAPES, SHIFTED, constant
+from tests.exporters.rewrite.test_forms import wrong_plans
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import onnx
+
+    Patch = Callable[[pytest.MonkeyPatch], None]
+
+SEARCH = settings(
+    max_examples=600,
+    phases=[Phase.generate],
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+
+
+def is_reported(plain: onnx.ModelProto) -> bool:
+    """Say whether the comparison reports what the passes made of a graph, or they end in an error."""
+    model = load(plain)
+    try:
+        rewrite(model)
+        return differences(plain, ir.to_proto(model)) != []
+    except Exception:  # an operator that no runtime takes is a report, too
+        return True
+
+
+def patched(target: Any, name: str, make: Callable[[Any], Any]) -> Patch:
+    def apply(monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(target, name, make(getattr(target, name)))
+
+    return apply
+
+
+def inverse_permutation(real: Any) -> Any:
+    def move(self: Any, step: forms.Move, *rest: Any) -> Any:
+        inverse = tuple(int(i) for i in np.argsort(step.values)) if step.op == "Transpose" else step.values
+        return real(self, replace(step, values=inverse), *rest)
+
+    return move
+
+
+def wrong_axis(real: Any) -> Any:
+    def move(self: Any, step: forms.Move, *rest: Any) -> Any:
+        return real(self, replace(step, axis=max(0, step.axis - 1)), *rest)
+
+    return move
+
+
+def nothing_is_padded(real: Any) -> Any:
+    def rows(self: Any, *division: int) -> Any:
+        found = real(self, *division)
+        return None if found is None else np.maximum(found, 0)
+
+    return rows
+
+
+def lost_use(real: Any) -> Any:
+    """One reader goes on reading what the move was made of."""
+
+    def replace_all(old: ir.Value, new: ir.Value) -> None:
+        producer = new.producer()
+        source = producer.inputs[0] if producer is not None else None
+        real(old, source if source is not None and not old.is_graph_output() else new)
+
+    return replace_all
+
+
+def first_sample_only(_real: Any) -> Any:
+    def per_sample(runs: Any, source: Any, result: Any) -> Any:
+        size, span = index_map.elements(result), index_map.elements(source)
+        return index_map.IndexMap(runs[0].reshape(-1)[:size] % span, span, index_map.BATCH)
+
+    return per_sample
+
+
+def clipped_dimensions(_real: Any) -> Any:
+    """Dimensions read at batch 1 only."""
+    return lambda low, high: tuple(b if b % a == 0 and a != b else a for a, b in zip(low, high, strict=True))
+
+
+MUTANTS = {
+    "wrong axis": patched(builder.Builder, "move", wrong_axis),
+    "index off by one": patched(builder, "as_indices", lambda real: lambda step: np.maximum(real(step) - 1, 0)),
+    "slice off by one": patched(
+        builder, "slice_bounds", lambda real: lambda step: (max(real(step)[0] - 1, 0), real(step)[1])
+    ),
+    "digits reversed": patched(
+        index_map.IndexMap, "digits", lambda real: lambda self: (r := real(self)) and (r[0], r[1][::-1])
+    ),
+    "offset dropped": patched(index_map.IndexMap, "digits", lambda real: lambda self: (r := real(self)) and (0, r[1])),
+    "padding dropped": patched(index_map.IndexMap, "rows", nothing_is_padded),
+    "lost use": patched(movement, "replace", lost_use),
+    "no proof that samples stay apart": patched(movement, "per_sample", first_sample_only),
+    "roll the other way": patched(
+        movement_ops, "MOVEMENT",
+        lambda real: {**real, "Concat": lambda node, inputs, zero: real["Concat"](node, inputs[::-1], zero)},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_random_programs_find_the_fault(mutant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    MUTANTS[mutant](monkeypatch)
+    find(programs(), is_reported, settings=SEARCH)  # raises where nothing is reported
+
+
+PLANS = {
+    "transpose backwards": patched(forms, "_merge", lambda real: lambda digits: real(digits)[::-1]),
+    "gather the next row": patched(
+        index_map.IndexMap, "rows", lambda real: lambda *a: None if (r := real(*a)) is None else np.roll(r, 1)
+    ),
+    "unit too long": patched(index_map.IndexMap, "unit", lambda real: property(lambda self: 2 * real.func(self))),
+}
+
+
+@pytest.mark.parametrize("mutant", PLANS)
+def test_running_the_plans_finds_the_fault(mutant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    PLANS[mutant](monkeypatch)
+
+    def is_wrong(plain: onnx.ModelProto) -> bool:
+        try:
+            return bool(wrong_plans(plain))
+        except (AssertionError, ValueError, IndexError):  # a move that does not make the shape it declares
+            return True
+
+    find(programs(pure=True, chain=True), is_wrong, settings=SEARCH)
+
+
+def test_a_part_of_the_batch_taken_for_the_batch_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "g (float[batch, 6] x) => (float[p, 6] y) { n = Neg (x) s = Slice (n, zero, three, zero) y = Neg (s) }"
+    plain = parse(text, zero=[0], three=[3])
+    assert not is_reported(plain)
+    monkeypatch.setattr(facts, "ENDS", (2, 3))
+    monkeypatch.setattr(
+        facts, "_fit", lambda low, high: tuple(a if a == b else facts.BATCH for a, b in zip(low, high, strict=True))
+    )
+    assert is_reported(plain)
+
+
+def test_an_inverse_permutation_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = """g (float[batch, 6, 6, 6] x) => (float[batch, 6, 6, 6] y) {
+        t = Transpose <perm: ints = [0, 2, 1, 3]> (x) y = Transpose <perm: ints = [0, 1, 3, 2]> (t)
+    }"""
+    plain = parse(text)
+    assert not is_reported(plain)
+    monkeypatch.setattr(builder.Builder, "move", inverse_permutation(builder.Builder.move))
+    assert is_reported(plain)
+
+
+def test_a_dropped_mask_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = parse(SHIFTED, bias=constant(1, 3, 2, 2), mask=constant(1, 4, 1, 2, 2), **SHAPES)
+    assert not is_reported(plain)
+    real = additive._moved_sum
+    monkeypatch.setattr(additive, "_moved_sum", lambda *a: real(*a[:3], np.zeros_like(a[3]), *a[4:]))
+    assert is_reported(plain)
+
+
+def test_a_transposed_constant_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "g (float[batch, 4, 4] x) => (float[batch, 4, 4] y) { n = Neg (c) y = Add (x, n) }"
+    plain = parse(text, c=constant(4, 4))
+    assert not is_reported(plain)
+    real = constants.initializer
+    monkeypatch.setattr(constants, "initializer", lambda name, tensor: real(name, ir.Tensor(tensor.numpy().T)))
+    assert is_reported(plain)

@@ -1,0 +1,206 @@
+"""Models from elsewhere: how they are named, made, described, and refused."""
+
+import collections
+import dataclasses
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from models.build import build
+from models.checkpoint import load
+from models.errors import DeployError, EnvironmentUnsuitable, UsageError
+from models.foreign import describe, make, own_checkpoint
+from models.outputs import flatten
+from models.sources import Source, parse_source
+from models.spec import TensorSpec
+from tests.hub_server import COMMIT, Hub, serving
+from tests.peers import import_timm, import_transformers
+
+FACTORIES = """
+import torch
+from torch import nn
+
+def net(width=4):
+    return nn.Sequential(nn.Conv2d(3, width, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+def raises():
+    raise ValueError("no luck")
+
+def text():
+    return "not a module"
+
+class Pair(nn.Module):
+    def forward(self, left, right):
+        return {"sum": left + right, "both": (left, None, right * 2)}
+
+number = 3
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with a module of the user's."""
+    (tmp_path / "strangers.py").write_text(FACTORIES)
+    (tmp_path / "needs_more.py").write_text("import a_package_that_is_not_there\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for name in ("strangers", "needs_more"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("text", "source", "name"),
+    [
+        ("swin_t", None, ""),
+        ("timm:vit_base_patch16_224.augreg_in21k", Source("timm", "vit_base_patch16_224.augreg_in21k"), None),
+        ("torchvision:swin_t", Source("torchvision", "swin_t"), "swin_t"),
+        ("hf:microsoft/swin-tiny@abc", Source("hf", "microsoft/swin-tiny@abc"), "swin-tiny_abc"),
+        ("hf:/a/folder/", Source("hf", "/a/folder/"), "folder"),
+        ("my.models:build", Source("factory", "my.models:build"), "build"),
+        ("dir/file.py:build", Source("factory", "dir/file.py:build"), "build"),
+    ],
+)
+def test_names_are_read(text: str, source: Source | None, name: str | None) -> None:
+    assert parse_source(text) == source
+    if source is not None:
+        assert source.name == (name if name is not None else source.target)
+
+
+def test_outputs_are_flattened_with_clear_names() -> None:
+    @dataclasses.dataclass
+    class Detection:
+        boxes: torch.Tensor
+        features: list[torch.Tensor]
+        nothing: None = None
+
+    a, b, c = torch.zeros(2, 3), torch.ones(2, 4, 4), torch.ones(2)
+    point = collections.namedtuple("point", "x y")
+    assert list(flatten(a)) == ["logits"]
+    assert list(flatten(b)) == ["output"]
+    assert list(flatten((a, b))) == ["output_0", "output_1"]
+    assert list(flatten({"logits": a, "aux": (b, c)})) == ["logits", "aux_0", "aux_1"]
+    assert list(flatten(Detection(a, [b, c]))) == ["boxes", "features_0", "features_1"]
+    assert flatten(point(a, b)) == {"x": a, "y": b}
+    with pytest.raises(UsageError, match="returns str as kind"):
+        flatten({"logits": a, "kind": "cat"})
+
+
+def test_a_factory_is_found_from_the_working_folder(folder: Path) -> None:
+    for target in ("strangers:net", f"{folder / 'strangers.py'}:net"):
+        variant = describe(Source("factory", target), {"width": 7}, img_size=(16, 20))
+        assert variant.spec.inputs == (TensorSpec("images", (3, 16, 20)),)
+        assert variant.spec.outputs == ("logits",)
+        assert build(variant.spec)(torch.zeros(2, 3, 16, 20)).shape == (2, 7)
+
+
+def test_several_inputs_and_outputs(folder: Path) -> None:
+    inputs = (TensorSpec("left", (3,)), TensorSpec("right", (3,)))
+    variant = describe(Source("factory", "strangers:Pair"), {}, inputs=inputs)
+    assert variant.spec.outputs == ("sum", "both_0", "both_2")
+    assert variant.preprocessing is None
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("nowhere:net", "no module 'nowhere'"),
+        ("needs_more:net", "no module 'a_package_that_is_not_there', which needs_more imports"),
+        ("strangers:absent", "no function 'absent'"),
+        ("strangers:number", "no function 'number'"),
+        ("strangers:text", "returned str"),
+        ("strangers:raises", "ValueError: no luck .*strangers.py:9"),
+        ("absent.py:net", "no file absent.py"),
+        ("models.swin:SwinTransformer", "'models' is a package of deploycli's own"),
+    ],
+)
+def test_what_cannot_be_made_is_one_message(folder: Path, target: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        make("factory", target, {})
+
+
+def test_wrong_arguments_and_wrong_inputs_are_one_message(folder: Path) -> None:
+    with pytest.raises(UsageError, match="unexpected keyword argument 'depth'"):
+        make("factory", "strangers:net", {"depth": 3})
+    with pytest.raises(UsageError, match=r"does not run on images:2x3x2x2") as caught:
+        describe(Source("factory", "strangers:net"), {}, img_size=(2, 2))
+    assert "--input" in caught.value.hint
+
+
+@pytest.mark.parametrize("family", ["timm", "torchvision", "hf"])
+def test_a_missing_package_says_what_to_install(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = {"hf": "transformers"}.get(family, family)
+    monkeypatch.setitem(sys.modules, package, None)  # what import does where the package is not installed
+    with pytest.raises(EnvironmentUnsuitable) as caught:
+        make(family, "anything", {})
+    assert caught.value.hint == f"pip install {package}"
+
+
+@pytest.mark.parametrize("family", ["timm", "torchvision"])
+def test_an_unknown_name_suggests(family: str) -> None:
+    import_timm()
+    with pytest.raises(UsageError, match="has no model 'swin_tin'"):
+        make(family, "swin_tin", {})
+
+
+def test_timm_tells_its_image_recipe() -> None:
+    import_timm()
+    variant = describe(Source("timm", "vit_tiny_patch16_224"), {"num_classes": 5})
+    assert variant.spec.inputs[0].shape == (3, 224, 224)
+    assert variant.preprocessing is not None
+    assert variant.preprocessing.mean == (0.5, 0.5, 0.5)
+    assert build(variant.spec)(torch.zeros(1, 3, 224, 224)).shape == (1, 5)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> tuple[Path, nn.Module]:
+    """A small transformers model with its weights, in a folder."""
+    transformers = import_transformers()
+    torch.manual_seed(0)
+    config = transformers.ViTConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=32, patch_size=8
+    )
+    model = transformers.ViTForImageClassification(config).eval()
+    model.save_pretrained(tmp_path / "vit")
+    return tmp_path / "vit", model
+
+
+def test_a_transformers_folder_brings_its_weights(saved: tuple[Path, nn.Module]) -> None:
+    folder, model = saved
+    variant = describe(Source("hf", str(folder)), {})
+    assert variant.spec.inputs[0].shape == (3, 32, 32)
+    path = own_checkpoint(variant.spec.config["target"])
+    assert path == folder / "model.safetensors"
+    images = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        torch.testing.assert_close(load(variant.spec, path).model(images).logits, model(images).logits)
+
+
+def test_a_transformers_repository_is_pinned(
+    saved: tuple[Path, nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {name: (saved[0] / name).read_bytes() for name in ("config.json", "model.safetensors")}
+    with serving(Hub("owner/vit", files), tmp_path / "cache", monkeypatch) as hub:
+        variant = describe(Source("hf", "owner/vit"), {})
+        assert variant.spec.config["target"] == f"owner/vit@{COMMIT}"
+        path = own_checkpoint(variant.spec.config["target"])
+        assert path is not None
+        assert path.read_bytes() == files["model.safetensors"]
+        hub.requests.clear()
+        build(variant.spec)
+        assert not [request for request in hub.requests if request.startswith("GET")]
+
+
+def test_what_is_no_transformers_model_is_refused(tmp_path: Path) -> None:
+    import_transformers()
+    with pytest.raises(DeployError, match="no transformers model"):
+        make("hf", str(tmp_path), {})
+
+
+def test_weights_in_several_files_are_refused(saved: tuple[Path, nn.Module]) -> None:
+    (saved[0] / "model-00001-of-00002.safetensors").write_bytes(b"")
+    with pytest.raises(UsageError, match="several files"):
+        own_checkpoint(str(saved[0]))
