@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from deploycli.__main__ import main
+from exporters.export import ExportRequest, export
+from models import registry
+from models.registry import Design, register
+from models.spec import Preprocessing
+from models.swin import SwinTransformer
+from tests.deploycli.commands import SMALL, Result, files, start
+from tests.models.swins import golden_state
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from exporters.bundle import Bundle
+
+Command = Callable[..., Result]
+
+# The smallest Swin that shifts its windows.
+SMALLEST = {
+    "img_size": [16, 16],
+    "patch_size": 2,
+    "in_chans": 3,
+    "num_classes": 5,
+    "embed_dim": 8,
+    "depths": [2],
+    "num_heads": [2],
+    "window_size": 4,
+}
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder in which ``deploycli export swin_t`` has run, and a folder ``twin`` beside it, made by another process.
+
+    To be read only: a copy has 113 MB.
+    """
+    folder = tmp_path_factory.mktemp("exported")
+    first = start("export", "swin_t", *SMALL, cwd=folder, PYTHONHASHSEED="1")
+    second = start("export", "swin_t", *SMALL, "-o", "twin", "--json", cwd=folder, PYTHONHASHSEED="2")
+    for process, name in ((first, "first"), (second, "second")):
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+        (folder / f"{name}.out").write_text(out)
+        (folder / f"{name}.err").write_text(err)
+    before = {name: len(content) for name, content in files(folder).items()}
+    yield folder
+    assert {name: len(content) for name, content in files(folder).items()} == before
+
+
+@pytest.fixture
+def deploycli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    """Run a command in this process, from the test's own folder."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS"):
+        monkeypatch.delenv(name, raising=False)
+
+    def command(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["deploycli", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert isinstance(ended.value.code, int)
+        return Result(ended.value.code, *capfd.readouterr())
+
+    return command
+
+
+@contextmanager
+def registered() -> Iterator[str]:
+    """Register a model of the user's own for a while."""
+    registry.variants()  # registers those that are there already
+    with pytest.MonkeyPatch.context() as patch:
+        for table in ("_VARIANTS", "_SHORT_NAMES"):
+            patch.setattr(registry, table, dict(getattr(registry, table)))
+
+        @register()
+        def swin_smallest() -> Design:
+            """The smallest."""
+            return Design("swin", SMALLEST, Preprocessing(size=(16, 16)))
+
+        yield "swin_smallest"
+
+
+@pytest.fixture
+def smallest() -> Iterator[str]:
+    with registered() as name:
+        yield name
+
+
+def save_checkpoint(folder: Path) -> Path:
+    """Write weights for the smallest model by the golden rule: none is zero."""
+    path = folder / "smallest.pth"
+    torch.save({"model": golden_state(SwinTransformer(**SMALLEST))}, path)
+    return path
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    return save_checkpoint(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def true_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The smallest model with weights from a file, exported."""
+    folder = tmp_path_factory.mktemp("true")
+    with registered() as name:
+        return export(ExportRequest(name, folder, checkpoint=save_checkpoint(folder)))
