@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from exporters.steps import Step
     from exporters.summary import OnnxSummary, TensorSummary
     from models.registry import Variant
+    from models.spec import Weights
 
 
 class Output(Console):
@@ -60,6 +61,17 @@ class Progress:
         """Show what runs now, and how far it is."""
         self(f"{message} ({done + 1}/{total})")
 
+    def warn_of(self, weights: Weights) -> None:
+        """Say what of the weights a user should know, whatever is printed to stdout."""
+        if weights.source == "random":
+            self._warn(f"weights: {weights.describe()}. Pass --checkpoint or --pretrained for real ones.")
+        if resampled := weights.report.get("resampled"):
+            noun = "position embedding was" if resampled == 1 else f"{resampled} position embeddings were"
+            self._warn(f"weights: the {noun} resampled (bicubic) for this image size.")
+
+    def _warn(self, message: str) -> None:
+        self._console.print(Text(message, "yellow"), soft_wrap=True)
+
     def __enter__(self) -> Progress:
         if self._status is not None:
             self._status.start()
@@ -90,13 +102,6 @@ def show_export(bundle: Bundle, *, verbose: bool) -> None:
     """Print what an export made, and what to do next."""
     console = _stdout()
     manifest = bundle.manifest
-    if manifest.weights.source == "random":
-        console.print(
-            Text(f"weights: {manifest.weights.describe()}. Pass --checkpoint or --pretrained for real ones.", "yellow")
-        )
-    if resampled := manifest.weights.report.get("resampled"):
-        noun = "position embedding was" if resampled == 1 else f"{resampled} position embeddings were"
-        console.print(Text(f"weights: the {noun} resampled (bicubic) for this image size.", "yellow"))
     for artifact in manifest.artifacts:
         _show_artifact(console, bundle, artifact)
     if verbose:

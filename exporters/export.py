@@ -95,6 +95,9 @@ def export(request: ExportRequest, *, progress: Callable[[str], None] = lambda _
         ExportError: the model cannot be traced, or the written file disagrees with it.
         EnvironmentUnsuitable: the folder cannot be written, or the hub cannot be reached.
     """
+    from exporters.trace import check_opset
+
+    check_opset(request.opset)
     source = parse_source(request.model)
     variant = _registered(request) if source is None else _foreign(request, source)
     if request.checkpoint is not None and request.pretrained:

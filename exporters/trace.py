@@ -62,12 +62,7 @@ def trace(
     Raises:
         ExportError: the model cannot be traced, an operator has no translation, or the batch axis did not survive.
     """
-    if opset not in OPSETS:
-        raise ExportError(
-            f"opset {opset} cannot be exported",
-            expected=f"{OPSETS.start} to {OPSETS.stop - 1}: what PyTorch's exporter writes and TensorRT parses",
-            hint="--opset 20",
-        )
+    check_opset(opset)
     size = TRACE_BATCH if batch is None else batch
     example = tuple(torch.zeros(size, *spec.shape, dtype=getattr(torch, spec.dtype)) for spec in inputs)
     dynamic = None if batch is not None else tuple({0: torch.export.Dim(BATCH_NAME)} for _ in inputs)
@@ -87,9 +82,22 @@ def trace(
     if batch is None:
         _name_batch(model.graph)
     tidy(model)
-    for node in model.graph.all_nodes():
-        _keep_module_path(node)
+    _keep_module_paths(model)
     return model
+
+
+def check_opset(opset: int) -> None:
+    """Refuse an opset outside of :data:`OPSETS`.
+
+    Raises:
+        ExportError: it is outside.
+    """
+    if opset not in OPSETS:
+        raise ExportError(
+            f"opset {opset} cannot be exported",
+            expected=f"{OPSETS.start} to {OPSETS.stop - 1}: what PyTorch's exporter writes and TensorRT parses",
+            hint="--opset 20",
+        )
 
 
 class _Flat(torch.nn.Module):
@@ -235,17 +243,21 @@ def _name_batch(graph: ir.Graph) -> None:
             value.shape = ir.Shape(dims)
 
 
-def _keep_module_path(node: ir.Node) -> None:
+def _keep_module_paths(model: ir.Model) -> None:
     """Keep one readable line of the exporter's metadata: stack traces name the build machine's folders."""
-    scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
-    path = ""
-    if scopes:
-        names = ast.literal_eval(scopes)
+    graph = model.graph
+    model.metadata_props.clear()
+    graph.metadata_props.clear()
+    for node in graph.all_nodes():
+        names = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
         path = names[-2] if len(names) > 1 else ""
+        node.metadata_props.clear()
         # Nodes that belong to no module stand under a name of the exporter's own.
-        path = path.removeprefix(f"{_Flat.PREFIX}.") if path.startswith(f"{_Flat.PREFIX}.") else ""
-    node.metadata_props.clear()
-    if path:
-        node.metadata_props[MODULE_KEY] = path
-    for value in node.outputs:
+        if path.startswith(f"{_Flat.PREFIX}."):
+            node.metadata_props[MODULE_KEY] = path.removeprefix(f"{_Flat.PREFIX}.")
+    for value in (
+        *graph.inputs,
+        *graph.initializers.values(),
+        *(v for node in graph.all_nodes() for v in node.outputs),
+    ):
         value.metadata_props.clear()

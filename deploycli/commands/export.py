@@ -120,6 +120,7 @@ def command(
     )
     with Progress() as progress:
         bundle = export(request, progress=progress)
+        progress.warn_of(bundle.manifest.weights)
     if as_json:
         print_json(bundle.manifest.to_json() | {"path": str(bundle.path)})
     else:

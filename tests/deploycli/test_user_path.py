@@ -28,7 +28,7 @@ BATCHES = ["batch 1", "batch 3", "batch 8", "batch 8 shuffled"]
 
 def test_export_says_what_it_did_and_what_comes_next(exported: Path) -> None:
     out, err = (exported / "first.out").read_text(), (exported / "first.err").read_text()
-    assert sum("weights: random, seed 0." in line for line in out.splitlines()) == 1
+    assert sum("weights: random, seed 0." in line for line in err.splitlines()) == 1
     assert "artifacts/swin_t/model.onnx" in out
     assert out.splitlines()[-1] == "next: deploycli verify swin_t"
     assert "tracing" in err.splitlines()
@@ -185,7 +185,7 @@ def test_options_of_the_export_reach_the_bundle(smallest: str, deploycli: Comman
     options = ["--batch", 3, "--opset", 18, "--seed", 7, "--num-classes", 9, "--external-data", "always"]
     result = deploycli("export", smallest, "-o", "a folder", "--name", "mine-1", *options, "-v")
     assert result.code == 0, result.err
-    assert "weights: random, seed 7." in result.out
+    assert "weights: random, seed 7." in result.err
     manifest = Bundle.open(tmp_path / "a folder/mine-1").manifest
     (artifact,) = manifest.artifacts
     assert (manifest.name, manifest.weights.seed) == ("mine-1", 7)
