@@ -11,7 +11,6 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 from models.registry import variants
@@ -20,8 +19,8 @@ from tests.benchmarks.measure import graph_figures
 README = Path(__file__).parents[2] / "README.md"
 START, END = "<!-- benchmark: model_table -->", "<!-- /benchmark -->"
 HEADER = (
-    "| model | image | parameters | multiply-adds | traced | written | largest rel. error | seconds | peak memory |",
-    "|---|---|---|---|---|---|---|---|---|",
+    "| model | image | parameters | multiply-adds | traced | written | largest rel. error | peak memory |",
+    "|---|---|---|---|---|---|---|---|",
 )
 
 # The child reports its own peak, and that of nothing else.
@@ -36,9 +35,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 def row(name: str, root: Path) -> str:
     """Export, verify and count one model."""
-    start = time.perf_counter()
     peak = int(subprocess.run([sys.executable, "-c", EXPORT, name, str(root)], check=True, capture_output=True).stdout)
-    seconds = time.perf_counter() - start
     command = [sys.executable, "-m", "deploycli", "verify", name, "-o", str(root), "--batches", "1,3", "--json"]
     (report,) = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
     error = max(c["max_rel_error"] for stage in report["stages"] for c in stage["comparisons"])
@@ -50,7 +47,7 @@ def row(name: str, root: Path) -> str:
     image = str(height) if height == width else f"{height}x{width}"
     return (
         f"| `{name}` | {image} | {weights / 4e6:.1f} M | {figures.multiply_adds / 1e9:.1f} G "
-        f"| {sum(artifact['ops_before'].values())} | {figures.nodes} | {error:.0e} | {seconds:.0f} "
+        f"| {sum(artifact['ops_before'].values())} | {figures.nodes} | {error:.0e} "
         f"| {peak / 2**30:.1f} GiB ({peak / weights:.1f}x) |"
     )
 

@@ -7,6 +7,7 @@ import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -164,8 +165,8 @@ def test_tensors_that_have_no_plain_bytes(external: Any, tmp_path: Path) -> None
     """Booleans, four-bit numbers two to a byte, bfloat16, strings, and one without elements."""
     tensors = [
         ir.Tensor(np.arange(3000) % 3 == 0, name="flags"),
-        ir.tensor(np.arange(-8, 7, dtype=np.int8), dtype=ir.DataType.INT4, name="nibbles"),
-        ir.tensor(np.linspace(-1, 1, 700, dtype=np.float32), dtype=ir.DataType.BFLOAT16, name="half"),
+        ir.Tensor(np.arange(-8, 7).astype(ml_dtypes.int4), name="nibbles"),
+        ir.Tensor(np.linspace(-1, 1, 700).astype(ml_dtypes.bfloat16), name="half"),
         ir.StringTensor(np.array([b"cat", b"dog"], object), name="words"),
         ir.Tensor(np.zeros((0, 3), np.float32), name="nothing"),
         ir.Tensor(np.float32(2.5), name="scalar"),
