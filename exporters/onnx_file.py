@@ -58,16 +58,17 @@ def write_model(model: ir.Model, path: Path, external: ExternalData = "auto") ->
         )
     if external == "always" or total > INLINE_LIMIT:
         data = path.with_name(f"{path.name}.data")
-        headers = _write_external(tensors, data)
-        inline = [None if h.external_data else t for h, t in zip(headers, tensors.values(), strict=True)]
-        _write(model, path, headers, inline)
+        _write(model, path, _write_external(tensors, data), list(tensors.values()))
         return [path, data]
     _write(model, path, [_header(name, tensor) for name, tensor in tensors.items()], list(tensors.values()))
     return [path]
 
 
 def _header(name: str, tensor: ir.TensorProtocol) -> onnx.TensorProto:
-    return onnx.TensorProto(dims=tuple(tensor.shape.numpy()), data_type=int(tensor.dtype), name=name)
+    header = onnx.TensorProto(dims=tuple(tensor.shape.numpy()), data_type=int(tensor.dtype), name=name)
+    if tensor.dtype.is_string():  # these have no bytes of their own: they are part of the message
+        header.string_data.extend(tensor.numpy().reshape(-1).tolist())
+    return header
 
 
 def _write_external(tensors: Mapping[str, ir.TensorProtocol], path: Path) -> list[onnx.TensorProto]:
@@ -76,7 +77,7 @@ def _write_external(tensors: Mapping[str, ir.TensorProtocol], path: Path) -> lis
         for name, tensor in tensors.items():
             header = _header(name, tensor)
             headers.append(header)
-            if tensor.nbytes < _SMALL:
+            if tensor.nbytes < _SMALL or tensor.dtype.is_string():
                 continue
             file.write(b"\0" * (-file.tell() % _ALIGNMENT))
             header.data_location = onnx.TensorProto.EXTERNAL
@@ -87,8 +88,12 @@ def _write_external(tensors: Mapping[str, ir.TensorProtocol], path: Path) -> lis
 
 
 def _write(
-    model: ir.Model, path: Path, headers: Sequence[onnx.TensorProto], contents: Sequence[ir.TensorProtocol | None]
+    model: ir.Model, path: Path, headers: Sequence[onnx.TensorProto], tensors: Sequence[ir.TensorProtocol]
 ) -> None:
+    contents = [
+        None if header.external_data or tensor.dtype.is_string() else tensor
+        for header, tensor in zip(headers, tensors, strict=True)
+    ]
     frame, graph = _without_initializers(model)
     heads = [header.SerializeToString(deterministic=True) for header in headers]
     sizes = [

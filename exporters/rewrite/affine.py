@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from exporters.rewrite.evaluate import INTEGERS
 from exporters.rewrite.movement_ops import MOVEMENT, Array, data_operands
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ def stays_affine(node: ir.Node, operands: list[tuple[Array, Array] | None]) -> b
         return True
     if node.op_type == "Mul":
         return len(growing) < 2
+    if node.op_type == "Cast":
+        return _keeps_integers(node, operands)
     if node.op_type == "Where":
         return 0 not in growing
     if len(operands) != 2 or operands[0] is None or operands[1] is None:
@@ -58,3 +61,9 @@ def stays_affine(node: ir.Node, operands: list[tuple[Array, Array] | None]) -> b
         exact = (a_high == a * ENDS[1]) & (np.where(b == 0, 1, a % np.where(b == 0, 1, b)) == 0)
         return 1 not in growing and bool(b.all()) and bool(np.all((a == a_high) | exact))
     return False
+
+
+def _keeps_integers(node: ir.Node, operands: list[tuple[Array, Array] | None]) -> bool:
+    to = INTEGERS.get(node.attributes.get_int("to", 0))
+    limit = 0 if to is None else np.iinfo(to).max
+    return all(abs(int(x)) <= limit for ends in operands if ends is not None for end in ends for x in end.reshape(-1))

@@ -4,6 +4,7 @@ Before -> after::
 
     table, index -> Reshape, Gather, Reshape, Transpose, Unsqueeze -> bias     becomes one initializer
     Shape(x)[1]                                                                becomes 3136
+    Reshape(x, Concat(Shape(x)[0], 3136, 96))                                  becomes Reshape(x, [-1, 3136, 96])
 
 A value is constant if it follows from initializers and from shapes that do not depend on the batch, whatever computes
 it. Refused, for one: a result much larger than what it is made of, such as an Expand to a whole feature map.
@@ -11,10 +12,11 @@ it. Refused, for one: a result much larger than what it is made of, such as an E
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
-from exporters.rewrite.builder import initializer
-from exporters.rewrite.facts import Facts
+from exporters.rewrite.builder import Builder, initializer
+from exporters.rewrite.facts import Facts, reshape_target
 from exporters.rewrite.unique import label
 from exporters.steps import Refusal
 
@@ -42,7 +44,9 @@ class FoldConstants(ir.passes.InPlacePass):
                 if any(reader not in folded for reader in output.consumers()):
                     _store(output, graph, facts)
         graph.remove(folded, safe=True)
-        return ir.passes.PassResult(model, bool(folded))
+        builder = Builder(graph, facts)
+        targets = [node for node in graph if _takes_constant_target(node, builder)]
+        return ir.passes.PassResult(model, bool(folded or targets))
 
     def _folds(self, node: ir.Node, facts: Facts, made_of: dict[ir.Value, int]) -> bool:
         """Decide on a node, and note of how many stored bytes its outputs are made."""
@@ -57,6 +61,19 @@ class FoldConstants(ir.passes.InPlacePass):
         if not folds:
             self.refusals.append(Refusal(label(node), f"{made} bytes of constants from {given}"))
         return folds
+
+
+def _takes_constant_target(node: ir.Node, builder: Builder) -> bool:
+    """Let a Reshape whose target is computed from the batch size infer that size by itself."""
+    facts = builder.facts
+    if node.op_type != "Reshape" or node.domain != "" or facts.constant(node.inputs[1]) is not None:
+        return False
+    dims = facts.dims(node.outputs[0])
+    target = None if dims is None else reshape_target(dims)
+    if target is None or 0 in target:
+        return False
+    node.replace_input_with(1, builder.constant(np.array(target, np.int64)))
+    return True
 
 
 def _bytes(value: ir.Value, facts: Facts) -> int:

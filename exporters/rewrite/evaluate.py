@@ -27,6 +27,10 @@ _QUANTIZATION = frozenset({"DequantizeLinear", "DynamicQuantizeLinear", "Quantiz
 """These say in which type a weight is kept: folding one would undo the quantization."""
 
 
+INTEGERS = {int(ir.DataType.INT32): np.int32, int(ir.DataType.INT64): np.int64}
+"""Types of shape arithmetic, by their number in ONNX."""
+
+
 def _truncating_division(a: Array, b: Array) -> Array:
     if not b.all():
         raise ValueError("division by zero")
@@ -81,6 +85,8 @@ def evaluate(node: ir.Node, operands: Operands, opset_imports: Mapping[str, int]
         fill = node.attributes.get_tensor("value", None)
         scalar = np.zeros((), np.float32) if fill is None else fill.numpy().reshape(())
         return [np.broadcast_to(scalar, tuple(present[0].tolist()))]
+    if node.op_type == "Cast" and present[0].dtype.kind == "i" and node.attributes.get_int("to", 0) in INTEGERS:
+        return [present[0].astype(INTEGERS[node.attributes.get_int("to", 0)])]
     arithmetic = _INTEGER.get(node.op_type)
     if arithmetic and len(operands) == len(present) == _arity(node) and all(x.dtype.kind in "ib" for x in present):
         return [np.asarray(arithmetic(*present))]
@@ -104,7 +110,7 @@ def _in_onnxruntime(node: ir.Node, operands: Operands, opset_imports: Mapping[st
         inputs, feed = [], {}
         for i, operand in enumerate(operands):
             if operand is not None:
-                feed[f"x{i}"] = np.ascontiguousarray(operand)
+                feed[f"x{i}"] = np.asarray(operand, order="C")  # unlike ascontiguousarray, a scalar stays one
                 elem_type = onnx.helper.np_dtype_to_tensor_dtype(operand.dtype)
                 inputs.append(onnx.helper.make_tensor_value_info(f"x{i}", elem_type, operand.shape))
         proto = ir.serde.serialize_node(node)

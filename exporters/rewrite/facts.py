@@ -255,7 +255,7 @@ def _infer_outputs(
         proto.input[i] = name = f"x{i}"
         types[name] = onnx.helper.make_tensor_type_proto(int(fact.dtype), shape)
         if value is not None and value.size <= _SHAPE_ARITHMETIC_LIMIT:
-            data[name] = onnx.numpy_helper.from_array(np.ascontiguousarray(value), name)
+            data[name] = onnx.numpy_helper.from_array(np.asarray(value, order="C"), name)
     for i, output in enumerate(node.outputs):
         proto.output[i] = f"y{i}" if output.name else ""
     try:
