@@ -59,7 +59,7 @@ def test_eager_names_its_outputs(returns: type) -> None:
         np.testing.assert_allclose(outputs[name], expected[name], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("returns", "names"), [(dict, ("logits",)), (tuple, ("logits",)), (torch.Tensor, ("a", "b"))])
+@pytest.mark.parametrize(("returns", "names"), [(dict, ("a", "b")), (tuple, ("logits",)), (torch.Tensor, ("a", "b"))])
 def test_eager_outputs_must_fit_their_names(returns: type, names: tuple[str, ...]) -> None:
     with pytest.raises(ExportError, match="Linear returned"):
         EagerRuntime(Linear(returns), ["images"], names).run({"images": IMAGES})
