@@ -107,7 +107,8 @@ def _moved_sum(
         for node in path:
             rest = [None if value is None else _value(value, batch, facts) for value in node.inputs[1:]]
             (total,) = move(node, [total, *rest])
-        total = np.broadcast_to(total + b, _shape(result, batch, facts))
+        with np.errstate(over="ignore"):
+            total = np.broadcast_to(total + b, _shape(result, batch, facts))
         for axis in range(total.ndim):
             first = total.take([0], axis)
             if np.array_equal(total, np.broadcast_to(first, total.shape)):
@@ -115,6 +116,8 @@ def _moved_sum(
         totals.append(total)
     if any(t.shape != totals[0].shape or not np.array_equal(t, totals[0]) for t in totals):
         return "the constant would depend on the batch size"
+    if np.isfinite(a).all() and np.isfinite(b).all() and not np.isfinite(totals[0]).all():
+        return "the sum of the constants overflows"  # a row that is masked twice would become NaN
     return totals[0]
 
 

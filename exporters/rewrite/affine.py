@@ -44,10 +44,9 @@ def stays_affine(node: ir.Node, operands: list[tuple[Array, Array] | None]) -> b
     growing = [i for i, ends in enumerate(operands) if grows(ends)]
     if node.op_type in MOVEMENT:
         return node.op_type not in _SIZED_BY_VALUE and set(growing) <= set(data_operands(node))
-    if node.op_type in _LINEAR:
-        return True
-    if node.op_type == "Mul":
-        return len(growing) < 2
+    if node.op_type in _LINEAR or node.op_type == "Mul":
+        is_wide = all(ends is None or ends[0].dtype == np.int64 for ends in operands)  # a narrow one might overflow
+        return is_wide and (node.op_type != "Mul" or len(growing) < 2)
     if node.op_type == "Cast":
         return _keeps_integers(node, operands)
     if node.op_type == "Where":

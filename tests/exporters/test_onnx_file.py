@@ -93,15 +93,17 @@ SWIN = """
 
 def test_two_processes_write_the_same_bytes(tmp_path: Path) -> None:
     """With hashes of strings seeded otherwise, so that the order of a set would show."""
-    files = []
-    for seed in ("1", "2"):
-        files.append(tmp_path / f"{seed}.onnx")
-        root = Path(__file__).parents[2]
-        subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", textwrap.dedent(SWIN), str(files[-1])],
-            env={"PYTHONHASHSEED": seed, "PYTHONPATH": str(root), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
-            cwd=root, check=True, timeout=120,
-        )  # fmt: skip
+    root = Path(__file__).parents[2]
+    files = [tmp_path / f"{seed}.onnx" for seed in (1, 2)]
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", textwrap.dedent(SWIN), str(file)],
+            env={"PYTHONHASHSEED": file.stem, "PYTHONPATH": str(root), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
+            cwd=root,
+        )
+        for file in files
+    ]
+    assert [process.wait(timeout=120) for process in running] == [0, 0]
     assert files[0].read_bytes() == files[1].read_bytes()
 
 

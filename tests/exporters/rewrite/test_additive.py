@@ -154,6 +154,16 @@ def test_the_sum_of_two_inputs_is_left() -> None:
     assert merge(text, d=constant(4))[0] == {"Add": 2}
 
 
+def test_a_sum_that_overflows_is_refused() -> None:
+    """Added one by one, the mask and the bias leave a finite number."""
+    text = "g (float16[batch, 4] x) => (float16[batch, 4] y) { s = Add (x, bias) y = Add (s, mask) }"
+    bias, mask = np.full(4, -32, np.float16), np.full(4, -65504, np.float16)
+    counts, refusals, _ = merge(text, bias=bias, mask=mask)
+    assert (counts, refusals) == ({"Add": 2}, ["the sum of the constants overflows"])
+    assert merge(text, bias=bias, mask=mask / 65504)[0] == {"Add": 1}
+    assert merge(text, bias=bias, mask=np.full(4, -np.inf, np.float16))[0] == {"Add": 1}
+
+
 def test_integers_are_summed_too() -> None:
     text = "g (int64[batch, 4] x) => (int64[batch, 4] y) { s = Add (x, c) y = Add (s, d) }"
     assert merge(text, c=[1, 2, 3, 4], d=[5])[0] == {"Add": 1}

@@ -115,6 +115,41 @@ def test_what_comes_out_the_same_for_every_batch_is_a_constant(arithmetic: str) 
         assert counts == {"Abs": 1}
 
 
+def test_the_target_of_a_reshape_needs_no_shape_arithmetic() -> None:
+    text = """g (float[batch, 6, 4] x) => (float[batch, 4, 6] y) {
+        shape = Shape (x)
+        size = Gather <axis: int = 0> (shape, zero)
+        long = Cast <to: int = 7> (size)
+        b = Unsqueeze (long, first)
+        target = Concat <axis: int = 0> (b, rest)
+        n = Neg (x)
+        y = Reshape (n, target)
+    }"""
+    counts, _, modified = fold(text, zero=np.int32(0), first=[0], rest=[4, 6])
+    assert (counts, modified) == ({"Neg": 1, "Reshape": 1}, True)
+
+
+@pytest.mark.parametrize("target", ["Mul (shape, swap)", "Concat <axis: int = 0> (b, b, rest)", "Identity (given)"])
+def test_a_target_that_is_not_a_multiple_of_the_batch_is_left(target: str) -> None:
+    """Two axes that grow, and a target that an input decides."""
+    text = f"""g (float[batch, batch, 4] x, int64[3] given) => (float[p, q, r] y) {{
+        shape = Shape (x) b = Slice (shape, zero, one, zero) target = {target} n = Neg (x) y = Reshape (n, target)
+    }}"""
+    plain = parse(text, swap=[1, 1, 1], zero=[0], one=[1], rest=[4])
+    rewritten, _, modified = apply(FoldConstants, plain)
+    assert ops(rewritten)["Reshape"] == 1
+    assert not modified
+
+
+@pytest.mark.parametrize("op", ["Mod", "Div", "Add", "Max"])
+def test_scalars_stay_scalars(op: str) -> None:
+    text = f"""g (float[batch, 3] x) => (float[batch, 3] y) {{
+        r = {op} (a, b) f = Cast <to: int = 1> (r) u = Unsqueeze (f, zero) v = Concat <axis: int = 0> (u, one)
+        s = ReduceSum <keepdims: int = 1> (v) y = Add (x, s)
+    }}"""
+    assert fold(text, a=7, b=4, zero=[0], one=np.float32([1]))[0] == {"Add": 1}
+
+
 def test_a_constant_much_larger_than_what_it_is_made_of_is_refused() -> None:
     text = """g (float[batch, 1] x) => (float[batch, 5000000] y) {
         wide = Expand (one, s)

@@ -108,6 +108,17 @@ def test_a_value_is_known_for_every_batch_size() -> None:
     assert [found.value(batch).tolist() for batch in (1, 2, 9)] == [[4], [11], [60]]
 
 
+def test_narrow_integers_are_passed_on_and_not_computed_with() -> None:
+    """The product would overflow at the batch size that stands for all."""
+    text = """g (float[batch, 6] x) => (int64[1] y) {
+        s = Shape <start: int = 0, end: int = 1> (x) n = Cast <to: int = 6> (s) v = Cast <to: int = 7> (n)
+        w = Mul (n, many) y = Abs (v)
+    }"""
+    many = np.array([5000], np.int32)
+    assert fact(text, "v", many=many).value(9).tolist() == [9]
+    assert fact(text, "w", many=many).ends is None
+
+
 def test_size_of_a_shape_with_two_dynamic_axes_is_not_known() -> None:
     text = "g (float[batch, batch] x) => (int64 y) { v = Size (x) y = Abs (v) }"
     found = fact(text, "v")

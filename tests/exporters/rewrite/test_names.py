@@ -90,6 +90,12 @@ def test_inner_graphs_read_the_renamed_values_and_keep_their_own_names() -> None
     assert result.graph.node[0].output[0] == "Neg_1"
 
 
+def test_a_constant_that_only_an_inner_graph_reads_gets_a_name() -> None:
+    text = IF.replace("t = Add (a, c)", "t = Abs (a)")
+    _, result = named(text, c=np.ones(2, np.float32))
+    assert [tensor.name for tensor in result.graph.initializer] == ["const"]
+
+
 def test_nodes_without_names_and_constants_of_equal_content_are_fine() -> None:
     text = "g (float[batch, 2] x) => (float[batch, 2] y) { a = Add (x, c) b = Add (a, d) n = Neg (b) y = Add (n, c) }"
     plain = parse(text, c=np.ones(2, np.float32), d=np.ones(2, np.float32))

@@ -8,7 +8,7 @@ import onnx
 import onnx_ir as ir
 
 from exporters.rewrite.pipeline import OLDEST_OPSET, rewrite, tidy
-from tests.exporters.rewrite.graphs import differences, load, ops, parse, proto
+from tests.exporters.rewrite.graphs import differences, load, ops, parse, proto, slices
 
 if TYPE_CHECKING:
     import pytest
@@ -120,6 +120,17 @@ def test_new_values_do_not_take_the_name_of_an_inner_one() -> None:
     model = load(plain)
     rewrite(model)
     assert ops(model) == {"Gather": 1, "If": 1}
+    assert differences(plain, proto(model)) == []
+
+
+def test_a_chain_of_thousands_of_nodes_is_one_region() -> None:
+    """No pass calls itself once a node."""
+    names = [f"v{i}" for i in range(1000)]
+    nodes = "".join(slices(x, y, 1, 3) for x, y in zip(["x", *names], [*names, "y"], strict=True))
+    plain = parse("g (float[batch, 8, 4] x) => (float[batch, 8, 4] y) {" + nodes + "}")
+    model = load(plain)
+    rewrite(model)
+    assert ops(model) == {"Gather": 1}  # 3003 steps of a ring of 8 are 3
     assert differences(plain, proto(model)) == []
 
 
