@@ -1,0 +1,52 @@
+"""The authors' outputs of ViT, DeiT and CrossFormer, through the checkpoint, the passes and the written file.
+
+Swin's are in tests/deploycli/test_golden.py, where the command line makes them.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from exporters.onnx_file import write_model
+from exporters.rewrite.pipeline import rewrite
+from exporters.runtimes import OrtRuntime
+from exporters.trace import trace
+from models.checkpoint import load
+from models.registry import resolve
+from tests.weights import golden_image, golden_weight
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+@pytest.mark.parametrize(
+    ("model", "nodes"),
+    [
+        ("vit_base_patch16_224", 330),
+        ("vit_base_patch32_224_in21k", 330),
+        ("deit_tiny_distilled_patch16_224", 330),
+        ("crossformer_tiny", 500),
+        ("crossformer_small_448", 420),
+    ],
+)
+def test_golden_logits_through_onnx(model: str, nodes: int, tmp_path: Path) -> None:
+    told = json.loads((GOLDEN / f"{model}.json").read_text())
+    weights = {key: torch.from_numpy(golden_weight(key, tuple(told["shapes"][key]))) for key in told["learned"]}
+    checkpoint = tmp_path / "official.pth"
+    torch.save({"model": weights}, checkpoint)
+    loaded = load(resolve(model).spec, checkpoint)
+    checkpoint.unlink()  # up to 350 MB, which pytest would keep
+    graph = trace(loaded.model, loaded.spec.inputs, loaded.spec.outputs)
+    rewrite(graph)
+    assert graph.graph.num_nodes() <= nodes
+    assert max(len(v.shape) for node in graph.graph for v in node.outputs if v.shape is not None) <= 6
+    write_model(graph, tmp_path / "model.onnx")
+    with np.load(GOLDEN / f"{model}.npz", allow_pickle=False) as arrays:
+        expected = arrays["logits"]
+    with OrtRuntime(tmp_path / "model.onnx") as runtime:
+        found = runtime.run({"images": golden_image(tuple(told["image"]))})["logits"]
+    (tmp_path / "model.onnx").unlink()
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() / np.abs(expected).max() < 2e-5
