@@ -18,7 +18,7 @@ from models.build import build
 from models.errors import DeployError, EnvironmentUnsuitable, UsageError
 from models.hub import fetch, parse
 from models.outputs import output_names
-from models.registry import INPUT_NAME, Variant
+from models.registry import INPUT_NAME, HubFile, Variant
 from models.sources import FACTORY, LIBRARIES
 from models.spec import ModelSpec, Preprocessing, TensorSpec
 
@@ -103,8 +103,14 @@ def describe(
             f"{target} does not run on {shapes}: {type(error).__name__}: {_first_line(error)}",
             hint="--input NAME:2x3x224x224, once for each input in the order of forward, or --img-size",
         ) from error
-    recipe = _preprocessing(module, source.family, target, spec.inputs[0])
-    return Variant(replace(spec, outputs=outputs), recipe, summary=f"{target} of {source.family}")
+    taken = {i.name for i in spec.inputs}
+    outputs = tuple(f"{name}_output" if name in taken else name for name in outputs)
+    return Variant(
+        replace(spec, outputs=outputs),
+        _preprocessing(module, source.family, target, spec.inputs[0]),
+        pretrained=_published(module),
+        summary=f"{target} of {source.family}",
+    )
 
 
 def own_checkpoint(target: str) -> Path | None:
@@ -118,6 +124,12 @@ def own_checkpoint(target: str) -> Path | None:
         raise UsageError(f"{target} has its weights in several files", expected="one model.safetensors")
     path = folder / "model.safetensors"
     return path if path.is_file() else None
+
+
+def _published(module: nn.Module) -> HubFile | None:
+    """Return the weights that timm publishes for one of its models."""
+    repo = _read(getattr(module, "pretrained_cfg", None), "hf_hub_id")
+    return parse(repo) if isinstance(repo, str) and not repo.endswith("/") else None
 
 
 def _input_shape(module: nn.Module) -> tuple[int, int, int]:

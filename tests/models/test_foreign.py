@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save
 from torch import nn
 
 from models.build import build
 from models.checkpoint import load
 from models.errors import DeployError, EnvironmentUnsuitable, UsageError
 from models.foreign import describe, make, own_checkpoint
+from models.hub import fetch
 from models.outputs import flatten
 from models.sources import Source, parse_source
 from models.spec import TensorSpec
@@ -192,6 +194,26 @@ def test_a_transformers_repository_is_pinned(
         hub.requests.clear()
         build(variant.spec)
         assert not [request for request in hub.requests if request.startswith("GET")]
+
+
+def test_timm_weights_come_from_its_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    timm = import_timm()
+    published = timm.create_model("vit_tiny_patch16_224", depth=1).eval()
+    variant = describe(Source("timm", "vit_tiny_patch16_224"), {"depth": 1})
+    assert variant.pretrained is not None
+    files = {"model.safetensors": save(dict(published.state_dict()))}
+    with serving(Hub(variant.pretrained.repo, files), tmp_path / "cache", monkeypatch):
+        fetched = fetch(variant.pretrained)
+        loaded = load(variant.spec, fetched.path, source="pretrained", origin=fetched.origin)
+    images = torch.randn(1, 3, 224, 224)
+    with torch.inference_mode():
+        torch.testing.assert_close(loaded.model(images), published(images))
+
+
+def test_an_output_named_like_an_input_gets_another_name(folder: Path) -> None:
+    inputs = (TensorSpec("sum", (3,)), TensorSpec("right", (3,)))
+    variant = describe(Source("factory", "strangers:Pair"), {}, inputs=inputs)
+    assert variant.spec.outputs == ("sum_output", "both_0", "both_2")
 
 
 def test_what_is_no_transformers_model_is_refused(tmp_path: Path) -> None:
