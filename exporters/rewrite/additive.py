@@ -14,40 +14,33 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx_ir as ir
 
 from exporters.rewrite.builder import Builder, replace
 from exporters.rewrite.constants import GROWTH
-from exporters.rewrite.facts import Facts
+from exporters.rewrite.graph_pass import GraphPass
 from exporters.rewrite.index_map import RUNS
 from exporters.rewrite.movement_ops import move
 from exporters.rewrite.unique import label
 from exporters.steps import Refusal
 
 if TYPE_CHECKING:
-    from exporters.rewrite.facts import Dims
+    import onnx_ir as ir
+
+    from exporters.rewrite.facts import Dims, Facts
     from exporters.rewrite.movement_ops import Array
 
 
-class SumAdditiveConstants(ir.passes.InPlacePass):
+class SumAdditiveConstants(GraphPass):
     """Let each value receive one additive constant instead of several."""
 
-    def __init__(self, facts: Facts | None = None) -> None:
-        super().__init__()
-        self._facts = facts
-        self.refusals: list[Refusal] = []
-
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
+    def transform(self, graph: ir.Graph, facts: Facts) -> bool:
         """Run the pass; see the module's documentation."""
-        graph = model.graph
-        facts = self._facts or Facts(graph)
         builder = Builder(graph, facts)
-        self.refusals = []
         modified = False
         for node in list(graph):
             if node.graph is graph and self._merge(node, builder):
                 modified = True
-        return ir.passes.PassResult(model, modified)
+        return modified
 
     def _merge(self, second: ir.Node, builder: Builder) -> bool:
         """Merge the constant of the Add that the second Add's operand comes from."""

@@ -10,32 +10,31 @@ Expand that a Concat reads, such as the class token's, or one that alone makes t
 
 from __future__ import annotations
 
-import numpy as np
-import onnx_ir as ir
+from typing import TYPE_CHECKING
 
-from exporters.rewrite.facts import Facts
+import numpy as np
+
+from exporters.rewrite.graph_pass import GraphPass
 from exporters.rewrite.unique import label
 from exporters.steps import Refusal
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from exporters.rewrite.facts import Facts
 
 _ELEMENTWISE = frozenset(
     {"Add", "And", "Div", "Equal", "Greater", "Less", "Max", "Min", "Mul", "Or", "Pow", "Sub", "Where", "Xor"}
 )
 
 
-class DropExpand(ir.passes.InPlacePass):
+class DropExpand(GraphPass):
     """Let elementwise operators read what an Expand reads."""
 
-    def __init__(self, facts: Facts | None = None) -> None:
-        super().__init__()
-        self._facts = facts
-        self.refusals: list[Refusal] = []
-
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
+    def transform(self, graph: ir.Graph, facts: Facts) -> bool:
         """Run the pass; see the module's documentation."""
-        facts = self._facts or Facts(model.graph)
-        self.refusals = []
         modified = False
-        for node in list(model.graph):
+        for node in list(graph):
             source = node.inputs[0] if node.op_type == "Expand" and node.domain == "" else None
             if source is None:
                 continue
@@ -45,7 +44,7 @@ class DropExpand(ir.passes.InPlacePass):
                     modified = True
             if node.outputs[0].uses():
                 self.refusals.append(Refusal(label(node), "its result is read as it is"))
-        return ir.passes.PassResult(model, modified)
+        return modified
 
 
 def _is_implicit(reader: ir.Node, position: int, source: ir.Value, facts: Facts) -> bool:

@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from exporters.rewrite.builder import Builder, initializer
 from exporters.rewrite.facts import Facts, reshape_target
+from exporters.rewrite.graph_pass import GraphPass
 from exporters.rewrite.unique import label
 from exporters.steps import Refusal
 
@@ -24,19 +25,11 @@ GROWTH = 16 * 2**20
 """A constant may be this much larger than what it is made of, bytes."""
 
 
-class FoldConstants(ir.passes.InPlacePass):
+class FoldConstants(GraphPass):
     """Replace every value that is known by an initializer. Bit-equal to ONNX Runtime's own evaluation."""
 
-    def __init__(self, facts: Facts | None = None) -> None:
-        super().__init__()
-        self._facts = facts
-        self.refusals: list[Refusal] = []
-
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
+    def transform(self, graph: ir.Graph, facts: Facts) -> bool:
         """Run the pass; see the module's documentation."""
-        graph = model.graph
-        facts = self._facts or Facts(graph)
-        self.refusals = []
         made_of: dict[ir.Value, int] = {}
         folded = dict.fromkeys(node for node in graph if self._folds(node, facts, made_of))
         for node in folded:
@@ -46,7 +39,7 @@ class FoldConstants(ir.passes.InPlacePass):
         graph.remove(folded, safe=True)
         builder = Builder(graph, facts)
         targets = [node for node in graph if _takes_constant_target(node, builder)]
-        return ir.passes.PassResult(model, bool(folded or targets))
+        return bool(folded or targets)
 
     def _folds(self, node: ir.Node, facts: Facts, made_of: dict[ir.Value, int]) -> bool:
         """Decide on a node, and note of how many stored bytes its outputs are made."""

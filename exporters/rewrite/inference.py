@@ -13,51 +13,41 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import onnx_ir as ir
-
 from exporters.rewrite.builder import replace
+from exporters.rewrite.graph_pass import GraphPass
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from exporters.rewrite.facts import Facts
-    from exporters.steps import Refusal
 
 
-class DropInferenceNoOps(ir.passes.InPlacePass):
-    """Remove operators that return their first operand at inference.
+class DropInferenceNoOps(GraphPass):
+    """Remove operators that return their first operand at inference."""
 
-    Args:
-        facts: types of values that have none in the graph.
-    """
-
-    def __init__(self, facts: Facts | None = None) -> None:
-        super().__init__()
-        self._facts = facts
-        self.refusals: list[Refusal] = []
-
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
+    def transform(self, graph: ir.Graph, facts: Facts) -> bool:
         """Run the pass; see the module's documentation."""
         dropped = []
-        for node in model.graph:
+        for node in graph:
             source = node.inputs[0] if node.inputs else None
-            if source is None or not self._returns_its_operand(node, source):
+            if source is None or not _returns_its_operand(node, source, facts):
                 continue
             if node.outputs[0].is_graph_output() and (source.producer() is None or source.is_graph_output()):
                 continue
             replace(node.outputs[0], source)
             dropped.append(node)
-        model.graph.remove(dropped, safe=True)
-        return ir.passes.PassResult(model, bool(dropped))
+        graph.remove(dropped, safe=True)
+        return bool(dropped)
 
-    def _returns_its_operand(self, node: ir.Node, source: ir.Value) -> bool:
-        if node.domain != "":
-            return False
-        if node.op_type == "Cast":
-            return self._dtype(source) == node.attributes.get_int("to", None)
-        return node.op_type == "Identity" or (node.op_type == "Dropout" and not _trains(node))
 
-    def _dtype(self, value: ir.Value) -> ir.DataType | None:
-        fact = None if self._facts is None else self._facts[value]
-        return value.dtype if fact is None else fact.dtype
+def _returns_its_operand(node: ir.Node, source: ir.Value, facts: Facts) -> bool:
+    if node.domain != "":
+        return False
+    if node.op_type == "Cast":
+        fact = facts[source]
+        dtype = source.dtype if fact is None else fact.dtype
+        return dtype is not None and dtype == node.attributes.get_int("to", None)
+    return node.op_type == "Identity" or (node.op_type == "Dropout" and not _trains(node))
 
 
 def _trains(node: ir.Node) -> bool:

@@ -18,11 +18,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx_ir as ir
 
 from exporters.rewrite.builder import Builder, replace
-from exporters.rewrite.facts import Facts
 from exporters.rewrite.forms import LAUNCH, VIEW, Move, Plan, plans
+from exporters.rewrite.graph_pass import GraphPass
 from exporters.rewrite.index_map import RUNS, IndexMap, elements, per_sample
 from exporters.rewrite.movement_ops import NOWHERE, data_operands, move
 from exporters.rewrite.unique import label
@@ -31,7 +30,9 @@ from exporters.steps import Refusal
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from exporters.rewrite.facts import Dims
+    import onnx_ir as ir
+
+    from exporters.rewrite.facts import Dims, Facts
     from exporters.rewrite.movement_ops import Array
 
 _VIEWS = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
@@ -52,23 +53,17 @@ class Region:
     sinks: list[ir.Value] = field(default_factory=list)
 
 
-class FoldMovement(ir.passes.InPlacePass):
+class FoldMovement(GraphPass):
     """Write every movement region in its cheapest form. Bit-equal: no number is computed."""
 
-    def __init__(self, facts: Facts | None = None) -> None:
-        super().__init__()
-        self._facts = facts
-        self.refusals: list[Refusal] = []
-
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
+    def transform(self, graph: ir.Graph, facts: Facts) -> bool:
         """Run the pass; see the module's documentation."""
-        facts = self._facts or Facts(model.graph)
-        folder = _Folder(model.graph, facts)
+        folder = _Folder(graph, facts)
         modified = False
-        for region in find_regions(model.graph, facts):
+        for region in find_regions(graph, facts):
             modified |= folder.fold(region)
         self.refusals = folder.refusals
-        return ir.passes.PassResult(model, modified)
+        return modified
 
 
 def find_regions(graph: ir.Graph, facts: Facts) -> list[Region]:

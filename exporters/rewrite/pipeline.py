@@ -22,17 +22,10 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
+    from exporters.rewrite.graph_pass import GraphPass
+
 # It warns of every initializer that is a graph output, which is legal and no business of the user.
 logging.getLogger(common.initializer_deduplication.__name__).setLevel(logging.ERROR)
-
-_GraphPass = (
-    type[DropInferenceNoOps]
-    | type[FoldConstants]
-    | type[DropExpand]
-    | type[MergeProjections]
-    | type[FoldMovement]
-    | type[SumAdditiveConstants]
-)
 
 OLDEST_OPSET = 13
 """From here on Split, Squeeze and Unsqueeze take operands, as the passes write them."""
@@ -41,12 +34,11 @@ _TIDY: tuple[Callable[[], ir.passes.PassBase], ...] = (
     common.InlinePass,  # functions hide the movement that is in them
     common.TopologicalSortPass,  # runtimes take files that are not sorted; every pass below reads in order
     lambda: common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),  # one kind of constant
-    DropInferenceNoOps,  # after constants: whether a Dropout trains is an operand
     common.RemoveUnusedNodesPass,  # what nothing reads looks shared
 )
 
-_REWRITE: tuple[tuple[str, _GraphPass], ...] = (
-    ("drop-no-ops", DropInferenceNoOps),  # again, now that types are known: a Cast would end a region of movement
+_REWRITE: tuple[tuple[str, type[GraphPass]], ...] = (
+    ("drop-no-ops", DropInferenceNoOps),  # a Dropout or a Cast would end a region of movement
     ("fold-constants", FoldConstants),  # first: shapes and indices must be known before movement can be read
     ("drop-expand", DropExpand),  # before additive constants: a mask that is spelled out for a batch is no constant
     ("merge-projections", MergeProjections),  # before movement: query, key and value are then one region
@@ -89,8 +81,8 @@ def rewrite(model: ir.Model) -> list[Step]:
 
 
 def tidy(model: ir.Model) -> None:
-    """Only what every graph needs: constants as initializers, nothing unused, sorted."""
-    _run(model, (*_TIDY, *_CLEAN))
+    """Only what every graph needs: constants as initializers, nothing of training, nothing unused, sorted."""
+    _run(model, (*_TIDY, DropInferenceNoOps, *_CLEAN))
 
 
 def _run(model: ir.Model, passes: tuple[Callable[[], ir.passes.PassBase], ...]) -> None:

@@ -15,14 +15,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx_ir as ir
 
 from exporters.rewrite.builder import Builder, remove_dead, replace
-from exporters.rewrite.facts import Facts
+from exporters.rewrite.graph_pass import GraphPass
 from exporters.rewrite.unique import label
 from exporters.steps import Refusal
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from exporters.rewrite.facts import Facts
     from exporters.rewrite.movement_ops import Array
 
 
@@ -48,20 +50,12 @@ class _Projection:
         return (self.add or self.matmul).outputs[0]
 
 
-class MergeProjections(ir.passes.InPlacePass):
+class MergeProjections(GraphPass):
     """Let every value be projected once. Equal within rounding."""
 
-    def __init__(self, facts: Facts | None = None) -> None:
-        super().__init__()
-        self._facts = facts
-        self.refusals: list[Refusal] = []
-
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
+    def transform(self, graph: ir.Graph, facts: Facts) -> bool:
         """Run the pass; see the module's documentation."""
-        graph = model.graph
-        facts = self._facts or Facts(graph)
         builder = Builder(graph, facts)
-        self.refusals = []
         groups: dict[ir.Value, list[_Projection]] = {}
         for node in graph:
             projection = self._read(node, facts)
@@ -72,7 +66,7 @@ class MergeProjections(ir.passes.InPlacePass):
         ]
         for x, group in merged:
             _merge(x, group, builder)
-        return ir.passes.PassResult(model, bool(merged))
+        return bool(merged)
 
     def _read(self, node: ir.Node, facts: Facts) -> _Projection | None:
         if node.op_type != "MatMul" or node.domain != "" or node.inputs[1] is None:
