@@ -123,7 +123,7 @@ def _registered(request: ExportRequest) -> Variant:
 
 
 def _foreign(request: ExportRequest, source: Source) -> Variant:
-    from models.foreign import describe
+    from models.describe import describe
 
     if request.window_size is not None or request.num_classes is not None:
         raise UsageError(
@@ -187,7 +187,7 @@ def _own_checkpoint(spec: ModelSpec) -> Path | None:
     """Return the weights that come with a transformers configuration."""
     if spec.family != "hf":
         return None
-    from models.foreign import own_checkpoint
+    from models.describe import own_checkpoint
 
     return own_checkpoint(spec.config["target"])
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import json
 import re
 import sys
 import traceback
@@ -14,21 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from models.build import build
 from models.errors import DeployError, EnvironmentUnsuitable, UsageError
 from models.hub import fetch, parse
-from models.outputs import output_names
-from models.registry import INPUT_NAME, HubFile, Variant
 from models.sources import FACTORY, LIBRARIES
-from models.spec import ModelSpec, Preprocessing, TensorSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
     from types import ModuleType
 
     import torch
 
-    from models.sources import Source
 
 OWN_PACKAGES = ("models", "exporters", "deploycli")
 
@@ -57,7 +51,7 @@ def make(family: str, target: str, kwargs: Mapping[str, Any]) -> nn.Module:
         raise
     except Exception as error:  # a stranger's code raises what it likes; the user needs its message, not our traceback
         raise UsageError(
-            f"{target} could not be made: {type(error).__name__}: {_first_line(error)}{_place(error)}",
+            f"{target} could not be made: {type(error).__name__}: {first_line(error)}{_place(error)}",
             expected="a function that returns an nn.Module",
             hint="--model-kwargs, if it needs arguments",
         ) from error
@@ -66,123 +60,13 @@ def make(family: str, target: str, kwargs: Mapping[str, Any]) -> nn.Module:
     return module
 
 
-def describe(
-    source: Source,
-    kwargs: Mapping[str, Any],
-    *,
-    inputs: Sequence[TensorSpec] = (),
-    img_size: tuple[int, int] | None = None,
-) -> Variant:
-    """Make a model once and describe it: what goes in, what comes out, how its images are prepared.
-
-    Args:
-        source: where it comes from.
-        kwargs: keyword arguments of what makes it.
-        inputs: its inputs, in the order of its forward; by default one image of the size that the model names.
-        img_size: image height and width in place of that size, pixels.
-
-    Raises:
-        UsageError: it cannot be made, does not run on such inputs, or returns something other than tensors.
-        EnvironmentUnsuitable: its package is not installed.
-    """
-    target = _pinned(source)
-    config = {"target": target, "kwargs": dict(kwargs)}
-    spec = ModelSpec(source.name, source.family, config, tuple(inputs))
-    module = build(spec)
-    if not inputs:
-        channels, height, width = _input_shape(module)
-        height, width = img_size or (height, width)
-        spec = replace(spec, inputs=(TensorSpec(INPUT_NAME, (channels, height, width)),))
-    try:
-        outputs = output_names(module, spec.inputs)
-    except DeployError:
-        raise
-    except Exception as error:  # a stranger's code raises what it likes
-        shapes = ", ".join(f"{i.name}:{'x'.join(map(str, (2, *i.shape)))}" for i in spec.inputs)
-        raise UsageError(
-            f"{target} does not run on {shapes}: {type(error).__name__}: {_first_line(error)}",
-            hint="--input NAME:2x3x224x224, once for each input in the order of forward, or --img-size",
-        ) from error
-    taken = {i.name for i in spec.inputs}
-    outputs = tuple(f"{name}_output" if name in taken else name for name in outputs)
-    return Variant(
-        replace(spec, outputs=outputs),
-        _preprocessing(module, source.family, target, spec.inputs[0]),
-        pretrained=_published(module),
-        summary=f"{target} of {source.family}",
-    )
-
-
-def own_checkpoint(target: str) -> Path | None:
-    """Return the weights that lie beside a transformers configuration, if there are any.
-
-    Raises:
-        UsageError: they are in several files.
-    """
-    folder = _transformers_folder(target, "model.safetensors")
-    if list(folder.glob("model-*.safetensors")):
-        raise UsageError(f"{target} has its weights in several files", expected="one model.safetensors")
-    path = folder / "model.safetensors"
-    return path if path.is_file() else None
-
-
-def _published(module: nn.Module) -> HubFile | None:
-    """Return the weights that timm publishes for one of its models."""
-    repo = _read(getattr(module, "pretrained_cfg", None), "hf_hub_id")
-    return parse(repo) if isinstance(repo, str) and not repo.endswith("/") else None
-
-
-def _input_shape(module: nn.Module) -> tuple[int, int, int]:
-    """Return the image shape [C, H, W] that a model of a library says it takes; 3x224x224 where it does not say."""
-    config = getattr(module, "config", None)
-    for owner, attribute in ((getattr(module, "pretrained_cfg", None), "input_size"), (config, "image_size")):
-        declared = _read(owner, attribute)
-        if isinstance(declared, list | tuple) and len(declared) == 3:
-            channels, height, width = declared
-            return channels, height, width
-        if declared is not None:
-            height, width = declared if isinstance(declared, list | tuple) else (declared, declared)
-            return _read(config, "num_channels") or 3, height, width
-    return 3, 224, 224
-
-
-def _preprocessing(module: nn.Module, family: str, target: str, image: TensorSpec) -> Preprocessing | None:
-    """Return how the library prepares images for the model; elsewhere ImageNet's usual recipe."""
-    if len(image.shape) != 3 or image.shape[0] != 3:
-        return None
-    default = Preprocessing((image.shape[1], image.shape[2]))
-    if family == "hf":
-        path = _transformers_folder(target) / "preprocessor_config.json"
-        told = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-        # Where transformers squeezes a picture into a square, this recipe crops it: the closest that it can say.
-        return replace(
-            default,
-            crop_pct=told.get("crop_pct") or 1.0,
-            interpolation={2: "bilinear", 3: "bicubic"}.get(told.get("resample", 3), "bicubic"),
-            mean=tuple(told.get("image_mean", default.mean)),
-            std=tuple(told.get("image_std", default.std)),
-        )
-    told = getattr(module, "pretrained_cfg", None) or {}
-    return replace(
-        default,
-        crop_pct=told.get("crop_pct", default.crop_pct),
-        interpolation=told.get("interpolation", default.interpolation),
-        mean=tuple(told.get("mean", default.mean)),
-        std=tuple(told.get("std", default.std)),
-    )
-
-
-def _read(holder: object, key: str) -> Any:
-    return holder.get(key) if isinstance(holder, dict) else getattr(holder, key, None)
-
-
 def _library(family: str) -> ModuleType:
     package = LIBRARIES[family]
     try:
         return importlib.import_module(package)
     except (ImportError, RuntimeError, OSError) as error:  # RuntimeError: torchvision beside another PyTorch
         raise EnvironmentUnsuitable(
-            f"{package} cannot be imported: {_first_line(error)}",
+            f"{package} cannot be imported: {first_line(error)}",
             expected=f"{package}, which {family}: models come from",
             hint=f"pip install {package}",
         ) from error
@@ -207,7 +91,7 @@ def _make_torchvision(target: str, kwargs: Mapping[str, Any]) -> object:
 def _make_transformers(target: str, kwargs: Mapping[str, Any]) -> object:
     """Make a model from its configuration; its weights are loaded as those of any checkpoint, strictly."""
     transformers = _library("hf")
-    config = transformers.AutoConfig.from_pretrained(_transformers_folder(target), trust_remote_code=False)
+    config = transformers.AutoConfig.from_pretrained(transformers_folder(target), trust_remote_code=False)
     kind = transformers.AutoModelForImageClassification if _classifies(config) else transformers.AutoModel
     # Plain MatMul, Softmax, MatMul is what the passes read.
     return kind.from_config(config, trust_remote_code=False, **{"attn_implementation": "eager", **kwargs})
@@ -222,7 +106,7 @@ def by_own_names(
         UsageError: transformers finds keys missing, unexpected or of another shape.
     """
     kind = type(make("hf", **config))
-    folder = _transformers_folder(config["target"])
+    folder = transformers_folder(config["target"])
     module, told = kind.from_pretrained(  # type: ignore[attr-defined]  # every transformers model has it
         None,
         config=kind.config_class.from_pretrained(folder),  # type: ignore[attr-defined]
@@ -241,7 +125,7 @@ def by_own_names(
     return module.state_dict(), ()
 
 
-def _transformers_folder(target: str, *more: str) -> Path:
+def transformers_folder(target: str, *more: str) -> Path:
     """Return the folder of a configuration: the target itself, or the hub's cache."""
     if (Path(target) / "config.json").is_file():
         return Path(target)
@@ -256,16 +140,6 @@ def _transformers_folder(target: str, *more: str) -> Path:
     for name in more:
         fetch(replace(file, filename=name))
     return folder
-
-
-def _pinned(source: Source) -> str:
-    """Return the target with the commit that its branch is at now, so that it means the same model for ever."""
-    if source.family != "hf":
-        return source.target
-    folder = _transformers_folder(source.target)
-    if folder == Path(source.target):
-        return str(folder.resolve())
-    return f"{source.target.partition('@')[0]}@{folder.name}"
 
 
 def _classifies(config: Any) -> bool:
@@ -315,7 +189,8 @@ def _import_file(path: Path) -> ModuleType:
     return module
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Return the first line of an exception's message, or its name."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 

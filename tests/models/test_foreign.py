@@ -12,8 +12,9 @@ from torch import nn
 
 from models.build import build
 from models.checkpoint import load
+from models.describe import describe, own_checkpoint
 from models.errors import DeployError, EnvironmentUnsuitable, UsageError
-from models.foreign import describe, make, own_checkpoint
+from models.foreign import make
 from models.hub import fetch
 from models.outputs import flatten
 from models.sources import Source, parse_source

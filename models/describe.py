@@ -1,0 +1,143 @@
+"""Describe the models that come from elsewhere: what goes in, what comes out, how their images are prepared."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from models.build import build
+from models.errors import DeployError, UsageError
+from models.foreign import first_line, transformers_folder
+from models.hub import parse
+from models.outputs import output_names
+from models.registry import INPUT_NAME, HubFile, Variant
+from models.spec import ModelSpec, Preprocessing, TensorSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import nn
+
+    from models.sources import Source
+
+
+def describe(
+    source: Source,
+    kwargs: Mapping[str, Any],
+    *,
+    inputs: Sequence[TensorSpec] = (),
+    img_size: tuple[int, int] | None = None,
+) -> Variant:
+    """Make a model once and describe it: what goes in, what comes out, how its images are prepared.
+
+    Args:
+        source: where it comes from.
+        kwargs: keyword arguments of what makes it.
+        inputs: its inputs, in the order of its forward; by default one image of the size that the model names.
+        img_size: image height and width in place of that size, pixels.
+
+    Raises:
+        UsageError: it cannot be made, does not run on such inputs, or returns something other than tensors.
+        EnvironmentUnsuitable: its package is not installed.
+    """
+    target = _pinned(source)
+    config = {"target": target, "kwargs": dict(kwargs)}
+    spec = ModelSpec(source.name, source.family, config, tuple(inputs))
+    module = build(spec)
+    if not inputs:
+        channels, height, width = _input_shape(module)
+        height, width = img_size or (height, width)
+        spec = replace(spec, inputs=(TensorSpec(INPUT_NAME, (channels, height, width)),))
+    try:
+        outputs = output_names(module, spec.inputs)
+    except DeployError:
+        raise
+    except Exception as error:  # a stranger's code raises what it likes
+        shapes = ", ".join(f"{i.name}:{'x'.join(map(str, (2, *i.shape)))}" for i in spec.inputs)
+        raise UsageError(
+            f"{target} does not run on {shapes}: {type(error).__name__}: {first_line(error)}",
+            hint="--input NAME:2x3x224x224, once for each input in the order of forward, or --img-size",
+        ) from error
+    taken = {i.name for i in spec.inputs}
+    outputs = tuple(f"{name}_output" if name in taken else name for name in outputs)
+    return Variant(
+        replace(spec, outputs=outputs),
+        _preprocessing(module, source.family, target, spec.inputs[0]),
+        pretrained=_published(module),
+        summary=f"{target} of {source.family}",
+    )
+
+
+def own_checkpoint(target: str) -> Path | None:
+    """Return the weights that lie beside a transformers configuration, if there are any.
+
+    Raises:
+        UsageError: they are in several files.
+    """
+    folder = transformers_folder(target, "model.safetensors")
+    if list(folder.glob("model-*.safetensors")):
+        raise UsageError(f"{target} has its weights in several files", expected="one model.safetensors")
+    path = folder / "model.safetensors"
+    return path if path.is_file() else None
+
+
+def _pinned(source: Source) -> str:
+    """Return the target with the commit that its branch is at now, so that it means the same model for ever."""
+    if source.family != "hf":
+        return source.target
+    folder = transformers_folder(source.target)
+    if folder == Path(source.target):
+        return str(folder.resolve())
+    return f"{source.target.partition('@')[0]}@{folder.name}"
+
+
+def _published(module: nn.Module) -> HubFile | None:
+    """Return the weights that timm publishes for one of its models."""
+    repo = _read(getattr(module, "pretrained_cfg", None), "hf_hub_id")
+    return parse(repo) if isinstance(repo, str) and not repo.endswith("/") else None
+
+
+def _input_shape(module: nn.Module) -> tuple[int, int, int]:
+    """Return the image shape [C, H, W] that a model of a library says it takes; 3x224x224 where it does not say."""
+    config = getattr(module, "config", None)
+    for owner, attribute in ((getattr(module, "pretrained_cfg", None), "input_size"), (config, "image_size")):
+        declared = _read(owner, attribute)
+        if isinstance(declared, list | tuple) and len(declared) == 3:
+            channels, height, width = declared
+            return channels, height, width
+        if declared is not None:
+            height, width = declared if isinstance(declared, list | tuple) else (declared, declared)
+            return _read(config, "num_channels") or 3, height, width
+    return 3, 224, 224
+
+
+def _preprocessing(module: nn.Module, family: str, target: str, image: TensorSpec) -> Preprocessing | None:
+    """Return how the library prepares images for the model; elsewhere ImageNet's usual recipe."""
+    if len(image.shape) != 3 or image.shape[0] != 3:
+        return None
+    default = Preprocessing((image.shape[1], image.shape[2]))
+    if family == "hf":
+        path = transformers_folder(target) / "preprocessor_config.json"
+        told = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        # Where transformers squeezes a picture into a square, this recipe crops it: the closest that it can say.
+        return replace(
+            default,
+            crop_pct=told.get("crop_pct") or 1.0,
+            interpolation={2: "bilinear", 3: "bicubic"}.get(told.get("resample", 3), "bicubic"),
+            mean=tuple(told.get("image_mean", default.mean)),
+            std=tuple(told.get("image_std", default.std)),
+        )
+    told = getattr(module, "pretrained_cfg", None) or {}
+    return replace(
+        default,
+        crop_pct=told.get("crop_pct", default.crop_pct),
+        interpolation=told.get("interpolation", default.interpolation),
+        mean=tuple(told.get("mean", default.mean)),
+        std=tuple(told.get("std", default.std)),
+    )
+
+
+def _read(holder: object, key: str) -> Any:
+    return holder.get(key) if isinstance(holder, dict) else getattr(holder, key, None)
