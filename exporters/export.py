@@ -15,7 +15,7 @@ from exporters.golden import GOLDEN_NAME, save_golden, synthetic_inputs
 from exporters.manifest import SCHEMA_VERSION, Artifact, FileRecord, Manifest
 from exporters.runtimes import EagerRuntime, OrtRuntime
 from exporters.steps import Step
-from models.errors import ExportError, UsageError
+from models.errors import EnvironmentUnsuitable, ExportError, UsageError
 from models.registry import HubFile, Variant, configure, resolve
 from models.sources import LIBRARIES, parse_source
 
@@ -95,8 +95,14 @@ def export(request: ExportRequest, *, progress: Callable[[str], None] = lambda _
         ExportError: the model cannot be traced, or the written file disagrees with it.
         EnvironmentUnsuitable: the folder cannot be written, or the hub cannot be reached.
     """
-    from exporters.trace import check_opset
-
+    try:
+        from exporters.trace import check_opset
+    except (ImportError, OSError) as error:  # OSError: installed, but a shared library is missing
+        raise EnvironmentUnsuitable(
+            f"the exporter cannot be imported: {error}",
+            expected="PyTorch, ONNX and onnxscript",
+            hint="pip install torch",
+        ) from error
     check_opset(request.opset)
     source = parse_source(request.model)
     variant = _registered(request) if source is None else _foreign(request, source)

@@ -72,6 +72,15 @@ def test_verify_without_arguments(exported: Path) -> None:
     assert [line.partition(" (")[0] for line in result.err.splitlines()] == [f"model.onnx, {c}" for c in BATCHES]
 
 
+def test_export_without_pytorch_says_what_to_install(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise ImportError('this machine has no PyTorch')\n")
+    result = run("export", "swin_t", cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    assert result.code == 7
+    assert "this machine has no PyTorch" in result.err
+    assert "pip install torch" in result.err
+    assert "Traceback" not in result.err
+
+
 def test_verify_without_pytorch_compares_with_golden(exported: Path, tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise ImportError('this machine has no PyTorch')\n")
     bare = {"cwd": exported, "PYTHONPATH": str(tmp_path)}
