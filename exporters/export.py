@@ -104,12 +104,12 @@ def export(request: ExportRequest, *, progress: Callable[[str], None] = lambda _
             hint="pip install torch",
         ) from error
     check_opset(request.opset)
-    source = parse_source(request.model)
-    variant = _registered(request) if source is None else _foreign(request, source)
     if request.checkpoint is not None and request.pretrained:
         raise UsageError("both --checkpoint and --pretrained were given", expected="one source of weights")
     if request.batch is not None and request.batch < 1:
         raise UsageError(f"a batch of {request.batch}", expected="a positive number, or dynamic")
+    source = parse_source(request.model)
+    variant = _registered(request) if source is None else _foreign(request, source)
     return write_bundle(
         request.root, request.name or variant.name, lambda folder: _fill(folder, request, variant, progress)
     )

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from models.errors import EnvironmentUnsuitable, ExportError, UsageError
+from models.errors import EnvironmentUnsuitable, ExportError, UsageError, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -161,7 +161,7 @@ class OrtRuntime:
             self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its exceptions share no base class
             raise ExportError(
-                f"ONNX Runtime {ort.__version__} cannot load {path}: {_first_line(error)}",
+                f"ONNX Runtime {ort.__version__} cannot load {path}: {first_line(error)}",
                 hint="an opset that this version knows, or a newer onnxruntime",
             ) from error
         self.path = path
@@ -176,7 +176,7 @@ class OrtRuntime:
             return dict(zip(names, self._session.run(names, dict(inputs)), strict=True))
         except Exception as error:  # its exceptions share no base class
             shapes = ", ".join(f"{name}:{'x'.join(map(str, a.shape))} {a.dtype}" for name, a in inputs.items())
-            raise ExportError(f"{self.name} failed on {shapes}: {_first_line(error)}") from error
+            raise ExportError(f"{self.name} failed on {shapes}: {first_line(error)}") from error
 
     def __enter__(self) -> Self:
         return self
@@ -201,7 +201,3 @@ def _check_names(runtime: str, expected: Sequence[str], inputs: Mapping[str, Arr
             f"{runtime} was given the inputs {', '.join(sorted(inputs)) or 'none'}",
             expected=", ".join(sorted(expected)),
         )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

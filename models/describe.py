@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.build import build
-from models.errors import DeployError, UsageError
-from models.foreign import first_line, transformers_folder
+from models.errors import DeployError, UsageError, first_line
+from models.foreign import transformers_folder
 from models.hub import parse
 from models.outputs import output_names
 from models.registry import INPUT_NAME, HubFile, Variant

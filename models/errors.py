@@ -72,3 +72,8 @@ class IntegrityError(DeployError):
     """A file is not the one that was recorded: hash, lock or cache mismatch."""
 
     exit_code = 8
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an exception's message, or the exception's name where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from models.errors import DeployError, EnvironmentUnsuitable, UsageError
+from models.errors import DeployError, EnvironmentUnsuitable, UsageError, first_line
 from models.hub import fetch, parse
 from models.sources import FACTORY, LIBRARIES
 
@@ -187,11 +187,6 @@ def _import_file(path: Path) -> ModuleType:
     sys.modules.setdefault(path.stem, module)  # dataclasses and pickling look their module up
     spec.loader.exec_module(module)
     return module
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an exception's message, or its name."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def _place(error: BaseException) -> str:
