@@ -9,9 +9,11 @@ import click
 
 # name -> one line of help; the module deploycli.commands.<name> holds `command`.
 COMMANDS = {
+    "cast": "Write the strongly typed FP16 or BF16 graph of a bundle.",
     "export": "Trace a model, rewrite its graph, write a checked bundle.",
     "inspect": "Show what is in a bundle or an ONNX file.",
     "list": "List the models that have a name.",
+    "quantize": "Write the INT8 graph of a bundle, calibrated on data.",
     "verify": "Compare every artifact of a bundle with the eager model.",
 }
 

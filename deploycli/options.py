@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -64,6 +64,11 @@ def tolerance(text: str) -> tuple[str, float]:
         return name, float(number)
     except ValueError:
         raise click.BadParameter(f"{text!r} is no tolerance; write 1e-3, or logits:1e-3") from None
+
+
+def labels_source(text: str) -> Path | Literal["folders"]:
+    """Read ``folders``, or the path of a CSV file."""
+    return "folders" if text == "folders" else Path(text)
 
 
 def json_object(text: str) -> dict[str, Any]:

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from types import TracebackType
 
+    from exporters.artifact import Artifact
     from exporters.bundle import Bundle
-    from exporters.manifest import Artifact
+    from exporters.evaluate import Evaluation
     from exporters.report import Report, Stage
     from exporters.steps import Step
     from exporters.summary import OnnxSummary, TensorSummary
@@ -86,32 +87,32 @@ class Progress:
 
 def print_json(data: Any) -> None:
     """Print JSON to stdout."""
-    _stdout().out(json.dumps(data, indent=2))
+    stdout().out(json.dumps(data, indent=2))
 
 
 def show_variants(variants: Sequence[Variant]) -> None:
     """Print the table of models."""
-    table = _table("model", "summary", "image", "also called")
+    table = table_of("model", "summary", "image", "also called")
     for variant in variants:
         _, height, width = variant.spec.inputs[0].shape
         table.add_row(variant.name, variant.summary, f"{height}x{width}", ", ".join(variant.aliases[:1]))
-    _stdout().print(table)
+    stdout().print(table)
 
 
 def show_export(bundle: Bundle, *, verbose: bool) -> None:
     """Print what an export made, and what to do next."""
-    console = _stdout()
+    console = stdout()
     manifest = bundle.manifest
     for artifact in manifest.artifacts:
-        _show_artifact(console, bundle, artifact)
+        show_artifact(console, bundle, artifact)
     if verbose:
-        _show_steps(console, manifest.artifacts[-1].steps)
-    console.print(f"next: deploycli verify {_argument(bundle)}")
+        show_steps(console, manifest.artifacts[-1].steps)
+    next_step(console, bundle)
 
 
 def show_bundle(bundle: Bundle, *, verbose: bool) -> None:
     """Print a bundle."""
-    console = _stdout()
+    console = stdout()
     manifest = bundle.manifest
     console.print(Text(str(bundle.path), "bold"), f"(deploycli {manifest.tool_version}, all hashes match)")
     facts = _facts()
@@ -130,11 +131,11 @@ def show_bundle(bundle: Bundle, *, verbose: bool) -> None:
     console.print(facts)
     for artifact in manifest.artifacts:
         console.print()
-        _show_artifact(console, bundle, artifact)
+        show_artifact(console, bundle, artifact)
         console.print(_op_table(artifact.ops_before, artifact.ops_after))
-        _show_steps(console, artifact.steps, refusals=verbose)
+        show_steps(console, artifact.steps, refusals=verbose)
     console.print()
-    files = _table("file", "bytes", "sha256")
+    files = table_of("file", "bytes", "sha256")
     for record in manifest.files():
         files.add_row(record.path, f"{record.size:,}", record.sha256)
     console.print(files)
@@ -142,7 +143,7 @@ def show_bundle(bundle: Bundle, *, verbose: bool) -> None:
 
 def show_onnx(summary: OnnxSummary) -> None:
     """Print an ONNX file."""
-    console = _stdout()
+    console = stdout()
     console.print(Text(summary.path, "bold"), f"({_size(summary.size)}, {summary.producer or 'unknown producer'})")
     facts = _facts()
     for what, tensors in (("input", summary.inputs), ("output", summary.outputs)):
@@ -152,11 +153,11 @@ def show_onnx(summary: OnnxSummary) -> None:
     facts.add_row("parameters", f"{summary.parameters:,}")
     facts.add_row("nodes", f"{sum(summary.ops.values()):,}")
     console.print(facts)
-    ops = _table("operator", "nodes")
+    ops = table_of("operator", "nodes")
     for op, count in summary.ops.items():
         ops.add_row(op, str(count))
     console.print(ops)
-    largest = _table("largest constants", "bytes")
+    largest = table_of("largest constants", "bytes")
     for name, size in summary.largest.items():
         largest.add_row(name, f"{size:,}")
     console.print(largest)
@@ -164,13 +165,18 @@ def show_onnx(summary: OnnxSummary) -> None:
 
 def show_reports(reports: Sequence[Report]) -> None:
     """Print the verdict on every bundle."""
-    console = _stdout()
+    console = stdout()
     for report in reports:
         console.print(Text(report.bundle, "bold"), f"({report.weights}; reference: {_reference(report)})")
-        table = _table("artifact", "check", "output", "rel. error", "budget", "cosine", "top-1", "")
+        table = table_of("artifact", "check", "output", "rel. error", "budget", "cosine", "top-1", "")
         for stage in report.stages:
             _add_stage(table, stage)
         console.print(table)
+        if report.evaluations:
+            console.print(_accuracy_table(report.evaluations))
+        if report.skipped:
+            named = ", ".join(report.skipped[:3]) + (", ..." if len(report.skipped) > 3 else "")
+            console.print(Text(f"{len(report.skipped)} skipped, could not be read: {named}", "yellow"), soft_wrap=True)
         for failure in report.failures:
             console.print(Text(f"FAILED {failure}", "bold red"), soft_wrap=True)
         if report.passed:
@@ -192,11 +198,42 @@ def _add_stage(table: Table, stage: Stage) -> None:
         )
 
 
+def _accuracy_table(evaluations: Sequence[Evaluation]) -> Table:
+    table = table_of(
+        "model", "labelled", "top-1", "95 % interval", "top-5", "95 % interval", "top-1 lost", "budget", ""
+    )
+    for evaluation in evaluations:
+        found, lost, allowed = evaluation.accuracy, evaluation.top1_lost, evaluation.max_top1_drop
+        verdict = Text("FAILED", "bold red") if evaluation.reasons else Text("ok", "green")
+        table.add_row(
+            evaluation.artifact or "eager",
+            str(found.samples),
+            f"{found.top1:.2%}",
+            _interval(found.top1_interval),
+            "-" if found.top5 is None else f"{found.top5:.2%}",
+            "-" if found.top5_interval is None else _interval(found.top5_interval),
+            "-" if lost is None else f"{100 * lost:.2f} points",
+            "-" if allowed is None else f"{100 * allowed:.2f}",
+            "" if lost is None or allowed is None else verdict,
+        )
+    return table
+
+
+def _interval(shares: tuple[float, float]) -> str:
+    return f"{shares[0]:.2%} to {shares[1]:.2%}"
+
+
 def _reference(report: Report) -> str:
     return report.reference_note or report.reference
 
 
-def _show_artifact(console: Console, bundle: Bundle, artifact: Artifact) -> None:
+def next_step(console: Console, bundle: Bundle) -> None:
+    """Print what to do with a new artifact."""
+    console.print(f"next: deploycli verify {_argument(bundle)}")
+
+
+def show_artifact(console: Console, bundle: Bundle, artifact: Artifact) -> None:
+    """Print one file of a bundle."""
     size = artifact.file.size + sum(record.size for record in artifact.external)
     batch = "dynamic" if artifact.batch is None else str(artifact.batch)
     before, after = sum(artifact.ops_before.values()), sum(artifact.ops_after.values())
@@ -206,11 +243,17 @@ def _show_artifact(console: Console, bundle: Bundle, artifact: Artifact) -> None
         soft_wrap=True,
     )
     refusals = sum(len(step.refusals) for step in artifact.steps)
-    console.print(f"  {before} nodes traced, {after} written; {refusals} refusals")
+    if artifact.source:
+        console.print(f"  from {artifact.source}: {before} nodes before, {after} after")
+    else:
+        console.print(f"  {before} nodes traced, {after} written; {refusals} refusals")
+    if artifact.unreleasable:
+        console.print(Text(f"  NOT FOR RELEASE: {artifact.unreleasable}", "bold red"))
 
 
-def _show_steps(console: Console, steps: Sequence[Step], *, refusals: bool = True) -> None:
-    table = _table("step", "nodes", "seconds", "refusals")
+def show_steps(console: Console, steps: Sequence[Step], *, refusals: bool = True) -> None:
+    """Print what was done, and what was refused."""
+    table = table_of("step", "nodes", "seconds", "refusals")
     for step in steps:
         table.add_row(step.name, str(step.nodes), f"{step.seconds:.2f}", str(len(step.refusals) or ""))
     console.print(table)
@@ -220,7 +263,7 @@ def _show_steps(console: Console, steps: Sequence[Step], *, refusals: bool = Tru
 
 
 def _op_table(before: Mapping[str, int], after: Mapping[str, int]) -> Table:
-    table = _table("operator", "traced", "written")
+    table = table_of("operator", "traced", "written")
     for op in sorted({*before, *after}, key=lambda op: (-after.get(op, 0), -before.get(op, 0), op)):
         table.add_row(op, str(before.get(op, "")), str(after.get(op, "")))
     table.add_section()
@@ -228,13 +271,14 @@ def _op_table(before: Mapping[str, int], after: Mapping[str, int]) -> Table:
     return table
 
 
-def _stdout() -> Console:
-    """A console that reads no markup in brackets, which shapes have, and breaks no lines for a file or a pipe."""
+def stdout() -> Console:
+    """Return a console that reads no markup in brackets, which shapes have, and breaks no lines in a file or a pipe."""
     console = Output(markup=False, highlight=False)
     return console if console.is_terminal else Output(markup=False, highlight=False, width=200)
 
 
-def _table(*columns: str) -> Table:
+def table_of(*columns: str) -> Table:
+    """Return an empty table with these headings."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in columns:
         table.add_column(column, overflow="fold")

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from exporters.artifact import MANIFEST_NAME
 from exporters.atomic import interrupted, recover, replaced_folder
-from exporters.manifest import MANIFEST_NAME, Manifest
+from exporters.manifest import Manifest
 from models.errors import EnvironmentUnsuitable, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from exporters.artifact import Artifact
 
 _DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS})
 _FULL_BELOW = 1 << 20  # bytes left on a disk that counts as full
@@ -118,6 +122,37 @@ def write_bundle(root: Path, name: str, fill: Callable[[Path], Manifest]) -> Bun
             raise _unwritable(target, error) from error
         raise
     return Bundle(target, manifest)
+
+
+def extend_bundle(bundle: Bundle, make: Callable[[Path], Artifact]) -> Bundle:
+    """Add an artifact to a bundle, or replace the one of the same file name; on disk all of it happens, or nothing.
+
+    What else is in the folder is kept.
+
+    Args:
+        bundle: an opened bundle.
+        make: writes the artifact's files into the folder it is given, in which the bundle's other files stand.
+
+    Raises:
+        EnvironmentUnsuitable: the folder cannot be written, or the disk is full.
+    """
+
+    def fill(folder: Path) -> Manifest:
+        shutil.copytree(bundle.path, folder, copy_function=_link, dirs_exist_ok=True)
+        (folder / MANIFEST_NAME).unlink()  # a link: writing through it would change the old bundle
+        artifact = make(folder)
+        others = tuple(a for a in bundle.manifest.artifacts if a.file.path != artifact.file.path)
+        return replace(bundle.manifest, artifacts=(*others, artifact))
+
+    return write_bundle(bundle.path.parent, bundle.path.name, fill)
+
+
+def _link(source: str, target: str) -> None:
+    """Give a file a second name, which takes no space; copy it where the file system cannot."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def _refuse_foreign(target: Path) -> None:

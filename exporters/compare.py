@@ -33,20 +33,24 @@ class Budget:
         min_top1_agreement: share of the decided samples whose top-1 class agrees, 0 to 1.
         tie_margin: a reference margin at or below it, relative to the largest reference magnitude, decides nothing;
             None means ``max_rel_error``.
+        max_top1_drop: how much of the eager model's top-1 accuracy may be lost on labelled data, as a share of the
+            samples (0.005 is half a percentage point), or None where it is not judged.
     """
 
     max_rel_error: float
     min_cosine: float | None
     min_top1_agreement: float
     tie_margin: float | None = None
+    max_top1_drop: float | None = None
 
 
 BUDGETS: Mapping[str, Budget] = {
     "fp32": Budget(1e-4, None, 1.0),
     "fp16": Budget(1e-2, 0.9999, 0.995),
+    "bf16": Budget(5e-2, 0.999, 0.98),  # eight bits of significand where FP16 has eleven
     # Quantisation is judged by direction and decision. Cosine and top-1 are blind to scale, so a loose bound on the
     # error stands beside them; as a margin it would leave no sample decided.
-    "int8": Budget(0.5, 0.99, 0.95, tie_margin=0.02),
+    "int8": Budget(0.5, 0.99, 0.95, tie_margin=0.02, max_top1_drop=0.005),
 }
 
 

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
+from exporters.artifact import Artifact, FileRecord
 from exporters.bundle import Bundle, write_bundle
 from exporters.compare import BUDGETS, compare
 from exporters.golden import GOLDEN_NAME, save_golden, synthetic_inputs
-from exporters.manifest import SCHEMA_VERSION, Artifact, FileRecord, Manifest
+from exporters.manifest import SCHEMA_VERSION, Manifest
 from exporters.runtimes import EagerRuntime, OrtRuntime
 from exporters.steps import Step
 from models.errors import EnvironmentUnsuitable, ExportError, UsageError

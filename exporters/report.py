@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from exporters.compare import Comparison
+    from exporters.evaluate import Evaluation
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Stage:
         check: what was tried: ``batch 3``, ``batch 8 shuffled``, ``images``.
         samples: how many inputs it saw.
         comparisons: one an output.
+        faults: why the stage fails whatever its comparisons are.
     """
 
     artifact: str
@@ -28,17 +30,19 @@ class Stage:
     check: str
     samples: int
     comparisons: tuple[Comparison, ...]
+    faults: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
-        """Whether there was something to compare, and all of it is within budget."""
-        return bool(self.comparisons) and all(c.passed for c in self.comparisons)
+        """Whether there was something to compare, all of it is within budget, and there is no fault."""
+        return bool(self.comparisons) and all(c.passed for c in self.comparisons) and not self.faults
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """One line for every output that failed: the stage, the output, the reasons."""
+        """One line for every output that failed, the stage, the output, the reasons; and one for every fault."""
         where = f"{self.artifact} in {self.runtime}, {self.check}"
-        return tuple(f"{where}: output {c.name!r} {'; '.join(c.reasons)}" for c in self.comparisons if not c.passed)
+        outputs = (f"{where}: output {c.name!r} {'; '.join(c.reasons)}" for c in self.comparisons if not c.passed)
+        return (*outputs, *(f"{where}: {fault}" for fault in self.faults))
 
     def to_json(self) -> dict[str, Any]:
         """Return the stage as JSON values."""
@@ -50,6 +54,7 @@ class Stage:
             "samples": self.samples,
             "passed": self.passed,
             "comparisons": [c.to_json() for c in self.comparisons],
+            "faults": list(self.faults),
         }
 
 
@@ -63,6 +68,8 @@ class Report:
         reference: ``eager`` or ``golden``.
         reference_note: why that reference, and what it left out; empty where there is nothing to say.
         stages: in the order of the chain, so the first that failed is the guilty one.
+        evaluations: accuracies on labelled data, the eager model's first; empty without labels.
+        skipped: names of the samples of the data that could not be read.
     """
 
     bundle: str
@@ -70,6 +77,8 @@ class Report:
     reference: str
     reference_note: str
     stages: tuple[Stage, ...]
+    evaluations: tuple[Evaluation, ...] = ()
+    skipped: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -96,4 +105,6 @@ class Report:
             "passed": self.passed,
             "failures": list(self.failures),
             "stages": [stage.to_json() for stage in self.stages],
+            "evaluations": [evaluation.to_json() for evaluation in self.evaluations],
+            "skipped": list(self.skipped),
         }

@@ -6,8 +6,6 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from models.errors import IntegrityError, UsageError
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
@@ -68,22 +66,11 @@ def summarize(path: Path, *, largest: int = 5) -> OnnxSummary:
         UsageError: there is no such file.
         IntegrityError: it is no ONNX file, or its external data is missing.
     """
-    import onnx_ir as ir
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # it ships no types
+    from exporters.onnx_file import external_files, load_model
 
-    if not path.is_file():
-        raise UsageError(f"there is no file {path}", expected="an ONNX file", hint="deploycli export MODEL --fmt onnx")
-    try:
-        model = ir.load(path)
-        tensors = {name: v.const_value for name, v in model.graph.initializers.items() if v.const_value is not None}
-        external = {t.path for t in tensors.values() if isinstance(t, ir.ExternalTensor)}
-        size = path.stat().st_size + sum((path.parent / file).stat().st_size for file in external)
-    except (DecodeError, ValueError, TypeError) as error:
-        raise IntegrityError(f"{path} cannot be read as ONNX: {error}", expected="a complete ONNX file") from error
-    except OSError as error:
-        raise IntegrityError(
-            f"{error.filename or path}: {error.strerror}", expected="external data beside the file"
-        ) from error
+    model = load_model(path)
+    tensors = {name: v.const_value for name, v in model.graph.initializers.items() if v.const_value is not None}
+    size = path.stat().st_size + sum((path.parent / file).stat().st_size for file in external_files(model))
     ops = Counter(node.op_type for node in model.graph.all_nodes())
     by_size = sorted(tensors.items(), key=lambda item: -item[1].nbytes)
     return OnnxSummary(

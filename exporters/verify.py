@@ -2,24 +2,25 @@
 
 The sweep runs the first b samples as one batch for each size b, and the largest batch once more in another order, which
 must only reorder the outputs: a batch axis that was frozen, padded or mixed fails. The reference is computed once, at
-the largest size. Pictures are streamed: each batch goes through the reference and then through every artifact.
+the largest size. Pictures and other data are streamed: see `exporters.verify_samples`.
 """
 
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from exporters.compare import BUDGETS, Judge
 from exporters.golden import load_golden, synthetic_inputs
 from exporters.reference import choose_reference, reference_model
-from exporters.report import Report, Stage
-from exporters.runtimes import EagerRuntime, OrtRuntime, Runtime
-from models.errors import DeployError, IntegrityError, UsageError
+from exporters.report import Report
+from exporters.runtimes import EagerRuntime, OrtRuntime
+from exporters.samples import open_samples
+from exporters.subject import Subject, budgets, take
+from exporters.verify_samples import Findings, class_output, no_class_output, verify_samples
+from models.errors import IntegrityError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,8 +29,10 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from exporters.bundle import Bundle
-    from exporters.compare import Budget
-    from exporters.manifest import Artifact, Manifest
+    from exporters.manifest import Manifest
+    from exporters.report import Stage
+    from exporters.samples import Samples
+    from exporters.verify_samples import ClassOutput
 
     Arrays = Mapping[str, npt.NDArray[Any]]
     Progress = Callable[[str, int, int], None]
@@ -40,7 +43,8 @@ def verify(
     *,
     batches: Sequence[int] = (1, 3, 8),
     reference: str = "auto",
-    images: Path | None = None,
+    images: str | Path | Iterable[Any] | None = None,
+    labels: Path | Literal["folders"] | None = None,
     limit: int | None = None,
     rtol: Mapping[str, float] | None = None,
     checkpoint: Path | None = None,
@@ -53,8 +57,10 @@ def verify(
         bundle: an opened bundle; its hashes were checked by `Bundle.open`.
         batches: sizes of the batch sweep; an artifact with a fixed batch is swept at that one.
         reference: ``eager``, ``golden``, or ``auto``: eager where PyTorch and the weights are at hand.
-        images: a folder of pictures to compare on, besides the synthetic sweep; needs the eager reference.
-        limit: at most so many pictures.
+        images: data to compare on, besides the synthetic sweep: a folder of pictures, or what else
+            `exporters.samples.open_samples` takes; needs the eager reference.
+        labels: the classes of the pictures, see there; with labels, accuracy is counted and judged.
+        limit: at most so many samples of that data.
         rtol: output name -> largest relative error, in place of the budget's; the name ``""`` stands for all outputs.
         checkpoint: where the bundle's checkpoint is now, if not where the manifest says.
         seed: seed of the synthetic inputs.
@@ -62,12 +68,14 @@ def verify(
 
     Raises:
         UsageError: an argument that does not fit the bundle.
-        IntegrityError: the checkpoint or the golden file is not the recorded one.
+        IntegrityError: the checkpoint or the golden file is not the recorded one, or data changed while it was read.
         EnvironmentUnsuitable: ONNX Runtime is missing, or PyTorch where the eager reference is asked for.
         ExportError: an artifact cannot be loaded.
     """
     manifest = bundle.manifest
     _check_arguments(manifest, batches, limit, rtol or {})
+    if labels is not None and images is None:
+        raise UsageError("labels were given without pictures", hint="--images DIR")
     source, note = choose_reference(manifest, reference, checkpoint)
     if images is not None and source != "eager":
         raise UsageError(
@@ -77,9 +85,10 @@ def verify(
         )
     with ExitStack() as stack:
         subjects = [
-            _Subject(a, stack.enter_context(OrtRuntime(bundle.path / a.file.path)), *_budgets(a.precision, rtol or {}))
+            Subject(a, stack.enter_context(OrtRuntime(bundle.path / a.file.path)), *budgets(a.precision, rtol or {}))
             for a in manifest.artifacts
         ]
+        found = Findings()
         if source == "golden":
             inputs, truth = load_golden(bundle.golden)
             held = len(next(iter(inputs.values())))
@@ -91,34 +100,37 @@ def verify(
             model = reference_model(manifest, checkpoint)
             names = [i.name for i in manifest.spec.inputs]
             eager = stack.enter_context(EagerRuntime(model, names, manifest.spec.outputs))
-            samples = max(chain(batches, (a.batch or 0 for a in manifest.artifacts)))
-            inputs = synthetic_inputs(manifest.spec, samples, seed)
-            stages = _sweep(subjects, batches, inputs, eager.run(inputs), progress)
-            if images is not None:
-                pictures = _pictures(manifest, images, limit, max(batches), progress)
-                stages += _stream(subjects, eager, pictures)
-    return Report(str(bundle.path), manifest.weights.describe(), source, note, tuple(stages))
+            largest = max(chain(batches, (a.batch or 0 for a in manifest.artifacts)))
+            inputs = synthetic_inputs(manifest.spec, largest, seed)
+            truth = eager.run(inputs)
+            logits = class_output(truth)
+            # Opened before the sweep, so that what is wrong with the data is said at once.
+            samples = None if images is None else _open(manifest, images, labels, limit, logits)
+            stages = _sweep(subjects, batches, inputs, truth, progress)
+            if samples is not None:
+                found = verify_samples(subjects, eager, samples, logits, max(batches), progress)
+    stages += found.stages
+    weights = manifest.weights.describe()
+    return Report(str(bundle.path), weights, source, note, tuple(stages), found.evaluations, found.skipped)
 
 
-@dataclass(frozen=True)
-class _Subject:
-    """An artifact, loaded, with the budgets it is judged by."""
-
-    artifact: Artifact
-    runtime: Runtime
-    budget: Budget
-    overrides: Mapping[str, Budget]
-
-    def judge(self) -> Judge:
-        return Judge(self.budget, self.overrides)
-
-    def stage(self, check: str, samples: int, judge: Judge) -> Stage:
-        file, precision = self.artifact.file.path, self.artifact.precision
-        return Stage(file, precision, self.runtime.name, check, samples, judge.verdict())
+def _open(
+    manifest: Manifest,
+    images: str | Path | Iterable[Any],
+    labels: Path | Literal["folders"] | None,
+    limit: int | None,
+    logits: ClassOutput | None,
+) -> Samples:
+    if labels is not None and logits is None:
+        raise no_class_output()
+    classes = None if logits is None else logits.classes
+    return open_samples(
+        images, manifest.spec.inputs, manifest.preprocessing, limit=limit, labels=labels, classes=classes
+    )
 
 
 def _sweep(
-    subjects: Sequence[_Subject], batches: Sequence[int], inputs: Arrays, truth: Arrays, progress: Progress | None
+    subjects: Sequence[Subject], batches: Sequence[int], inputs: Arrays, truth: Arrays, progress: Progress | None
 ) -> list[Stage]:
     stages = []
     for subject in subjects:
@@ -136,77 +148,9 @@ def _sweep(
             if progress is not None:
                 progress(f"{subject.artifact.file.path}, {check}", done, len(checks))
             judge = subject.judge()
-            _judge_batch(subject, judge, _take(inputs, order), _take(truth, order))
+            subject.run(judge, take(inputs, order), take(truth, order))
             stages.append(subject.stage(check, len(order), judge))
     return stages
-
-
-def _stream(subjects: Sequence[_Subject], eager: Runtime, pictures: Iterable[Arrays]) -> list[Stage]:
-    judges = [subject.judge() for subject in subjects]
-    samples = 0
-    for inputs in pictures:
-        truth = eager.run(inputs)
-        count = len(next(iter(inputs.values())))
-        samples += count
-        for subject, judge in zip(subjects, judges, strict=True):
-            size = subject.artifact.batch or count
-            for start in range(0, count, size):
-                # A fixed batch that is not full is filled with its last sample, whose copies are not judged.
-                wanted = np.arange(start, min(start + size, count))
-                filled = np.minimum(np.arange(start, start + size), count - 1)
-                _judge_batch(subject, judge, _take(inputs, filled), _take(truth, wanted))
-    return [subject.stage("images", samples, judge) for subject, judge in zip(subjects, judges, strict=True)]
-
-
-def _judge_batch(subject: _Subject, judge: Judge, inputs: Arrays, truth: Arrays) -> None:
-    """Run one batch; where it is longer than its truth, the outputs of the filling are dropped."""
-    try:
-        outputs: Arrays = subject.runtime.run(inputs)
-    except DeployError as error:
-        judge.fail(truth, f"was not computed: {error.found}")
-        return
-    given, wanted = (len(next(iter(arrays.values()))) for arrays in (inputs, truth))
-    if given > wanted:
-        outputs = {name: array[:wanted] if array.shape[:1] == (given,) else array for name, array in outputs.items()}
-    judge.add(truth, outputs)
-
-
-def _take(arrays: Arrays, order: npt.NDArray[np.intp]) -> Arrays:
-    return {name: array[order] for name, array in arrays.items()}
-
-
-def _pictures(
-    manifest: Manifest, folder: Path, limit: int | None, size: int, progress: Progress | None
-) -> Iterable[Arrays]:
-    """Yield the pictures of a folder as batches of at most ``size``, prepared as the manifest says."""
-    from models.preprocess import image_files, iter_batches
-
-    recipe, inputs = manifest.preprocessing, manifest.spec.inputs
-    if recipe is None or len(inputs) != 1:
-        raise UsageError(
-            f"{manifest.name} does not say how a picture becomes its input", hint="verify without --images"
-        )
-    files = image_files(folder)[:limit]
-    done = 0
-    for batch in iter_batches(files, recipe, size):
-        if progress is not None:
-            progress("images", done, len(files))
-        done += len(batch)
-        yield {inputs[0].name: batch}
-
-
-def _budgets(precision: str, rtol: Mapping[str, float]) -> tuple[Budget, dict[str, Budget]]:
-    """Return the budget of all outputs, and those of the outputs that have their own."""
-    if precision not in BUDGETS:
-        raise UsageError(
-            f"the bundle holds an artifact of precision {precision!r}",
-            expected=", ".join(BUDGETS),
-            hint="verify it with the deploycli that wrote it",
-        )
-    budget = BUDGETS[precision]
-    if "" in rtol:
-        budget = replace(budget, max_rel_error=rtol[""])
-    return budget, {name: replace(budget, max_rel_error=bound) for name, bound in rtol.items() if name}
 
 
 def _within(batches: Sequence[int], held: int) -> tuple[list[int], str]:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import re
-import sys
-import traceback
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from models.errors import DeployError, EnvironmentUnsuitable, UsageError, first_line
+from models.factory import call_factory, raised_at
 from models.hub import fetch, parse
 from models.sources import FACTORY, LIBRARIES
 
@@ -22,9 +20,6 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     import torch
-
-
-OWN_PACKAGES = ("models", "exporters", "deploycli")
 
 
 def make(family: str, target: str, kwargs: Mapping[str, Any]) -> nn.Module:
@@ -43,7 +38,7 @@ def make(family: str, target: str, kwargs: Mapping[str, Any]) -> nn.Module:
         "timm": _make_timm,
         "torchvision": _make_torchvision,
         "hf": _make_transformers,
-        FACTORY: _make_by_factory,
+        FACTORY: call_factory,
     }
     try:
         module = makers[family](target, kwargs)
@@ -51,7 +46,7 @@ def make(family: str, target: str, kwargs: Mapping[str, Any]) -> nn.Module:
         raise
     except Exception as error:  # a stranger's code raises what it likes; the user needs its message, not our traceback
         raise UsageError(
-            f"{target} could not be made: {type(error).__name__}: {first_line(error)}{_place(error)}",
+            f"{target} could not be made: {type(error).__name__}: {first_line(error)}{raised_at(error)}",
             expected="a function that returns an nn.Module",
             hint="--model-kwargs, if it needs arguments",
         ) from error
@@ -144,52 +139,3 @@ def transformers_folder(target: str, *more: str) -> Path:
 
 def _classifies(config: Any) -> bool:
     return any("ForImageClassification" in name for name in config.architectures or ())
-
-
-def _make_by_factory(target: str, kwargs: Mapping[str, Any]) -> object:
-    place, _, name = target.rpartition(":")
-    module = _import_file(Path(place)) if place.endswith(".py") else _import_module(place)
-    factory = getattr(module, name, None)
-    if not callable(factory):
-        raise UsageError(f"{place} has no function {name!r}", expected="package.module:function")
-    return factory(**kwargs)
-
-
-def _import_module(name: str) -> ModuleType:
-    package = name.partition(".")[0]
-    if package in OWN_PACKAGES:
-        raise UsageError(
-            f"{package!r} is a package of deploycli's own",
-            expected="a module of another name",
-            hint=f"path/to/file.py:function, where that file imports nothing from {package!r}",
-        )
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        missing = error.name or name
-        raise UsageError(
-            f"there is no module {missing!r}" + ("" if missing in name else f", which {name} imports"),
-            expected=f"{name}, importable from {here}",
-            hint="run from the folder that holds it, or install it",
-        ) from error
-
-
-def _import_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise UsageError(f"there is no file {path}", expected="path/to/file.py:function")
-    spec = importlib.util.spec_from_file_location(path.stem, path.resolve())
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(path.stem, module)  # dataclasses and pickling look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-def _place(error: BaseException) -> str:
-    """Say where a stranger's code raised: the last line of the traceback."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""

@@ -13,7 +13,6 @@ from PIL import Image, ImageOps
 from models.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from models.spec import Preprocessing
@@ -51,14 +50,6 @@ def image_files(folder: Path) -> list[Path]:
             f"no image in {folder}", expected=f"files that end in {', '.join(sorted(SUFFIXES))}", hint="another folder"
         )
     return files
-
-
-def iter_batches(
-    paths: Sequence[Path], preprocessing: Preprocessing, batch_size: int
-) -> Iterator[npt.NDArray[np.float32]]:
-    """Yield batches [batch_size, 3, H, W], one in memory at a time; the last one may be smaller."""
-    for start in range(0, len(paths), batch_size):
-        yield np.stack([load_image(path, preprocessing) for path in paths[start : start + batch_size]])
 
 
 def _decode(path: Path) -> Image.Image:

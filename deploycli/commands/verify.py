@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
-from deploycli.options import SEEDS, batch_sizes, json_option, open_bundles, output_option, tolerance
+from deploycli.options import SEEDS, batch_sizes, json_option, labels_source, open_bundles, output_option, tolerance
 
 
 @click.command("verify")
@@ -15,11 +16,19 @@ from deploycli.options import SEEDS, batch_sizes, json_option, open_bundles, out
 @click.option("--batches", type=batch_sizes, default="1,3,8", show_default=True, metavar="N,N,...", help="Batch sweep.")
 @click.option(
     "--images",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Compare on these pictures too, prepared as the manifest says.",
+    help="Compare on these pictures too, prepared as the manifest says; or on a .npy or .npz file of prepared inputs, "
+    "or on what package.module:factory returns.",
 )
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Use at most N pictures.")
+@click.option(
+    "--labels",
+    type=labels_source,
+    metavar="folders|FILE.csv",
+    help="Count top-1 and top-5 on the pictures: their classes are their folders, as in ImageFolder, or lines "
+    "path,class of a CSV file.",
+)
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N pictures, evenly over the classes.")
 @click.option(
     "--reference",
     type=click.Choice(["auto", "eager", "golden"]),
@@ -47,6 +56,7 @@ def command(
     root: Path,
     batches: tuple[int, ...],
     images: Path | None,
+    labels: Path | Literal["folders"] | None,
     limit: int | None,
     reference: str,
     checkpoint: Path | None,
@@ -63,6 +73,7 @@ def command(
     Examples:
       deploycli verify
       deploycli verify swin_t --images photos/ --batches 1,16
+      deploycli verify swin_t --images imagenet/val --labels folders
       deploycli verify --reference golden --json
     """
     from deploycli.render import Progress, print_json, show_reports
@@ -76,6 +87,7 @@ def command(
                 batches=batches,
                 reference=reference,
                 images=images,
+                labels=labels,
                 limit=limit,
                 rtol=dict(rtol),
                 checkpoint=checkpoint,

@@ -10,9 +10,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from exporters.artifact import MANIFEST_NAME, Artifact, FileRecord
 from exporters.bundle import Bundle, write_bundle
 from exporters.golden import GOLDEN_NAME, save_golden, synthetic_inputs
-from exporters.manifest import MANIFEST_NAME, SCHEMA_VERSION, Artifact, FileRecord, Manifest
+from exporters.manifest import SCHEMA_VERSION, Manifest
 from exporters.steps import Refusal, Step
 from models.spec import ModelSpec, TensorSpec, Weights
 

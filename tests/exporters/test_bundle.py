@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from exporters.artifact import MANIFEST_NAME, FileRecord
 from exporters.bundle import Bundle, find_bundles
 from exporters.golden import load_golden, save_golden
-from exporters.manifest import MANIFEST_NAME, FileRecord, Manifest
+from exporters.manifest import Manifest
 from models.errors import IntegrityError, UsageError
 from models.spec import Preprocessing
 from tests.exporters.bundles import make

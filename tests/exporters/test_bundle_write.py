@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from exporters.artifact import MANIFEST_NAME
 from exporters.bundle import Bundle, find_bundles, write_bundle
 from exporters.golden import load_golden
-from exporters.manifest import MANIFEST_NAME, Manifest
+from exporters.manifest import Manifest
 from models.errors import EnvironmentUnsuitable, IntegrityError, UsageError
 from tests.exporters.bundles import filler, make
 

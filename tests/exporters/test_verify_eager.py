@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import onnx
@@ -12,11 +12,13 @@ from onnx import helper, numpy_helper
 from PIL import Image
 from safetensors.torch import save_file
 
+from exporters.artifact import MANIFEST_NAME, Artifact, FileRecord
 from exporters.bundle import Bundle, write_bundle
 from exporters.golden import GOLDEN_NAME, save_golden, synthetic_inputs
-from exporters.manifest import MANIFEST_NAME, SCHEMA_VERSION, Artifact, FileRecord, Manifest
+from exporters.manifest import SCHEMA_VERSION, Manifest
 from exporters.runtimes import EagerRuntime
 from exporters.verify import verify
+from exporters.verify_samples import class_output
 from models.build import build
 from models.errors import IntegrityError, UsageError
 from models.files import sha256_of
@@ -226,3 +228,86 @@ def test_bad_pictures_are_one_message(swin_bundle: Bundle, pictures: Path, tmp_p
     manifest = replace(swin_bundle.manifest, preprocessing=None)
     with pytest.raises(UsageError, match="how a picture becomes"):
         verify(replace(swin_bundle, manifest=manifest), batches=(1,), images=pictures)
+
+
+def as_int8(bundle: Bundle) -> Bundle:
+    artifacts = tuple(replace(artifact, precision="int8") for artifact in bundle.manifest.artifacts)
+    return replace(bundle, manifest=replace(bundle.manifest, artifacts=artifacts))
+
+
+@pytest.fixture(scope="module")
+def labelled() -> list[tuple[np.ndarray, int]]:
+    """Inputs, with what the eager model says of them for a label."""
+    inputs = synthetic_inputs(SWIN, 200, 5)
+    with EagerRuntime(build(SWIN), ["images"], SWIN.outputs) as eager:
+        labels = eager.run(inputs)["logits"].argmax(axis=1)
+    return list(zip(inputs["images"], labels.tolist(), strict=True))
+
+
+def favour_class_3(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Add to one logit what turns near-ties only."""
+    bias = numpy_helper.from_array(np.array([0, 0, 0, 0.0012, 0], np.float32))
+    return append(model, node("Constant", [], ["bias"], value=bias), node("Add", ["raw", "bias"], ["logits"]))
+
+
+def test_accuracy_is_judged_where_agreement_is_not_lost(
+    swin_bundle: Bundle, labelled: list[tuple[np.ndarray, int]]
+) -> None:
+    good = verify(as_int8(swin_bundle), batches=(16,), images=labelled)
+    assert good.passed, good.failures
+    assert [evaluation.accuracy.top1 for evaluation in good.evaluations] == [1.0, 1.0]
+    bundle = as_int8(rewrite(swin_bundle, favour_class_3))
+    report = verify(bundle, batches=(16,), images=labelled)
+    assert failing_outputs(report) == set()
+    assert not report.passed
+    assert report.guilty is report.stages[-1]
+    eager, damaged = report.evaluations
+    assert (eager.accuracy.top1, damaged.accuracy.samples) == (1.0, 200)
+    assert damaged.top1_lost == pytest.approx(1 - damaged.accuracy.top1)
+    assert damaged.top1_lost > 0.005
+    assert report.stages[-1].faults == damaged.reasons
+    assert report.failures == (f"model.onnx in ONNX Runtime, images: {damaged.reasons[0]}",)
+    assert verify(bundle, batches=(16,), images=[image for image, _ in labelled]).passed
+
+
+def test_filling_of_a_fixed_batch_is_not_counted(swin_bundle: Bundle, labelled: list[tuple[np.ndarray, int]]) -> None:
+    (artifact,) = swin_bundle.manifest.artifacts
+    manifest = replace(swin_bundle.manifest, artifacts=(replace(artifact, batch=4),))
+    report = verify(replace(swin_bundle, manifest=manifest), batches=(3,), images=labelled[:7])
+    assert [evaluation.accuracy.samples for evaluation in report.evaluations] == [7, 7]
+    assert report.evaluations[1].max_top1_drop is None  # FP32 is judged by agreement alone
+
+
+def test_an_artifact_that_fails_is_wrong(swin_bundle: Bundle, labelled: list[tuple[np.ndarray, int]]) -> None:
+    frozen = [
+        node("Constant", [], ["shape"], value_ints=[16, 5]),
+        node("Reshape", ["raw", "shape"], ["logits"]),
+    ]
+    bundle = as_int8(rewrite(swin_bundle, lambda model: append(model, *frozen)))
+    report = verify(bundle, batches=(16,), images=labelled[:20])  # 16 and 4
+    assert report.evaluations[1].accuracy.top1_correct == 16
+    assert "top-1 lost 20.00 points" in report.failures[-1]
+
+
+def test_labels_without_use_are_refused(swin_bundle: Bundle, pictures: Path) -> None:
+    with pytest.raises(UsageError, match="labels were given without pictures"):
+        verify(swin_bundle, labels="folders")
+    with pytest.raises(UsageError, match="lies in no class folder"):
+        verify(swin_bundle, images=pictures, labels="folders")
+
+
+def test_labels_of_a_model_without_classes_are_refused() -> None:
+    outputs = {"boxes": np.zeros((2, 7, 4)), "score": np.zeros((2, 1)), "features": np.zeros((2, 9))}
+    assert class_output(outputs) == ("features", 9)
+    del outputs["features"]
+    assert class_output(outputs) is None
+
+
+@pytest.mark.parametrize("labels", [None, "folders"])
+def test_a_model_without_classes_has_no_accuracy(
+    labels: Literal["folders"] | None, swin_bundle: Bundle, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("exporters.verify.class_output", lambda outputs: None)
+    images = pictures if labels else [(np.zeros((3, 32, 32), np.float32), 1)]
+    with pytest.raises(UsageError, match=r"has no output \[batch, classes\]"):
+        verify(swin_bundle, batches=(1,), images=images, labels=labels)

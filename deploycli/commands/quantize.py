@@ -1,0 +1,164 @@
+"""deploycli quantize."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from deploycli.options import SEEDS, json_option, labels_source, open_bundles, output_option
+from deploycli.precision_options import expressions, names, samples_option, typing_options
+
+_STAGES = "patch-embed, head, mlp.fc2, patch-merging"
+
+
+@click.command("quantize")
+@click.argument("bundles", nargs=-1, metavar="[BUNDLE]...")
+@output_option
+@click.option(
+    "--calibrate",
+    metavar="DATA",
+    help="Data to measure ranges on: a folder of pictures, .npy, .npz, or package.module:factory.",
+)
+@samples_option
+@click.option(
+    "--cache",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Ranges of an earlier calibration: model.int8.calibration.json of a bundle.",
+)
+@click.option(
+    "--allow-random-calibration",
+    is_flag=True,
+    help="Calibrate on random numbers. The artifact is marked: it must not be released.",
+)
+@click.option("--seed", type=SEEDS, default=0, show_default=True, help="Seed of the random numbers.")
+@click.option(
+    "--scheme",
+    type=click.Choice(["gemm", "attention", "full"]),
+    default="gemm",
+    show_default=True,
+    help="INT8 in products with weights; in those of the attention too; on residual branches too.",
+)
+@click.option("--exclude", multiple=True, metavar="REGEX", help="Leave matching operators alone. Repeatable.")
+@click.option(
+    "--exclude-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="The same, one expression a line; # comments.",
+)
+@click.option(
+    "--high-precision",
+    default="patch-embed,head",
+    show_default=True,
+    metavar="STAGES",
+    help=f"Stages to leave alone: {_STAGES}; or sensitive, which is all four; or none.",
+)
+@click.option(
+    "--method",
+    type=click.Choice(["max", "percentile", "entropy", "mse"]),
+    default="mse",
+    show_default=True,
+    help="How a range follows from the values that were seen.",
+)
+@click.option("--percentile", type=float, metavar="P", help="Of --method percentile.  [default: 99.99]")
+@click.option(
+    "--around",
+    type=click.Choice(["fp16", "bf16", "fp32"]),
+    default="fp16",
+    show_default=True,
+    help="Type of what is not INT8.",
+)
+@typing_options
+@click.option(
+    "--weights",
+    type=click.Choice(["int8", "float"]),
+    default="int8",
+    show_default=True,
+    help="Store weights as INT8 with DQ, or as they are with Q and DQ.",
+)
+@click.option(
+    "--max-drop",
+    type=click.FloatRange(min=0, max=100),
+    metavar="POINTS",
+    help="Revert what hurts most until no more than so many points of top-1 are lost. Needs --labels.",
+)
+@click.option("--images", metavar="DATA", help="Labelled data for --max-drop.  [default: the calibration data]")
+@click.option(
+    "--labels",
+    type=labels_source,
+    metavar="folders|FILE.csv",
+    help="Classes of the pictures: their folders, as in ImageFolder, or lines path,class of a CSV file.",
+)
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N labelled samples for --max-drop.")
+@click.option("-v", "--verbose", is_flag=True, help="Name every operator that was left alone, and why.")
+@json_option
+def command(
+    bundles: tuple[str, ...],
+    root: Path,
+    calibrate: str | None,
+    samples: int,
+    cache: Path | None,
+    allow_random_calibration: bool,
+    seed: int,
+    scheme: str,
+    exclude: tuple[str, ...],
+    exclude_file: Path | None,
+    high_precision: str,
+    method: str,
+    percentile: float | None,
+    around: str,
+    keep_fp32: tuple[str, ...],
+    keep_fp32_file: Path | None,
+    allow_fp16: tuple[str, ...],
+    io_types: str,
+    weights: str,
+    max_drop: float | None,
+    images: str | None,
+    labels: Path | Literal["folders"] | None,
+    limit: int | None,
+    verbose: bool,
+    as_json: bool,
+) -> int:
+    """Write the INT8 graph of BUNDLE (or of every bundle) beside its FP32 graph: symmetric Q/DQ, as TensorRT reads it.
+
+    An interrupted calibration goes on where it stopped. INT8 is not always faster than FP16: build and time both.
+
+    \b
+    Examples:
+      deploycli quantize swin_t --calibrate photos/
+      deploycli quantize swin_t --calibrate train/ --images val/ --labels folders --max-drop 0.5
+      deploycli quantize vit_b_16 --calibrate photos/ --high-precision sensitive --around fp32
+      deploycli quantize swin_t --cache artifacts/swin_t/model.int8.calibration.json --exclude 'blocks.0.'
+    """
+    from deploycli.render import Progress, print_json
+    from deploycli.render_precision import show_quantized
+    from exporters.precision.methods import Method
+    from exporters.precision.quantize import quantize_bundle
+    from exporters.precision.request import AccuracyBudget, CalibrationData, Quantization, Typing, stages
+
+    if max_drop is None and (images is not None or labels is not None or limit is not None):
+        raise click.UsageError("--images, --labels and --limit serve --max-drop")
+    typing = Typing(around, names(allow_fp16), expressions(keep_fp32, keep_fp32_file), io_types == "fp16")
+    quantization = Quantization(
+        scheme=scheme,
+        exclude=expressions(exclude, exclude_file),
+        high_precision=stages(names((high_precision,))),
+        method=Method.of(method, **({} if percentile is None else {"percentile": percentile})),
+        float_weights=weights == "float",
+        around=None if around == "fp32" else typing,
+    )
+    data = CalibrationData(calibrate, samples, cache, allow_random_calibration, seed)
+    budget = None if max_drop is None else AccuracyBudget(max_drop / 100, images, labels, limit)
+    with Progress() as progress:
+        made = [
+            quantize_bundle(bundle, quantization, data, budget=budget, progress=progress.count)
+            for bundle in open_bundles(root, bundles)
+        ]
+    if as_json:
+        print_json([quantized.to_json() for quantized in made])
+    else:
+        for quantized in made:
+            show_quantized(quantized, verbose=verbose)
+    return 0

@@ -1,0 +1,190 @@
+"""From the FP32 artifact of a bundle to one in another precision: changed, checked, written beside it."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from exporters.artifact import Artifact, FileRecord
+from exporters.bundle import Bundle, extend_bundle
+from exporters.compare import BUDGETS, Comparison, compare
+from exporters.golden import load_golden
+from exporters.onnx_file import load_model, write_model
+from exporters.precision.simulate import open_runtime
+from exporters.steps import Step
+from exporters.tensorrt.lint import lint
+from models.errors import ExportError, NumericsError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import numpy.typing as npt
+    import onnx_ir as ir
+
+    from exporters.artifact import CalibrationRecord
+    from exporters.precision.simulate import SimulatedRuntime
+    from exporters.runtimes import OrtRuntime
+    from exporters.steps import Refusal
+
+    Arrays = Mapping[str, npt.NDArray[Any]]
+
+CHECK_SAMPLES = 2
+"""Golden samples that a new artifact is run on before it is written."""
+
+TYPING_RULES = frozenset({4, 6, 8, 14, 15})
+"""Rules of the TensorRT lint that concern element types and Q/DQ pairs."""
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A new artifact, and how it compares with the eager model on a few golden samples.
+
+    Attributes:
+        bundle: the bundle that holds it now.
+        artifact: the artifact.
+        runtime: what ran it.
+        comparisons: one an output; a figure outside the budget is for `verify` to judge.
+    """
+
+    bundle: Bundle
+    artifact: Artifact
+    runtime: str
+    comparisons: tuple[Comparison, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the artifact and the comparison as JSON values."""
+        return {
+            "path": str(self.bundle.path),
+            "artifact": asdict(self.artifact),
+            "unreleasable": self.artifact.unreleasable,
+            "runtime": self.runtime,
+            "comparisons": [comparison.to_json() for comparison in self.comparisons],
+        }
+
+
+class Derivation:
+    """One FP32 graph on its way to another precision; the steps are recorded as they are done.
+
+    Args:
+        bundle: an opened bundle.
+        precision: of the result.
+    """
+
+    def __init__(self, bundle: Bundle, precision: str) -> None:
+        self.bundle = bundle
+        self.precision = precision
+        self.source = fp32_artifact(bundle)
+        self.model: ir.Model = load_model(self.source_path)
+        self.steps: list[Step] = []
+
+    @property
+    def source_path(self) -> Path:
+        """The FP32 file."""
+        return self.bundle.path / self.source.file.path
+
+    def step(self, name: str, change: Callable[[], list[Refusal]]) -> None:
+        """Change the model, and record what was refused."""
+        start = time.perf_counter()
+        refusals = change()
+        self.steps.append(Step(name, self.model.graph.num_nodes(), time.perf_counter() - start, tuple(refusals)))
+
+    def note(self, name: str, refusals: list[Refusal]) -> None:
+        """Record a step that changed nothing by itself."""
+        self.steps.append(Step(name, self.model.graph.num_nodes(), 0.0, tuple(refusals)))
+
+    def runtime(self) -> OrtRuntime | SimulatedRuntime:
+        """Run the model as it is now, without writing it into the bundle."""
+        with tempfile.TemporaryDirectory(prefix="deploycli-") as folder:
+            return open_runtime(write_model(self.model, Path(folder) / "model.onnx")[0])
+
+    def finish(
+        self,
+        *,
+        calibration: Callable[[Path], CalibrationRecord] | None = None,
+        quantized: tuple[str, ...] = (),
+        reverted: tuple[str, ...] = (),
+    ) -> Derived:
+        """Check the graph, write it into the bundle, run it.
+
+        Args:
+            calibration: writes the calibration cache into the folder it is given, and returns its record.
+            quantized: what is in INT8.
+            reverted: what an accuracy budget took out of INT8.
+
+        Raises:
+            ExportError: the graph breaks a rule of typing, or ONNX Runtime cannot load it.
+            NumericsError: an output is NaN, infinite or constant.
+            EnvironmentUnsuitable: the bundle cannot be written.
+        """
+        self._lint()
+        name = f"model.{self.precision}.onnx"
+        results: list[tuple[str, tuple[Comparison, ...]]] = []
+
+        def make(folder: Path) -> Artifact:
+            external = "always" if self.source.external else "auto"
+            files = write_model(self.model, folder / name, external)  # type: ignore[arg-type]  # mypy widens the choice
+            results.append(_run(folder / name, self.bundle.golden, self.precision, self.source.batch))
+            record, *data = (FileRecord.of(folder, file.name) for file in files)
+            return Artifact(
+                file=record,
+                external=tuple(data),
+                precision=self.precision,
+                opset=self.source.opset,
+                batch=self.source.batch,
+                ops_before=self.source.ops_after,
+                ops_after=dict(Counter(node.op_type for node in self.model.graph).most_common()),
+                steps=tuple(self.steps),
+                source=self.source.file.path,
+                calibration=None if calibration is None else calibration(folder),
+                quantized=quantized,
+                reverted=reverted,
+            )
+
+        bundle = extend_bundle(self.bundle, make)
+        artifact = bundle.manifest.artifact(name)
+        assert artifact is not None, "extend_bundle added it"
+        return Derived(bundle, artifact, *results[0])
+
+    def _lint(self) -> None:
+        errors = lint(self.model, rules=TYPING_RULES).errors
+        if errors:
+            raise ExportError(
+                f"the {self.precision} graph breaks {len(errors)} rules of TensorRT, such as rule {errors[0].rule}: "
+                f"{errors[0].node}: {errors[0].message}",
+                expected="a strongly typed graph that TensorRT's parser takes",
+                hint=f"{errors[0].hint}; or keep the operator in FP32 with --keep-fp32",
+            )
+
+
+def fp32_artifact(bundle: Bundle) -> Artifact:
+    """Return the exported FP32 graph of a bundle.
+
+    Raises:
+        UsageError: there is none.
+    """
+    found = next((a for a in bundle.manifest.artifacts if a.precision == "fp32" and not a.source), None)
+    if found is None:
+        raise UsageError(f"{bundle.path} holds no FP32 graph", expected="an exported bundle", hint="export it again")
+    return found
+
+
+def _run(path: Path, golden: Path, precision: str, batch: int | None) -> tuple[str, tuple[Comparison, ...]]:
+    """Run a new file on golden samples; only what is a fault in any budget stops it here."""
+    inputs, truth = load_golden(golden)
+    count = batch or CHECK_SAMPLES
+    with open_runtime(path) as runtime:
+        outputs = runtime.run({name: array[:count] for name, array in inputs.items()})
+    comparisons = compare({name: array[:count] for name, array in truth.items()}, outputs, BUDGETS[precision])
+    for comparison in comparisons:
+        if comparison.faults:
+            raise NumericsError(
+                f"the {precision} graph gives no usable numbers: output {comparison.name!r} "
+                + "; ".join(comparison.faults),
+                expected="finite outputs",
+                hint="keep the operators that overflow in FP32: --keep-fp32 REGEX, or --calibrate DATA to find them",
+            )
+    return runtime.name, comparisons

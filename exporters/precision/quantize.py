@@ -1,0 +1,251 @@
+"""``deploycli quantize``: an INT8 artifact of a bundle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from exporters.artifact import CalibrationRecord, FileRecord
+from exporters.precision.budget import Search, accuracy_of, fit, harm_of
+from exporters.precision.calibrate import calibrate
+from exporters.precision.calibration_cache import CalibrationCache
+from exporters.precision.cast import cast
+from exporters.precision.derive import Derivation, Derived
+from exporters.precision.gated import GatedRuntime
+from exporters.precision.observed import model_sha256
+from exporters.precision.placement import SCHEMES, Placement, place
+from exporters.precision.policy import REDUCED_TYPES, Policy
+from exporters.precision.qdq import insert
+from exporters.precision.typed import patterns
+from exporters.runtimes import OrtRuntime
+from exporters.steps import Refusal
+from models.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+    from pathlib import Path
+
+    import onnx_ir as ir
+
+    from exporters.bundle import Bundle
+    from exporters.evaluate import Accuracy
+    from exporters.precision.request import AccuracyBudget, CalibrationData, Quantization
+    from exporters.samples import Samples
+
+    Progress = Callable[[str, int, int], None]
+
+CALIBRATION_BATCH = 1
+"""Samples at a time: all calibrated values of a batch are in memory at once."""
+
+
+@dataclass(frozen=True)
+class Quantized(Derived):
+    """An INT8 artifact.
+
+    Attributes:
+        search: what the accuracy budget led to, or None where there was none.
+        notes: what a person may want to know.
+    """
+
+    search: Search | None = None
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the artifact and what led to it as JSON values."""
+        return {
+            **super().to_json(),
+            "search": None if self.search is None else self.search.to_json(),
+            "notes": list(self.notes),
+        }
+
+
+def quantize_bundle(
+    bundle: Bundle,
+    quantization: Quantization,
+    data: CalibrationData,
+    *,
+    budget: AccuracyBudget | None = None,
+    progress: Progress = lambda _label, _done, _total: None,
+) -> Quantized:
+    """Write the INT8 artifact of a bundle.
+
+    Args:
+        bundle: an opened bundle.
+        quantization: how.
+        data: what ranges are measured on.
+        budget: revert what hurts most until the loss fits.
+        progress: called with a label, what is done and how much there is.
+
+    Raises:
+        UsageError: neither data nor cache, an argument that does not fit, or nothing to quantise.
+        NumericsError: NaN or infinite activations, degenerate ranges, or a budget that cannot be met.
+        IntegrityError: the cache was made for another model, other data, preprocessing or method.
+        ExportError: the graph breaks a rule of TensorRT, or ONNX Runtime cannot load it.
+        EnvironmentUnsuitable: the bundle cannot be written.
+    """
+    samples = data.open(bundle)
+    labelled = None if budget is None else budget.open(bundle, data)
+    derivation = Derivation(bundle, "int8")
+    placement = _place(derivation.model, quantization)
+    ranges, notes = _ranges(derivation, quantization, placement, samples, data.cache, progress)
+    search = None
+    if budget is not None and labelled is not None:
+        search = _search(derivation, quantization, ranges, budget.max_drop, labelled, progress)
+    kept = placement.groups if search is None else search.kept
+    _apply(derivation, quantization, placement, ranges, kept)
+    if search is not None:
+        derivation.note("accuracy-budget", _reverted(search))
+    derived = derivation.finish(
+        calibration=lambda folder: _record(folder, ranges),
+        quantized=kept,
+        reverted=() if search is None else search.reverted,
+    )
+    return Quantized(derived.bundle, derived.artifact, derived.runtime, derived.comparisons, search, notes)
+
+
+def _apply(
+    derivation: Derivation,
+    quantization: Quantization,
+    placement: Placement,
+    ranges: CalibrationCache,
+    groups: Collection[str],
+) -> None:
+    """Put these groups in INT8, and what is around them in its type."""
+
+    def quantize() -> list[Refusal]:
+        insert(
+            derivation.model,
+            [site for site in placement.sites if site.group in groups],
+            ranges.ranges,
+            scale_type=quantization.scale_type,
+            float_weights=quantization.float_weights,
+        )
+        return list(placement.refusals)
+
+    derivation.step(f"quantize-{quantization.scheme}", quantize)
+    if (typing := quantization.around) is not None:
+        policy = Policy(REDUCED_TYPES[typing.type], typing.allow, patterns(typing.keep))
+        derivation.step(f"cast-{typing.type}", lambda: cast(derivation.model, policy, reduce_io=typing.reduce_io))
+
+
+def _place(model: ir.Model, quantization: Quantization) -> Placement:
+    if quantization.scheme not in SCHEMES:
+        raise UsageError(f"there is no scheme {quantization.scheme!r}", expected=", ".join(SCHEMES))
+    placement = place(
+        model.graph,
+        scheme=quantization.scheme,
+        exclude=patterns(quantization.exclude),
+        high_precision=quantization.high_precision,
+    )
+    if not placement.sites:
+        first = placement.refusals[0] if placement.refusals else Refusal("the graph", "no product with a weight")
+        raise UsageError(
+            f"nothing is left to quantise: {len(placement.refusals)} operators stay in high precision, such as "
+            f"{first.node} ({first.reason})",
+            expected="at least one product in INT8",
+            hint="fewer --exclude and --high-precision",
+        )
+    return placement
+
+
+def _ranges(
+    derivation: Derivation,
+    quantization: Quantization,
+    placement: Placement,
+    samples: Samples | None,
+    cache: Path | None,
+    progress: Progress,
+) -> tuple[CalibrationCache, tuple[str, ...]]:
+    """Return the ranges of an earlier calibration, checked, or of a new one."""
+    bundle, path = derivation.bundle, derivation.source_path
+    recipe = bundle.manifest.preprocessing
+    preprocessing = None if recipe is None else recipe.to_json()
+    model = model_sha256(path)
+    if cache is not None:
+        found = CalibrationCache.load(cache)
+        found.check(
+            model=model,
+            preprocessing=preprocessing,
+            method=quantization.method,
+            data=None if samples is None else samples.sha256,
+            tensors=placement.calibrated,
+        )
+        return found, ()
+    assert samples is not None, "CalibrationData.open raises where there is neither data nor cache"
+    calibration = calibrate(
+        path,
+        placement.calibrated,
+        samples,
+        quantization.method,
+        batch_size=CALIBRATION_BATCH,
+        state=bundle.path.parent / f".{bundle.path.name}.calibration.npz",
+        key=_key(model, samples.sha256, preprocessing),
+        progress=progress,
+    )
+    measured = CalibrationCache.of(
+        calibration, samples, model=model, preprocessing=preprocessing, tool_version=version("deploycli")
+    )
+    return measured, calibration.notes
+
+
+def _key(model: str, data: str, preprocessing: object) -> str:
+    return hashlib.sha256(json.dumps([model, data, preprocessing], sort_keys=True).encode()).hexdigest()
+
+
+def _search(
+    derivation: Derivation,
+    quantization: Quantization,
+    ranges: CalibrationCache,
+    max_drop: float,
+    samples: Samples,
+    progress: Progress,
+) -> Search:
+    """Find what must leave INT8; every graph that is evaluated is the one that would be written."""
+    bundle, logits = derivation.bundle, derivation.bundle.manifest.spec.outputs[0]
+    groups = _place(derivation.model, quantization).groups
+
+    def evaluate(wanted: Collection[str]) -> Accuracy:
+        label = f"evaluating, {len(wanted)} of {len(groups)} groups in INT8"
+        if not wanted:
+            with OrtRuntime(derivation.source_path) as runtime:
+                return accuracy_of(runtime, samples, logits, label=label, progress=progress)
+        tried = Derivation(bundle, "int8")
+        _apply(tried, quantization, _place(tried.model, quantization), ranges, wanted)
+        with tried.runtime() as runtime:
+            return accuracy_of(runtime, samples, logits, label=label, progress=progress)
+
+    def harm() -> dict[str, float]:
+        tried = Derivation(bundle, "int8")
+        placement = _place(tried.model, quantization)
+        with GatedRuntime(
+            tried.model, placement, ranges.ranges, scale_type=quantization.scale_type, output=logits
+        ) as runtime:
+            return harm_of(runtime, groups, samples, progress=progress)
+
+    return fit(groups, max_drop, evaluate=evaluate, harm=harm)
+
+
+def _reverted(search: Search) -> list[Refusal]:
+    return [
+        Refusal(group, f"accuracy: alone in INT8 it moves the logits by {search.harm[group] ** 0.5:.2%}")
+        for group in search.reverted
+    ]
+
+
+def _record(folder: Path, ranges: CalibrationCache) -> CalibrationRecord:
+    """Write the ranges beside the artifact that uses them."""
+    name = "model.int8.calibration.json"
+    (folder / name).unlink(missing_ok=True)  # a link to the file of the bundle that is being replaced
+    ranges.save(folder / name)
+    return CalibrationRecord(
+        method=str(ranges.method),
+        data=ranges.data.description,
+        samples=ranges.data.samples,
+        sha256=ranges.data.sha256,
+        skipped=ranges.data.skipped,
+        random=ranges.random,
+        cache=FileRecord.of(folder, name),
+    )

@@ -1,0 +1,1 @@
+"""Readers of samples: pictures, array files, iterables, and noise."""

@@ -1,0 +1,1 @@
+"""TensorRT: what an ONNX file must be for its parser, and what is made of it."""

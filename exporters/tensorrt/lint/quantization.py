@@ -1,0 +1,217 @@
+"""Rule 6: Q and DQ as the parser takes them.
+
+Source: onnx-tensorrt ``onnxOpImporters.cpp``, ``QuantDequantLinearHelper``; TensorRT documentation, "Working with
+Quantized Types". A scale is a constant above zero; a zero point is zero; INT8 exists between a Q and its DQ only.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from exporters.tensorrt.lint.element_types import attribute, is_onnx
+from exporters.tensorrt.lint.problem import error, type_name
+from exporters.tensorrt.lint.subject import operand
+from exporters.tensorrt.lint.types import FLOATS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from exporters.rewrite.facts import Dims
+    from exporters.rewrite.movement_ops import Array
+    from exporters.tensorrt.lint.problem import Problem
+    from exporters.tensorrt.lint.subject import Subject
+
+LOW_PRECISION = frozenset({ir.DataType.INT8, ir.DataType.INT4, ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT4E2M1})
+"""What a Q may make and a DQ may read."""
+
+_SMALLEST_NORMAL = {
+    ir.DataType.FLOAT: 2.0**-126,
+    ir.DataType.FLOAT16: 2.0**-14,
+    ir.DataType.BFLOAT16: 2.0**-126,
+}
+
+Q, DQ = "QuantizeLinear", "DequantizeLinear"
+
+_SYMMETRIC = "quantize symmetrically, to INT8 with zero point 0"
+
+
+def quantization(subject: Subject) -> Iterator[Problem]:
+    """Rule 6: scales, zero points, axes and neighbours of every Q and DQ."""
+    for node in subject.nodes:
+        if is_onnx(node, Q, DQ):
+            yield from _scale(node, subject)
+            yield from _zero_point(node, subject)
+            yield from _granularity(node, subject)
+            yield from _types(node, subject)
+            yield from _readers(node, subject) if node.op_type == Q else _source(node, subject)
+
+
+def _scale(node: ir.Node, subject: Subject) -> Iterator[Problem]:
+    value = operand(node, 1)
+    tensor = subject.stored(value)
+    if value is None or tensor is None:
+        found = "it has no scale" if value is None else f"its scale {value.name} is computed"
+        yield error(node, found, "store the scale as an initializer")
+        return
+    dtype = subject.inference.dtype(value)
+    if dtype not in FLOATS:
+        yield error(node, f"its scale is {type_name(dtype)}", "FP32, FP16 or BF16")
+        return
+    array = subject.read(tensor)
+    if array is None:
+        yield error(node, f"its scale {value.name} cannot be read")
+        return
+    scale = array.astype(np.float64)
+    if not scale.size:
+        yield error(node, "its scale has no elements")
+    elif not np.isfinite(scale).all():
+        yield error(node, "its scale is not finite", "calibrate anew, with more data")
+    elif (scale <= 0).any():
+        hint = "a scale that became 0 underflowed: keep it in FP32, or merge it with its neighbour"
+        yield error(node, f"its scale is {scale.min():g}: the parser takes only positive ones", hint)
+    elif (scale < _SMALLEST_NORMAL[dtype]).any():
+        found = f"its scale {scale.min():g} is subnormal in {type_name(dtype)}"
+        yield error(node, found, "it is not exact, and a GPU may flush it to 0: keep the pair in FP32")
+
+
+def _zero_point(node: ir.Node, subject: Subject) -> Iterator[Problem]:
+    value = operand(node, 2)
+    if value is None:
+        hint = "write an INT8 zero point of 0: without one ONNX means UINT8, TensorRT INT8"
+        if node.op_type == DQ and subject.inference.dtype(operand(node, 0)) in LOW_PRECISION:
+            hint = "write a zero point of 0 in the type of the data"
+        if not attribute(node, "output_dtype", 0) or node.op_type == DQ:
+            yield error(node, "it has no zero point", hint)
+        return
+    dtype = subject.inference.dtype(value)
+    if dtype not in LOW_PRECISION:
+        yield error(node, f"its zero point is {type_name(dtype)}", _SYMMETRIC)
+        return
+    array = subject.constant(value)
+    if array is None:
+        yield error(node, f"its zero point {value.name} is no constant", "store it as an initializer")
+    elif array.astype(np.float64).any():
+        yield error(node, "its zero point is not 0", _SYMMETRIC)
+    scale = subject.inference[operand(node, 1)].dims
+    if array is not None and scale is not None and array.size != math.prod(scale):
+        yield error(node, f"{math.prod(scale)} scales and {array.size} zero points", "one for each scale")
+
+
+def axis_of(node: ir.Node, subject: Subject) -> int:
+    """Return the axis of a Q or DQ as it is written; before opset 13 the parser takes 0 by default."""
+    return attribute(node, "axis", 1 if subject.opset >= 13 else 0)
+
+
+def _granularity(node: ir.Node, subject: Subject) -> Iterator[Problem]:
+    """One scale for the tensor, one for each index of an axis, or one for each block of an axis."""
+    scale, data = subject.inference[operand(node, 1)].dims, subject.inference[operand(node, 0)].dims
+    if scale is None or data is None or math.prod(scale) == 1:
+        return
+    block, axis = attribute(node, "block_size", 0), axis_of(node, subject)
+    if not -len(data) <= axis < len(data):
+        yield error(node, f"axis {axis} of a tensor with {len(data)} dimensions")
+    elif block or (len(scale) == len(data) != 1):
+        yield from _blocks(node, scale, data, block, axis % len(data))
+    elif len(scale) != 1:
+        yield error(node, f"its scale has shape {list(scale)}", "one value, or one for each index of an axis")
+    elif scale[0] != data[axis]:
+        yield error(
+            node, f"{scale[0]} scales for axis {axis}, which has {data[axis]}", "one for each index of the axis"
+        )
+
+
+def _blocks(node: ir.Node, scale: Dims, data: Dims, block: int, axis: int) -> Iterator[Problem]:
+    if not block:
+        yield error(node, f"its scale has shape {list(scale)} and it has no block_size", "write the block_size")
+        return
+    others = [i for i in range(len(data)) if i != axis and (i >= len(scale) or scale[i] != data[i])]
+    if len(scale) != len(data) or others:
+        yield error(node, f"a scale {list(scale)} for data {list(data)}", f"blocks on axis {axis} alone")
+    elif block < 0 or scale[axis] * block != data[axis]:
+        yield error(node, f"{scale[axis]} blocks of {block} on axis {axis}, which has {data[axis]}")
+
+
+def _types(node: ir.Node, subject: Subject) -> Iterator[Problem]:
+    dtype = subject.inference.dtype
+    data, scale = dtype(operand(node, 0)), dtype(operand(node, 1))
+    if node.op_type == Q:
+        if data is not None and data not in FLOATS | {ir.DataType.DOUBLE}:
+            yield error(node, f"it quantizes {type_name(data)}", "FP32, FP16 or BF16")
+        elif subject.opset >= 19 and data is not None and scale in FLOATS and data != scale:
+            found = f"its scale is {type_name(scale)}, its data are {type_name(data)}"
+            yield error(node, found, "from opset 19 on both have one type: Cast the scale when it is stored")
+        made = dtype(node.outputs[0] if node.outputs else None)
+        if made is not None and made not in LOW_PRECISION and operand(node, 2) is None:
+            yield error(node, f"it quantizes to {type_name(made)}", _SYMMETRIC)
+        quantized = made
+    else:
+        if data is not None and data not in LOW_PRECISION:
+            hint = "keep the bias in floating point" if data == ir.DataType.INT32 else _SYMMETRIC
+            yield error(node, f"it dequantizes {type_name(data)}", hint)
+        zero_point = dtype(operand(node, 2))
+        if data is not None and zero_point is not None and zero_point != data:
+            yield error(node, f"its data are {type_name(data)}, its zero point is {type_name(zero_point)}")
+        quantized = data
+    dims = subject.inference[operand(node, 0)].dims
+    if quantized in (ir.DataType.INT4, ir.DataType.FLOAT4E2M1) and dims is not None and math.prod(dims) % 2:
+        yield error(node, f"{type_name(quantized)} needs an even number of elements", "pad the tensor")
+
+
+def _readers(node: ir.Node, subject: Subject) -> Iterator[Problem]:
+    """Between a Q and its DQ stands nothing: no data movement, no output of the graph."""
+    for output in node.outputs[:1]:
+        if output.is_graph_output():
+            yield error(node, f"its result {output.name} is an output of the graph", "dequantize it first")
+        readers = list(output.consumers())
+        if not readers and not output.is_graph_output():
+            yield error(node, "nothing dequantizes its result", "remove it, or let a DQ read it")
+        for reader in readers:
+            if not is_onnx(reader, DQ) or reader.inputs[0] is not output:
+                hint = "move it before the Q or behind the DQ: TensorRT commutes it by itself"
+                yield error(node, f"its result is read by {reader.op_type}, not by a DQ", hint)
+
+
+def _source(node: ir.Node, subject: Subject) -> Iterator[Problem]:
+    """A DQ reads what its Q made, with the same parameters, or a stored INT8 weight."""
+    value = operand(node, 0)
+    producer = None if value is None else value.producer()
+    if value is None:
+        yield error(node, "it has no data")
+    elif producer is not None and is_onnx(producer, Q):
+        yield from _pair(producer, node, subject)
+    elif subject.stored(value) is None and not value.is_graph_input():
+        found = "nothing" if producer is None else producer.op_type
+        yield error(node, f"its data come from {found}", "a Q, or an INT8 initializer")
+    for output in node.outputs[:1]:
+        for use in output.uses():
+            if is_onnx(use.node, Q, DQ) and use.idx > 0:
+                yield error(use.node, "its scale or zero point is dequantized", "store it as an initializer")
+            elif is_onnx(use.node, DQ):
+                yield error(use.node, "it dequantizes what is dequantized already", "remove it")
+
+
+def _pair(q: ir.Node, dq: ir.Node, subject: Subject) -> Iterator[Problem]:
+    scales = [subject.constant(operand(node, 1)) for node in (q, dq)]
+    if scales[0] is not None and scales[1] is not None and not _same(scales[0], scales[1]):
+        yield error(dq, f"its scale is not that of its Q {q.name}", "let both read one initializer")
+    zeros = [subject.constant(operand(node, 2)) for node in (q, dq)]
+    if zeros[0] is not None and zeros[1] is not None and not _same(zeros[0], zeros[1]):
+        yield error(dq, f"its zero point is not that of its Q {q.name}", "let both read one initializer")
+    is_per_axis = scales[0] is not None and scales[0].size > 1
+    dims = subject.inference[operand(q, 0)].dims
+    rank = 0 if dims is None else len(dims)
+    axes = [axis + rank if axis < 0 else axis for axis in (axis_of(q, subject), axis_of(dq, subject))]
+    if is_per_axis and axes[0] != axes[1]:
+        yield error(dq, f"its axis is {axes[1]}, that of its Q {q.name} is {axes[0]}")
+    blocks = [attribute(node, "block_size", 0) for node in (q, dq)]
+    if blocks[0] != blocks[1]:
+        yield error(dq, f"its block_size is {blocks[1]}, that of its Q {q.name} is {blocks[0]}")
+
+
+def _same(a: Array, b: Array) -> bool:
+    """Values alone count: a scale may be a scalar here and have one element there."""
+    return a.size == b.size and bool((a.reshape(-1).astype(np.float64) == b.reshape(-1).astype(np.float64)).all())

@@ -1,0 +1,137 @@
+"""The rules, in order, and the lint that applies them.
+
+A rule is a function from a :class:`~exporters.tensorrt.lint.subject.Subject` to problems; its documentation says what
+must hold and who says so. To add one, write the function and its line here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from exporters.tensorrt.lint.economy import hard_to_fuse, redundant_pairs, stored_numbers, unused_and_repeated
+from exporters.tensorrt.lint.external import external_data
+from exporters.tensorrt.lint.fusion import attention_blocks, attention_form
+from exporters.tensorrt.lint.operators import parse_version
+from exporters.tensorrt.lint.placement import quantization_placement
+from exporters.tensorrt.lint.quantization import quantization
+from exporters.tensorrt.lint.report import Finding, LintReport
+from exporters.tensorrt.lint.structure import (
+    constant_operands,
+    names_and_edges,
+    no_dynamic_operators,
+    operator_support,
+    opset_and_ir,
+    static_shapes,
+)
+from exporters.tensorrt.lint.subject import Subject, inlined, load
+from exporters.tensorrt.lint.types import attention_operator, gemm, inference_only, strong_typing, supported_types
+from models.errors import UsageError
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Collection, Iterator
+
+    from exporters.tensorrt.lint.problem import Problem
+
+DEFAULT_VERSION = "11.4"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rule.
+
+    Attributes:
+        number: its number in reports.
+        check: yields what breaks it.
+    """
+
+    number: int
+    check: Callable[[Subject], Iterator[Problem]]
+
+    @property
+    def summary(self) -> str:
+        """What must hold, in one line."""
+        return (self.check.__doc__ or "").partition("\n")[0].partition(": ")[2].rstrip(".")
+
+
+RULES: tuple[Rule, ...] = (
+    Rule(1, opset_and_ir),
+    Rule(2, operator_support),
+    Rule(3, supported_types),
+    Rule(4, strong_typing),
+    Rule(5, inference_only),
+    Rule(6, quantization),
+    Rule(7, attention_operator),
+    Rule(8, gemm),
+    Rule(9, constant_operands),
+    Rule(10, static_shapes),
+    Rule(11, no_dynamic_operators),
+    Rule(12, names_and_edges),
+    Rule(13, external_data),
+    Rule(14, stored_numbers),
+    Rule(15, quantization_placement),
+    Rule(16, attention_form),
+    Rule(17, redundant_pairs),
+    Rule(18, unused_and_repeated),
+    Rule(19, hard_to_fuse),
+)
+
+_ATTENTION_RULE = 16
+
+
+def lint(
+    model: str | os.PathLike[str] | ir.Model,
+    *,
+    version: str = DEFAULT_VERSION,
+    rules: Collection[int] | None = None,
+    plugins: Collection[str] = (),
+    profiled: Collection[str] = (),
+) -> LintReport:
+    """Judge a graph as TensorRT's ONNX parser will, without TensorRT.
+
+    Args:
+        model: an ONNX file, whose external data lie beside it, or a model in memory, which is not changed.
+        version: TensorRT version, 10.12 to 11.x.
+        rules: numbers of the rules to apply; all by default.
+        plugins: operators that the engine will find as plugins.
+        profiled: symbolic axes beside the batch for which there will be an optimization profile.
+
+    Returns:
+        The same report for the same model, in the order of the rules and of the graph.
+
+    Raises:
+        UsageError: no ONNX file, no such version, or no such rule.
+    """
+    target = parse_version(version)
+    chosen = _choose(rules)
+    wrong_entries: dict[str, str] = {}
+    if isinstance(model, ir.Model):
+        name = model.graph.name or "graph"
+    else:
+        path = Path(model)
+        name = str(path)
+        model, wrong_entries = load(path)
+    subject = Subject(inlined(model), target, plugins=plugins, profiled=profiled, wrong_entries=wrong_entries)
+    findings = [
+        Finding(rule.number, problem.level, problem.where, problem.message, problem.hint)
+        for rule in chosen
+        for problem in rule.check(subject)
+    ]
+    numbers = tuple(rule.number for rule in chosen)
+    attention = tuple(attention_blocks(subject)) if _ATTENTION_RULE in numbers else ()
+    return LintReport(name, version, numbers, tuple(dict.fromkeys(findings)), attention)
+
+
+def _choose(numbers: Collection[int] | None) -> list[Rule]:
+    if numbers is None:
+        return list(RULES)
+    known = {rule.number for rule in RULES}
+    unknown = sorted(set(numbers) - known)
+    if unknown or not numbers:
+        found = f"no rule {', '.join(map(str, unknown))}" if unknown else "no rules to apply"
+        raise UsageError(found, expected=f"numbers from {min(known)} to {max(known)}")
+    return [rule for rule in RULES if rule.number in numbers]

@@ -1,0 +1,365 @@
+"""Rules 1, 2 and 9 to 12: what the file is, which operators it has, and what of it is static."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import onnx
+import onnx_ir as ir
+
+from exporters.rewrite.affine import BATCH
+from exporters.rewrite.facts import dynamic_axes
+from exporters.tensorrt.lint.element_types import attribute, formal, is_onnx, schema_of
+from exporters.tensorrt.lint.operators import ONNX_DOMAINS, PARSER_PLUGINS
+from exporters.tensorrt.lint.problem import error, listed, type_name, warning
+from exporters.tensorrt.lint.subject import operand
+from models.errors import first_line
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from exporters.tensorrt.lint.problem import Problem
+    from exporters.tensorrt.lint.subject import Subject
+
+RECOMMENDED_OPSETS = range(19, 23)
+"""From 19 on Q/DQ scales may be FP16; above 22 few runtimes follow."""
+
+NEWEST_IR = 10
+
+MAX_RANK = 8
+"""``Dims::MAX_DIMS`` of TensorRT."""
+
+MAX_TOP_K = 3839
+
+_NEEDED_OPSETS = {"LayerNormalization": 17, "Gelu": 20, "RMSNormalization": 23, "Attention": 23, "Swish": 24}
+
+_QUANTIZED_OPSETS = {
+    ir.DataType.FLOAT8E4M3FN: 19,
+    ir.DataType.INT4: 21,
+    ir.DataType.FLOAT4E2M1: 23,
+}
+
+
+def opset_and_ir(subject: Subject) -> Iterator[Problem]:
+    """Rule 1: the opset and the IR version are those that the parser reads.
+
+    Source: onnx-tensorrt docs/operators.md (opsets 9 to 24). An IR version above 10 is refused by parsers that were
+    built with an older ONNX; nothing in a graph of these opsets needs one.
+    """
+    where, opset, supported = subject.name, subject.opset, subject.operators.opsets
+    if opset not in supported:
+        found = f"opset {opset}" if opset else "no opset of the ONNX domain"
+        yield error(where, found, f"convert it to an opset from {supported.start} to {supported.stop - 1}")
+    elif opset not in RECOMMENDED_OPSETS:
+        recommended = f"{RECOMMENDED_OPSETS.start} to {RECOMMENDED_OPSETS.stop - 1}"
+        yield warning(where, f"opset {opset} is read, {recommended} is what most models use", "--opset 20")
+    version = subject.model.ir_version
+    if not 3 <= version <= NEWEST_IR:
+        yield error(where, f"IR version {version}", f"write IR version {NEWEST_IR}: the graph needs no newer one")
+    for node in subject.nodes:
+        needed = _NEEDED_OPSETS.get(node.op_type, 0) if is_onnx(node) else 0
+        if opset < needed:
+            yield error(node, f"{node.op_type} does not exist in opset {opset}", f"opset {needed} or above")
+        elif is_onnx(node, "QuantizeLinear", "DequantizeLinear"):
+            yield from _opset_of_quantization(node, subject)
+
+
+def _opset_of_quantization(node: ir.Node, subject: Subject) -> Iterator[Problem]:
+    opset, dtype = subject.opset, subject.inference.dtype
+    scale, data = dtype(operand(node, 1)), dtype(operand(node, 0))
+    if scale in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16) and opset < 19:
+        yield error(node, f"a scale of type {type_name(scale)} in opset {opset}", "opset 19 or above, or FP32 scales")
+    quantized = data if node.op_type == "DequantizeLinear" else dtype(node.outputs[0] if node.outputs else None)
+    needed = 0 if quantized is None else _QUANTIZED_OPSETS.get(quantized, 0)
+    if attribute(node, "block_size", 0):
+        needed = max(needed, 21)
+    if opset < needed:
+        yield error(node, f"{type_name(quantized)} quantization in opset {opset}", f"opset {needed} or above")
+
+
+def operator_support(subject: Subject) -> Iterator[Problem]:
+    """Rule 2: the parser of the TensorRT version has every operator, with the attributes that it has here.
+
+    Source: onnx-tensorrt docs/operators.md, columns "Supported" and "Restrictions".
+    """
+    known = subject.operators
+    for node in subject.nodes:
+        name = node.op_type
+        if name in subject.plugins:
+            continue
+        if node.domain not in ONNX_DOMAINS:
+            if name not in PARSER_PLUGINS:
+                hint = f"express it in ONNX operators, or load a plugin and name it: --plugin {name}"
+                yield error(node, f"{name} of domain {node.domain!r} is no operator of the parser", hint)
+        elif name in known.since:
+            found = ".".join(map(str, subject.version))
+            yield error(node, f"{name} is supported from TensorRT {known.since[name]} on, this is for {found}")
+        elif name not in known.types:
+            yield error(node, f"{name} is not supported", "express it in supported operators")
+        else:
+            reason = _restriction(node, subject)
+            if reason:
+                yield error(node, reason)
+
+
+def _restriction(node: ir.Node, subject: Subject) -> str | None:
+    """Return which restriction of the table an operator breaks."""
+    op_type = node.op_type
+    if op_type in ("AveragePool", "LpPool", "MaxPool") and any(d != 1 for d in attribute(node, "dilations", [1])):
+        return f"{op_type} with dilations"
+    if op_type == "Constant" and not node.attributes.keys().isdisjoint(
+        {"sparse_value", "value_string", "value_strings"}
+    ):
+        return "a constant of strings or a sparse one"
+    if op_type == "GridSample" and subject.inference[operand(node, 0)].rank == 5 and subject.version < (11, 2, 1):
+        return "GridSample of a volume is supported from TensorRT 11.2.1 on"
+    if op_type == "LSTM" and (attribute(node, "input_forget", 0) or attribute(node, "layout", 0)):
+        return "LSTM with input_forget or layout"
+    if op_type == "Resize":
+        mode = attribute(node, "mode", "nearest")
+        policy = attribute(node, "keep_aspect_ratio_policy", "stretch")
+        if mode not in ("nearest", "linear") or attribute(node, "antialias", 0) or policy != "stretch":
+            return f"Resize with mode {mode}, antialias {attribute(node, 'antialias', 0)}, policy {policy}"
+    if op_type == "ScatterND" and attribute(node, "reduction", "none") != "none":
+        return f"ScatterND with reduction {attribute(node, 'reduction', '')}"
+    if op_type == "TopK" and not attribute(node, "sorted", 1):
+        return "TopK that does not sort"
+    return None
+
+
+_CONSTANT_OPERANDS = {
+    "CumSum": (1,),
+    "OneHot": (1,),
+    "Pad": (1, 3),
+    "Resize": (2, 3),
+    "Squeeze": (1,),
+    "Tile": (1,),
+    "TopK": (1,),
+    "Unsqueeze": (1,),
+}
+"""Operands that the parser must know while it builds."""
+
+_MAY_GROW = frozenset({"Pad", "Resize", "Tile"})
+"""Their operand may follow from the batch size; that of the others must be one value."""
+
+
+def constant_operands(subject: Subject) -> Iterator[Problem]:
+    """Rule 9: axes, paddings, repeats, scales, K and depth are known while the engine is built.
+
+    Source: onnx-tensorrt docs/operators.md: "axes must be an initializer", "must be resolvable to a constant",
+    "K input must be less than 3840".
+    """
+    for node in subject.nodes:
+        if not is_onnx(node):
+            continue
+        name = node.op_type
+        if name.startswith("Reduce"):
+            axes = operand(node, 1)
+            if axes is not None and subject.stored(axes) is None:
+                yield error(node, f"the axes of {name} are computed", "store them as an initializer")
+            continue
+        for position in _CONSTANT_OPERANDS.get(name, ()):
+            value = operand(node, position)
+            if value is None or subject.stored(value) is not None:
+                continue
+            known = subject.inference[value]
+            if known.constant is None and not (known.values is not None and name in _MAY_GROW):
+                yield error(node, f"operand {position} of {name} is computed from data", "make it a constant")
+        if name == "TopK":
+            k = subject.constant(operand(node, 1))
+            if k is not None and k.size and int(k.reshape(-1)[0]) > MAX_TOP_K:
+                yield error(node, f"K is {int(k.reshape(-1)[0])}", f"at most {MAX_TOP_K}")
+
+
+def static_shapes(subject: Subject) -> Iterator[Problem]:
+    """Rule 10: no tensor has more than 8 dimensions, and only the batch is dynamic.
+
+    Source: TensorRT ``Dims::MAX_DIMS``; the documentation of dynamic shapes ("every dynamic axis needs an
+    optimization profile").
+    """
+    inference = subject.inference
+    for value in subject.graph.inputs:
+        yield from _dynamic_input(value, subject)
+    for node in subject.nodes:
+        ranks = [(output, inference[output].rank) for output in node.outputs]
+        for output, rank in ranks:
+            if rank is not None and rank > MAX_RANK:
+                yield error(node, f"{output.name} has {rank} dimensions", f"at most {MAX_RANK}")
+        if node in inference.refusals:
+            yield error(node, f"ONNX refuses it: {inference.refusals[node]}", "the shapes must fit")
+            continue
+        known_inputs = all(v is None or inference[v].dims is not None for v in node.inputs)
+        unknown = [o.name or "" for o in node.outputs if o.name and inference[o].dims is None]
+        is_foreign = schema_of(node, subject.opset) is None  # rules 1 and 2 speak of it
+        if known_inputs and unknown and not is_foreign and node.graph is subject.graph:
+            hint = "fold what computes its shape; only the batch may be dynamic"
+            yield error(node, f"the shape of {listed(unknown)} does not follow from the batch size", hint)
+        for output in node.outputs:
+            yield from _declared_shape(output, subject)
+
+
+def _dynamic_input(value: ir.Value, subject: Subject) -> Iterator[Problem]:
+    name = value.name or ""
+    if value.const_value is not None:
+        return
+    if value.shape is None:
+        yield error(name, "the shape of this input is not declared", "declare it")
+        return
+    if len(value.shape) > MAX_RANK:
+        yield error(name, f"it has {len(value.shape)} dimensions", f"at most {MAX_RANK}")
+    batch = subject.inference.batch_name
+    for axis, dim in enumerate(value.shape):
+        if isinstance(dim, int):
+            if dim < 0:
+                yield error(name, f"axis {axis} has size {dim}", "declare its size")
+        elif (dim.value is None or dim.value != batch) and dim.value not in subject.profiled:
+            hint = "declare its size, or name the axis and give it an optimization profile"
+            yield error(name, f"axis {axis} is dynamic ({dim.value or 'without a name'})", hint)
+
+
+def _declared_shape(value: ir.Value, subject: Subject) -> Iterator[Problem]:
+    """A declaration that lies: runtimes that read it refuse the file."""
+    dims = subject.inference[value].dims
+    if dims is None or value.shape is None:
+        return
+    declared = [dim if isinstance(dim, int) else None for dim in value.shape]
+    growing = dynamic_axes(dims)
+    if len(declared) != len(dims) or any(
+        d is not None and (i in growing or d != dims[i]) for i, d in enumerate(declared)
+    ):
+        found = [f"{d // BATCH}*batch" if i in growing else d for i, d in enumerate(dims)]
+        yield error(value.name or "", f"its declared shape is {list(value.shape)}, it has {found}", "infer it anew")
+
+
+_DYNAMIC = {
+    "ConstantOfShape": warning,
+    "If": warning,
+    "Loop": error,
+    "NonZero": error,
+    "Range": warning,
+    "Scan": warning,
+    "Shape": warning,
+}
+
+
+def no_dynamic_operators(subject: Subject) -> Iterator[Problem]:
+    """Rule 11: nothing computes shapes or decides at run time in a graph that is static but for its batch.
+
+    Source: TensorRT documentation, "Working with Dynamic Shapes": data-dependent shapes (NonZero) and loops synchronise
+    with the host and cannot be captured in a CUDA graph.
+    """
+    for node in subject.nodes:
+        if not is_onnx(node):
+            continue
+        make = error if node.op_type.startswith("Sequence") else _DYNAMIC.get(node.op_type)
+        if make is not None:
+            yield make(node, f"{node.op_type} is left in the graph", "fold constants, or write the model without it")
+
+
+def names_and_edges(subject: Subject) -> Iterator[Problem]:
+    """Rule 12: nodes have names of their own, and every edge leads from a producer to a reader.
+
+    Source: ONNX IR specification (single assignment, topological order); TensorRT's inspector and profiler know a
+    layer by the name of its ONNX node.
+    """
+    nameless = [node for node in subject.nodes if not node.name]
+    if nameless:
+        types = dict.fromkeys(node.op_type for node in nameless)
+        yield error(subject.name, f"{len(nameless)} nodes have no name ({listed(types)})", "name them")
+    seen: dict[str, int] = {}
+    for node in subject.nodes:
+        if node.name:
+            seen[node.name] = seen.get(node.name, 0) + 1
+    for name, count in seen.items():
+        if count > 1:
+            yield error(name, f"{count} nodes have this name", "give each a name of its own")
+    yield from _order(subject)
+    for node in subject.nodes:
+        yield from _operands(node, subject)
+    yield from _outputs(subject)
+
+
+def _order(subject: Subject) -> Iterator[Problem]:
+    done = set[ir.Node]()
+    for node in subject.graph:
+        for value in node.inputs:
+            producer = None if value is None else value.producer()
+            if producer is not None and producer.graph is subject.graph and producer not in done and value is not None:
+                yield error(node, f"it reads {value.name} before it is made", "sort the nodes topologically")
+        done.add(node)
+
+
+def _operands(node: ir.Node, subject: Subject) -> Iterator[Problem]:
+    for value in node.inputs:
+        if value is None or value.producer() is not None or value.is_graph_input() or value.is_initializer():
+            continue
+        if value.const_value is None:
+            yield error(node, f"it reads {value.name}, which nothing makes")
+    schema = schema_of(node, subject.opset)
+    if schema is None:
+        return
+    single = onnx.defs.OpSchema.FormalParameterOption.Single
+    for i in range(max(len(node.inputs), schema.min_input)):
+        parameter = formal(schema.inputs, i)
+        if parameter is None:
+            yield error(node, f"it has {len(node.inputs)} operands", f"{node.op_type} takes {schema.max_input}")
+            return
+        if parameter.option == single and operand(node, i) is None:
+            yield error(node, f"its operand {parameter.name} is missing")
+    reason = _refused_by_checker(node, subject)
+    if reason is not None:
+        yield error(node, f"ONNX's checker refuses it: {reason}")
+
+
+_NO_TENSORS = frozenset(
+    {ir.AttributeType.INT, ir.AttributeType.INTS, ir.AttributeType.FLOAT, ir.AttributeType.FLOATS}
+    | {ir.AttributeType.STRING, ir.AttributeType.STRINGS}
+)
+
+
+def _refused_by_checker(node: ir.Node, subject: Subject) -> str | None:
+    """Ask ONNX about the attributes; nodes that hold tensors or graphs are not shown to it."""
+    if any(a.is_ref() or a.type not in _NO_TENSORS for a in node.attributes.values()):
+        return None
+    context = onnx.checker.C.CheckerContext()
+    context.ir_version = NEWEST_IR
+    context.opset_imports = {"": min(max(subject.opset, 1), onnx.defs.onnx_opset_version())}
+    try:
+        proto = ir.serde.serialize_node(node)
+        for i, _ in reversed([(i, a) for i, a in enumerate(proto.attribute) if a.name.startswith("TRT_")]):
+            del proto.attribute[i]  # rule 7 speaks of these
+        onnx.checker.check_node(proto, context)
+    except Exception as problem:  # ValidationError, or whatever a broken node makes the serialiser raise
+        return first_line(problem)
+    return None
+
+
+def _outputs(subject: Subject) -> Iterator[Problem]:
+    for value in subject.graph.outputs:
+        name = value.name or ""
+        if value.is_graph_input():
+            yield error(name, "this output is an input of the graph", "leave it out")
+        elif value.is_initializer() or subject.stored(value) is not None:
+            yield error(name, "this output is a constant", "leave it out")
+        elif value.producer() is None:
+            yield error(name, "nothing makes this output")
+        elif not _depends_on_input(value):
+            yield error(name, "this output does not depend on any input", "leave it out")
+
+
+def _depends_on_input(value: ir.Value) -> bool:
+    stack, seen = [value], {value}
+    while stack:
+        current = stack.pop()
+        if current.is_graph_input() and current.const_value is None:
+            return True
+        producer = current.producer()
+        if producer is None:
+            continue
+        if any(a.type == ir.AttributeType.GRAPH for a in producer.attributes.values()):
+            return True  # a body may read anything around it
+        for read in producer.inputs:
+            if read is not None and read not in seen:
+                seen.add(read)
+                stack.append(read)
+    return False

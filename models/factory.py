@@ -1,0 +1,77 @@
+"""Functions of the user's own, by name: ``package.module:function`` or ``path/to/file.py:function``."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from models.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import ModuleType
+
+_OWN_PACKAGES = ("models", "exporters", "deploycli")
+
+
+def call_factory(target: str, kwargs: Mapping[str, Any]) -> object:
+    """Import a function and call it; a module is looked for in the working folder too.
+
+    Args:
+        target: ``package.module:function`` or ``path/to/file.py:function``.
+        kwargs: its keyword arguments.
+
+    Raises:
+        UsageError: there is no such module, file or function.
+        Exception: whatever the stranger's code raises.
+    """
+    place, _, name = target.rpartition(":")
+    module = _import_file(Path(place)) if place.endswith(".py") else _import_module(place)
+    factory = getattr(module, name, None)
+    if not callable(factory):
+        raise UsageError(f"{place} has no function {name!r}", expected="package.module:function")
+    return factory(**kwargs)
+
+
+def raised_at(error: BaseException) -> str:
+    """Say where a stranger's code raised, the last line of the traceback, as `` (file:line)``."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+
+
+def _import_module(name: str) -> ModuleType:
+    package = name.partition(".")[0]
+    if package in _OWN_PACKAGES:
+        raise UsageError(
+            f"{package!r} is a package of deploycli's own",
+            expected="a module of another name",
+            hint=f"path/to/file.py:function, where that file imports nothing from {package!r}",
+        )
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        missing = error.name or name
+        raise UsageError(
+            f"there is no module {missing!r}" + ("" if missing in name else f", which {name} imports"),
+            expected=f"{name}, importable from {here}",
+            hint="run from the folder that holds it, or install it",
+        ) from error
+
+
+def _import_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise UsageError(f"there is no file {path}", expected="path/to/file.py:function")
+    spec = importlib.util.spec_from_file_location(path.stem, path.resolve())
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(path.stem, module)  # dataclasses and pickling look their module up
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,157 @@
+"""Each method against a slow computation on the samples, or on the bins one at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from exporters.precision.histogram import Histogram
+from exporters.precision.methods import METHODS, Method, _divergences
+from models.errors import UsageError
+
+RNG = np.random.default_rng(0)
+NORMAL = RNG.standard_normal(50_000).astype(np.float32)
+SAMPLES = {
+    "normal": NORMAL,
+    "laplace": RNG.laplace(size=50_000).astype(np.float32),
+    "uniform": RNG.uniform(-3, 3, 50_000).astype(np.float32),
+    "rectified": np.maximum(NORMAL, 0),
+    "outliers": np.append(NORMAL, np.float32([30, -31, 60])),
+    "two values": np.float32([0.5, -3] * 1000),
+    "one value": np.float32([2.5]),
+}
+each_distribution = pytest.mark.parametrize("name", SAMPLES)
+each_method = pytest.mark.parametrize("method", METHODS)
+
+
+def amax(method: str, values: Any, **parameters: float) -> float:
+    return Method.of(method, **parameters).amax(Histogram.of(values))
+
+
+@each_distribution
+def test_max(name: str) -> None:
+    assert amax("max", SAMPLES[name]) == np.abs(SAMPLES[name]).max()
+
+
+@pytest.mark.parametrize("percentile", [50.0, 99.0, 99.9, 99.99, 100.0])
+@each_distribution
+def test_percentile_is_at_most_a_bin_above_the_exact_one(name: str, percentile: float) -> None:
+    magnitudes = np.sort(np.abs(SAMPLES[name]))
+    exact = magnitudes[-(-round(percentile * 100) * len(magnitudes) // 10_000) - 1]
+    found = amax("percentile", magnitudes, percentile=percentile)
+    assert exact <= found <= exact + magnitudes[-1] / 1024
+
+
+def squared_error(values: Any, threshold: float) -> float:
+    scale = threshold / 127
+    return float(np.mean((values - np.clip(np.round(values / scale), -127, 127) * scale) ** 2))
+
+
+@each_distribution
+def test_mse_is_the_best_of_all_ranges(name: str) -> None:
+    values = SAMPLES[name].astype(np.float64)
+    largest = np.abs(values).max()
+    best = min(squared_error(values, t) for t in np.linspace(largest / 400, largest, 400))
+    # a bin is not evenly filled where there are two values only, which any range serves well
+    assert squared_error(values, amax("mse", values)) <= max(best * 1.02, (largest / 1024) ** 2)
+
+
+def test_mse_of_an_outlier_depends_on_its_weight() -> None:
+    bulk = RNG.uniform(-1, 1, 100_000)
+    assert amax("mse", np.append(bulk, 1.5)) < 1.1  # rounding 100 000 values costs more than clipping one
+    assert amax("mse", np.append(bulk, 2000.0)) > 1000
+
+
+def divergence(counts: Any, end: int) -> float:
+    """KL(P || Q) as pytorch-quantization computes it, one bin at a time."""
+    reference = counts[:end].astype(np.float64)
+    level = np.arange(end) * 128 // end
+    merged = np.zeros(end)
+    for number in range(128):
+        members = (level == number) & (reference > 0)
+        if members.any():
+            merged[members] = reference[members].sum() / members.sum()
+    reference[-1] += counts[end:].sum()
+    p, q = reference / reference.sum(), merged / max(merged.sum(), 1)
+    if (q[p > 0] == 0).any():
+        return np.inf
+    return float(np.sum(p[p > 0] * np.log(p[p > 0] / q[p > 0])))
+
+
+@each_distribution
+def test_entropy_is_the_least_divergence_of_all_ranges(name: str) -> None:
+    h = Histogram.of(SAMPLES[name])
+    used = int(np.flatnonzero(h.counts)[-1]) + 1
+    counts = h.counts[:used].copy()
+    counts[0] = counts[1]
+    ends = np.arange(128, used + 1)
+    every = np.array([divergence(counts, end) for end in ends])
+    np.testing.assert_allclose(_divergences(counts.astype(np.float64), ends), every, rtol=0, atol=1e-9)
+    found = Method.of("entropy").amax(h)
+    assert every[-1 if found == h.amax else round(found / h.width) - 128] <= every.min() + 1e-9
+
+
+def test_entropy_on_known_distributions() -> None:
+    assert amax("entropy", SAMPLES["uniform"]) > 2.9  # nothing to clip
+    assert 3 < amax("entropy", SAMPLES["normal"]) < 5
+    assert amax("entropy", SAMPLES["outliers"]) < 10  # of 60
+
+
+def test_zeros_change_no_entropy_range() -> None:
+    values = np.abs(NORMAL) + np.float32(0.1)
+    assert amax("entropy", np.append(values, np.zeros(10**6))) == amax("entropy", values)
+
+
+@each_method
+@given(
+    values=hnp.arrays(np.float32, st.integers(1, 50), elements=st.floats(2.0**-30, 2.0**30, width=32) | st.just(0.0)),
+    exponent=st.integers(-40, 40),
+)
+@settings(deadline=None, max_examples=50)
+def test_a_power_of_two_scales_the_range_exactly(method: str, values: Any, exponent: int) -> None:
+    assume(values.any())
+    factor = np.float32(2.0**exponent)
+    assert amax(method, values * factor) == amax(method, values) * factor
+
+
+@each_method
+@given(hnp.arrays(np.float32, st.integers(0, 50), elements=st.floats(-(2.0**100), 2.0**100, width=32)))
+@settings(deadline=None, max_examples=50)
+def test_a_range_is_within_the_largest_magnitude(method: str, values: Any) -> None:
+    largest = np.abs(values).max(initial=0)
+    found = amax(method, values)
+    assert 0 < found <= largest if largest else found == 0
+
+
+def test_a_method_has_all_its_parameters() -> None:
+    assert Method.of("percentile") == Method("percentile", {"percentile": 99.99})
+    assert Method.of("percentile", percentile=99).parameters == {"percentile": 99.0}
+    assert Method.of("mse").parameters == {}
+    assert str(Method.of("percentile")) == "percentile (percentile 99.99)"
+    assert str(Method.of("max")) == "max"
+
+
+@each_method
+def test_a_method_survives_json(method: str) -> None:
+    assert Method.from_json(Method.of(method).to_json()) == Method.of(method)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("median", {}),
+        ("max", {"percentile": 99}),
+        ("percentile", {"percentile": 0}),
+        ("percentile", {"percentile": 100.1}),
+        ("percentile", {"percentile": float("nan")}),
+        ("percentile", {"histogram": 1}),
+    ],
+)
+def test_wrong_methods_are_refused(name: str, parameters: dict[str, float]) -> None:
+    with pytest.raises(UsageError):
+        Method.of(name, **parameters)
