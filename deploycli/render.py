@@ -177,6 +177,8 @@ def show_reports(reports: Sequence[Report]) -> None:
         if report.skipped:
             named = ", ".join(report.skipped[:3]) + (", ..." if len(report.skipped) > 3 else "")
             console.print(Text(f"{len(report.skipped)} skipped, could not be read: {named}", "yellow"), soft_wrap=True)
+        for why in report.unreleasable:
+            console.print(Text(f"NOT FOR RELEASE {why}", "bold red"), soft_wrap=True)
         for failure in report.failures:
             console.print(Text(f"FAILED {failure}", "bold red"), soft_wrap=True)
         if report.passed:
@@ -187,7 +189,7 @@ def _add_stage(table: Table, stage: Stage) -> None:
     for comparison in stage.comparisons:
         error, cosine, top1 = comparison.max_rel_error, comparison.cosine, comparison.top1
         table.add_row(
-            stage.artifact,
+            f"{stage.artifact} (simulated)" if "simulated" in stage.runtime else stage.artifact,
             stage.check if stage.check.startswith("batch") else f"{stage.samples} {stage.check}",
             comparison.name,
             "-" if error is None else f"{error:.1e}",

@@ -70,6 +70,7 @@ class Report:
         stages: in the order of the chain, so the first that failed is the guilty one.
         evaluations: accuracies on labelled data, the eager model's first; empty without labels.
         skipped: names of the samples of the data that could not be read.
+        unreleasable: artifacts that must not be shipped whatever their numbers are, and why.
     """
 
     bundle: str
@@ -79,6 +80,7 @@ class Report:
     stages: tuple[Stage, ...]
     evaluations: tuple[Evaluation, ...] = ()
     skipped: tuple[str, ...] = ()
+    unreleasable: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -107,4 +109,5 @@ class Report:
             "stages": [stage.to_json() for stage in self.stages],
             "evaluations": [evaluation.to_json() for evaluation in self.evaluations],
             "skipped": list(self.skipped),
+            "unreleasable": list(self.unreleasable),
         }

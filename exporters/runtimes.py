@@ -169,11 +169,13 @@ class OrtRuntime:
         self.outputs = tuple(_tensor_info(node) for node in self._session.get_outputs())
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Run one batch; see `Runtime.run`."""
+        """Run one batch; see `Runtime.run`. FP32 arrays are rounded where the graph reads FP16."""
         names = [info.name for info in self.outputs]
         _check_names(self.name, [info.name for info in self.inputs], inputs)
+        half = {info.name for info in self.inputs if info.dtype == "float16"}
+        feed = {name: array.astype("float16") if name in half else array for name, array in inputs.items()}
         try:
-            return dict(zip(names, self._session.run(names, dict(inputs)), strict=True))
+            return dict(zip(names, self._session.run(names, feed), strict=True))
         except Exception as error:  # its exceptions share no base class
             shapes = ", ".join(f"{name}:{'x'.join(map(str, a.shape))} {a.dtype}" for name, a in inputs.items())
             raise ExportError(f"{self.name} failed on {shapes}: {first_line(error)}") from error

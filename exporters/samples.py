@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Batch", "Samples", "open_samples", "random_samples"]
 
-FOLDERS = "folders"
-"""Labels by the rule of torchvision's ImageFolder."""
-
 
 def open_samples(
     source: str | Path | Iterable[Any],

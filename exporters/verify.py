@@ -16,7 +16,8 @@ import numpy as np
 from exporters.golden import load_golden, synthetic_inputs
 from exporters.reference import choose_reference, reference_model
 from exporters.report import Report
-from exporters.runtimes import EagerRuntime, OrtRuntime
+from exporters.precision.simulate import open_runtime
+from exporters.runtimes import EagerRuntime
 from exporters.samples import open_samples
 from exporters.subject import Subject, budgets, take
 from exporters.verify_samples import Findings, class_output, no_class_output, verify_samples
@@ -85,7 +86,7 @@ def verify(
         )
     with ExitStack() as stack:
         subjects = [
-            Subject(a, stack.enter_context(OrtRuntime(bundle.path / a.file.path)), *budgets(a.precision, rtol or {}))
+            Subject(a, stack.enter_context(open_runtime(bundle.path / a.file.path)), *budgets(a.precision, rtol or {}))
             for a in manifest.artifacts
         ]
         found = Findings()
@@ -110,8 +111,16 @@ def verify(
             if samples is not None:
                 found = verify_samples(subjects, eager, samples, logits, max(batches), progress)
     stages += found.stages
-    weights = manifest.weights.describe()
-    return Report(str(bundle.path), weights, source, note, tuple(stages), found.evaluations, found.skipped)
+    return Report(
+        bundle=str(bundle.path),
+        weights=manifest.weights.describe(),
+        reference=source,
+        reference_note=note,
+        stages=tuple(stages),
+        evaluations=found.evaluations,
+        skipped=found.skipped,
+        unreleasable=tuple(f"{a.file.path}: {a.unreleasable}" for a in manifest.artifacts if a.unreleasable),
+    )
 
 
 def _open(

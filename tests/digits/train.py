@@ -12,9 +12,9 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import save_file
@@ -24,7 +24,10 @@ from torch.nn import functional
 from models.build import build
 from models.files import sha256_of
 from models.registry import resolve
-from tests.digits import NAMES, PREPROCESSING, arrays, checkpoint, registered
+from tests.digits import NAMES, PREPROCESSING, Split, arrays, checkpoint, registered
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 VALIDATION_SIZE = 257  # the last pictures of the training split
 
@@ -38,7 +41,8 @@ class Recipe:
         batch_size: pictures of a step; an epoch's rest that makes no whole batch is left out.
         learning_rate: its highest value, after the warm-up; from there it falls to zero along a cosine.
         warmup: share of the steps in which the learning rate rises.
-        weight_decay: of AdamW, on matrices and kernels only.
+        weight_decay: of AdamW, on everything that is learned but vectors (biases, gains).
+        gradient_norm: above it, a step's gradient is scaled down to it.
         label_smoothing: share of the target that is spread over all classes.
         rotation: largest turn of a picture, radians.
         shift: largest shift of a picture, as a share of its side.
@@ -50,6 +54,7 @@ class Recipe:
     learning_rate: float = 2e-3
     warmup: float = 0.1
     weight_decay: float = 0.05
+    gradient_norm: float = 1.0
     label_smoothing: float = 0.1
     rotation: float = 0.2
     shift: float = 0.08
@@ -85,7 +90,7 @@ def main() -> None:
             print(f"{name}: {right}/{len(test_labels)} on test, {time.perf_counter() - start:.0f} s")
 
 
-def tensors(split: str) -> tuple[Tensor, Tensor]:
+def tensors(split: Split) -> tuple[Tensor, Tensor]:
     """Return a split's inputs [N, 3, H, W] and labels [N]."""
     images, labels = arrays(split)
     return torch.from_numpy(images), torch.from_numpy(labels)
@@ -122,7 +127,7 @@ def train(
             loss = functional.cross_entropy(logits, labels[batch], label_smoothing=recipe.label_smoothing)
             optimizer.zero_grad()
             loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            nn.utils.clip_grad_norm_(model.parameters(), recipe.gradient_norm)
             optimizer.step()
             scheduler.step()
             losses.append(loss.item())
@@ -141,15 +146,16 @@ def top1(model: nn.Module, images: Tensor, labels: Tensor) -> int:
 def save(model: nn.Module, path: Path, *, seed: int, right: int, total: int, recipe: Recipe = RECIPE) -> None:
     """Write what was learned, and how; derived buffers are left out, as they follow from the configuration."""
     learned = {key: value.detach().contiguous() for key, value in model.named_parameters()}
-    metadata = {
-        "seed": str(seed),
-        "recipe": json.dumps(asdict(recipe)),
-        "test_right": str(right),
-        "test_total": str(total),
+    training = {
+        "seed": seed,
+        "recipe": asdict(recipe),
+        "test_right": right,
+        "test_total": total,
         "torch": torch.__version__,
         "train.py": sha256_of(Path(__file__)),
     }
-    save_file(learned, path, metadata)
+    # One entry, because safetensors writes several in no fixed order, and a retrained file should be the same file.
+    save_file(learned, path, {"training": json.dumps(training)})
 
 
 def _batches(count: int, recipe: Recipe) -> Iterator[Tensor]:

@@ -13,7 +13,7 @@ from exporters.bundle import Bundle
 from exporters.golden import load_golden, save_golden, synthetic_inputs
 from exporters.report import Report, Stage
 from exporters.verify import verify
-from models.errors import EnvironmentUnsuitable, ExportError, IntegrityError, UsageError
+from models.errors import EnvironmentUnsuitable, IntegrityError, UsageError
 from models.spec import Weights
 from tests.exporters.bundles import CLASSES, SAMPLES, SPEC, checks, failing_outputs, graph, make, record_again, truth
 
@@ -183,7 +183,7 @@ def test_unknown_precision_is_refused(tmp_path: Path) -> None:
 def test_artifact_that_is_no_onnx_file(tmp_path: Path) -> None:
     bundle = make(tmp_path)
     (bundle.path / "model.onnx").write_bytes(b"something else")
-    with pytest.raises(ExportError, match="cannot load"):
+    with pytest.raises(IntegrityError, match="cannot be read as ONNX"):
         verify(record_again(bundle))
 
 

@@ -36,10 +36,14 @@ MOST_SUBNORMAL = 0.05
 MASK_BYTES = 64 * 2**20
 """Constants of all attentions together above this are worth a word, bytes."""
 
+REPEATED_BYTES = 1024
+"""Equal tensors below this are not worth a word: shapes, scales and zero points, bytes."""
+
 _MANY_INDICES = 4096
 """A Gather of a stored table with more indices than this should have been folded, elements."""
 
 _WIDER = {
+    (ir.DataType.FLOAT, ir.DataType.DOUBLE),
     (ir.DataType.FLOAT16, ir.DataType.FLOAT),
     (ir.DataType.BFLOAT16, ir.DataType.FLOAT),
     (ir.DataType.INT32, ir.DataType.INT64),
@@ -138,7 +142,7 @@ def _pair(first: ir.Node, second: ir.Node, subject: Subject) -> Iterator[Problem
             return
         if (given, between) in _WIDER:
             yield warning(second, f"it undoes {first.name}", "read what that reads")
-        else:
+        elif given in FLOATS and between in FLOATS:
             found = f"{type_name(given)} is cast to {type_name(between)} and back: that rounds, and saves nothing"
             yield warning(second, found, "keep both neighbours in one type")
     elif first.op_type == "Transpose" and "perm" in first.attributes and "perm" in second.attributes:
@@ -181,7 +185,7 @@ def _equal_tensors(subject: Subject) -> Iterator[tuple[list[str], ir.TensorProto
     """Yield the names of tensors that are equal, largest reading last: most differ in shape or in their first bytes."""
     groups: _Groups = {}
     for name, tensor in subject.tensors:
-        if tensor.dtype.is_string() or subject.fault(tensor) is not None:
+        if tensor.dtype.is_string() or subject.fault(tensor) is not None or tensor.nbytes < REPEATED_BYTES:
             continue
         groups.setdefault((tensor.dtype, tuple(tensor.shape.numpy())), []).append((name, tensor))
     for is_whole in (False, True):

@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from exporters.rewrite.affine import BATCH, ENDS, stays_affine
 from exporters.rewrite.evaluate import can_evaluate, evaluate
-from exporters.tensorrt.lint.element_types import derive, formal, is_onnx, schema_of
+from exporters.tensorrt.lint.element_types import allowed_types, derive, formal, is_onnx, schema_of
 from models.errors import first_line
 
 if TYPE_CHECKING:
@@ -166,6 +166,8 @@ class Inference:
                 return [None if a is None or b is None else (a, b) for a, b in zip(low, high, strict=True)]
             reason = next(x for x in found if isinstance(x, str))
         self.refusals[node] = reason
+        if is_onnx(node, "QuantizeLinear", "DequantizeLinear") and operands[0] is not None:
+            return [operands[0].ends] * len(node.outputs)  # in an opset that lacks the type
         return None
 
     def _values(self, node: ir.Node, shapes: list[tuple[Dims, Dims] | None] | None) -> list[Ends] | None:
@@ -294,13 +296,14 @@ def _measure(node: ir.Node, operand: Known | None) -> Ends | None:
 
 
 def _made_alike(schema: onnx.defs.OpSchema, types: Sequence[ir.DataType | None]) -> list[ir.DataType | None]:
-    """Give all operands of one type parameter the type of the first."""
+    """Give all operands of one type parameter the type of the first, or the only type that it may have."""
     first: dict[str, ir.DataType] = {}
     alike: list[ir.DataType | None] = []
     for i, dtype in enumerate(types):
         parameter = formal(schema.inputs, i)
         if dtype is not None and parameter is not None and parameter.is_homogeneous:
-            dtype = first.setdefault(parameter.type_str, dtype)
+            allowed = allowed_types(schema, parameter.type_str)
+            dtype = next(iter(allowed)) if len(allowed) == 1 else first.setdefault(parameter.type_str, dtype)
         alike.append(dtype)
     return alike
 
@@ -323,7 +326,8 @@ def _infer_outputs(
             proto.input[i] = name = f"x{i}"
             described[name] = onnx.helper.make_tensor_type_proto(int(dtype), operand.ends[end])
             if operand.values is not None and operand.values[end].dtype.kind in "ibf":
-                data[name] = onnx.numpy_helper.from_array(np.asarray(operand.values[end], order="C"), name)
+                array = np.asarray(operand.values[end], dtype.numpy(), order="C")
+                data[name] = onnx.numpy_helper.from_array(array, name)
         for i, output in enumerate(node.outputs):
             proto.output[i] = f"y{i}" if output.name else ""
         opsets = [onnx.helper.make_opsetid("", opset)]

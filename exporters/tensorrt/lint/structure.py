@@ -186,7 +186,8 @@ def static_shapes(subject: Subject) -> Iterator[Problem]:
             if rank is not None and rank > MAX_RANK:
                 yield error(node, f"{output.name} has {rank} dimensions", f"at most {MAX_RANK}")
         if node in inference.refusals:
-            yield error(node, f"ONNX refuses it: {inference.refusals[node]}", "the shapes must fit")
+            if _INFERENCE_ERROR in inference.refusals[node]:
+                yield error(node, f"ONNX refuses it: {inference.refusals[node]}", "the shapes must fit")
             continue
         known_inputs = all(v is None or inference[v].dims is not None for v in node.inputs)
         unknown = [o.name or "" for o in node.outputs if o.name and inference[o].dims is None]
@@ -231,6 +232,9 @@ def _declared_shape(value: ir.Value, subject: Subject) -> Iterator[Problem]:
         yield error(value.name or "", f"its declared shape is {list(value.shape)}, it has {found}", "infer it anew")
 
 
+_INFERENCE_ERROR = "InferenceError"
+"""Part of what ONNX says where shapes do not fit; what it says of types and attributes is for rules 4 and 12."""
+
 _DYNAMIC = {
     "ConstantOfShape": warning,
     "If": warning,
@@ -248,12 +252,14 @@ def no_dynamic_operators(subject: Subject) -> Iterator[Problem]:
     Source: TensorRT documentation, "Working with Dynamic Shapes": data-dependent shapes (NonZero) and loops synchronise
     with the host and cannot be captured in a CUDA graph.
     """
+    left: dict[str, list[ir.Node]] = {}
     for node in subject.nodes:
-        if not is_onnx(node):
-            continue
-        make = error if node.op_type.startswith("Sequence") else _DYNAMIC.get(node.op_type)
-        if make is not None:
-            yield make(node, f"{node.op_type} is left in the graph", "fold constants, or write the model without it")
+        if is_onnx(node) and (node.op_type in _DYNAMIC or node.op_type.startswith("Sequence")):
+            left.setdefault(node.op_type, []).append(node)
+    for op_type, nodes in left.items():
+        count = f"{len(nodes)} operators {op_type} are" if len(nodes) > 1 else f"{op_type} is"
+        make = _DYNAMIC.get(op_type, error)
+        yield make(nodes[0], f"{count} left in the graph", "fold constants, or write the model without it")
 
 
 def names_and_edges(subject: Subject) -> Iterator[Problem]:
@@ -298,15 +304,16 @@ def _operands(node: ir.Node, subject: Subject) -> Iterator[Problem]:
     schema = schema_of(node, subject.opset)
     if schema is None:
         return
-    single = onnx.defs.OpSchema.FormalParameterOption.Single
-    for i in range(max(len(node.inputs), schema.min_input)):
-        parameter = formal(schema.inputs, i)
-        if parameter is None:
-            yield error(node, f"it has {len(node.inputs)} operands", f"{node.op_type} takes {schema.max_input}")
-            return
-        if parameter.option == single and operand(node, i) is None:
-            yield error(node, f"its operand {parameter.name} is missing")
-    reason = _refused_by_checker(node, subject)
+    if len(node.inputs) > schema.max_input:
+        yield error(node, f"it has {len(node.inputs)} operands", f"{node.op_type} takes {schema.max_input}")
+        return
+    required = onnx.defs.OpSchema.FormalParameterOption.Single
+    formals = [(i, formal(schema.inputs, i)) for i in range(max(len(node.inputs), schema.min_input))]
+    missing = [p.name for i, p in formals if p is not None and p.option == required and operand(node, i) is None]
+    if missing:
+        yield error(node, f"its operand {listed(missing)} is missing")
+        return
+    reason = _refused_by_checker(node, subject) or _refused_by_inference(node, subject)
     if reason is not None:
         yield error(node, f"ONNX's checker refuses it: {reason}")
 
@@ -332,6 +339,11 @@ def _refused_by_checker(node: ir.Node, subject: Subject) -> str | None:
     except Exception as problem:  # ValidationError, or whatever a broken node makes the serialiser raise
         return first_line(problem)
     return None
+
+
+def _refused_by_inference(node: ir.Node, subject: Subject) -> str | None:
+    reason = subject.inference.refusals.get(node, _INFERENCE_ERROR)
+    return None if _INFERENCE_ERROR in reason or "unsupported type" in reason else reason
 
 
 def _outputs(subject: Subject) -> Iterator[Problem]:

@@ -26,7 +26,7 @@ MODEL, DATA = "1" * 64, "2" * 64
 RECIPE = Preprocessing((224, 224)).to_json()
 CACHE = CalibrationCache(
     MODEL,
-    DataRecord("pictures in photos", 99, DATA, ("broken.png",)),
+    DataRecord("pictures in photos", 1, DATA, ("broken.png",), ("a.png", "broken.png")),
     json.loads(json.dumps(RECIPE)),
     Method.of("percentile"),
     False,
@@ -86,7 +86,7 @@ def test_the_cache_of_a_calibration(tmp_path: Path, path: Path) -> None:
     found = CalibrationCache.load(path)
     assert found == cache
     assert found.ranges == calibration.ranges
-    assert found.data == DataRecord("rows", 11, samples.sha256, ())
+    assert found.data == DataRecord("rows", 11, samples.sha256, (), samples.names)
     found.check(
         model=digest, preprocessing=RECIPE, method=Method.of("mse"), data=samples.sha256, tensors=["hidden", "y"]
     )
@@ -147,7 +147,10 @@ def test_another_schema_is_refused(path: Path) -> None:
         *({}, spoiled({"schema_version": "1"}), spoiled({"schema_version": True})),
         *(spoiled({"model": value}) for value in ("xyz", None, 5)),
         *(spoiled({"data": value}) for value in (None, {}, {**CACHE.to_json()["data"], "count": 0})),
-        *(spoiled({"data": {**CACHE.to_json()["data"], **wrong}}) for wrong in ({"sha256": "0"}, {"skipped": "ab"})),
+        *(
+            spoiled({"data": {**CACHE.to_json()["data"], **wrong}})
+            for wrong in ({"sha256": "0"}, {"skipped": "ab"}, {"samples": [1]})
+        ),
         *(spoiled({"method": value}) for value in (None, "max", {"name": "magic", "parameters": {}})),
         spoiled({"method": {"name": "percentile", "parameters": {"percentile": float("nan")}}}),
         spoiled({"preprocessing": []}),

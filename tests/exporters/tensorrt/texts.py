@@ -54,7 +54,9 @@ class Graph:
 
 def weight(*shape: int, dtype: Any = F32, seed: int = 0) -> npt.NDArray[Any]:
     """Numbers that no rule has anything against."""
-    return (np.random.default_rng(seed).uniform(0.1, 1, shape) * np.where(np.arange(shape[-1]) % 2, 1, -1)).astype(dtype)
+    return (np.random.default_rng(seed).uniform(0.1, 1, shape) * np.where(np.arange(shape[-1]) % 2, 1, -1)).astype(
+        dtype
+    )
 
 
 def pair(x: str, out: str, *, scale: str = "s", zero: str = "z", attributes: str = "") -> str:
@@ -86,7 +88,6 @@ def attention(
     quantize: str = "",
     between: str = "",
     axis: int = -1,
-    value_shape: str = "",
     **options: Any,
 ) -> Graph:
     """An attention [batch, N, S, D] in the documented form, or off it in the ways that are asked for.
@@ -106,8 +107,14 @@ def attention(
     if scale != "before":
         lines = []
     first = "qs" if scale == "before" else "q"
-    lines.append("kt = Transpose <perm = [0, 1, 3, 2]> (k)")
-    names = {"q": first, "k": "kt", "v": "v"}
+    keys = "k"
+    if five:  # windows are apart in the inputs
+        shape = f"batch, {mask[1]}, {heads}, {tokens}, {dim}" if mask else shape
+        constants["split"] = np.array([-1, heads, tokens, dim], I64)
+        lines = ["q4 = Reshape (q, split) k4 = Reshape (k, split) v4 = Reshape (v, split) qs = Mul (q4, scale)"]
+        keys = "k4"
+    lines.append(f"kt = Transpose <perm = [0, 1, 3, 2]> ({keys})")
+    names = {"q": first, "k": "kt", "v": "v4" if five else "v"}
     for letter in ("q", "k", "v"):
         if letter in quantize:
             lines.append(pair(names[letter], f"{letter}_d", scale=f"s_{letter}"))
@@ -154,5 +161,6 @@ def attention(
         constants["z"] = I8(0)
     if scale == "none":
         del constants["scale"]
-    head = f"({dtype}[{shape}] q, {dtype}[{shape}] k, {dtype}[{shape}] v) => ({dtype}[{value_shape or shape}] y)"
+    made = "windows, " + ", ".join(shape.split(", ")[2:]) if five else shape
+    head = f"({dtype}[{shape}] q, {dtype}[{shape}] k, {dtype}[{shape}] v) => ({dtype}[{made}] y)"
     return Graph(head + " {\n" + "\n".join(lines) + "\n}", constants, **options)

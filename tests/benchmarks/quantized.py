@@ -1,0 +1,198 @@
+"""INT8 and FP16 of Swin-T, ViT-B/16 and CrossFormer-S beside other quantisers: cosine, Q/DQ count, size, CPU speed.
+
+python -m tests.benchmarks.quantized [--models swin_t,vit_b_16,crossformer_s] [--modelopt PYTHON] [--rounds 9]
+
+The weights are random, by the rule of tests/golden: no bias and no table is zero. The data is seeded noise: 8 samples to
+calibrate with, 8 others to compare on. --modelopt names the interpreter of an environment with nvidia-modelopt[onnx].
+OpenVINO takes part in the timing where it is installed.
+"""
+
+import argparse
+import importlib.util
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+
+from exporters.bundle import Bundle
+from exporters.export import ExportRequest, export
+from exporters.precision.methods import Method
+from exporters.precision.quantize import quantize_bundle
+from exporters.precision.request import CalibrationData, Quantization, Typing
+from exporters.precision.simulate import open_runtime
+from exporters.precision.typed import cast_bundle
+from exporters.tensorrt.lint import lint
+from models.build import build
+from models.registry import resolve
+from tests.benchmarks.measure import interleaved, onnxruntime_runner
+from tests.weights import golden_weight
+
+SAMPLES = 8
+CALIBRATION = np.random.RandomState(0).standard_normal((SAMPLES, 3, 224, 224)).astype(np.float32)
+HELD_OUT = np.random.RandomState(7).standard_normal((SAMPLES, 3, 224, 224)).astype(np.float32)
+
+
+def exported(name: str, root: Path) -> Bundle:
+    """Export a model with golden weights."""
+    module = build(resolve(name).spec, seed=0)
+    state = {key: torch.from_numpy(golden_weight(key, tuple(p.shape))) for key, p in module.named_parameters()}
+    torch.save({"model": state}, root / f"{name}.pth")
+    return export(ExportRequest(name, root, checkpoint=root / f"{name}.pth"))
+
+
+def ours(bundle: Bundle, root: Path) -> Iterator[tuple[str, Path]]:
+    """Yield the FP16 graph, the INT8 graphs of every scheme in FP16, and the default one in FP32."""
+    path = cast_bundle(bundle, Typing()).bundle.path / "model.fp16.onnx"
+    yield "deploycli, FP16", path.rename(root / "fp16.onnx")
+    settings = {
+        "deploycli, gemm (default)": Quantization(),
+        "deploycli, gemm, max": Quantization(method=Method.of("max")),
+        "deploycli, gemm, FP32 around": Quantization(around=None),
+        "deploycli, attention": Quantization(scheme="attention"),
+        "deploycli, full": Quantization(scheme="full"),
+    }
+    for i, (label, quantization) in enumerate(settings.items()):
+        quantize_bundle(bundle, quantization, CalibrationData(list(CALIBRATION)))
+        yield label, (bundle.path / "model.int8.onnx").rename(root / f"ours{i}.onnx")
+
+
+class _Reader(CalibrationDataReader):  # type: ignore[misc]  # it has no types
+    def __init__(self, name: str) -> None:
+        self._feeds = iter([{name: CALIBRATION[i : i + 1]} for i in range(SAMPLES)])
+
+    def get_next(self) -> dict[str, Any] | None:
+        return next(self._feeds, None)
+
+
+def onnxruntimes(source: Path, root: Path) -> Iterator[tuple[str, Path]]:
+    """Yield what ONNX Runtime's own quantiser makes of the same graph."""
+    products = ["MatMul", "Gemm"]
+    symmetric = {"ActivationSymmetric": True, "WeightSymmetric": True}
+    settings: dict[str, dict[str, Any]] = {
+        "ONNX Runtime, every MatMul and Gemm": {"op_types_to_quantize": products},
+        "ONNX Runtime, the same, INT8 symmetric per channel": {
+            "op_types_to_quantize": products,
+            "per_channel": True,
+            "activation_type": QuantType.QInt8,
+            "extra_options": symmetric,
+        },
+        "ONNX Runtime, every operator it can": {},
+    }
+    for i, (label, options) in enumerate(settings.items()):
+        path = root / f"onnxruntime{i}.onnx"
+        quantize_static(
+            source,
+            path,
+            _Reader("images"),
+            quant_format=QuantFormat.QDQ,
+            calibrate_method=CalibrationMethod.MinMax,
+            **options,
+        )
+        yield label, path
+
+
+def modelopts(python: str, source: Path, root: Path) -> Iterator[tuple[str, Path]]:
+    """Yield what NVIDIA's Model Optimizer makes of the same graph, in its own environment."""
+    np.save(root / "calibration.npy", CALIBRATION)
+    for method in ("max", "entropy"):
+        path = root / f"modelopt_{method}.onnx"
+        command = [python, "-m", "modelopt.onnx.quantization", "--onnx_path", str(source), "--output_path", str(path)]
+        command += ["--quantize_mode", "int8", "--calibration_method", method, "--calibration_eps", "cpu"]
+        command += ["--calibration_data_path", str(root / "calibration.npy"), "--high_precision_dtype", "fp16"]
+        subprocess.run(command, check=True, capture_output=True, cwd=root)
+        yield f"Model Optimizer, {method}", path
+
+
+def cosine(path: Path, truth: np.ndarray[Any, Any]) -> float:
+    """Return the lowest cosine of any held-out sample's logits."""
+    with open_runtime(path) as runtime:
+        found = np.concatenate([runtime.run({"images": HELD_OUT[i : i + 1]})["logits"] for i in range(SAMPLES)]).astype(
+            np.float64
+        )
+    return float(((truth * found).sum(1) / np.linalg.norm(truth, axis=1) / np.linalg.norm(found, axis=1)).min())
+
+
+def counts(path: Path) -> tuple[int, int]:
+    """Return the number of QuantizeLinear and of DequantizeLinear nodes."""
+    ops = [node.op_type for node in onnx.load(path, load_external_data=False).graph.node]
+    return ops.count("QuantizeLinear"), ops.count("DequantizeLinear")
+
+
+def openvino_runner(path: Path, batch: int) -> Callable[[], object]:
+    """Return a call that runs the file once in OpenVINO on the CPU, in FP32 where it is not INT8."""
+    import openvino
+
+    core = openvino.Core()
+    request = core.compile_model(
+        str(path), "CPU", {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    ).create_infer_request()
+    images = np.random.default_rng(0).standard_normal((batch, 3, 224, 224)).astype(np.float32)
+    return lambda: request.infer({0: images})
+
+
+def show_accuracy(name: str, bundle: Bundle, root: Path, modelopt: str | None) -> dict[str, Path]:
+    """Print the comparison of one model; return the files."""
+    source = bundle.path / "model.onnx"
+    with open_runtime(source) as runtime:
+        truth = runtime.run({"images": HELD_OUT})["logits"].astype(np.float64)
+    makers = [ours(bundle, root), onnxruntimes(source, root)]
+    if modelopt is not None:
+        makers.append(modelopts(modelopt, source, root))
+    print(f"| {name} | cosine | Q / DQ | size of FP32 | TensorRT lint errors |\n|---|---|---|---|---|", flush=True)
+    files = {}
+    for label, path in (pair for maker in makers for pair in maker):
+        files[label] = path
+        quantize, dequantize = counts(path)
+        size, errors = path.stat().st_size / source.stat().st_size, len(lint(path).errors)
+        print(
+            f"| {label} | {cosine(path, truth):.5f} | {quantize} / {dequantize} | {size:.2f} | {errors} |", flush=True
+        )
+    return files
+
+
+def show_speed(name: str, files: dict[str, Path], rounds: int) -> None:
+    """Print the speed of FP32 and INT8, all interleaved at each batch."""
+    makers: dict[str, Callable[[Path, int], Callable[[], object]]] = {"ONNX Runtime": onnxruntime_runner}
+    if importlib.util.find_spec("openvino") is not None:
+        makers["OpenVINO"] = openvino_runner
+    rows: dict[str, list[str]] = {}
+    for batch in (1, 8):
+        runs = {
+            f"{label} in {runtime}": make(path, batch)
+            for label, path in files.items()
+            for runtime, make in makers.items()
+        }
+        seconds = interleaved(runs, rounds)
+        base = next(iter(seconds.values()))
+        for run, value in seconds.items():
+            rows.setdefault(run, []).append(f"{base / value:.2f}")
+    print(f"\n| {name}, times the speed of the first row | batch 1 | batch 8 |\n|---|---|---|")
+    for run, speeds in rows.items():
+        print(f"| {run} | {' | '.join(speeds)} |", flush=True)
+
+
+def main() -> None:
+    """Measure and print Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", default="swin_t,vit_b_16,crossformer_s")
+    parser.add_argument("--modelopt", help="Python interpreter of an environment with nvidia-modelopt[onnx]")
+    parser.add_argument("--rounds", type=int, default=9)
+    arguments = parser.parse_args()
+    for name in arguments.models.split(","):
+        with tempfile.TemporaryDirectory() as folder:
+            root = Path(folder)
+            bundle = exported(name, root)
+            files = show_accuracy(name, bundle, root, arguments.modelopt)
+            timed = {"FP32": bundle.path / "model.onnx", "INT8": files["deploycli, gemm, FP32 around"]}
+            if name == "swin_t":
+                show_speed(name, timed, arguments.rounds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""Every rule on graphs that break it, and on twins that do not."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from exporters.tensorrt.lint import RULES
+from tests.exporters.tensorrt import cases_attention, cases_quantization, cases_structure, cases_types
+from tests.exporters.tensorrt.cases import Case
+
+CASES: tuple[Case, ...] = (
+    *cases_structure.CASES,
+    *cases_types.CASES,
+    *cases_quantization.CASES,
+    *cases_attention.CASES,
+)
+TWINS = tuple(case for case in CASES if case.good is not None)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_broken_graph_is_found(case: Case) -> None:
+    report = case.bad.lint()
+    found = [f for f in report.findings if f.rule == case.rule]
+    assert any(f.level == case.level and case.says in f.message for f in found), report.findings
+    assert {f.rule for f in report.findings} == {case.rule} | case.also, report.findings
+    assert report.passed is (not any(f.level == "error" for f in report.findings))
+
+
+@pytest.mark.parametrize("case", TWINS, ids=str)
+def test_its_twin_is_clean(case: Case) -> None:
+    assert case.good is not None
+    report = case.good.lint()
+    assert report.findings == ()
+    assert report.passed
+
+
+def test_every_rule_has_cases() -> None:
+    counts = Counter(case.rule for case in CASES)
+    assert set(counts) | {13} == {rule.number for rule in RULES}  # 13 needs files: see test_external.py
+
+
+def test_names_are_unique() -> None:
+    assert len({str(case) for case in CASES}) == len(CASES)
+
+
+@pytest.mark.parametrize("name", cases_quantization.CLEAN)
+def test_what_is_legal_is_not_found(name: str) -> None:
+    assert cases_quantization.CLEAN[name].lint().findings == ()
