@@ -17,7 +17,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from exporters.precision.roles import Roles, Stage
+from exporters.precision.roles import PRODUCTS, Roles, Stage, Weight
+from exporters.rewrite.unique import Names
 from exporters.steps import Refusal
 
 if TYPE_CHECKING:
@@ -39,6 +40,12 @@ INT8_LONGEST_SEQUENCE = 512
 PROBABILITY_MAX = 1.0
 """A softmax ends at 1: its range needs no data."""
 
+_LEFT_ALONE = frozenset({"Attention", "ConvTranspose", "Einsum"})
+
+
+DEFAULT_HIGH_PRECISION = frozenset({Stage.PATCH_EMBED, Stage.HEAD})
+"""Stages that are left alone unless asked for."""
+
 
 @dataclass(frozen=True)
 class Site:
@@ -48,16 +55,14 @@ class Site:
         node: the operator.
         group: name of what is reverted together: a GEMM, both products of an attention, a residual addition.
         activations: operand positions that get a Q/DQ pair for the whole tensor.
-        weight: operand position of the weight, or None.
-        axis: the weight's output channels.
+        axis: where operand 1 is a weight, its axis of output channels, each of which has a scale; else None.
         known: operand position -> largest magnitude, where no data is needed.
     """
 
     node: ir.Node
     group: str
     activations: tuple[int, ...]
-    weight: int | None = None
-    axis: int = 0
+    axis: int | None = None
     known: Mapping[int, float] = field(default_factory=dict)
 
 
@@ -90,89 +95,109 @@ def place(
     *,
     scheme: str,
     exclude: tuple[re.Pattern[str], ...] = (),
-    high_precision: frozenset[Stage] = frozenset({Stage.PATCH_EMBED, Stage.HEAD}),
+    high_precision: frozenset[Stage] = DEFAULT_HIGH_PRECISION,
 ) -> Placement:
     """Choose the sites.
 
     Args:
-        graph: an FP32 graph with constants as initializers; nodes have names.
+        graph: an FP32 graph with constants as initializers. Graphs inside an If or a Loop are left alone.
         scheme: one of `SCHEMES`.
         exclude: an operator whose name one of these finds is left alone.
         high_precision: stages of the network that are left alone.
     """
     chooser = _Chooser(Roles(graph), exclude, high_precision)
     for node in graph:
-        if node.op_type in ("MatMul", "Gemm", "Conv") and node.domain == "":
-            if chooser.roles.weight(node) is not None:
-                chooser.gemm(node)
-            elif scheme == "gemm":
-                chooser.refuse(node, "scheme: gemm leaves products of two activations alone")
+        if node.domain != "":
+            continue
+        if node.op_type in PRODUCTS:
+            chooser.product(node, alone=scheme == "gemm")
+        elif node.op_type in _LEFT_ALONE:
+            chooser.refuse(node, f"form: {node.op_type} has no INT8 form here")
         elif node.op_type == "Softmax" and scheme != "gemm":
             chooser.attention(node)
         elif node.op_type == "Add" and scheme == "full":
             chooser.residual(node)
+    for inner in graph.subgraphs():
+        for node in inner:
+            if node.op_type in PRODUCTS | _LEFT_ALONE:
+                chooser.refuse(node, "form: it stands in a branch or a loop")
     return Placement(tuple(chooser.in_order(graph)), tuple(chooser.refusals))
 
 
 class _Chooser:
     def __init__(self, roles: Roles, exclude: tuple[re.Pattern[str], ...], high_precision: frozenset[Stage]) -> None:
-        self.roles = roles
         self.refusals: list[Refusal] = []
+        self._roles = roles
         self._exclude = exclude
         self._high_precision = high_precision
+        self._groups = Names(())
         self._sites: dict[ir.Node, Site] = {}
 
     def in_order(self, graph: ir.Graph) -> Iterator[Site]:
         return (self._sites[node] for node in graph if node in self._sites)
 
     def refuse(self, node: ir.Node, reason: str) -> None:
-        self.refusals.append(Refusal(node.name or node.op_type, reason))
+        self.refusals.append(Refusal(_name(node), reason))
 
-    def gemm(self, node: ir.Node) -> None:
-        """A product with a constant: per-channel weights, the activation as a whole."""
-        weight = self.roles.weight(node)
-        assert weight is not None
-        stage = self.roles.stage(node)
-        if (reason := self._excluded(node)) is not None:
+    def product(self, node: ir.Node, *, alone: bool) -> None:
+        """A product with a weight: a scale for each output channel, and one for the activation.
+
+        Args:
+            node: any product.
+            alone: attentions are not looked for, so that what multiplies two activations is refused here.
+        """
+        weight = self._roles.weight(node)
+        if weight is None:
+            if alone:
+                self.refuse(node, "scheme: gemm leaves products of two activations alone")
+        elif (reason := self._excluded(node)) is not None:
             self.refuse(node, reason)
-        elif stage in self._high_precision:
+        elif not isinstance(weight, Weight):
+            self.refuse(node, f"form: {weight}")
+        elif (stage := self._roles.stage(node)) in self._high_precision:
             self.refuse(node, f"{stage}: stays in high precision")
-        elif weight.position == 0:
-            self.refuse(node, "form: its weight stands on the left")
         elif min(weight.rows, weight.columns) < SMALLEST_GEMM:
-            self.refuse(node, f"size: {weight.rows} x {weight.columns} is below {SMALLEST_GEMM}")
+            self.refuse(node, f"size: {weight.rows} x {weight.columns} channels, below {SMALLEST_GEMM}")
         else:
-            self._sites[node] = Site(node, node.name or "", (0,), weight.position, weight.axis)
+            self._sites[node] = Site(node, self._groups.unique(_name(node)), (0,), weight.axis)
 
     def attention(self, softmax: ir.Node) -> None:
         """Both products of an attention, or neither: INT8 fuses at all of its points or at none."""
-        attention = self.roles.attention(softmax)
-        if attention is None:
-            self.refuse(softmax, "form: no attention: its operand or its result is not one product of two activations")
+        found = self._roles.attention(softmax)
+        if isinstance(found, str):
+            self.refuse(softmax, f"form: {found}")
             return
-        shape = f"{attention.queries} x {attention.keys} tokens, head size {attention.head_size}"
-        if (reason := self._excluded(attention.scores) or self._excluded(attention.mix)) is not None:
+        shape = f"{found.queries} x {found.keys} tokens, head size {found.head_size}"
+        reasons = (self._excluded(node) for node in (softmax, found.scores, found.mix))
+        if (reason := next(filter(None, reasons), None)) is not None:
             self.refuse(softmax, reason)
-        elif attention.head_size not in INT8_HEAD_SIZES or None in (attention.queries, attention.keys):
+        elif found.scores in self._sites or found.mix in self._sites:
+            self.refuse(softmax, "form: it shares a product with another attention")
+        elif found.head_size not in INT8_HEAD_SIZES or found.queries is None or found.keys is None:
             self.refuse(softmax, f"attention: {shape}; fused INT8 attention takes head sizes {INT8_HEAD_SIZES}")
-        elif max(attention.queries or 0, attention.keys or 0) > INT8_LONGEST_SEQUENCE:
+        elif max(found.queries, found.keys) > INT8_LONGEST_SEQUENCE:
             self.refuse(softmax, f"attention: {shape}; fused INT8 attention ends at {INT8_LONGEST_SEQUENCE} tokens")
         else:
-            group = softmax.name or ""
-            self._sites[attention.scores] = Site(attention.scores, group, (0, 1))
-            known = {attention.probability: PROBABILITY_MAX}
-            self._sites[attention.mix] = Site(attention.mix, group, (0, 1), known=known)
+            group = self._groups.unique(_name(softmax))
+            known = {found.probability: PROBABILITY_MAX}
+            self._sites[found.scores] = Site(found.scores, group, (0, 1))
+            self._sites[found.mix] = Site(found.mix, group, (0, 1), known=known)
 
     def residual(self, node: ir.Node) -> None:
         """The branch of a residual addition; the stream itself stays in high precision."""
-        branch = self.roles.residual_branch(node)
+        branch = self._roles.residual_branch(node)
         if branch is None:
             return
         if (reason := self._excluded(node)) is not None:
             self.refuse(node, reason)
         else:
-            self._sites[node] = Site(node, node.name or "", (branch,))
+            self._sites[node] = Site(node, self._groups.unique(_name(node)), (branch,))
 
     def _excluded(self, node: ir.Node) -> str | None:
-        pattern = next((p for p in self._exclude if p.search(node.name or "")), None)
+        pattern = next((p for p in self._exclude if p.search(_name(node))), None)
         return None if pattern is None else f"user: matches {pattern.pattern!r}"
+
+
+def _name(node: ir.Node) -> str:
+    """Return a node's name, or that of its first result, which every node has."""
+    return node.name or node.outputs[0].name or node.op_type

@@ -9,12 +9,15 @@ import enum
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from exporters.rewrite.facts import Facts
+import onnx_ir as ir
+
+from exporters.rewrite.facts import Facts, dynamic_axes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import onnx_ir as ir
+PRODUCTS = frozenset({"Conv", "Gemm", "MatMul"})
+"""Operators that TensorRT runs in INT8, where their operands come from Q/DQ pairs."""
 
 MOVES = frozenset(
     {
@@ -35,12 +38,12 @@ MOVES = frozenset(
 )
 """Operators that move data, as far as the networks here use them."""
 
-_PRODUCTS = frozenset({"Conv", "Einsum", "Gemm", "MatMul"})
+_ELEMENTWISE = frozenset({"Add", "Div", "Mul", "Sub"})
+_ENDINGS = frozenset({"LogSoftmax", "Sigmoid", "Softmax"})  # of a classifier that answers with probabilities
 _ACTIVATIONS = frozenset(
     {"Celu", "Elu", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mish", "PRelu", "Relu", "Selu", "Swish"}
 )
 _PARTS_OF_ACTIVATIONS = frozenset({"Erf", "Sigmoid", "Tanh"})  # a GELU or SiLU that was written out
-_ELEMENTWISE = frozenset({"Add", "Div", "Mul", "Sub"})
 
 
 class Stage(str, enum.Enum):
@@ -61,16 +64,14 @@ class Stage(str, enum.Enum):
 
 @dataclass(frozen=True)
 class Weight:
-    """The constant operand of a product.
+    """The stored matrix or kernel, operand 1, that a product multiplies an activation with.
 
     Attributes:
-        position: which operand.
         axis: its axis of output channels.
-        rows: length of the summed axis.
-        columns: number of output channels.
+        rows: input channels that are summed; of a grouped convolution, those of one group.
+        columns: output channels; of a grouped convolution, those of one group.
     """
 
-    position: int
     axis: int
     rows: int
     columns: int
@@ -85,8 +86,8 @@ class Attention:
         mix: the product of probabilities and values.
         probability: operand position of the probabilities in the latter.
         queries: tokens that ask, or None where that is not static.
-        keys: tokens that answer.
-        head_size: channels of a head.
+        keys: tokens that answer, or None.
+        head_size: channels of a head, or None.
     """
 
     scores: ir.Node
@@ -103,103 +104,165 @@ class Roles:
     def __init__(self, graph: ir.Graph) -> None:
         self._facts = Facts(graph)
 
-    def weight(self, node: ir.Node) -> Weight | None:
-        """Return the constant operand of a product; None where both are activations, or it is not understood."""
-        for position in (1, 0):
-            if len(node.inputs) <= position:
-                continue
-            value = node.inputs[position]
-            if value is None or value.const_value is None or value.is_graph_input():
-                continue
-            shape = value.const_value.shape.numpy()
-            if node.op_type == "Conv":
-                group = node.attributes.get_int("group", 1)
-                return Weight(position, 0, shape[1] * group, shape[0]) if position == 1 and group == 1 else None
-            if len(shape) != 2:
-                continue
-            rows_first = node.op_type == "MatMul" or not node.attributes.get_int("transB", 0)
-            rows, columns = shape if rows_first else shape[::-1]
-            return Weight(position, int(rows_first), rows, columns)
-        return None
+    def constants(self, node: ir.Node) -> tuple[int, ...]:
+        """Return which of the two factors of a product do not depend on the graph's inputs."""
+        return tuple(i for i, value in enumerate(node.inputs[:2]) if value is not None and not self._computed(value))
+
+    def weight(self, node: ir.Node) -> Weight | str | None:
+        """Return the weight of a product, or why it cannot be stored as INT8; None for a product of two activations."""
+        constants = self.constants(node)
+        if constants != (1,):
+            reasons = {(): None, (0,): "its weight stands on the left", (0, 1): "it multiplies constants"}
+            return reasons[constants]
+        value = node.inputs[1]
+        tensor = None if value is None else value.const_value
+        if tensor is None:
+            return "its weight is computed, not stored: export without --no-rewrite"
+        if tensor.dtype != ir.DataType.FLOAT:
+            return f"its weight is {tensor.dtype.name}"
+        shape = tuple(tensor.shape.numpy())
+        if node.op_type == "Conv":
+            return Weight(0, shape[1], shape[0] // node.attributes.get_int("group", 1))
+        if len(shape) != 2:
+            return f"its weight has {len(shape)} dimensions"
+        if node.op_type == "Gemm" and node.attributes.get_int("transB", 0):
+            return Weight(0, shape[1], shape[0])
+        return Weight(1, shape[0], shape[1])
 
     def stage(self, node: ir.Node) -> Stage | None:
         """Return which named part of the network a product with a weight is."""
         weight = self.weight(node)
-        if weight is None:
+        if not isinstance(weight, Weight):
             return None
-        source = node.inputs[1 - weight.position]
-        origins = list(_origins(source)) if source is not None else []
-        if origins and all(value.is_graph_input() for value in origins):
+        source = node.inputs[0]
+        pixels = self._origins(source, MOVES | _ELEMENTWISE)  # perhaps normalised inside the graph
+        if pixels and all(value.is_graph_input() for value in pixels):
             return Stage.PATCH_EMBED
-        if _leads_out(node):
+        if self._leads_out(node.outputs[0]):
             return Stage.HEAD
+        origins = self._origins(source, MOVES)
         if any(_is_activation(value.producer()) for value in origins):
             return Stage.MLP_FC2
-        normalised = any((p := value.producer()) is not None and p.op_type == "LayerNormalization" for value in origins)
-        if node.op_type == "Conv" or (normalised and weight.columns < weight.rows):
-            return Stage.PATCH_MERGING
-        return None
+        return Stage.PATCH_MERGING if self._merges(node, weight, origins) else None
 
-    def attention(self, softmax: ir.Node) -> Attention | None:
-        """Return the attention around a Softmax, where there is one."""
-        scores = self._scores(softmax.inputs[0])
-        mixes = list(_readers(softmax.outputs[0]))
-        if scores is None or len(mixes) != 1:
-            return None
-        mix, probability = mixes[0]
-        if mix.op_type != "MatMul" or self.weight(mix) is not None:
-            return None
-        query, mixed = self._facts.dims(scores.inputs[0]), self._facts.dims(mix.inputs[probability])
-        if query is None or mixed is None or len(query) < 2:
-            return Attention(scores, mix, probability, None, None, None)
-        return Attention(scores, mix, probability, query[-2], mixed[-1], query[-1])
-
-    def _scores(self, value: ir.Value | None) -> ir.Node | None:
-        """Return the product of two activations that a Softmax reads, through bias, mask and scale."""
-        while value is not None and (node := value.producer()) is not None:
-            if node.op_type == "MatMul":
-                return node if self.weight(node) is None else None
-            if node.op_type in _ELEMENTWISE or node.op_type == "Where":
-                value = next((v for v in node.inputs if v is not None and self._computed(v)), None)
-            elif node.op_type in MOVES:
-                value = node.inputs[0]
-            else:
-                return None
-        return None
+    def attention(self, softmax: ir.Node) -> Attention | str:
+        """Return the attention around a Softmax, or why there is none."""
+        source, result = softmax.inputs[0], softmax.outputs[0]
+        products = [] if source is None else list(dict.fromkeys(self._scores(source)))
+        if len(products) != 1:
+            return f"no attention: it reads {len(products)} products of two activations"
+        readers = list(_readers(result))
+        if len(readers) != 1 or readers[0][0].op_type != "MatMul" or self.constants(readers[0][0]):
+            return "no attention: its result is not read by one product of two activations alone"
+        (mix, probability), scores = readers[0], products[0]
+        shape = self._facts.dims(source)
+        axis = softmax.attributes.get_int("axis", -1)
+        if axis != -1 and (shape is None or axis != len(shape) - 1):
+            return f"its axis is {axis}; the keys of a fused attention are on the last one"
+        return Attention(
+            scores, mix, probability, self._size(source, -2), self._size(source, -1), self._size(scores.inputs[0], -1)
+        )
 
     def residual_branch(self, node: ir.Node) -> int | None:
         """Return the operand of an addition that comes from a product, where the other is the stream it joins."""
         operands = [value for value in node.inputs if value is not None and self._computed(value)]
         if len(operands) != 2 or self._facts.dims(operands[0]) != self._facts.dims(operands[1]):
             return None
-        branches = [i for i, value in enumerate(operands) if self._ends_in_product(value)]
-        return branches[0] if len(branches) == 1 else None
+        paths = [self._path(value) for value in operands]
+        found = [i for i, path in enumerate(paths) if path]
+        if len(found) == 2:  # the stream ends in one too, such as a patch merging: it is what others read as well
+            found = [i for i in found if all(len(value.uses()) == 1 for value in paths[i])]
+        return found[0] if len(found) == 1 else None
 
-    def _ends_in_product(self, value: ir.Value) -> bool:
-        """Whether a value is a product with a weight, up to bias, layer scale and movement."""
+    def _scores(self, value: ir.Value) -> Iterator[ir.Node]:
+        """Yield the products of two activations that a Softmax reads, through bias, mask and scale."""
         node = value.producer()
         if node is None:
+            return
+        if node.op_type == "MatMul":
+            if not self.constants(node):
+                yield node
+        elif node.op_type in _ELEMENTWISE | {"Where"}:
+            for operand in node.inputs:
+                if operand is not None and self._computed(operand):
+                    yield from self._scores(operand)
+        elif node.op_type in MOVES and node.inputs[0] is not None:
+            yield from self._scores(node.inputs[0])
+
+    def _origins(self, value: ir.Value | None, through: frozenset[str]) -> list[ir.Value]:
+        """Return the values that a value is made of by these operators; constants are left out."""
+        found: list[ir.Value] = []
+        waiting, seen = [value], {value}
+        while waiting:
+            value = waiting.pop()
+            if value is None or not self._computed(value):
+                continue
+            node = value.producer()
+            if node is None or node.op_type not in through:
+                found.append(value)
+                continue
+            operands = node.inputs if node.op_type in _ELEMENTWISE | {"Concat"} else node.inputs[:1]
+            waiting += [operand for operand in operands if operand not in seen]
+            seen.update(operands)
+        return found
+
+    def _leads_out(self, value: ir.Value) -> bool:
+        """Whether all that follows a value is arithmetic of single elements up to the graph's outputs.
+
+        What it meets there leads nowhere else either: the logits of two heads are averaged, but what is added to the
+        residual stream of a backbone is no head.
+        """
+        readers = value.consumers()
+        if not readers:
+            return value.is_graph_output()
+        for reader in readers:
+            others = [v for v in reader.inputs if v is not None and v is not value and self._computed(v)]
+            if reader.op_type not in MOVES | _ELEMENTWISE | _ENDINGS or any(len(v.uses()) > 1 for v in others):
+                return False
+        return all(self._leads_out(output) for reader in readers for output in reader.outputs)
+
+    def _merges(self, node: ir.Node, weight: Weight, origins: list[ir.Value]) -> bool:
+        """Whether a product makes one token of several, perhaps of their normalisation."""
+        if node.op_type == "Conv":
+            return max(node.attributes.get_ints("strides", (1,))) > 1
+        if weight.columns >= weight.rows:
             return False
-        if node.op_type in _PRODUCTS:
-            return self.weight(node) is not None
-        operands = [v for v in node.inputs if v is not None and self._computed(v)]
-        through = node.op_type in MOVES or node.op_type in _ELEMENTWISE
-        return through and len(operands) == 1 and self._ends_in_product(operands[0])
+        for value in origins:
+            producer = value.producer()
+            normed = producer is not None and producer.op_type == "LayerNormalization"
+            for token in self._origins(producer.inputs[0], MOVES) if producer is not None and normed else [value]:
+                maker = token.producer()
+                # The heads of an attention come together in the same way.
+                is_mix = maker is not None and maker.op_type == "MatMul" and not self.constants(maker)
+                size = self._size(token, -1)
+                if not is_mix and size is not None and size < weight.rows:
+                    return True
+        return False
+
+    def _path(self, value: ir.Value) -> list[ir.Value]:
+        """Return the values from this one back to a product with a weight, over bias, layer scale and movement.
+
+        Empty where it is made of anything else.
+        """
+        path = [value]
+        while (node := path[-1].producer()) is not None:
+            if node.op_type in PRODUCTS:
+                return path if self.constants(node) == (1,) else []
+            operands = [v for v in node.inputs if v is not None and self._computed(v)]
+            if node.op_type not in MOVES | _ELEMENTWISE or len(operands) != 1:
+                return []
+            path.append(operands[0])
+        return []
 
     def _computed(self, value: ir.Value) -> bool:
         return self._facts.constant(value) is None
 
-
-def _origins(value: ir.Value) -> Iterator[ir.Value]:
-    """Yield the values that a value holds the elements of: movement is looked through, constants are left out."""
-    node = value.producer()
-    if node is None or node.op_type not in MOVES:
-        if value.const_value is None or value.is_graph_input():
-            yield value
-        return
-    for operand in node.inputs if node.op_type == "Concat" else node.inputs[:1]:
-        if operand is not None:
-            yield from _origins(operand)
+    def _size(self, value: ir.Value | None, axis: int) -> int | None:
+        """Return the length of an axis, or None where it is not static."""
+        dims = self._facts.dims(value)
+        if dims is None or len(dims) < -axis or len(dims) + axis in dynamic_axes(dims):
+            return None
+        return dims[axis]
 
 
 def _readers(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
@@ -210,17 +273,6 @@ def _readers(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
                 yield from _readers(output)
         else:
             yield node, position
-
-
-def _leads_out(node: ir.Node) -> bool:
-    """Whether all that follows a product is arithmetic of single elements, up to the graph's outputs."""
-    for output in node.outputs:
-        if output.is_graph_output():
-            continue
-        readers = output.consumers()
-        if not readers or any(r.op_type not in MOVES | _ELEMENTWISE or not _leads_out(r) for r in readers):
-            return False
-    return True
 
 
 def _is_activation(node: ir.Node | None) -> bool:

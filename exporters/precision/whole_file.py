@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
-import tempfile
-from pathlib import Path
+import secrets
+from typing import TYPE_CHECKING
 
 from models.errors import EnvironmentUnsuitable
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -17,10 +20,9 @@ def write_whole(path: Path, data: bytes) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.tmp-", dir=path.parent)
-        temporary = Path(name)
+        temporary = path.parent / f".{path.name}.tmp-{secrets.token_hex(4)}"
         try:
-            with open(descriptor, "wb") as stream:  # noqa: PTH123 - of a descriptor
+            with temporary.open("xb") as stream:  # with the permissions of any other file, as mkstemp does not
                 stream.write(data)
                 stream.flush()
                 os.fsync(stream.fileno())

@@ -2,9 +2,9 @@
 
 python -m tests.benchmarks.quantized [--models swin_t,vit_b_16,crossformer_s] [--modelopt PYTHON] [--rounds 9]
 
-The weights are random, by the rule of tests/golden: no bias and no table is zero. The data is seeded noise: 8 samples to
-calibrate with, 8 others to compare on. --modelopt names the interpreter of an environment with nvidia-modelopt[onnx].
-OpenVINO takes part in the timing where it is installed.
+The weights are random, by the rule of tests/golden: no bias and no table is zero. The data is seeded noise: 8 samples
+to calibrate with, 8 others to compare on. --modelopt names the interpreter of an environment that has
+nvidia-modelopt[onnx]. OpenVINO takes part in the timing where it is installed.
 """
 
 import argparse

@@ -38,8 +38,8 @@ PREPROCESSING = Preprocessing(size=(SIDE, SIDE), crop_pct=1.0, mean=(0.5, 0.5, 0
 def indices(split: Split, limit: int | None = None) -> npt.NDArray[np.int64]:
     """Return the positions of a split's pictures in scikit-learn's order.
 
-    With a limit, they are the first ones of a fixed shuffle, so that they are of all digits and writers, and a smaller
-    set is part of a larger one.
+    With a limit, they are the first ones of a fixed shuffle: from 34 on they are of all digits, and a smaller set is
+    part of a larger one.
     """
     positions = np.array(SPLITS[split])
     return positions if limit is None else np.random.RandomState(0).permutation(positions)[:limit]

@@ -17,9 +17,19 @@ from models.preprocess import image_files, load_image
 from models.registry import resolve
 from models.swin import SwinTransformer
 from models.vit import VisionTransformer
-from tests.digits import CLASSES, NAMES, PREPROCESSING, SPLITS, Split, arrays, checkpoint, indices, registered
-from tests.digits import write_folder as write_digits
-from tests.digits.train import RECIPE, save, tensors, top1, train
+from tests.digits import (
+    CLASSES,
+    NAMES,
+    PREPROCESSING,
+    SPLITS,
+    Split,
+    arrays,
+    checkpoint,
+    indices,
+    registered,
+    write_folder,
+)
+from tests.digits.train import RECIPE, Recipe, save, tensors, top1, train
 
 
 def trained(name: str) -> torch.nn.Module:
@@ -96,7 +106,7 @@ def test_limited_pictures_are_of_the_split_and_of_all_digits(split: Split) -> No
 
 
 def test_written_pictures_are_the_arrays(tmp_path: Path) -> None:
-    write_digits(tmp_path, "test")
+    write_folder(tmp_path, "test")
     files = image_files(tmp_path)
     assert {file.parent.name for file in files} == {str(digit) for digit in range(CLASSES)}
     of_index = {int(file.stem): file for file in files}
@@ -108,7 +118,7 @@ def test_written_pictures_are_the_arrays(tmp_path: Path) -> None:
 
 
 def test_limited_pictures_are_the_same_on_disk(tmp_path: Path) -> None:
-    write_digits(tmp_path, "train", limit=20)
+    write_folder(tmp_path, "train", limit=20)
     assert sorted(int(file.stem) for file in image_files(tmp_path)) == sorted(indices("train", 20).tolist())
 
 
@@ -123,20 +133,23 @@ def test_the_models_are_registered_for_a_while_only() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_training_learns_and_repeats_itself(name: str, tmp_path: Path) -> None:
+def test_training_learns_repeats_itself_and_saves(name: str, tmp_path: Path) -> None:
     images, labels = tensors("train")
-    images, labels = images[:64], labels[:64]  # of so few pictures, a few steps learn something
-    recipe = RECIPE.__class__(epochs=10, batch_size=16)
+    two_digits = (labels < 2).nonzero()[:16, 0]  # that the others do not occur is learned within a few steps
+    images, labels = images[two_digits], labels[two_digits]
+    recipe = Recipe(epochs=16, batch_size=16)
     state = torch.get_rng_state()
-    model, losses = train(name, images, labels, seed=0, recipe=recipe, steps=24)
-    again, same = train(name, images, labels, seed=0, recipe=recipe, steps=24)
+    model, losses = train(name, images, labels, seed=0, recipe=recipe, steps=8)
+    assert len(losses) == 8
+    assert losses[-1] < 0.8 * losses[0]
+    # Only the script's own settings promise the last bits, and they are the whole process's.
+    assert train(name, images, labels, seed=0, recipe=recipe, steps=2)[1] == pytest.approx(losses[:2], rel=1e-5)
+    assert train(name, images, labels, seed=1, recipe=recipe, steps=1)[1] != pytest.approx(losses[:1], rel=1e-5)
     assert torch.equal(torch.get_rng_state(), state)
-    assert sum(losses[-4:]) < 0.9 * sum(losses[:4])
-    assert losses == same
+
     path = tmp_path / "model.safetensors"
     save(model, path, seed=0, right=0, total=0, recipe=recipe)
     with registered():
         loaded = load(resolve(name).spec, path).model
-    probe = images[:4]
-    with torch.inference_mode():
-        assert torch.equal(loaded(probe), again(probe))
+    for key, parameter in model.named_parameters():
+        assert torch.equal(loaded.get_parameter(key), parameter)

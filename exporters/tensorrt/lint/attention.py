@@ -112,7 +112,7 @@ def _descend(value: ir.Value, subject: Subject, steps: int) -> tuple[ir.Node, in
 
 
 def _multiplies_values(node: ir.Node, subject: Subject) -> bool:
-    return len(node.inputs) == 2 and not any(is_weight(value, subject) for value in node.inputs)
+    return len(node.inputs) == 2 and bool(node.outputs) and not any(is_weight(value, subject) for value in node.inputs)
 
 
 def _leading(node: ir.Node, subject: Subject) -> Iterator[int]:

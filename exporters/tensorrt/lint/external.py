@@ -77,6 +77,31 @@ def fault(tensor: ir.ExternalTensor) -> str | None:
     return None
 
 
+_TYPED_FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data")
+
+
+def inline_fault(tensor: ir.TensorProtocol) -> str | None:
+    """Say why the data of a tensor that is stored in the model itself cannot be read; None where they can."""
+    if tensor.dtype.is_string():
+        return None
+    needed = byte_count(tensor)
+    if needed is None:
+        return "its shape or element type says nothing of its size"
+    if not isinstance(tensor, ir.serde.TensorProtoTensor):
+        return None
+    proto = tensor.raw
+    if proto.HasField("raw_data"):
+        found = len(proto.raw_data)
+        return None if found == needed else f"it has {found} bytes, its shape needs {needed}"
+    entries = sum(len(getattr(proto, name)) for name in _TYPED_FIELDS)
+    size = math.prod(proto.dims)
+    if tensor.dtype.bitwidth < 8:  # several values share an entry
+        size = needed
+    elif tensor.dtype in (ir.DataType.COMPLEX64, ir.DataType.COMPLEX128):
+        size *= 2
+    return None if entries == size else f"it has {entries} values, its shape needs {size}"
+
+
 def _leaves_folder(location: str) -> str | None:
     if not location:
         return "its data have no file"

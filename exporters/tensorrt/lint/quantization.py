@@ -144,7 +144,7 @@ def _types(node: ir.Node, subject: Subject) -> Iterator[Problem]:
         elif subject.opset >= 19 and data is not None and scale in FLOATS and data != scale:
             found = f"its scale is {type_name(scale)}, its data are {type_name(data)}"
             yield error(node, found, "from opset 19 on both have one type: Cast the scale when it is stored")
-        made = dtype(node.outputs[0] if node.outputs else None)
+        made = dtype(node.outputs[0])
         if made is not None and made not in LOW_PRECISION and operand(node, 2) is None:
             yield error(node, f"it quantizes to {type_name(made)}", _SYMMETRIC)
         quantized = made

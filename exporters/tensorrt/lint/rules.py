@@ -6,6 +6,7 @@ must hold and who says so. To add one, write the function and its line here.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,12 +28,11 @@ from exporters.tensorrt.lint.structure import (
     opset_and_ir,
     static_shapes,
 )
-from exporters.tensorrt.lint.subject import Subject, inlined, load
+from exporters.tensorrt.lint.subject import Subject, inlined, load, quiet
 from exporters.tensorrt.lint.types import attention_operator, gemm, inference_only, strong_typing, supported_types
 from models.errors import UsageError
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Collection, Iterator
 
     from exporters.tensorrt.lint.problem import Problem
@@ -109,20 +109,20 @@ def lint(
     target = parse_version(version)
     chosen = _choose(rules)
     wrong_entries: dict[str, str] = {}
-    if isinstance(model, ir.Model):
-        name = model.graph.name or "graph"
-    else:
-        path = Path(model)
-        name = str(path)
-        model, wrong_entries = load(path)
-    subject = Subject(inlined(model), target, plugins=plugins, profiled=profiled, wrong_entries=wrong_entries)
-    findings = [
-        Finding(rule.number, problem.level, problem.where, problem.message, problem.hint)
-        for rule in chosen
-        for problem in rule.check(subject)
-    ]
-    numbers = tuple(rule.number for rule in chosen)
-    attention = tuple(attention_blocks(subject)) if _ATTENTION_RULE in numbers else ()
+    with quiet():
+        if isinstance(model, ir.Model):
+            name = model.graph.name or "graph"
+        else:
+            name = os.fspath(model)
+            model, wrong_entries = load(Path(model))
+        subject = Subject(inlined(model), target, plugins=plugins, profiled=profiled, wrong_entries=wrong_entries)
+        findings = [
+            Finding(rule.number, problem.level, problem.where, problem.message, problem.hint)
+            for rule in chosen
+            for problem in rule.check(subject)
+        ]
+        numbers = tuple(rule.number for rule in chosen)
+        attention = tuple(attention_blocks(subject)) if _ATTENTION_RULE in numbers else ()
     return LintReport(name, version, numbers, tuple(dict.fromkeys(findings)), attention)
 
 

@@ -69,7 +69,7 @@ def _opset_of_quantization(node: ir.Node, subject: Subject) -> Iterator[Problem]
     scale, data = dtype(operand(node, 1)), dtype(operand(node, 0))
     if scale in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16) and opset < 19:
         yield error(node, f"a scale of type {type_name(scale)} in opset {opset}", "opset 19 or above, or FP32 scales")
-    quantized = data if node.op_type == "DequantizeLinear" else dtype(node.outputs[0] if node.outputs else None)
+    quantized = data if node.op_type == "DequantizeLinear" else dtype(node.outputs[0])
     needed = 0 if quantized is None else _QUANTIZED_OPSETS.get(quantized, 0)
     if attribute(node, "block_size", 0):
         needed = max(needed, 21)
@@ -167,7 +167,7 @@ def constant_operands(subject: Subject) -> Iterator[Problem]:
                 yield error(node, f"operand {position} of {name} is computed from data", "make it a constant")
         if name == "TopK":
             k = subject.constant(operand(node, 1))
-            if k is not None and k.size and int(k.reshape(-1)[0]) > MAX_TOP_K:
+            if k is not None and k.size and k.dtype.kind == "i" and int(k.reshape(-1)[0]) > MAX_TOP_K:
                 yield error(node, f"K is {int(k.reshape(-1)[0])}", f"at most {MAX_TOP_K}")
 
 
@@ -279,6 +279,9 @@ def names_and_edges(subject: Subject) -> Iterator[Problem]:
     for name, count in seen.items():
         if count > 1:
             yield error(name, f"{count} nodes have this name", "give each a name of its own")
+    for node in subject.graph.all_nodes():
+        if not node.outputs:
+            yield error(node, "it has no result", "leave it out")
     yield from _order(subject)
     for node in subject.nodes:
         yield from _operands(node, subject)

@@ -17,7 +17,7 @@ from exporters.tensorrt.lint import external
 from exporters.tensorrt.lint.element_types import is_onnx
 from exporters.tensorrt.lint.inference import Inference, constant_tensor
 from exporters.tensorrt.lint.operators import ONNX_DOMAINS, Operators, Version, operators
-from models.errors import DeployError, UsageError, first_line
+from models.errors import UsageError, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -43,7 +43,7 @@ class Subject:
         graph: its main graph.
         name: what to call the graph in a message.
         opset: version of the ONNX operator set; 0 where none is declared.
-        nodes: all nodes, those of inner graphs too.
+        nodes: all nodes, those of inner graphs too; none without a result, of which rule 12 speaks.
     """
 
     def __init__(
@@ -56,13 +56,13 @@ class Subject:
         wrong_entries: dict[str, str] | None = None,
     ) -> None:
         self.model = model
-        self.name = model.graph.name or "graph"
         self.version = version
         self.plugins = frozenset(plugins)
         self.profiled = frozenset(profiled)
         self.graph = model.graph
         self.opset = next((v for domain, v in model.opset_imports.items() if domain in ONNX_DOMAINS), 0)
-        self.nodes = tuple(self.graph.all_nodes())
+        self.nodes = tuple(node for node in _all_nodes(model) if node.outputs)
+        self.name = model.graph.name or "graph"
         self._wrong_entries = wrong_entries or {}
         self._faults: dict[ir.ExternalTensor, str | None] = {}  # looking at a file takes time
 
@@ -94,15 +94,7 @@ class Subject:
             if tensor not in self._faults:
                 self._faults[tensor] = self._wrong_entries.get(tensor.name or "") or external.fault(tensor)
             return self._faults[tensor]
-        needed = external.byte_count(tensor)
-        if needed is None and not tensor.dtype.is_string():
-            return "its shape or element type says nothing of its size"
-        if not isinstance(tensor, ir.serde.TensorProtoTensor):
-            return None
-        raw = tensor.raw
-        if raw.HasField("raw_data") and len(raw.raw_data) != needed:
-            return f"it has {len(raw.raw_data)} bytes, its shape needs {needed}"
-        return None
+        return external.inline_fault(tensor)
 
     def read(self, tensor: ir.TensorProtocol) -> Array | None:
         """Return the data of a tensor, or None where they cannot be read or must not be."""
@@ -166,14 +158,35 @@ def load(path: Path) -> tuple[ir.Model, dict[str, str]]:
         raise UsageError(f"{path} is no ONNX file: it holds no graph", expected="an ONNX file")
     wrong = external.repair_entries(proto)
     try:
-        with _quiet():
-            model = ir.from_proto(proto)
-            ir.external_data.set_base_dir(model.graph, path.parent)
+        model = ir.from_proto(proto)
+        ir.external_data.set_base_dir(model.graph, path.parent)
     except Exception as error:  # a graph that cannot be drawn: a value with two producers, a type of no number
         raise UsageError(
             f"the graph in {path} cannot be read: {first_line(_root(error))}", expected="a valid ONNX graph"
         ) from error
     return model, wrong
+
+
+def _all_nodes(model: ir.Model) -> list[ir.Node]:
+    """Return the nodes of a graph and of those inside it.
+
+    Raises:
+        UsageError: a body is missing, or a name is no text: the file holds bytes there.
+    """
+    try:
+        nodes = list(model.graph.all_nodes())
+        graphs = [model.graph, *model.graph.subgraphs()]
+    except Exception as error:  # of the iterator's own making
+        raise UsageError(f"the graph cannot be read: {first_line(error)}", expected="a valid ONNX graph") from error
+    values = [v for graph in graphs for v in (*graph.inputs, *graph.initializers.values(), *graph.outputs)]
+    values += [v for node in nodes for v in (*node.inputs, *node.outputs) if v is not None]
+    names: list[object] = [model.graph.name, *model.opset_imports, *(value.name for value in values)]
+    for node in nodes:
+        names += [node.name, node.op_type, node.domain, *node.attributes]
+    broken = next((name for name in names if not isinstance(name, str | None)), None)
+    if broken is not None:
+        raise UsageError(f"the graph cannot be read: the name {broken!r} is no text", expected="a valid ONNX graph")
+    return nodes
 
 
 def inlined(model: ir.Model) -> ir.Model:
@@ -185,11 +198,8 @@ def inlined(model: ir.Model) -> ir.Model:
     if not model.functions:
         return model
     try:
-        with _quiet():
-            copy = model.clone()
-            common.InlinePass()(copy)
-    except DeployError:
-        raise
+        copy = model.clone()
+        common.InlinePass()(copy)
     except Exception as error:  # of the pass's own making
         raise UsageError(
             f"the model's functions cannot be inlined: {first_line(_root(error))}", expected="a valid ONNX model"
@@ -198,7 +208,7 @@ def inlined(model: ir.Model) -> ir.Model:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Reading a broken graph warns and logs; what is wrong with it is the report's to say."""
     logger = logging.getLogger("onnx_ir")
     level = logger.level

@@ -57,7 +57,7 @@ def supported_types(subject: Subject) -> Iterator[Problem]:
             continue
         data = operand(node, _DATA_OPERAND.get(node.op_type, 0))
         if node.op_type in _JUDGED_BY_OUTPUT:
-            data = node.outputs[0] if node.outputs else None
+            data = node.outputs[0]
         found = dtype(data)
         if found in _PLAIN and found not in supported:
             names = sorted(t.name for t in supported)

@@ -1,0 +1,71 @@
+"""Element types of a graph: those that a file does not say, and whether an operator's definition allows another."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING
+
+import onnx
+import onnx_ir as ir
+
+from exporters.tensorrt.lint.element_types import allowed_types, derive, formal, is_onnx
+from exporters.tensorrt.lint.operators import ONNX_DOMAINS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+REDUCED = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
+
+
+def fill_types(model: ir.Model) -> None:
+    """Write down the element types that follow from the operators, in inner graphs too; shapes play no part."""
+    _fill(model.graph, opset(model.opset_imports))
+
+
+def _fill(graph: ir.Graph, version: int) -> None:
+    for node in graph:
+        for body in subgraphs(node):
+            _fill(body, version)
+        for output, dtype in zip(node.outputs, derive(node, type_of, version), strict=True):
+            if output.type is None and dtype is not None:
+                output.type = ir.TensorType(dtype)
+
+
+def type_of(value: ir.Value | None) -> ir.DataType | None:
+    """Return the element type of a value, or None where it has none or is absent."""
+    if value is None:
+        return None
+    return value.const_value.dtype if value.type is None and value.const_value is not None else value.dtype
+
+
+def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
+    """Yield the graphs that a node's attributes hold."""
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()
+
+
+def opset_of(node: ir.Node) -> int:
+    """Return the version of the ONNX operator set that a node of a main graph is defined by."""
+    graph = node.graph
+    assert isinstance(graph, ir.Graph), "nodes of functions are not asked for"
+    return opset(graph.opset_imports)
+
+
+def opset(imports: Mapping[str, int]) -> int:
+    """Return the version of the ONNX operator set, which has two names; 0 where a file imports none."""
+    return next((version for domain, version in imports.items() if domain in ONNX_DOMAINS), 0)
+
+
+def takes(node: ir.Node, position: int, dtype: ir.DataType) -> bool:
+    """Whether the definition of an operator allows an element type for the operand at this position."""
+    return is_onnx(node) and _takes(node.op_type, opset_of(node), position, dtype)
+
+
+@cache
+def _takes(op_type: str, opset: int, position: int, dtype: ir.DataType) -> bool:
+    schema = onnx.defs.get_schema(op_type, opset, "")
+    parameter = formal(schema.inputs, position)
+    return parameter is not None and dtype in allowed_types(schema, parameter.type_str)

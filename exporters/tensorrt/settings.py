@@ -1,0 +1,164 @@
+"""What an engine is built with: shapes, limits, compatibility. Everything converts to JSON and back."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from models.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from models.spec import TensorSpec
+
+HARDWARE_COMPATIBILITY = ("none", "ampere+", "same-compute-capability")
+"""Names of ``tensorrt.HardwareCompatibilityLevel``, in words."""
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
+
+
+@dataclass(frozen=True)
+class ShapeRange:
+    """The shapes of one input that an engine takes, batch first.
+
+    Attributes:
+        min: smallest.
+        opt: the one that TensorRT tunes for.
+        max: largest.
+    """
+
+    min: tuple[int, ...]
+    opt: tuple[int, ...]
+    max: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse shapes that are no range."""
+        shapes = (self.min, self.opt, self.max)
+        ordered = all(0 < low <= opt <= high for low, opt, high in zip(*shapes, strict=False))
+        if len({len(shape) for shape in shapes}) != 1 or not ordered:
+            raise UsageError(
+                "the shapes " + ", ".join("x".join(map(str, shape)) for shape in shapes) + " are no range",
+                expected="three shapes of one rank, each axis min <= opt <= max, all positive",
+            )
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ShapeRange:
+        """Rebuild a range."""
+        return cls(tuple(data["min"]), tuple(data["opt"]), tuple(data["max"]))
+
+
+@dataclass(frozen=True)
+class BuildSettings:
+    """How an engine is built. What is not here is TensorRT's default.
+
+    Attributes:
+        profile: input name -> shapes, one optimization profile.
+        workspace: bytes of scratch memory that a layer may take; None for all of the GPU.
+        optimization_level: 0 to 5; None for TensorRT's default, 3.
+        hardware_compatibility: one of `HARDWARE_COMPATIBILITY`.
+        version_compatible: the plan also runs on later versions; it then carries a lean runtime.
+        strip_weights: leave out the weights; they are refitted from the ONNX file.
+        max_aux_streams: streams beside the main one; None for TensorRT's choice.
+        timing_cache: file of kernel timings, or None; see `exporters.tensorrt.timing_cache`.
+        error_on_timing_cache_miss: fail where the cache does not know a layer.
+        locked: file of the kernels that must be chosen, or None.
+        tf32: let FP32 matrix products round to TF32.
+    """
+
+    profile: Mapping[str, ShapeRange]
+    workspace: int | None = None
+    optimization_level: int | None = None
+    hardware_compatibility: str = "none"
+    version_compatible: bool = False
+    strip_weights: bool = False
+    max_aux_streams: int | None = None
+    timing_cache: str | None = None
+    error_on_timing_cache_miss: bool = False
+    locked: str | None = None
+    tf32: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what no builder takes."""
+        level, streams = self.optimization_level, self.max_aux_streams
+        if self.hardware_compatibility not in HARDWARE_COMPATIBILITY:
+            raise UsageError(
+                f"hardware compatibility {self.hardware_compatibility!r}", expected=", ".join(HARDWARE_COMPATIBILITY)
+            )
+        if level is not None and not 0 <= level <= 5:
+            raise UsageError(f"builder optimization level {level}", expected="0 to 5")
+        if streams is not None and streams < 0:
+            raise UsageError(f"{streams} auxiliary streams", expected="0 or more")
+        if self.error_on_timing_cache_miss and self.timing_cache is None:
+            raise UsageError("an error on a timing cache miss was asked for", expected="--timing-cache FILE as well")
+        if self.timing_cache is not None and level == 0:
+            raise UsageError("builder optimization level 0 does not use a timing cache", expected="level 1 to 5")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings as JSON values; enumerations by name, for their numbers differ between versions."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> BuildSettings:
+        """Rebuild settings."""
+        profile = {name: ShapeRange.from_json(shapes) for name, shapes in data["profile"].items()}
+        return cls(**{**data, "profile": profile})
+
+
+@dataclass(frozen=True)
+class ShapeRequest:
+    """The shapes that a user asks for.
+
+    Attributes:
+        batch: smallest, best and largest batch.
+        min: input name -> smallest shape, in place of the batch's.
+        opt: the same for the best.
+        max: the same for the largest.
+    """
+
+    batch: tuple[int, int, int] = (1, 8, 32)
+    min: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    opt: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    max: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def profile(self, inputs: Sequence[TensorSpec], fixed_batch: int | None) -> dict[str, ShapeRange]:
+        """Return the profile of a model.
+
+        Args:
+            inputs: the model's.
+            fixed_batch: the batch that the graph was exported with, or None where it is symbolic.
+
+        Raises:
+            UsageError: an unknown input, or shapes that the graph does not take.
+        """
+        names = {i.name for i in inputs}
+        if unknown := sorted({*self.min, *self.opt, *self.max} - names):
+            raise UsageError(f"the model has no input {unknown[0]!r}", expected=", ".join(sorted(names)))
+        batch = self.batch if fixed_batch is None else (fixed_batch,) * 3
+        profile = {}
+        for i in inputs:
+            given = (self.min, self.opt, self.max)
+            shapes = [shape.get(i.name, (size, *i.shape)) for shape, size in zip(given, batch, strict=True)]
+            wrong = [s for s in shapes if s[1:] != i.shape or (fixed_batch is not None and s[0] != fixed_batch)]
+            if wrong:
+                first = "batch" if fixed_batch is None else str(fixed_batch)
+                raise UsageError(
+                    f"the input {i.name} cannot have the shape {'x'.join(map(str, wrong[0]))}",
+                    expected="x".join([first, *map(str, i.shape)]),
+                    hint="export the model with another --img-size or --batch",
+                )
+            profile[i.name] = ShapeRange(*shapes)
+        return profile
+
+
+def parse_size(text: str) -> int:
+    """Read ``4G``, ``512M`` or a number of bytes.
+
+    Raises:
+        UsageError: it is none.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMG]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if found is None or float(found[1]) <= 0:
+        raise UsageError(f"{text!r} is no size", expected="a number of bytes, such as 4G or 512M")
+    return int(float(found[1]) * _UNITS[found[2].upper()])

@@ -1,0 +1,258 @@
+"""The sidecar of a plan: what it is, what it was built from and with, and whether this is still the file.
+
+A plan is executable: TensorRT's own check of it detects no tampering. So its hash, the version in its header and the
+GPU are compared with the sidecar before TensorRT is given a single byte. Source: TensorRT, "Security" and "Version
+compatibility".
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from exporters.precision.whole_file import write_whole
+from exporters.tensorrt.plan import version_of_plan
+from exporters.tensorrt.settings import BuildSettings
+from models.errors import EnvironmentUnsuitable, IntegrityError, UsageError
+from models.files import sha256_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+SCHEMA_VERSION = 1
+PLAN_SUFFIX = ".plan"
+_BUILD_AGAIN = "build it again: deploycli build-trt"
+
+
+@dataclass(frozen=True)
+class GpuRecord:
+    """The GPU that a plan was built on.
+
+    Attributes:
+        name: such as ``NVIDIA L4``.
+        compute_capability: major and minor.
+        driver: version of the driver, or empty where it is not known.
+        memory: bytes.
+    """
+
+    name: str
+    compute_capability: tuple[int, int]
+    driver: str = ""
+    memory: int = 0
+
+
+@dataclass(frozen=True)
+class IoTensor:
+    """An input or output of an engine.
+
+    Attributes:
+        name: its name.
+        mode: ``input`` or ``output``.
+        dtype: NumPy name of the element type.
+        shape: sizes, -1 for a dynamic axis.
+        profile: smallest, best and largest shape; of inputs only.
+    """
+
+    name: str
+    mode: str
+    dtype: str
+    shape: tuple[int, ...]
+    profile: tuple[tuple[int, ...], ...] = ()
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """All that is known of a plan.
+
+    Attributes:
+        plan: name of the plan's file, beside the sidecar.
+        sha256: its hash.
+        size: its bytes.
+        precision: what it was built as.
+        onnx: name of the ONNX file of the bundle that it was built from.
+        onnx_sha256: its hash, external data included.
+        tensorrt: version, four parts.
+        gpu: where it was built.
+        settings: what it was built with.
+        io: its inputs and outputs.
+        layers: figures of the engine inspector.
+        assertions: what was asserted of its precision, and held.
+        facts: read back from the engine: hardware compatibility, whether it can be refitted, device memory.
+        timing_cache_sha256: of the timing cache that was used, or empty.
+        seconds: how long the build took.
+        tool_version: version of deploycli.
+        built_at: time of the build, UTC.
+        unreleasable: why it must not be shipped, or empty.
+        schema_version: of this layout.
+    """
+
+    plan: str
+    sha256: str
+    size: int
+    precision: str
+    onnx: str
+    onnx_sha256: str
+    tensorrt: str
+    gpu: GpuRecord
+    settings: BuildSettings
+    io: tuple[IoTensor, ...]
+    layers: Mapping[str, Any]
+    assertions: tuple[str, ...]
+    facts: Mapping[str, Any]
+    timing_cache_sha256: str
+    seconds: float
+    tool_version: str
+    built_at: str
+    unreleasable: str = ""
+    schema_version: int = field(default=SCHEMA_VERSION)
+
+    def dumps(self) -> str:
+        """Return the text of the file."""
+        return json.dumps(asdict(self), indent=2, allow_nan=False) + "\n"
+
+    def save(self, folder: Path) -> Path:
+        """Write the sidecar beside its plan, whole or not at all; the plan must be there already.
+
+        Raises:
+            EnvironmentUnsuitable: it cannot be written.
+        """
+        path = sidecar_of(folder / self.plan)
+        write_whole(path, self.dumps().encode())
+        return path
+
+    @classmethod
+    def load(cls, path: Path) -> Sidecar:
+        """Read a sidecar.
+
+        Raises:
+            IntegrityError: there is none, it is malformed, or it names a plan outside its folder.
+            UsageError: an unknown schema version.
+        """
+        try:
+            data = json.loads(path.read_text("utf-8"))
+            version = data["schema_version"]
+            if version != SCHEMA_VERSION:
+                raise UsageError(
+                    f"{path} has schema version {version}",
+                    expected=f"schema version {SCHEMA_VERSION}",
+                    hint="use the deploycli that built the engine, or build it again",
+                )
+            sidecar = cls(
+                **{
+                    **data,
+                    "gpu": GpuRecord(**{**data["gpu"], "compute_capability": _pair(data["gpu"]["compute_capability"])}),
+                    "settings": BuildSettings.from_json(data["settings"]),
+                    "io": tuple(_io(tensor) for tensor in data["io"]),
+                    "assertions": tuple(data["assertions"]),
+                }
+            )
+        except FileNotFoundError as error:
+            raise IntegrityError(
+                f"the plan has no sidecar {path.name}", expected="plan and sidecar together", hint=_BUILD_AGAIN
+            ) from error
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise IntegrityError(
+                f"{path} is malformed ({type(error).__name__}: {error})", expected="a sidecar", hint=_BUILD_AGAIN
+            ) from error
+        if not isinstance(sidecar.plan, str) or sidecar.plan != f"{path.stem}{PLAN_SUFFIX}":
+            raise IntegrityError(f"{path} names the plan {sidecar.plan!r}", expected=f"{path.stem}{PLAN_SUFFIX}")
+        return sidecar
+
+    def check_file(self, folder: Path) -> Path:
+        """Compare the plan with what was recorded, without opening it in TensorRT; return its path.
+
+        Raises:
+            IntegrityError: it is missing, changed, reached through a link out of the folder, or no plan.
+        """
+        plan = folder / self.plan
+        if not plan.resolve().is_relative_to(folder.resolve()):
+            raise IntegrityError(f"{plan} is a link that leaves its folder", expected="a file beside its sidecar")
+        if not plan.is_file():
+            raise IntegrityError(f"{plan} is missing, its sidecar is there", expected="both", hint=_BUILD_AGAIN)
+        if (found := sha256_of(plan)) != self.sha256:
+            raise IntegrityError(
+                f"{plan} has changed: {plan.stat().st_size} bytes, sha256 {found}",
+                expected=f"{self.size} bytes, sha256 {self.sha256}",
+                hint=_BUILD_AGAIN,
+            )
+        if version_of_plan(plan) is None:
+            raise IntegrityError(f"{plan} does not begin as a TensorRT plan does", expected="a plan", hint=_BUILD_AGAIN)
+        return plan
+
+    def check_host(self, tensorrt: str, compute_capability: tuple[int, int], gpu: str) -> None:
+        """Say plainly that this machine cannot run the plan, before TensorRT says it otherwise.
+
+        Args:
+            tensorrt: version that is installed, four parts.
+            compute_capability: of this GPU.
+            gpu: name of this GPU.
+
+        Raises:
+            EnvironmentUnsuitable: another version or another GPU than the plan was built for.
+        """
+        compatible = self.settings.version_compatible and _numbers(tensorrt) >= _numbers(self.tensorrt)
+        if tensorrt != self.tensorrt and not compatible:
+            raise EnvironmentUnsuitable(
+                f"{self.plan} was built by TensorRT {self.tensorrt}, here is {tensorrt}",
+                expected=f"TensorRT {self.tensorrt}"
+                + (" or later" if self.settings.version_compatible else ", for it is not version compatible"),
+                hint=f"pip install tensorrt=={self.tensorrt}, or build it again here",
+            )
+        level, built = self.settings.hardware_compatibility, self.gpu.compute_capability
+        fits = {
+            "none": compute_capability == built and gpu == self.gpu.name,
+            "same-compute-capability": compute_capability == built,
+            "ampere+": compute_capability >= (8, 0),
+        }[level]
+        if not fits:
+            raise EnvironmentUnsuitable(
+                f"{self.plan} was built on {self.gpu.name} (compute capability {_dotted(built)}), "
+                f"here is {gpu} ({_dotted(compute_capability)})",
+                expected=f"hardware compatibility {level!r} to cover this GPU",
+                hint="build it here, or with --hardware-compatibility ampere+",
+            )
+
+
+def sidecar_of(plan: Path) -> Path:
+    """Return where the sidecar of a plan is."""
+    return plan.with_suffix(".json")
+
+
+def engine_name(precision: str, compute_capability: tuple[int, int], tensorrt: str) -> str:
+    """Return the name of a plan's file: ``fp16-sm89-trt10.13.3.9.plan``."""
+    return f"{precision}-sm{compute_capability[0]}{compute_capability[1]}-trt{tensorrt}{PLAN_SUFFIX}"
+
+
+def sidecars(folder: Path) -> Iterator[Sidecar]:
+    """Yield the sidecars of a folder of engines, by name.
+
+    Raises:
+        IntegrityError: a plan without a sidecar, or a sidecar that is malformed.
+    """
+    if not folder.is_dir():
+        return
+    for plan in sorted(folder.glob(f"[!.]*{PLAN_SUFFIX}")):
+        if not sidecar_of(plan).is_file():
+            raise IntegrityError(f"{plan} has no sidecar", expected="plan and sidecar together", hint=_BUILD_AGAIN)
+    for path in sorted(folder.glob("[!.]*.json")):
+        yield Sidecar.load(path)
+
+
+def _io(data: Mapping[str, Any]) -> IoTensor:
+    profile = tuple(tuple(shape) for shape in data["profile"])
+    return IoTensor(data["name"], data["mode"], data["dtype"], tuple(data["shape"]), profile)
+
+
+def _pair(values: Any) -> tuple[int, int]:
+    major, minor = values
+    return int(major), int(minor)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdigit())
+
+
+def _dotted(capability: tuple[int, int]) -> str:
+    return ".".join(map(str, capability))

@@ -1,0 +1,97 @@
+"""What FP16 and INT8 cost on the test pictures: every row of the README's table is one :class:`Row`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, quantize_static
+
+from exporters.export import ExportRequest, export
+from exporters.precision.quantize import quantize_bundle
+from exporters.precision.request import CalibrationData, Quantization, Typing
+from exporters.precision.simulate import open_runtime
+from exporters.precision.typed import cast_bundle
+from tests.digits import arrays, checkpoint, registered
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    import numpy.typing as npt
+
+    from exporters.bundle import Bundle
+
+CALIBRATION_SAMPLES = 128
+BATCH = 54  # a tenth of the test pictures
+
+
+@dataclass(frozen=True)
+class Row:
+    """One graph on all test pictures.
+
+    Attributes:
+        graph: what it is.
+        correct: pictures that it names rightly.
+        agree: pictures on which it names the digit that the FP32 graph names.
+        samples: pictures.
+    """
+
+    graph: str
+    correct: int
+    agree: int
+    samples: int
+
+
+def exported(name: str, root: Path) -> Bundle:
+    """Export one of ``tests.digits.NAMES`` with its trained weights."""
+    with registered():
+        return export(ExportRequest(name, root, checkpoint=checkpoint(name)))
+
+
+def rows(bundle: Bundle, root: Path, schemes: tuple[str, ...] = ("gemm", "attention", "full")) -> Iterator[Row]:
+    """Yield FP32, FP16, INT8 by our schemes, and for contrast every operator in INT8 by its extreme values."""
+    images, labels = arrays("test")
+    truth = _classes(bundle.path / "model.onnx", images)
+
+    def row(graph: str, path: Path) -> Row:
+        found = _classes(path, images)
+        return Row(graph, int((found == labels).sum()), int((found == truth).sum()), len(labels))
+
+    yield row("FP32", bundle.path / "model.onnx")
+    yield row("FP16", cast_bundle(bundle, Typing()).bundle.path / "model.fp16.onnx")
+    calibration = arrays("train", CALIBRATION_SAMPLES)[0]
+    for scheme in schemes:
+        quantize_bundle(bundle, Quantization(scheme=scheme), CalibrationData(list(calibration)))
+        yield row(f"INT8, {scheme}", bundle.path / "model.int8.onnx")
+    yield row("INT8, naive", naive(bundle.path / "model.onnx", calibration, root / f"{bundle.path.name}.naive.onnx"))
+
+
+def naive(source: Path, calibration: npt.NDArray[np.float32], path: Path) -> Path:
+    """Quantise every operator that can be, whole tensors from their smallest to their largest value."""
+    quantize_static(
+        source,
+        path,
+        _Reader(calibration),
+        quant_format=QuantFormat.QDQ,
+        calibrate_method=CalibrationMethod.MinMax,
+        per_channel=False,
+    )
+    return path
+
+
+class _Reader(CalibrationDataReader):  # type: ignore[misc]  # it has no types
+    def __init__(self, images: npt.NDArray[np.float32]) -> None:
+        self._feeds = iter([{"images": image[None]} for image in images])
+
+    def get_next(self) -> dict[str, Any] | None:
+        return next(self._feeds, None)
+
+
+def _classes(path: Path, images: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+    with open_runtime(path) as runtime:
+        logits = [
+            runtime.run({"images": images[start : start + BATCH]})["logits"] for start in range(0, len(images), BATCH)
+        ]
+    return np.concatenate(logits).argmax(1)
