@@ -12,6 +12,7 @@ COMMANDS = {
     "cast": "Write the strongly typed FP16 or BF16 graph of a bundle.",
     "export": "Trace a model, rewrite its graph, write a checked bundle.",
     "inspect": "Show what is in a bundle or an ONNX file.",
+    "lint": "Judge ONNX files as TensorRT will, without TensorRT.",
     "list": "List the models that have a name.",
     "quantize": "Write the INT8 graph of a bundle, calibrated on data.",
     "verify": "Compare every artifact of a bundle with the eager model.",

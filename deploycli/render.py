@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from exporters.artifact import Artifact
     from exporters.bundle import Bundle
     from exporters.evaluate import Evaluation
+    from exporters.proof import Proof
     from exporters.report import Report, Stage
     from exporters.steps import Step
     from exporters.summary import OnnxSummary, TensorSummary
@@ -65,12 +66,13 @@ class Progress:
     def warn_of(self, weights: Weights) -> None:
         """Say what of the weights a user should know, whatever is printed to stdout."""
         if weights.source == "random":
-            self._warn(f"weights: {weights.describe()}. Pass --checkpoint or --pretrained for real ones.")
+            self.warn(f"weights: {weights.describe()}. Pass --checkpoint or --pretrained for real ones.")
         if resampled := weights.report.get("resampled"):
             noun = "position embedding was" if resampled == 1 else f"{resampled} position embeddings were"
-            self._warn(f"weights: the {noun} resampled (bicubic) for this image size.")
+            self.warn(f"weights: the {noun} resampled (bicubic) for this image size.")
 
-    def _warn(self, message: str) -> None:
+    def warn(self, message: str) -> None:
+        """Say what a user should know, whatever is printed to stdout."""
         self._console.print(Text(message, "yellow"), soft_wrap=True)
 
     def __enter__(self) -> Progress:
@@ -110,8 +112,8 @@ def show_export(bundle: Bundle, *, verbose: bool) -> None:
     next_step(console, bundle)
 
 
-def show_bundle(bundle: Bundle, *, verbose: bool) -> None:
-    """Print a bundle."""
+def show_bundle(bundle: Bundle, proof: Proof, *, verbose: bool) -> None:
+    """Print a bundle, and whether its artifacts are verified."""
     console = stdout()
     manifest = bundle.manifest
     console.print(Text(str(bundle.path), "bold"), f"(deploycli {manifest.tool_version}, all hashes match)")
@@ -132,6 +134,7 @@ def show_bundle(bundle: Bundle, *, verbose: bool) -> None:
     for artifact in manifest.artifacts:
         console.print()
         show_artifact(console, bundle, artifact)
+        _show_verdict(console, proof, artifact)
         console.print(_op_table(artifact.ops_before, artifact.ops_after))
         show_steps(console, artifact.steps, refusals=verbose)
     console.print()
@@ -139,6 +142,15 @@ def show_bundle(bundle: Bundle, *, verbose: bool) -> None:
     for record in manifest.files():
         files.add_row(record.path, f"{record.size:,}", record.sha256)
     console.print(files)
+
+
+def _show_verdict(console: Console, proof: Proof, artifact: Artifact) -> None:
+    verdict = proof.verdict(artifact)
+    if verdict.passed:
+        console.print("  verified:", Text("ok", "green"), f"(reference: {proof.reference}, {proof.time})")
+    else:
+        style = "bold red" if verdict.status == "failed" else "yellow"
+        console.print("  verified:", Text(verdict.status, style), f"({verdict.reason})", soft_wrap=True)
 
 
 def show_onnx(summary: OnnxSummary) -> None:

@@ -15,6 +15,7 @@ is assumed, and what a killed one left is not cleaned up.
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
@@ -31,12 +32,17 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def replaced_folder(target: Path) -> Iterator[Path]:
+def replaced_folder(target: Path, *, replace: bool = True) -> Iterator[Path]:
     """Yield an empty folder that takes the place of ``target`` when the block ends, or vanishes when it raises.
 
     The parent folder is created where it is missing.
 
+    Args:
+        target: the folder.
+        replace: whether a folder that is there may be replaced.
+
     Raises:
+        FileExistsError: ``target`` exists, and may not be replaced.
         OSError: from the file system; ``target`` is then as it was.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -50,6 +56,8 @@ def replaced_folder(target: Path) -> Iterator[Path]:
         yield temporary
         _sync_tree(temporary)
         with _locked(target.parent):
+            if not replace and target.exists():
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
             _swap(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # gone already where the swap succeeded

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 import click
+from click.core import ParameterSource
 
 from deploycli.options import SEEDS, json_option, labels_source, open_bundles, output_option
 from deploycli.precision_options import expressions, names, samples_option, typing_options
@@ -58,9 +59,7 @@ _STAGES = "patch-embed, head, mlp.fc2, patch-merging"
 @click.option(
     "--method",
     type=click.Choice(["max", "percentile", "entropy", "mse"]),
-    default="mse",
-    show_default=True,
-    help="How a range follows from the values that were seen.",
+    help="How a range follows from the values that were seen.  [default: mse, or that of --cache]",
 )
 @click.option("--percentile", type=float, metavar="P", help="Of --method percentile.  [default: 99.99]")
 @click.option(
@@ -106,7 +105,7 @@ def command(
     exclude: tuple[str, ...],
     exclude_file: Path | None,
     high_precision: str,
-    method: str,
+    method: str | None,
     percentile: float | None,
     around: str,
     keep_fp32: tuple[str, ...],
@@ -138,14 +137,14 @@ def command(
     from exporters.precision.quantize import quantize_bundle
     from exporters.precision.request import AccuracyBudget, CalibrationData, Quantization, Typing, stages
 
-    if max_drop is None and (images is not None or labels is not None or limit is not None):
-        raise click.UsageError("--images, --labels and --limit serve --max-drop")
+    _check_options(click.get_current_context())
     typing = Typing(around, names(allow_fp16), expressions(keep_fp32, keep_fp32_file), io_types == "fp16")
+    parameters = {} if percentile is None else {"percentile": percentile}
     quantization = Quantization(
         scheme=scheme,
         exclude=expressions(exclude, exclude_file),
         high_precision=stages(names((high_precision,))),
-        method=Method.of(method, **({} if percentile is None else {"percentile": percentile})),
+        method=None if method is None else Method.of(method, **parameters),
         float_weights=weights == "float",
         around=None if around == "fp32" else typing,
     )
@@ -162,3 +161,28 @@ def command(
         for quantized in made:
             show_quantized(quantized, verbose=verbose)
     return 0
+
+
+def _check_options(context: click.Context) -> None:
+    """Refuse options that would do nothing.
+
+    Raises:
+        UsageError: one was given without the one that it serves.
+    """
+    given = {name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+    values = context.params
+    has_data = bool(given & {"calibrate", "allow_random_calibration"})
+    for options, serves, is_served in (
+        (("images", "labels", "limit"), "--max-drop", "max_drop" in given),
+        (("percentile",), "--method percentile", values["method"] == "percentile"),
+        (("seed",), "--allow-random-calibration", values["allow_random_calibration"]),
+        (("samples",), "--calibrate", has_data or "cache" not in given),
+        (
+            ("keep_fp32", "keep_fp32_file", "allow_fp16", "io_types"),
+            "--around fp16 or bf16",
+            values["around"] != "fp32",
+        ),
+    ):
+        for option in options:
+            if option in given and not is_served:
+                raise click.UsageError(f"--{option.replace('_', '-')} does nothing without {serves}")

@@ -69,6 +69,8 @@ def command(
     Each artifact runs at every batch of the sweep, and at the largest one in another order, which must only reorder
     the outputs.
 
+    The report is kept in the bundle, as reports/verify.json: `deploycli package` asks for it.
+
     \b
     Examples:
       deploycli verify
@@ -77,12 +79,15 @@ def command(
       deploycli verify --reference golden --json
     """
     from deploycli.render import Progress, print_json, show_reports
+    from exporters.proof import keep
     from exporters.verify import verify
+    from models.errors import EnvironmentUnsuitable
 
     opened = open_bundles(root, bundles)
+    reports = []
     with Progress() as progress:
-        reports = [
-            verify(
+        for bundle in opened:
+            report = verify(
                 bundle,
                 batches=batches,
                 reference=reference,
@@ -94,8 +99,11 @@ def command(
                 seed=seed,
                 progress=progress.count,
             )
-            for bundle in opened
-        ]
+            reports.append(report)
+            try:
+                keep(bundle, report)
+            except EnvironmentUnsuitable as error:  # a bundle on a read-only disk is verified all the same
+                progress.warn(f"the report could not be kept: {error.found}")
     if as_json:
         print_json([report.to_json() for report in reports])
     else:

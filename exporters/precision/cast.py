@@ -6,52 +6,35 @@ Before -> after, where LayerNormalization stays FP32::
     x: f32 -> Cast f16 -> MatMul(x, W: f16) -> Cast f32 -> LayerNormalization -> Cast f16 -> Reshape -> MatMul
 
 Every operator has one precision, and a value is cast where it passes from one precision to another: so there is no
-Cast between neighbours of one type, and one value is never cast twice. Operators that only move data take the
-precision that needs fewer casts, and the smaller one where that is equal. What stays FP32 says why (see `policy`).
+Cast between neighbours of one type, and one value is never cast twice. Data movement has the reduced type, unless it
+stands between two operators in FP32: it must not round what it moves. What stays FP32 says why (see `policy`).
 
-Refused, for one: a graph with Q/DQ of an opset below 19, whose scales cannot be FP16.
+Refused, for one: a graph that has FP16 values already.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import onnx
+import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes import common
 
 from exporters.precision.constants import feeds_softmax, reduced
-from exporters.precision.policy import NEAR_OVERFLOW, decide, reducible
+from exporters.precision.dtypes import REDUCED, fill_types, opset_of, subgraphs, takes, type_of
+from exporters.precision.policy import decide, stored
 from exporters.rewrite.builder import initializer
-from exporters.rewrite.facts import Facts
+from exporters.rewrite.movement_ops import MOVEMENT
 from exporters.rewrite.unique import Names, value_names
 from exporters.steps import Refusal
+from exporters.tensorrt.lint.element_types import derive, is_onnx
 from models.errors import UsageError
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from exporters.precision.policy import Policy
 
-_MOVES = frozenset(
-    {
-        "Concat",
-        "DepthToSpace",
-        "Expand",
-        "Flatten",
-        "Gather",
-        "GatherElements",
-        "GatherND",
-        "Identity",
-        "Pad",
-        "Reshape",
-        "Slice",
-        "SpaceToDepth",
-        "Split",
-        "Squeeze",
-        "Tile",
-        "Transpose",
-        "Unsqueeze",
-    }
-)
 _FLOAT = ir.DataType.FLOAT
 
 
@@ -59,7 +42,7 @@ def cast(model: ir.Model, policy: Policy, *, reduce_io: bool = False) -> list[Re
     """Type a model in place.
 
     Args:
-        model: an FP32 model; nodes have names.
+        model: an FP32 model, its nodes in order. Constant nodes become initializers, and nameless nodes are named.
         policy: which type, and what stays FP32.
         reduce_io: give graph inputs and outputs the reduced type too; otherwise they stay as they are.
 
@@ -67,45 +50,38 @@ def cast(model: ir.Model, policy: Policy, *, reduce_io: bool = False) -> list[Re
         What stays FP32 and why, then what rounding did to constants: an operator or a constant each.
 
     Raises:
-        UsageError: the graph has no FP32 operator, or is typed already.
+        UsageError: the graph is typed already, nothing in it can be cast, or an expression finds no operator.
     """
     graph = model.graph
-    _fill_types(graph)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    node_names = Names(node.name for node in graph.all_nodes() if node.name)
+    for node in graph:
+        node.name = node.name or node_names.unique(node.op_type)
+    fill_types(model)
     _check(graph, policy)
     kept = decide(graph, policy)
-    notes = [Refusal(node.name or node.op_type, reason) for node, reason in kept.items() if _floats(node)]
+    notes = [Refusal(node.name or "", reason) for node, reason in kept.items() if _floats(node)]
     high = set(kept) | {node for node in graph if not _floats(node)}
-    _move_in_one_type(graph, high, reduce_io=reduce_io)
-    caster = _Caster(graph, policy)
-    caster.run(high, reduce_io=reduce_io)
+    high |= _between(graph, high, reduce_io=reduce_io)
+    if all(node in high or (_reads_any_type(node) and node.outputs[0].dtype != _FLOAT) for node in graph):
+        raise UsageError(
+            f"nothing is left to cast to {policy.target.name}: {len(notes)} operators stay FP32"
+            + "".join(f", such as {note.node} ({note.reason})" for note in notes[:1]),
+            expected="at least one operator in the reduced type",
+            hint="fewer --keep-fp32",
+        )
+    caster = _Caster(graph, policy, node_names, reduce_io=reduce_io)
+    caster.run(high)
     return notes + caster.notes
 
 
-def _fill_types(graph: ir.Graph) -> None:
-    """Infer the element types that the file does not say."""
-    missing = [value for node in graph for value in node.outputs if value.dtype is None]
-    if not missing:
-        return
-    facts = Facts(graph)
-    for value in missing:
-        if (fact := facts[value]) is not None:
-            value.dtype = fact.dtype
-
-
 def _check(graph: ir.Graph, policy: Policy) -> None:
-    if not any(_floats(node) for node in graph):
-        raise UsageError(
-            f"the graph has no FP32 operator to cast to {policy.target.name}",
-            expected="an FP32 graph",
-            hint="export it",
-        )
-    found = Counter(value.dtype for node in graph for value in node.outputs)
-    typed = [t.name for t in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16) if found[t]]
+    typed = {value.dtype for node in graph for value in node.outputs} & REDUCED
     if typed:
         raise UsageError(
-            f"the graph has {typed[0]} values already",
+            f"the graph has {min(dtype.name for dtype in typed if dtype is not None)} values already",
             expected="an FP32 graph",
-            hint="cast the FP32 graph it was made from",
+            hint="cast the FP32 graph that it was made from",
         )
 
 
@@ -114,146 +90,184 @@ def _floats(node: ir.Node) -> bool:
     return any(value is not None and value.dtype == _FLOAT for value in (*node.inputs, *node.outputs))
 
 
-def _move_in_one_type(graph: ir.Graph, high: set[ir.Node], *, reduce_io: bool) -> None:
-    """Leave data movement in FP32 where what it reads and what reads it does: two casts less."""
-    ends_high: set[ir.Node] = set()  # movement whose readers, through more movement, all read FP32
-    for node in reversed(graph):
-        readers = [reader for output in node.outputs for reader in output.consumers()]
-        leaves = any(output.is_graph_output() for output in node.outputs)
-        if (
-            node.op_type in _MOVES
-            and node not in high
-            and (readers or leaves)
-            and all(reader in high or reader in ends_high for reader in readers)
-            and not (leaves and reduce_io)
-        ):
-            ends_high.add(node)
+def _reads_any_type(node: ir.Node) -> bool:
+    """Whether an operator gives the same result in whichever type it reads its operand."""
+    return is_onnx(node, "Cast", "Shape", "Size")
+
+
+def _between(graph: ir.Graph, kept: set[ir.Node], *, reduce_io: bool) -> set[ir.Node]:
+    """Return the data movement that moves FP32 values to what reads FP32.
+
+    A Cast from integers and a repeated constant are as good as movement: they give FP32 at no cost.
+    """
+    exact = set[ir.Value]() if reduce_io else set(graph.inputs)  # computed in FP32, and moved
+    rounded = set[ir.Value]()
+    moves = []
     for node in graph:
-        if node in ends_high and all(
-            value.const_value is not None or value.producer() in high or (value.is_graph_input() and not reduce_io)
-            for value in node.inputs
-            if value is not None and value.dtype == _FLOAT
-        ):
-            high.add(node)
+        is_move = is_onnx(node, "Cast", "ConstantOfShape", *MOVEMENT)
+        is_exact = node in kept or (is_move and not exact.isdisjoint(node.inputs))
+        if not is_exact and not (is_move and rounded.isdisjoint(node.inputs)):
+            rounded.update(node.outputs)
+        elif node not in kept:
+            moves.append(node)
+        if is_exact:
+            exact.update(node.outputs)
+    between = set[ir.Node]()
+    for node in reversed(moves):
+        if any(_is_read_exactly(output, kept | between, reduce_io=reduce_io) for output in node.outputs):
+            between.add(node)
+    return between
+
+
+def _is_read_exactly(value: ir.Value, high: set[ir.Node], *, reduce_io: bool) -> bool:
+    """Whether something wants an FP32 value as it is."""
+    if value.dtype != _FLOAT:
+        return False
+    return (value.is_graph_output() and not reduce_io) or any(
+        (reader in high and (not _reads_any_type(reader) or reader.outputs[0].dtype == _FLOAT))
+        or reader.graph is not value.graph
+        for reader in value.consumers()
+    )
 
 
 class _Caster:
     """Gives every operator its type, and casts between them."""
 
-    def __init__(self, graph: ir.Graph, policy: Policy) -> None:
+    def __init__(self, graph: ir.Graph, policy: Policy, node_names: Names, *, reduce_io: bool) -> None:
         self._graph = graph
         self._policy = policy
         self._target = policy.target
+        self._boundary = policy.target if reduce_io else _FLOAT  # type of what enters and leaves the graph
         self._names = Names(value_names(graph))
-        self._node_names = Names(node.name for node in graph if node.name)
+        self._node_names = node_names
+        self._first = graph[0]
         self._casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
         self._constants: dict[ir.Value, ir.Value] = {}
         self.notes: list[Refusal] = []
 
-    def run(self, high: set[ir.Node], *, reduce_io: bool) -> None:
+    def run(self, high: set[ir.Node]) -> None:
+        """Type the nodes in order, so that the type of what a node reads is known."""
         nodes = list(self._graph)
-        if reduce_io:
-            for value in self._graph.inputs:
-                if value.dtype == _FLOAT:
-                    value.dtype = self._target
-        for node in nodes:
-            if node not in high:
-                self._retype(node)
+        for value in self._graph.inputs:
+            if value.dtype == _FLOAT and self._boundary != _FLOAT:
+                self._reduce_input(value)
         for node in nodes:
             if node in high:
                 self._feed_high(node)
             else:
                 self._feed_low(node)
-        self._finish_outputs(reduce_io=reduce_io)
+                self._retype(node)
+        for value in dict.fromkeys(self._graph.outputs):
+            if value.dtype in (_FLOAT, self._target) and value.dtype != self._boundary:
+                self._finish_output(value)
+        for node in nodes:
+            self._drop_idle_cast(node)
+        for value, rounded in self._constants.items():
+            self._drop_unread(value, rounded)
 
-    def _retype(self, node: ir.Node) -> None:
-        """Give a node's results the reduced type."""
-        if node.op_type == "Cast" and node.attributes.get_int("to", 0) == _FLOAT:
-            node.attributes["to"] = ir.AttrInt64("to", int(self._target))
-        results = self._schema(node).outputs
-        for i, output in enumerate(node.outputs):
-            if output.dtype == _FLOAT and reducible(results, i, self._target):
-                output.dtype = self._target
-
-    def _schema(self, node: ir.Node) -> onnx.defs.OpSchema:
-        return onnx.defs.get_schema(node.op_type, self._graph.opset_imports[node.domain], node.domain)
+    def _reduce_input(self, value: ir.Value) -> None:
+        value.type = ir.TensorType(self._target)
+        if value.const_value is not None:  # a default, which a caller may replace
+            array = self._reduced(value, value.const_value)
+            value.const_value = ir.tensor(array, name=value.name)
 
     def _feed_low(self, node: ir.Node) -> None:
-        operands = self._schema(node).inputs
         for i, value in enumerate(node.inputs):
-            wanted = self._target if reducible(operands, i, self._target) else _FLOAT
-            if value is not None and value.dtype in (_FLOAT, self._target) and value.dtype != wanted:
+            if value is None or value.dtype not in (_FLOAT, self._target) or _reads_any_type(node):
+                continue
+            wanted = self._target if takes(node, i, self._target) else _FLOAT
+            if value.dtype != wanted:
                 node.replace_input_with(i, self._as(value, wanted))
 
     def _feed_high(self, node: ir.Node) -> None:
         """A node that stays as it is reads FP32, and so do the graphs inside it."""
-        for inner in (node, *(n for graph in _subgraphs(node) for n in graph.all_nodes())):
-            for i, value in enumerate(inner.inputs):
+        inner = (n for graph in subgraphs(node) for n in graph.all_nodes())
+        for reader in (*(() if _reads_any_type(node) else (node,)), *inner):
+            for i, value in enumerate(reader.inputs):
                 if value is not None and value.graph is self._graph and value.dtype == self._target:
-                    inner.replace_input_with(i, self._as(value, _FLOAT))
+                    reader.replace_input_with(i, self._as(value, _FLOAT))
+
+    def _retype(self, node: ir.Node) -> None:
+        """Give a node's results the types that follow from its operands."""
+        for name in ("to", "output_dtype"):
+            if node.attributes.get_int(name, 0) == _FLOAT and is_onnx(node, "Cast", "DequantizeLinear"):
+                node.attributes[name] = ir.AttrInt64(name, int(self._target))
+        if is_onnx(node, "ConstantOfShape") and node.outputs[0].dtype == _FLOAT:
+            tensor = stored(node.outputs[0])
+            fill = (
+                reduced(np.zeros(1, np.float32), self._target)
+                if tensor is None
+                else self._reduced(node.outputs[0], tensor)
+            )
+            node.attributes["value"] = ir.AttrTensor("value", ir.tensor(fill))
+        for output, dtype in zip(node.outputs, derive(node, type_of, opset_of(node)), strict=True):
+            if output.dtype == _FLOAT and dtype == self._target:
+                output.type = ir.TensorType(dtype)
 
     def _as(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
         """Return a value in another type: a constant is rounded, anything else is cast, once."""
         if dtype == self._target and value.const_value is not None and not value.is_graph_input():
-            return self._rounded(value)
-        found = self._casts.get((value, dtype))
-        if found is None:
+            return self._rounded(value, value.const_value)
+        if (value, dtype) not in self._casts:
             producer = value.producer()
-            module = ((None if producer is None else producer.name) or "").rpartition("/")[0]
+            module = value.name if producer is None else (producer.name or "").rpartition("/")[0]
             name = self._node_names.unique(f"{module}/Cast" if module else "Cast")
             node = ir.node("Cast", [value], {"to": int(dtype)}, name=name)
-            found = self._casts[value, dtype] = node.outputs[0]
-            found.name, found.dtype, found.shape = self._names.unique(name), dtype, value.shape
+            result = self._casts[value, dtype] = node.outputs[0]
+            result.name, result.type = self._names.unique(name), ir.TensorType(dtype)
+            result.shape = None if value.shape is None else value.shape.copy()
             if producer is None:
-                self._graph.insert_before(self._graph[0], node)
+                self._graph.insert_before(self._first, node)
             else:
                 self._graph.insert_after(producer, node)
-        return found
+        return self._casts[value, dtype]
 
-    def _rounded(self, value: ir.Value) -> ir.Value:
-        found = self._constants.get(value)
-        if found is None:
-            assert value.const_value is not None
-            rounding, clip = self._policy.examine(value), None
-            assert rounding is not None
-            if rounding.overflowed:
-                clip = NEAR_OVERFLOW * self._policy.largest  # a score may be added to it
-                self._note(value, f"mask: {rounding.overflowed} of {rounding.size} values are clipped to {clip:g}")
-                assert feeds_softmax(value), "any other constant that overflows keeps its operator in FP32"
-            if rounding.flushed:
-                self._note(value, f"flush: {rounding.flushed} of {rounding.size} values become zero")
+    def _rounded(self, value: ir.Value, tensor: ir.TensorProtocol) -> ir.Value:
+        if value not in self._constants:
             name = self._names.unique(f"{value.name}.{self._target.short_name()}")
-            found = initializer(name, ir.tensor(reduced(value.const_value.numpy(), self._target, clip=clip), name=name))
-            self._graph.register_initializer(found)
-            self._constants[value] = found
-        return found
+            rounded = initializer(name, ir.tensor(self._reduced(value, tensor), name=name))
+            self._graph.register_initializer(rounded)
+            self._constants[value] = rounded
+        return self._constants[value]
+
+    def _reduced(self, value: ir.Value, tensor: ir.TensorProtocol) -> npt.NDArray[Any]:
+        """Round a constant, and note what that does to it."""
+        rounding, limit = self._policy.examine(value), None
+        if rounding is not None and rounding.near and feeds_softmax(value):
+            limit = self._policy.limit
+            self._note(value, f"mask: {rounding.near} of {rounding.size} values are clipped to {limit:g}")
+        if rounding is not None and rounding.flushed:
+            self._note(value, f"flush: {rounding.flushed} of {rounding.size} values become zero")
+        return reduced(tensor.numpy(), self._target, limit=limit)
 
     def _note(self, value: ir.Value, reason: str) -> None:
         self.notes.append(Refusal(value.name or "", reason))
 
-    def _finish_outputs(self, *, reduce_io: bool) -> None:
-        """Cast what leaves the graph, under the name that it always had, and drop constants that nothing reads."""
-        for i, value in enumerate(self._graph.outputs):
-            wanted = self._target if reduce_io else _FLOAT
-            if value.dtype not in (_FLOAT, self._target) or value.dtype == wanted:
-                continue
-            name, value.name = value.name, self._names.unique(f"{value.name}_{value.dtype.short_name()}")
-            output = self._as(value, wanted)
-            output.name = name
-            self._graph.outputs[i] = output
-        for value, rounded in self._constants.items():
-            if not value.uses() and not value.is_graph_output():
-                name = value.name or ""
-                del self._graph.initializers[name], self._graph.initializers[rounded.name or ""]
-                rounded.name = name
-                self._graph.register_initializer(rounded)
+    def _finish_output(self, value: ir.Value) -> None:
+        """Cast what leaves the graph, under the name that it always had."""
+        inner = self._target if self._boundary == _FLOAT else _FLOAT
+        name, value.name = value.name, self._names.unique(f"{value.name}.{inner.short_name()}")
+        output = self._as(value, self._boundary)
+        output.name = name
+        for i, old in enumerate(self._graph.outputs):
+            if old is value:
+                self._graph.outputs[i] = output
 
+    def _drop_idle_cast(self, node: ir.Node) -> None:
+        """A Cast of the source may have nothing left to do."""
+        if not is_onnx(node, "Cast") or node.inputs[0] is None or node.outputs[0].is_graph_output():
+            return
+        if node.inputs[0].dtype == node.outputs[0].dtype:
+            node.outputs[0].replace_all_uses_with(node.inputs[0])
+            self._graph.remove(node, safe=True)
 
-def _subgraphs(node: ir.Node) -> list[ir.Graph]:
-    graphs: list[ir.Graph] = []
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            graphs.append(attribute.as_graph())
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            graphs.extend(attribute.as_graphs())
-    return graphs
+    def _drop_unread(self, value: ir.Value, rounded: ir.Value) -> None:
+        """Give a rounded constant the name of its original, where nothing reads that any more."""
+        if value.uses() or value.is_graph_output():
+            return
+        name = value.name or ""
+        del self._graph.initializers[name]
+        if not rounded.is_graph_output():
+            del self._graph.initializers[rounded.name or ""]
+            rounded.name = name
+            self._graph.register_initializer(rounded)

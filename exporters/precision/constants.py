@@ -91,4 +91,3 @@ def feeds_softmax(value: ir.Value) -> bool:
         or (use.node.op_type in MASKING and all(feeds_softmax(output) for output in use.node.outputs))
         for use in uses
     )
-

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from exporters.artifact import CalibrationRecord
+    from exporters.onnx_file import ExternalData
     from exporters.precision.simulate import SimulatedRuntime
     from exporters.runtimes import OrtRuntime
     from exporters.steps import Refusal
@@ -125,8 +126,11 @@ class Derivation:
         results: list[tuple[str, tuple[Comparison, ...]]] = []
 
         def make(folder: Path) -> Artifact:
-            external = "always" if self.source.external else "auto"
-            files = write_model(self.model, folder / name, external)  # type: ignore[arg-type]  # mypy widens the choice
+            if (old := self.bundle.manifest.artifact(name)) is not None:
+                for replaced in old.files():  # links: the bundle that is being replaced keeps its own
+                    (folder / replaced.path).unlink()
+            external: ExternalData = "always" if self.source.external else "auto"
+            files = write_model(self.model, folder / name, external)
             results.append(_run(folder / name, self.bundle.golden, self.precision, self.source.batch))
             record, *data = (FileRecord.of(folder, file.name) for file in files)
             return Artifact(

@@ -8,6 +8,8 @@ import numpy as np
 import onnx_ir as ir
 
 from exporters.onnx_file import load_model
+from exporters.precision.constants import feeds_softmax
+from exporters.precision.dtypes import fill_types
 from exporters.precision.observed import observed
 from models.errors import NumericsError, UsageError
 
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def magnitudes(path: Path, samples: Samples, *, progress: Progress) -> dict[str, float]:
-    """Return the largest magnitude of every FP32 value of a graph, constants aside.
+    """Return the largest magnitude of every FP32 value of a graph, constants aside; that of a mask may be infinite.
 
     Args:
         path: an FP32 ONNX file.
@@ -30,22 +32,27 @@ def magnitudes(path: Path, samples: Samples, *, progress: Progress) -> dict[str,
 
     Raises:
         UsageError: no sample can be read, or too few for a fixed batch.
-        NumericsError: a value is NaN or infinite already in FP32.
+        NumericsError: a value is NaN already in FP32, or infinite where it is no mask.
         ExportError: ONNX Runtime cannot load or run the model.
     """
-    graph = load_model(path).graph
-    values = [*graph.inputs, *(output for node in graph for output in node.outputs)]
-    names = [value.name or "" for value in values if value.dtype == ir.DataType.FLOAT and value.name]
-    batch = _fixed_batch(graph) or 1
+    model = load_model(path)
+    fill_types(model)
+    computed = (output for node in model.graph if node.op_type != "Constant" for output in node.outputs)
+    values = [*(value for value in model.graph.inputs if value.const_value is None), *computed]
+    floats = {value.name: value for value in values if value.dtype == ir.DataType.FLOAT and value.name}
+    masks = {name for name, value in floats.items() if feeds_softmax(value)}
+    batch = _fixed_batch(model.graph) or 1
     seen: dict[str, float] = {}
-    with observed(path, names) as runtime:
+    with observed(path, list(floats)) as runtime:
         for read in samples.batches(batch):
             progress("looking for large values", read.stop, len(samples.names))
             if any(len(array) < batch for array in read.inputs.values()):
                 continue  # what is left over does not fill a fixed batch
             for name, array in {**read.inputs, **runtime.run(read.inputs)}.items():
+                if name not in floats:
+                    continue
                 largest = float(np.abs(array).max(initial=0.0))
-                if not np.isfinite(largest):
+                if not np.isfinite(largest) and not (name in masks and largest == np.inf):
                     raise NumericsError(
                         f"{name} is NaN or infinite in FP32, at sample {samples.names[read.stop - 1]}",
                         expected="finite activations",
@@ -60,5 +67,5 @@ def magnitudes(path: Path, samples: Samples, *, progress: Progress) -> dict[str,
 
 
 def _fixed_batch(graph: ir.Graph) -> int | None:
-    shapes = (value.shape for value in graph.inputs)
-    return next((dim for shape in shapes if shape is not None and isinstance(dim := shape[0], int)), None)
+    shapes = (value.shape for value in graph.inputs if value.const_value is None)
+    return next((dim for shape in shapes if shape and isinstance(dim := shape[0], int)), None)

@@ -10,25 +10,24 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import onnx
 import onnx_ir as ir
 
-from exporters.precision.constants import examine, feeds_softmax
+from exporters.precision.constants import MASKING, NEAR_OVERFLOW, examine, feeds_softmax
+from exporters.precision.dtypes import opset_of, subgraphs, takes
+from exporters.rewrite.movement_ops import MOVEMENT
+from exporters.tensorrt.lint.element_types import attribute, is_onnx, schema_of
+from exporters.tensorrt.lint.operators import operators, parse_version
+from exporters.tensorrt.lint.rules import DEFAULT_VERSION
 from models.errors import UsageError
 
 if TYPE_CHECKING:
     import re
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from exporters.precision.constants import Rounding
 
 REDUCED_TYPES: Mapping[str, ir.DataType] = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 """Precision -> element type."""
-
-_ONNX_NAMES = {ir.DataType.FLOAT16: "tensor(float16)", ir.DataType.BFLOAT16: "tensor(bfloat16)"}
-
-NEAR_OVERFLOW = 0.5
-"""A value beyond this share of the largest finite one is too near: inputs that were not seen reach further."""
 
 _NORMALIZATIONS = frozenset(
     {
@@ -43,9 +42,14 @@ _NORMALIZATIONS = frozenset(
 )
 _SOFTMAX = frozenset({"LogSoftmax", "Softmax"})
 _SUMS = frozenset({"AveragePool", "CumSum", "GlobalAveragePool", "GlobalLpPool", "LpPool"})
-_SQUARES = frozenset({"Mul", "Pow"})
-_TYPED_BY = frozenset({"Cast", "DequantizeLinear"})  # by what the cast writes: an attribute, a scale
 _ORDER = frozenset({"ReduceMax", "ReduceMin"})  # they select, they do not add up
+_SQUARES = frozenset({"Mul", "Pow"})
+_APPLIES_SUM = frozenset({"Add", "Clip", "Div", "Max", "Min", "Mul", "Pow", "Reciprocal", "Sqrt", "Sub"})
+_COUNTS = frozenset(
+    {"Abs", "Add", "Cast", "Ceil", "Clip", "Div", "Floor", "Max", "Min", "Mod", "Mul", "Neg", "Round", "Sub", *MOVEMENT}
+)
+_QDQ = ("QuantizeLinear", "DequantizeLinear")
+_TYPED_FREELY = ("Cast", "ConstantOfShape")  # their result has the type that an attribute says, and it can be changed
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,9 @@ class Policy:
         allow: names of rules that are switched off.
         keep: an operator whose name one of these finds stays FP32.
         magnitudes: value name -> largest magnitude seen in calibration data; empty where there was none.
+
+    Raises:
+        UsageError: ``allow`` names no rule, or one that no graph can do without.
     """
 
     target: ir.DataType
@@ -66,7 +73,6 @@ class Policy:
     _examined: dict[ir.Value, Rounding | None] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Refuse to switch off what is no rule, or what no graph can do without."""
         if unknown := sorted(self.allow - OPTIONAL_RULES):
             raise UsageError(
                 f"there is no rule {unknown[0]!r} that could be switched off",
@@ -78,17 +84,46 @@ class Policy:
         """The largest finite value of the reduced type."""
         return float(self.target.max)
 
-    def examine(self, value: ir.Value) -> Rounding | None:
+    @property
+    def limit(self) -> float:
+        """The largest magnitude that is far enough from it."""
+        return NEAR_OVERFLOW * self.largest
+
+    def examine(self, value: ir.Value | None) -> Rounding | None:
         """Say what becomes of a constant in the reduced type; None where the value is no FP32 constant."""
+        if value is None:
+            return None
         if value not in self._examined:
-            tensor = value.const_value
-            constant = tensor is not None and not value.is_graph_input() and tensor.dtype == ir.DataType.FLOAT
-            self._examined[value] = examine(tensor.numpy(), self.target) if constant and tensor is not None else None
+            tensor = stored(value)
+            self._examined[value] = None if tensor is None else examine(tensor.numpy(), self.target)
         return self._examined[value]
+
+    def overflows(self, value: ir.Value | None) -> bool:
+        """Whether a value is a constant that the reduced type cannot hold, and no mask, which may be clipped."""
+        rounding = self.examine(value)
+        return rounding is not None and rounding.overflowed > 0 and value is not None and not feeds_softmax(value)
+
+
+def stored(value: ir.Value) -> ir.TensorProtocol | None:
+    """Return an FP32 initializer, or the element that a ConstantOfShape repeats; None for anything else."""
+    tensor, node = value.const_value, value.producer()
+    if node is not None and is_onnx(node, "ConstantOfShape"):
+        tensor = node.attributes.get_tensor("value", None)
+    return None if tensor is None or value.is_graph_input() or tensor.dtype != ir.DataType.FLOAT else tensor
 
 
 def decide(graph: ir.Graph, policy: Policy) -> dict[ir.Node, str]:
-    """Return the operators that stay FP32, each with ``rule: reason``, in the order of the graph."""
+    """Return the operators that stay FP32, each with ``rule: reason``, in the order of the graph.
+
+    Raises:
+        UsageError: an expression of the user's finds no operator.
+    """
+    for pattern in policy.keep:
+        if not any(pattern.search(node.name or "") for node in graph):
+            example = next((node.name for node in graph), "")
+            raise UsageError(
+                f"no operator has a name that {pattern.pattern!r} finds", expected=f"names such as {example}"
+            )
     kept: dict[ir.Node, str] = {}
     for node in graph:
         for name, rule in RULES.items():
@@ -104,24 +139,31 @@ def _user(node: ir.Node, policy: Policy) -> str | None:
 
 
 def _control_flow(node: ir.Node, _policy: Policy) -> str | None:
-    if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
-        return f"the graphs inside {node.op_type} are left as they are"
-    return None
+    return f"the graphs inside {node.op_type} are left as they are" if any(subgraphs(node)) else None
 
 
 def _unsupported(node: ir.Node, policy: Policy) -> str | None:
-    """An operand or a result of a type that the operator's definition ties to FP32."""
-    version = node.graph.opset_imports.get(node.domain) if isinstance(node.graph, ir.Graph) else None
-    if version is None or not onnx.defs.has(node.op_type, version, node.domain):
-        return f"no operator set of this file defines {node.domain or 'ai.onnx'}.{node.op_type}"
-    schema = onnx.defs.get_schema(node.op_type, version, node.domain)
-    if node.op_type in ("QuantizeLinear", "DequantizeLinear") and version < 19:
-        return f"its scale is FP32 in opset {version}; from 19 on it may be FP16"
+    """An operand or a result whose type the operator's definition, or TensorRT, ties to FP32."""
+    name, opset, target = node.op_type, opset_of(node), policy.target
+    if schema_of(node, opset) is None:
+        return f"ONNX does not define {node.domain or 'ai.onnx'}.{name}"
+    values = [value for value in (*node.inputs, *node.outputs) if value is not None]
+    if other := next((v for v in values if v.type is not None and not isinstance(v.type, ir.TensorType)), None):
+        return f"{other.name} is no tensor"
+    if untyped := next((v for v in node.inputs if v is not None and v.dtype is None), None):
+        return f"the element type of {untyped.name} is not known"
+    if name in _QDQ and opset < 19:
+        return f"its scale is FP32 in opset {opset}; from 19 on it may be FP16"
     floats = [i for i, value in enumerate(node.inputs) if value is not None and value.dtype == ir.DataType.FLOAT]
-    if floats and not any(reducible(schema.inputs, i, policy.target) for i in floats):
-        return f"{node.op_type} of opset {version} takes no {policy.target.name}"
-    if not floats and node.op_type not in _TYPED_BY and any(o.dtype == ir.DataType.FLOAT for o in node.outputs):
-        return f"an attribute of {node.op_type} makes its result FP32"
+    if floats and not any(takes(node, i, target) for i in floats):
+        return f"{name} of opset {opset} takes no {target.name}"
+    built = operators(parse_version(DEFAULT_VERSION)).types.get(name, frozenset())
+    if floats and ir.DataType.FLOAT in built and target not in built:
+        return f"TensorRT has no {name} in {target.name}"
+    if name == "Gemm" and (attribute(node, "alpha", 1.0), attribute(node, "beta", 1.0)) != (1.0, 1.0):
+        return "TensorRT makes FP32 constants of its alpha and beta"
+    if not floats and name not in _TYPED_FREELY and any(o.dtype == ir.DataType.FLOAT for o in node.outputs):
+        return f"an attribute of {name} makes its result FP32"
     return None
 
 
@@ -132,7 +174,11 @@ def _normalization(node: ir.Node, _policy: Policy) -> str | None:
 
 
 def _softmax(node: ir.Node, _policy: Policy) -> str | None:
-    return "exponentials and their sum" if node.op_type in _SOFTMAX else None
+    if node.op_type in _SOFTMAX:
+        return "exponentials and their sum"
+    if node.op_type == "Exp" and any(_adds_up(reader) for reader in node.outputs[0].consumers()):
+        return "exponentials for a sum"
+    return None
 
 
 def _reduction(node: ir.Node, _policy: Policy) -> str | None:
@@ -141,28 +187,47 @@ def _reduction(node: ir.Node, _policy: Policy) -> str | None:
     squares = node.op_type in _SQUARES and (node.op_type == "Pow" or node.inputs[0] is node.inputs[1])
     if squares and any(_adds_up(reader) for reader in node.outputs[0].consumers()):
         return "squares for a sum: the square of 256 is beyond FP16"
+    if node.op_type in _APPLIES_SUM and any(_is_statistic(value) for value in node.inputs):
+        return "reads a sum: a variance may be as large as a square, and as small as its epsilon"
     return None
 
 
+def _integer(node: ir.Node, policy: Policy) -> str | None:
+    floats = [output for output in node.outputs if output.dtype == ir.DataType.FLOAT]
+    if node.op_type not in _COUNTS or not floats or not all(_becomes_integer(output) for output in floats):
+        return None
+    return f"its result becomes an integer; {policy.target.name} counts to {2 << policy.target.mantissa_bitwidth}"
+
+
 def _range(node: ir.Node, policy: Policy) -> str | None:
-    limit = NEAR_OVERFLOW * policy.largest
     for value in (*node.inputs, *node.outputs):
         seen = 0.0 if value is None else policy.magnitudes.get(value.name or "", 0.0)
-        if seen > limit:
-            assert value is not None
-            return f"{value.name} reaches {seen:.4g} in the data; {policy.target.name} ends at {policy.largest:.4g}"
+        if value is not None and seen > policy.limit and not _is_clipped(value, policy):
+            return f"{value.name} reaches {seen:.4g} in the data; {policy.target.name} ends at {policy.largest:g}"
     return None
 
 
 def _constant(node: ir.Node, policy: Policy) -> str | None:
-    for value in node.inputs:
-        rounding = None if value is None else policy.examine(value)
+    for position, value in enumerate((*node.inputs, *node.outputs)):
+        rounding = policy.examine(value)
         if rounding is None or value is None:
             continue
-        if rounding.overflowed and not feeds_softmax(value):
-            return f"{rounding.overflowed} of {rounding.size} values of {value.name} are beyond {policy.largest:.4g}"
+        if policy.overflows(value):
+            return f"{rounding.overflowed} of {rounding.size} values of {value.name} are beyond {policy.largest:g}"
         if rounding.vanishes:
             return f"{value.name} ({rounding.largest:.3g}) would become zero"
+        if rounding.subnormal and position == 1 and node.op_type in _QDQ:
+            return f"{rounding.subnormal} of {rounding.size} scales of {value.name} would lose their digits"
+    return None
+
+
+def _mask(node: ir.Node, policy: Policy) -> str | None:
+    """A mask that is computed from a constant beyond the reduced type would be infinite in it."""
+    leads_to_softmax = node.op_type in _SOFTMAX or (
+        node.op_type in MASKING and all(feeds_softmax(output) for output in node.outputs)
+    )
+    if leads_to_softmax and any(_is_beyond(value, policy) for value in node.inputs):
+        return f"its mask is computed, and beyond {policy.largest:g}"
     return None
 
 
@@ -170,12 +235,56 @@ def _adds_up(node: ir.Node) -> bool:
     return (node.op_type.startswith("Reduce") and node.op_type not in _ORDER) or node.op_type in _SUMS
 
 
-def reducible(parameters: Sequence[onnx.defs.OpSchema.FormalParameter], position: int, target: ir.DataType) -> bool:
-    """Whether an operator's definition allows the reduced type for the operand or the result at this position."""
-    if not parameters:
+def _is_statistic(value: ir.Value | None) -> bool:
+    """Whether a value is a mean, a variance, a norm, or computed from one and constants."""
+    node = None if value is None else value.producer()
+    if node is None:
         return False
-    parameter = parameters[min(position, len(parameters) - 1)]  # the last one may be variadic
-    return _ONNX_NAMES[target] in parameter.types
+    if node.op_type.startswith("Reduce"):
+        return _adds_up(node)
+    if node.op_type not in _APPLIES_SUM | MOVEMENT.keys():
+        return False
+    floats = [v for v in node.inputs if v is not None and v.dtype == ir.DataType.FLOAT]
+    computed = [v for v in floats if stored(v) is None]
+    return bool(computed) and all(_is_statistic(v) for v in computed)
+
+
+def _becomes_integer(value: ir.Value) -> bool:
+    """Whether all that is read of a value, through arithmetic, is cast to an integer: an index, a position."""
+    readers = value.consumers()
+    if not readers or value.is_graph_output():
+        return False
+    results = [(reader, output) for reader in readers for output in reader.outputs]
+    return all(
+        reader.op_type in _COUNTS
+        and (
+            _becomes_integer(output)
+            if output.dtype == ir.DataType.FLOAT
+            else output.dtype is not None and output.dtype.is_integer()
+        )
+        for reader, output in results
+    )
+
+
+def _is_clipped(value: ir.Value, policy: Policy) -> bool:
+    """Whether a value is large in FP32 only because a mask is that will be clipped."""
+    node = value.producer()
+    if not feeds_softmax(value) or (node is not None and node.op_type not in MASKING):
+        return False
+    if node is None or stored(value) is not None:
+        rounding = policy.examine(value)
+        return rounding is not None and rounding.near > 0
+    return any(v is not None and _is_clipped(v, policy) for v in node.inputs)
+
+
+def _is_beyond(value: ir.Value | None, policy: Policy) -> bool:
+    """Whether a value is computed, through what adds, chooses or moves a mask, from a constant that overflows."""
+    node = None if value is None else value.producer()
+    if node is None or value is None:
+        return False
+    if any(policy.overflows(v) for v in (*node.inputs, *node.outputs)):
+        return True
+    return node.op_type in MASKING and any(_is_beyond(v, policy) for v in node.inputs)
 
 
 RULES: Mapping[str, Callable[[ir.Node, Policy], str | None]] = {
@@ -185,10 +294,12 @@ RULES: Mapping[str, Callable[[ir.Node, Policy], str | None]] = {
     "layer-norm": _normalization,
     "softmax": _softmax,
     "reduction": _reduction,
+    "integer": _integer,
     "range": _range,
     "constant": _constant,
+    "mask": _mask,
 }
 """Name -> rule; the first that has a reason decides."""
 
-OPTIONAL_RULES = frozenset({"layer-norm", "softmax", "reduction", "range"})
+OPTIONAL_RULES = frozenset({"layer-norm", "softmax", "reduction", "integer", "range"})
 """Rules that a user may switch off: the graph stays valid without them."""

@@ -145,9 +145,7 @@ class Inserter:
             parameters = self._parameters(value, scales(np.array(amax), self._scale_type))
             producer = value.producer()
             quantize = self._node("QuantizeLinear", [value, *parameters], ir.DataType.INT8, producer)
-            dequantize = self._node(
-                "DequantizeLinear", [quantize.outputs[0], *parameters], ir.DataType.FLOAT, producer
-            )
+            dequantize = self._node("DequantizeLinear", [quantize.outputs[0], *parameters], ir.DataType.FLOAT, producer)
             if producer is None:
                 self._graph.insert_before(self._graph[0], [quantize, dequantize])
             else:
@@ -171,7 +169,9 @@ class Inserter:
             else:
                 steps = np.expand_dims(steps, others)
                 # Half to even, as QuantizeLinear rounds.
-                stored = self._constant(f"{value.name}.int8", np.rint(array / steps).clip(-LEVELS, LEVELS).astype(np.int8))
+                stored = self._constant(
+                    f"{value.name}.int8", np.rint(array / steps).clip(-LEVELS, LEVELS).astype(np.int8)
+                )
             dequantize = self._node("DequantizeLinear", [stored, *parameters], ir.DataType.FLOAT, reader, axis=axis)
             self._graph.insert_before(reader, dequantize)
             found = self._weights[value, axis] = dequantize.outputs[0]

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from exporters.artifact import CalibrationRecord, FileRecord
+from exporters.onnx_file import load_model
 from exporters.precision.budget import Search, accuracy_of, fit, harm_of
 from exporters.precision.calibrate import calibrate
 from exporters.precision.calibration_cache import CalibrationCache
 from exporters.precision.cast import cast
 from exporters.precision.derive import Derivation, Derived
 from exporters.precision.gated import GatedRuntime
+from exporters.precision.methods import Method
 from exporters.precision.observed import model_sha256
 from exporters.precision.placement import SCHEMES, Placement, place
 from exporters.precision.policy import REDUCED_TYPES, Policy
-from exporters.precision.qdq import insert
+from exporters.precision.qdq import check_opset, insert
+from exporters.precision.ranges import listed
+from exporters.precision.request import DEFAULT_METHOD
 from exporters.precision.typed import patterns
 from exporters.runtimes import OrtRuntime
 from exporters.steps import Refusal
-from models.errors import UsageError
+from models.errors import NumericsError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -32,7 +37,7 @@ if TYPE_CHECKING:
 
     from exporters.bundle import Bundle
     from exporters.evaluate import Accuracy
-    from exporters.precision.request import AccuracyBudget, CalibrationData, Quantization
+    from exporters.precision.request import AccuracyBudget, CalibrationData, Labelled, Quantization
     from exporters.samples import Samples
 
     Progress = Callable[[str, int, int], None]
@@ -89,8 +94,10 @@ def quantize_bundle(
     samples = data.open(bundle)
     labelled = None if budget is None else budget.open(bundle, data)
     derivation = Derivation(bundle, "int8")
+    check_opset(derivation.model)
     placement = _place(derivation.model, quantization)
     ranges, notes = _ranges(derivation, quantization, placement, samples, data.cache, progress)
+    _check_type(placement, ranges, quantization.scale_type)
     search = None
     if budget is not None and labelled is not None:
         search = _search(derivation, quantization, ranges, budget.max_drop, labelled, progress)
@@ -106,39 +113,20 @@ def quantize_bundle(
     return Quantized(derived.bundle, derived.artifact, derived.runtime, derived.comparisons, search, notes)
 
 
-def _apply(
-    derivation: Derivation,
-    quantization: Quantization,
-    placement: Placement,
-    ranges: CalibrationCache,
-    groups: Collection[str],
-) -> None:
-    """Put these groups in INT8, and what is around them in its type."""
-
-    def quantize() -> list[Refusal]:
-        insert(
-            derivation.model,
-            [site for site in placement.sites if site.group in groups],
-            ranges.ranges,
-            scale_type=quantization.scale_type,
-            float_weights=quantization.float_weights,
-        )
-        return list(placement.refusals)
-
-    derivation.step(f"quantize-{quantization.scheme}", quantize)
-    if (typing := quantization.around) is not None:
-        policy = Policy(REDUCED_TYPES[typing.type], typing.allow, patterns(typing.keep))
-        derivation.step(f"cast-{typing.type}", lambda: cast(derivation.model, policy, reduce_io=typing.reduce_io))
-
-
 def _place(model: ir.Model, quantization: Quantization) -> Placement:
     if quantization.scheme not in SCHEMES:
         raise UsageError(f"there is no scheme {quantization.scheme!r}", expected=", ".join(SCHEMES))
+    exclude = patterns(quantization.exclude)
+    kept = patterns(() if quantization.around is None else quantization.around.keep)  # FP32 is no INT8 either
+    for pattern in (*exclude, *kept):
+        if not _found(model.graph, pattern):
+            raise UsageError(
+                f"no operator has a name that {pattern.pattern!r} finds",
+                expected=f"names such as {model.graph[0].name}",
+                hint="deploycli quantize --verbose names what is left alone, and the manifest what is quantised",
+            )
     placement = place(
-        model.graph,
-        scheme=quantization.scheme,
-        exclude=patterns(quantization.exclude),
-        high_precision=quantization.high_precision,
+        model.graph, scheme=quantization.scheme, exclude=(*exclude, *kept), high_precision=quantization.high_precision
     )
     if not placement.sites:
         first = placement.refusals[0] if placement.refusals else Refusal("the graph", "no product with a weight")
@@ -159,7 +147,7 @@ def _ranges(
     cache: Path | None,
     progress: Progress,
 ) -> tuple[CalibrationCache, tuple[str, ...]]:
-    """Return the ranges of an earlier calibration, checked, or of a new one."""
+    """Return the ranges of an earlier calibration, checked, or of a new one; and notes on it."""
     bundle, path = derivation.bundle, derivation.source_path
     recipe = bundle.manifest.preprocessing
     preprocessing = None if recipe is None else recipe.to_json()
@@ -179,7 +167,7 @@ def _ranges(
         path,
         placement.calibrated,
         samples,
-        quantization.method,
+        quantization.method or Method.of(DEFAULT_METHOD),
         batch_size=CALIBRATION_BATCH,
         state=bundle.path.parent / f".{bundle.path.name}.calibration.npz",
         key=_key(model, samples.sha256, preprocessing),
@@ -195,35 +183,83 @@ def _key(model: str, data: str, preprocessing: object) -> str:
     return hashlib.sha256(json.dumps([model, data, preprocessing], sort_keys=True).encode()).hexdigest()
 
 
+def _check_type(placement: Placement, ranges: CalibrationCache, dtype: ir.DataType) -> None:
+    """Refuse what would be infinite before it is quantised: INT8 hides it."""
+    largest = float(dtype.max)
+    if beyond := [
+        f"{name} ({ranges.ranges[name]:.4g})" for name in placement.calibrated if ranges.ranges[name] > largest
+    ]:
+        raise NumericsError(
+            f"{listed(f'{name} ({ranges.ranges[name]:.4g})' for name in beyond)}: beyond {dtype.name}, which ends at "
+            f"{largest:g}",
+            expected="activations that the type around INT8 can hold",
+            hint="--around bf16, or --around fp32",
+        )
+
+
+def _apply(
+    derivation: Derivation,
+    quantization: Quantization,
+    placement: Placement,
+    ranges: CalibrationCache,
+    groups: Collection[str],
+) -> None:
+    """Put these groups in INT8, and what is around them in its type."""
+    model, typing = derivation.model, quantization.around
+    # By the names of before: a Q/DQ pair bears the name of its neighbour's module, but has the type of what reads it.
+    kept = [name for p in patterns(() if typing is None else typing.keep) for name in _found(model.graph, p)]
+
+    def quantize() -> list[Refusal]:
+        insert(
+            model,
+            [site for site in placement.sites if site.group in groups],
+            ranges.ranges,
+            scale_type=quantization.scale_type,
+            float_weights=quantization.float_weights,
+        )
+        return list(placement.refusals)
+
+    derivation.step(f"quantize-{quantization.scheme}", quantize)
+    if typing is not None:
+        keep = tuple(re.compile(rf"^{re.escape(name)}$") for name in dict.fromkeys(kept))
+        policy = Policy(REDUCED_TYPES[typing.type], typing.allow, keep)
+        derivation.step(f"cast-{typing.type}", lambda: cast(model, policy, reduce_io=typing.reduce_io))
+
+
+def _found(graph: ir.Graph, pattern: re.Pattern[str]) -> list[str]:
+    """Return the names of the operators that an expression finds."""
+    return [node.name for node in graph if node.name and pattern.search(node.name)]
+
+
 def _search(
     derivation: Derivation,
     quantization: Quantization,
     ranges: CalibrationCache,
     max_drop: float,
-    samples: Samples,
+    labelled: Labelled,
     progress: Progress,
 ) -> Search:
     """Find what must leave INT8; every graph that is evaluated is the one that would be written."""
-    bundle, logits = derivation.bundle, derivation.bundle.manifest.spec.outputs[0]
+    batch = derivation.source.batch
     groups = _place(derivation.model, quantization).groups
 
     def evaluate(wanted: Collection[str]) -> Accuracy:
-        label = f"evaluating, {len(wanted)} of {len(groups)} groups in INT8"
+        label = f"evaluating, {len(wanted)} of {len(groups)} in INT8"
         if not wanted:
             with OrtRuntime(derivation.source_path) as runtime:
-                return accuracy_of(runtime, samples, logits, label=label, progress=progress)
-        tried = Derivation(bundle, "int8")
+                return accuracy_of(runtime, labelled, batch=batch, label=label, progress=progress)
+        tried = Derivation(derivation.bundle, "int8")
         _apply(tried, quantization, _place(tried.model, quantization), ranges, wanted)
         with tried.runtime() as runtime:
-            return accuracy_of(runtime, samples, logits, label=label, progress=progress)
+            return accuracy_of(runtime, labelled, batch=batch, label=label, progress=progress)
 
     def harm() -> dict[str, float]:
-        tried = Derivation(bundle, "int8")
-        placement = _place(tried.model, quantization)
+        model = load_model(derivation.source_path)
+        placement = _place(model, quantization)
         with GatedRuntime(
-            tried.model, placement, ranges.ranges, scale_type=quantization.scale_type, output=logits
+            model, placement, ranges.ranges, scale_type=quantization.scale_type, output=labelled.output
         ) as runtime:
-            return harm_of(runtime, groups, samples, progress=progress)
+            return harm_of(runtime, groups, labelled, batch=batch, progress=progress)
 
     return fit(groups, max_drop, evaluate=evaluate, harm=harm)
 
@@ -238,7 +274,6 @@ def _reverted(search: Search) -> list[Refusal]:
 def _record(folder: Path, ranges: CalibrationCache) -> CalibrationRecord:
     """Write the ranges beside the artifact that uses them."""
     name = "model.int8.calibration.json"
-    (folder / name).unlink(missing_ok=True)  # a link to the file of the bundle that is being replaced
     ranges.save(folder / name)
     return CalibrationRecord(
         method=str(ranges.method),

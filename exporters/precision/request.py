@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import onnx_ir as ir
 
-from exporters.precision.methods import Method
+from exporters.golden import load_golden
+from exporters.precision.placement import DEFAULT_HIGH_PRECISION
 from exporters.precision.policy import REDUCED_TYPES
 from exporters.precision.roles import Stage
 from exporters.samples import open_samples, random_samples
+from exporters.verify_samples import class_output
 from models.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,13 +20,18 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from exporters.bundle import Bundle
+    from exporters.precision.methods import Method
     from exporters.samples import Samples
 
 DEFAULT_SAMPLES = 512
 """Samples of a calibration; NVIDIA's Model Optimizer advises 500 or more for a ViT."""
 
 SENSITIVE = frozenset(Stage)
-DEFAULT_HIGH_PRECISION = frozenset({Stage.PATCH_EMBED, Stage.HEAD})
+
+DEFAULT_METHOD = "mse"
+
+PROXY_SAMPLES = 32
+"""Labelled samples on which an accuracy budget ranks what it may revert."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +59,7 @@ class Quantization:
         scheme: one of `exporters.precision.placement.SCHEMES`.
         exclude: regular expressions: operators whose names they find stay in high precision.
         high_precision: stages of the network that stay in high precision.
-        method: how a range follows from the data.
+        method: how a range follows from the data; None takes that of a cache, or else `DEFAULT_METHOD`.
         float_weights: keep weights in FP32 with Q and DQ; otherwise store INT8 and DQ.
         around: what is not INT8 is of this type; None for FP32.
     """
@@ -60,7 +67,7 @@ class Quantization:
     scheme: str = "gemm"
     exclude: tuple[str, ...] = ()
     high_precision: frozenset[Stage] = DEFAULT_HIGH_PRECISION
-    method: Method = field(default_factory=lambda: Method.of("mse"))
+    method: Method | None = None
     float_weights: bool = False
     around: Typing | None = field(default_factory=Typing)
 
@@ -111,6 +118,23 @@ class CalibrationData:
 
 
 @dataclass(frozen=True)
+class Labelled:
+    """Labelled data, and what of a model it judges.
+
+    Attributes:
+        samples: all of it.
+        few: some of it, evenly spread over the classes.
+        output: name of the logits, [B, classes].
+        classes: how many.
+    """
+
+    samples: Samples
+    few: Samples
+    output: str
+    classes: int
+
+
+@dataclass(frozen=True)
 class AccuracyBudget:
     """What top-1 may be lost, and on which data that is measured.
 
@@ -126,28 +150,50 @@ class AccuracyBudget:
     labels: Path | Literal["folders"] | None = None
     limit: int | None = None
 
-    def open(self, bundle: Bundle, calibration: CalibrationData) -> Samples:
+    def open(self, bundle: Bundle, calibration: CalibrationData) -> Labelled:
         """Return the labelled samples, prepared for a bundle's model.
 
         Raises:
-            UsageError: there are none.
+            UsageError: there are none, or the model names no class.
         """
+        needed = "an accuracy budget needs labelled data"
         source = calibration.source if self.source is None else self.source
         if source is None:
-            raise UsageError("an accuracy budget needs labelled data", expected="--images DATA and --labels")
+            raise UsageError(needed, expected="--images DATA, with --labels where it is pictures")
+        logits = class_output(load_golden(bundle.golden)[1])
+        if logits is None:
+            raise UsageError(
+                "an accuracy budget needs a model that names classes",
+                expected="an output [batch, classes]",
+                hint="leave --max-drop away",
+            )
         manifest = bundle.manifest
-        return open_samples(source, manifest.spec.inputs, manifest.preprocessing, limit=self.limit, labels=self.labels)
+
+        def samples(limit: int | None) -> Samples:
+            return open_samples(
+                source, manifest.spec.inputs, manifest.preprocessing,
+                limit=limit, labels=self.labels, classes=logits.classes,
+            )  # fmt: skip
+
+        everything = samples(self.limit)
+        if next(iter(everything.batches(1))).labels is None:  # said at once, and not after the calibration
+            raise UsageError(
+                f"{needed}: {everything.description} has none", expected="labels", hint="--labels folders, or FILE.csv"
+            )
+        few = samples(min(PROXY_SAMPLES, self.limit or PROXY_SAMPLES))
+        return Labelled(everything, few, logits.name, logits.classes)
 
 
 def stages(names: Collection[str]) -> frozenset[Stage]:
-    """Read names of stages; ``sensitive`` is all of them, ``none`` none.
+    """Read names of stages; ``sensitive`` is all of them, and ``none``, alone, none.
 
     Raises:
-        UsageError: an unknown name.
+        UsageError: an unknown name, or no name.
     """
     if set(names) == {"none"}:
         return frozenset()
     known = {stage.value: frozenset({stage}) for stage in Stage} | {"sensitive": SENSITIVE}
-    if unknown := sorted(set(names) - set(known)):
-        raise UsageError(f"there is no stage {unknown[0]!r}", expected=", ".join([*known, "none"]))
+    unknown = sorted(set(names) - set(known)) or ([] if names else [""])
+    if unknown:
+        raise UsageError(f"no stage is called {unknown[0]!r}", expected=f"{', '.join(known)}; or none, alone")
     return frozenset[Stage]().union(*(known[name] for name in names))

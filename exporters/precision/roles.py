@@ -116,7 +116,7 @@ class Roles:
             return reasons[constants]
         value = node.inputs[1]
         tensor = None if value is None else value.const_value
-        if tensor is None:
+        if value is None or tensor is None or not value.is_initializer():
             return "its weight is computed, not stored: export without --no-rewrite"
         if tensor.dtype != ir.DataType.FLOAT:
             return f"its weight is {tensor.dtype.name}"
@@ -125,7 +125,9 @@ class Roles:
             return Weight(0, shape[1], shape[0] // node.attributes.get_int("group", 1))
         if len(shape) != 2:
             return f"its weight has {len(shape)} dimensions"
-        if node.op_type == "Gemm" and node.attributes.get_int("transB", 0):
+        if (node.attributes.get_float("alpha", 1.0), node.attributes.get_float("beta", 1.0)) != (1.0, 1.0):
+            return "TensorRT makes FP32 constants of its alpha and beta"
+        if node.attributes.get_int("transB", 0):
             return Weight(0, shape[1], shape[0])
         return Weight(1, shape[0], shape[1])
 

@@ -12,122 +12,123 @@ It is a simulation: the order of a kernel's additions is not, and a fused kernel
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes import common
 
 from exporters.onnx_file import load_model, write_model
+from exporters.precision.dtypes import REDUCED, fill_types, type_of
+from exporters.rewrite.movement_ops import MOVEMENT
 from exporters.rewrite.unique import Names, value_names
 from exporters.runtimes import OrtRuntime
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from types import TracebackType
 
     import numpy.typing as npt
     from typing_extensions import Self
 
+    Array = npt.NDArray[Any]
+
 _FLOAT = ir.DataType.FLOAT
-_REDUCED = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 
 _EXACT = frozenset(
     {
         "Abs",
-        "Clip",
-        "Concat",
-        "Expand",
-        "Flatten",
-        "Gather",
-        "GatherElements",
-        "GatherND",
-        "Identity",
+        "Constant",
+        "ConstantOfShape",
+        "If",
+        "Loop",
         "Max",
         "MaxPool",
         "Min",
         "Neg",
-        "Pad",
-        "ReduceMax",
-        "ReduceMin",
         "Relu",
-        "Reshape",
-        "Slice",
-        "Split",
-        "Squeeze",
-        "Tile",
-        "Transpose",
-        "Unsqueeze",
+        "Scan",
         "Where",
+        *MOVEMENT,
     }
 )
 """Operators whose results are among their operands' values, or their negatives: there is nothing to round."""
 
+_TYPE_ATTRIBUTES = ("dtype", "output_dtype", "to")
+_TENSOR_ATTRIBUTES = ("value",)
+
 
 def reduced_type(model: ir.Model) -> ir.DataType | None:
-    """Return FP16 or BF16 where a graph has values of that type, else None."""
-    values = (value for node in model.graph for value in (*node.inputs, *node.outputs) if value is not None)
-    return next((value.dtype for value in values if value.dtype in _REDUCED), None)
+    """Return FP16 or BF16 where a graph computes values of that type, else None."""
+    fill_types(model)
+    values = (value for node in model.graph.all_nodes() for value in (*node.inputs, *node.outputs))
+    return next((dtype for value in values if (dtype := type_of(value)) in REDUCED), None)
 
 
 def simulate(model: ir.Model) -> None:
-    """Turn a typed graph, in place, into an FP32 graph that rounds; graph inputs and outputs keep their types."""
-    graph = model.graph
-    names = Names(value_names(graph))
-    for value in list(graph.initializers.values()):
-        tensor = value.const_value
-        if tensor is not None and tensor.dtype in _REDUCED:
-            value.const_value = ir.tensor(tensor.numpy().astype(np.float32), name=value.name)
-            value.dtype = _FLOAT
-    nodes = list(graph)
-    outputs = {value: value.dtype for value in graph.outputs if value.dtype in _REDUCED}
-    for value in graph.inputs:
-        if value.dtype in _REDUCED:
-            readers = tuple(value.uses())
-            wide = _cast(value, _FLOAT, names)
-            graph.insert_before(graph[0], wide.producer())  # type: ignore[arg-type]  # _cast makes its producer
-            for reader, i in readers:
-                reader.replace_input_with(i, wide)
-    for node in nodes:
-        _round(graph, node, names)
-    for i, value in enumerate(graph.outputs):
-        if value in outputs:
-            name, value.name = value.name, names.unique(f"{value.name}_wide")
-            narrow = _cast(value, outputs[value], names)
-            graph.append(narrow.producer())  # type: ignore[arg-type]  # _cast makes its producer
-            narrow.name = name
-            graph.outputs[i] = narrow
+    """Turn a typed graph, in place, into an FP32 graph that rounds.
+
+    Graph inputs and outputs of a reduced type become FP32: inputs must be rounded by who feeds them, outputs are.
+    """
+    if model.functions:
+        common.InlinePass()(model)
+    fill_types(model)
+    names = Names(value_names(model.graph))
+    for graph in (model.graph, *model.graph.subgraphs()):
+        for value in (*graph.inputs, *graph.initializers.values()):
+            _widen(value)
+        for node in list(graph):
+            _round(graph, node, names)
+
+
+def _widen(value: ir.Value) -> None:
+    """Store what a graph reads as FP32, which holds every FP16 and BF16 number."""
+    if type_of(value) not in REDUCED:
+        return
+    value.type = ir.TensorType(_FLOAT)
+    if value.const_value is not None:
+        value.const_value = _wide(value.const_value)
+
+
+def _wide(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    return ir.tensor(tensor.numpy().astype(np.float32), name=tensor.name)
 
 
 def _round(graph: ir.Graph, node: ir.Node, names: Names) -> None:
-    for attribute in ("to", "dtype", "output_dtype"):
-        if node.attributes.get_int(attribute, 0) in _REDUCED:
-            node.attributes[attribute] = ir.AttrInt64(attribute, int(_FLOAT))
+    """Let a node compute in FP32, and let everything read its rounded results, under their names."""
+    for name in _TYPE_ATTRIBUTES:
+        if node.attributes.get_int(name, 0) in REDUCED:
+            node.attributes[name] = ir.AttrInt64(name, int(_FLOAT))
+    for name in _TENSOR_ATTRIBUTES:
+        tensor = node.attributes.get_tensor(name, None)
+        if tensor is not None and tensor.dtype in REDUCED:
+            node.attributes[name] = ir.AttrTensor(name, _wide(tensor))
     for output in node.outputs:
-        if output.dtype not in _REDUCED:
+        dtype = output.dtype
+        if dtype not in REDUCED or not isinstance(output.type, ir.TensorType):
             continue
-        dtype, output.dtype = output.dtype, _FLOAT
-        if node.op_type in _EXACT:
+        output.type = ir.TensorType(_FLOAT)
+        if dtype is None or node.op_type in _EXACT:
             continue
-        readers = tuple(output.uses())
-        narrow = _cast(output, dtype, names)
-        wide = _cast(narrow, _FLOAT, names)
-        graph.insert_after(node, [narrow.producer(), wide.producer()])  # type: ignore[list-item]  # _cast makes them
-        for reader, i in readers:
-            reader.replace_input_with(i, wide)
-        if output.is_graph_output():
-            wide.name, output.name = output.name, names.unique(f"{output.name}_exact")
-            for i, value in enumerate(graph.outputs):
-                if value is output:
-                    graph.outputs[i] = wide
+        uses, outputs = tuple(output.uses()), [i for i, value in enumerate(graph.outputs) if value is output]
+        own, output.name = output.name or "", names.unique(f"{output.name}.exact")
+        narrow = _cast(output, dtype, names.unique(f"{own}.{dtype.short_name()}"))
+        wide = _cast(narrow.outputs[0], _FLOAT, own)
+        graph.insert_after(node, [narrow, wide])
+        for reader, i in uses:
+            reader.replace_input_with(i, wide.outputs[0])
+        for i in outputs:
+            graph.outputs[i] = wide.outputs[0]
 
 
-def _cast(value: ir.Value, dtype: ir.DataType, names: Names) -> ir.Value:
-    """Return the result of a new Cast, which the caller inserts."""
+def _cast(value: ir.Value, dtype: ir.DataType, name: str) -> ir.Node:
     node = ir.node("Cast", [value], {"to": int(dtype)})
     result = node.outputs[0]
-    result.name, result.dtype, result.shape = names.unique(f"{value.name}.{dtype.short_name()}"), dtype, value.shape
-    return result
+    result.name, result.type = name, ir.TensorType(dtype)
+    result.shape = None if value.shape is None else value.shape.copy()
+    return node
 
 
 def open_runtime(path: Path, *, threads: int | None = None) -> OrtRuntime | SimulatedRuntime:
@@ -151,18 +152,44 @@ class SimulatedRuntime:
         model: a typed graph; it is used up.
         dtype: its reduced type.
         threads: of one operator; None leaves the choice to ONNX Runtime.
+
+    Attributes:
+        name: what runs it, for reports.
+        inputs: graph inputs, with the types of the typed graph.
+        outputs: graph outputs, likewise.
+
+    Raises:
+        EnvironmentUnsuitable: ONNX Runtime is missing.
+        ExportError: it cannot load the graph.
     """
 
     def __init__(self, model: ir.Model, dtype: ir.DataType, *, threads: int | None = None) -> None:
         self.name = f"ONNX Runtime, {'FP16' if dtype == ir.DataType.FLOAT16 else 'BF16'} simulated"
+        self._inputs, self._outputs = dict(_reduced(model.graph.inputs)), dict(_reduced(model.graph.outputs))
         simulate(model)
         with tempfile.TemporaryDirectory(prefix="deploycli-") as folder:
             self._runtime = OrtRuntime(write_model(model, Path(folder) / "simulated.onnx")[0], threads=threads)
-        self.inputs, self.outputs = self._runtime.inputs, self._runtime.outputs
+        self.inputs, self.outputs = (
+            tuple(replace(info, dtype=types[info.name].name) if info.name in types else info for info in infos)
+            for infos, types in ((self._runtime.inputs, self._inputs), (self._runtime.outputs, self._outputs))
+        )
 
-    def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-        """Run one batch; see `exporters.runtimes.Runtime.run`."""
-        return self._runtime.run(inputs)
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run one batch; see `exporters.runtimes.Runtime.run`.
+
+        Args:
+            inputs: for an input of a reduced type, any floating-point array: it is rounded to that type.
+
+        Returns:
+            Outputs of type FP16 as float16; those of type BF16, which NumPy lacks, as float32.
+        """
+        with np.errstate(over="ignore"):
+            fed = {
+                n: a.astype(self._inputs[n]).astype(np.float32) if n in self._inputs else a for n, a in inputs.items()
+            }
+        found = self._runtime.run(fed)
+        half = {n for n, dtype in self._outputs.items() if dtype == np.float16}
+        return {n: a.astype(np.float16) if n in half else a for n, a in found.items()}
 
     def __enter__(self) -> Self:
         return self
@@ -171,3 +198,10 @@ class SimulatedRuntime:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._runtime.__exit__(kind, error, trace)
+
+
+def _reduced(values: Iterable[ir.Value]) -> Iterator[tuple[str, np.dtype[Any]]]:
+    for value in values:
+        dtype = type_of(value)
+        if dtype in REDUCED and dtype is not None:
+            yield value.name or "", np.dtype(dtype.numpy())

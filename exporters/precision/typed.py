@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from exporters.precision.cast import cast
@@ -41,10 +42,11 @@ def cast_bundle(
         NumericsError: an output is NaN, infinite or constant.
         EnvironmentUnsuitable: the bundle cannot be written.
     """
+    policy = Policy(REDUCED_TYPES[typing.type], typing.allow, patterns(typing.keep))
     samples = None if data is None else data.open(bundle)
     derivation = Derivation(bundle, typing.type)
-    seen = {} if samples is None else magnitudes(derivation.source_path, samples, progress=progress)
-    policy = Policy(REDUCED_TYPES[typing.type], typing.allow, patterns(typing.keep), seen)
+    if samples is not None:
+        policy = replace(policy, magnitudes=magnitudes(derivation.source_path, samples, progress=progress))
     derivation.step(f"cast-{typing.type}", lambda: cast(derivation.model, policy, reduce_io=typing.reduce_io))
     return derivation.finish()
 

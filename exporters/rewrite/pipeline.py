@@ -15,6 +15,7 @@ from exporters.rewrite.facts import Facts
 from exporters.rewrite.inference import DropInferenceNoOps
 from exporters.rewrite.movement import FoldMovement
 from exporters.rewrite.projections import MergeProjections
+from exporters.rewrite.windows import WindowsIntoHeads
 from exporters.steps import Refusal, Step
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ _REWRITE: tuple[tuple[str, type[GraphPass]], ...] = (
     ("merge-projections", MergeProjections),  # before movement: query, key and value are then one region
     ("fold-movement", FoldMovement),  # needs constant operands; brings the additions of a block together
     ("sum-additive-constants", SumAdditiveConstants),  # bias and mask meet across one Reshape
+    ("windows-into-heads", WindowsIntoHeads),  # after the sum: the one constant that is left moves to four dimensions
 )
 
 _CLEAN: tuple[Callable[[], ir.passes.PassBase], ...] = (

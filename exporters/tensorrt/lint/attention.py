@@ -72,10 +72,10 @@ def find_attention(subject: Subject) -> list[Attention]:
     """Return the attention blocks, in the order of the graph."""
     found = []
     for node in subject.nodes:
-        if not is_onnx(node, "Softmax") or not node.inputs or not node.outputs:
+        if not is_onnx(node, "Softmax") or not node.inputs:
             continue
-        above = _climb(node.inputs[0], subject, _MOST_STEPS)
-        below = _descend(node.outputs[0], subject, _MOST_STEPS)
+        above = _climb(node.inputs[0], subject, _MOST_STEPS, set())
+        below = _descend(node.outputs[0], subject, _MOST_STEPS, set())
         if above is not None and below is not None:
             scores, before = above
             context, position, after = below
@@ -83,29 +83,35 @@ def find_attention(subject: Subject) -> list[Attention]:
     return found
 
 
-def _climb(value: ir.Value | None, subject: Subject, steps: int) -> tuple[ir.Node, tuple[Step, ...]] | None:
+def _climb(
+    value: ir.Value | None, subject: Subject, steps: int, seen: set[ir.Node]
+) -> tuple[ir.Node, tuple[Step, ...]] | None:
     """Walk against the data to a product of two values that are no constants."""
     node = None if value is None else value.producer()
-    if node is None or not steps:
+    if node is None or not steps or node in seen:
         return None
+    seen.add(node)
     if is_onnx(node, *_PRODUCTS):
         return (node, ()) if _multiplies_values(node, subject) else None
     for position in _leading(node, subject):
-        found = _climb(operand(node, position), subject, steps - 1)
+        found = _climb(operand(node, position), subject, steps - 1, seen)
         if found is not None:
             return found[0], (*found[1], Step(node, position))
     return None
 
 
-def _descend(value: ir.Value, subject: Subject, steps: int) -> tuple[ir.Node, int, tuple[Step, ...]] | None:
+def _descend(
+    value: ir.Value, subject: Subject, steps: int, seen: set[ir.Node]
+) -> tuple[ir.Node, int, tuple[Step, ...]] | None:
     """Walk with the data to a product of two values that are no constants."""
     for use in value.uses() if steps else ():
         node = use.node
         if is_onnx(node, *_PRODUCTS):
             if _multiplies_values(node, subject):
                 return node, use.idx, ()
-        elif use.idx in _leading(node, subject) and node.outputs:
-            found = _descend(node.outputs[0], subject, steps - 1)
+        elif node not in seen and use.idx in _leading(node, subject) and node.outputs:
+            seen.add(node)
+            found = _descend(node.outputs[0], subject, steps - 1, seen)
             if found is not None:
                 return found[0], found[1], (Step(node, use.idx), *found[2])
     return None

@@ -167,7 +167,11 @@ def _attention_constants(subject: Subject) -> Iterator[Problem]:
 
 
 def unused_and_repeated(subject: Subject) -> Iterator[Problem]:
-    """Rule 18: what is stored is read, and is stored once; what is an input is read."""
+    """Rule 18: what is stored is read, and is stored once; what is an input is read.
+
+    Source: TensorRT documentation, "Working with Dynamic Shapes": every input needs a shape in every profile. Equal
+    weights are equal bytes of the engine.
+    """
     for value in subject.graph.inputs:
         if not value.uses() and not value.is_graph_output() and value.const_value is None:
             yield warning(value.name or "", "nothing reads this input", "leave it out: a profile needs a shape for it")

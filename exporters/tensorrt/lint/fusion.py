@@ -1,9 +1,9 @@
 """Rule 16: has an attention the form that TensorRT documents as fusable?
 
-Source: TensorRT documentation, "Transformers and Fused Attention" (11.x) and "Multi-Head Attention Fusion" (10.x): the
-products are FP16, BF16 or between Q/DQ pairs; the scale multiplies the queries or keys before the first product; a mask
-is added and broadcasts to [B or 1, N or 1, Sq, Skv]; 16 to 256 channels a head in steps of 8; INT8 with 16, 32 or 64
-channels and at most 512 tokens, quantized before the first product, after the Softmax and after the second product.
+The products are FP16, BF16 or between Q/DQ pairs; the scale multiplies the queries or keys before the first product; a
+mask is added and broadcasts to [B or 1, N or 1, Sq, Skv]; a head has 16 to 256 channels, before TensorRT 10.14 in steps
+of 8. INT8 attention has heads of 16, 32 or 64 channels and at most 512 tokens, and is quantized before the first
+product, after the Softmax and after the second product.
 """
 
 from __future__ import annotations
@@ -70,7 +70,11 @@ class Reason:
 
 
 def attention_form(subject: Subject) -> Iterator[Problem]:
-    """Rule 16: every attention made of primitive operators has the documented form."""
+    """Rule 16: every attention made of primitive operators has the documented form.
+
+    Source: TensorRT documentation, "Transformers and Fused Attention" (11.x) and "Multi-Head Attention Fusion" (10.x);
+    release notes of 10.14 (head sizes) and 11.3 (FP32 accumulation); issues 2981 and 4167 of NVIDIA/TensorRT (INT8).
+    """
     for found in find_attention(subject):
         for reason in _reasons(found, subject):
             if reason.is_finding:

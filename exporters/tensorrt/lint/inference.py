@@ -136,7 +136,7 @@ class Inference:
             for inner in in_order(body):
                 self._infer(inner)
         types = derive(node, self.dtype, self._opset)
-        shapes = None if bodies else self._shapes(node)
+        shapes = self._shapes_of_branches(node, bodies) if bodies else self._shapes(node)
         values = self._values(node, shapes)
         for i, output in enumerate(node.outputs):
             dtype, shape, ends = types[i], None, None
@@ -169,6 +169,13 @@ class Inference:
         if is_onnx(node, "QuantizeLinear", "DequantizeLinear") and operands[0] is not None:
             return [operands[0].ends] * len(node.outputs)  # in an opset that lacks the type
         return None
+
+    def _shapes_of_branches(self, node: ir.Node, bodies: Sequence[ir.Graph]) -> list[tuple[Dims, Dims] | None] | None:
+        """An If has the shapes that its branches agree on; what a loop gives is not followed."""
+        if not is_onnx(node, "If") or any(len(body.outputs) != len(node.outputs) for body in bodies):
+            return None
+        ends = [[self[value].ends for value in body.outputs] for body in bodies]
+        return [found[0] if len(set(found)) == 1 else None for found in zip(*ends, strict=True)]
 
     def _values(self, node: ir.Node, shapes: list[tuple[Dims, Dims] | None] | None) -> list[Ends] | None:
         """Do shape arithmetic: return the outputs at both ends, where they follow and are small."""

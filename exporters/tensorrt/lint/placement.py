@@ -1,8 +1,7 @@
 """Rule 15: Q/DQ pairs that are legal, and slower or less exact than others.
 
-Source: TensorRT documentation, "Working with Quantized Types", recommendations for the placement of Q/DQ; issues 2981,
-3243, 3280 and 4167 of NVIDIA/TensorRT (transformers). Each GEMM reads two quantized operands; normalisation, bias and
-Softmax stay in floating point; nothing stands between a GEMM and its bias or activation.
+Each GEMM reads two quantized operands; normalisation, bias and Softmax stay in floating point; nothing stands between a
+GEMM and its bias or activation.
 """
 
 from __future__ import annotations
@@ -36,7 +35,11 @@ _FOUR_BITS = (ir.DataType.INT4, ir.DataType.FLOAT4E2M1)
 
 
 def quantization_placement(subject: Subject) -> Iterator[Problem]:
-    """Rule 15: Q/DQ pairs stand where TensorRT makes one kernel of them and their GEMM."""
+    """Rule 15: Q/DQ pairs stand where TensorRT makes one kernel of them and their GEMM.
+
+    Source: TensorRT documentation, "Working with Quantized Types", recommendations for the placement of Q/DQ; issues
+    2981, 3243, 3280 and 4167 of NVIDIA/TensorRT (transformers).
+    """
     for node in subject.nodes:
         if is_onnx(node, *_NORMS):
             yield from _norm(node)

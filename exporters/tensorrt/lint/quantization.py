@@ -1,7 +1,6 @@
 """Rule 6: Q and DQ as the parser takes them.
 
-Source: onnx-tensorrt ``onnxOpImporters.cpp``, ``QuantDequantLinearHelper``; TensorRT documentation, "Working with
-Quantized Types". A scale is a constant above zero; a zero point is zero; INT8 exists between a Q and its DQ only.
+A scale is a constant above zero; a zero point is zero; INT8 exists between a Q and its DQ only.
 """
 
 from __future__ import annotations
@@ -40,7 +39,11 @@ _SYMMETRIC = "quantize symmetrically, to INT8 with zero point 0"
 
 
 def quantization(subject: Subject) -> Iterator[Problem]:
-    """Rule 6: scales, zero points, axes and neighbours of every Q and DQ."""
+    """Rule 6: scales, zero points, axes and neighbours of every Q and DQ are those that the parser takes.
+
+    Source: onnx-tensorrt ``onnxOpImporters.cpp``, ``QuantDequantLinearHelper``; TensorRT documentation, "Working with
+    Quantized Types".
+    """
     for node in subject.nodes:
         if is_onnx(node, Q, DQ):
             yield from _scale(node, subject)

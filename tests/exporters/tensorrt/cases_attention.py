@@ -118,7 +118,8 @@ CASES: tuple[Case, ...] = (
         "heads that grow with the batch",
         16,
         Graph(
-            """(float16[batch, 3, 49, 2] x, float16[batch, 3, 49, 9] u, float16[3, 49, 9, 32] v) => (float16[3, 49, 2, 32] y)
+            """(float16[batch, 3, 49, 2] x, float16[batch, 3, 49, 9] u, float16[3, 49, 9, 32] v)
+            => (float16[3, 49, 2, 32] y)
             { q = Transpose <perm = [1, 2, 3, 0]> (x) k = Transpose <perm = [1, 2, 0, 3]> (u)
               a = MatMul (q, k) p = Softmax (a) y = MatMul (p, v) }"""
         ),

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper
 
-from tests.exporters.tensorrt.cases import Case, fails, warns
-from tests.exporters.tensorrt.texts import F16, F32, I8, I64, Graph, attention, pair, scales, weight
+from tests.exporters.tensorrt.cases import Case, fails
+from tests.exporters.tensorrt.texts import F16, F32, I8, I64, Graph, pair, scales, weight
 
 VECTOR = "(float[batch, 8] x) => (float[batch, 8] y)"
 
@@ -21,8 +21,8 @@ def graph(body: str, head: str = VECTOR, **constants: Any) -> Graph:
 PAIR = graph(pair("x", "y"), **scales())
 
 
-def with_scale(scale: Any, zero: Any = I8(0)) -> Graph:
-    return replace(PAIR, constants={"s": scale, "z": zero})
+def with_scale(scale: Any, zero: Any = None) -> Graph:
+    return replace(PAIR, constants={"s": scale, "z": I8(0) if zero is None else zero})
 
 
 def half_pair(scale: Any) -> Graph:
@@ -62,7 +62,8 @@ def four_bits(columns: int) -> Graph:
 
 
 BLOCKS = Graph(
-    f"{VECTOR} {{ w = DequantizeLinear <axis = 0, block_size = 4> (q, s, z) {pair('x', 'd', scale='t', zero='u')} y = MatMul (d, w) }}",
+    f"""{VECTOR} {{ {pair("x", "d", scale="t", zero="u")}
+        w = DequantizeLinear <axis = 0, block_size = 4> (q, s, z) y = MatMul (d, w) }}""",
     {"q": weight(8, 8, dtype=I8), "s": np.full((2, 8), 0.1, F32), "z": np.zeros((2, 8), I8), "t": F32(0.1), "u": I8(0)},
     opset=21,
 )
@@ -72,7 +73,7 @@ PAIRED = """
     y = DequantizeLinear (q, t, u)
 """
 
-RULE_6: tuple[Case, ...] = (
+CASES: tuple[Case, ...] = (
     fails(
         "a scale that is an input",
         6,
@@ -250,184 +251,3 @@ RULE_6: tuple[Case, ...] = (
         "its data are INT8, its zero point is UINT8",
     ),
 )
-
-SHORT = pair("x", "d")
-BIASED = graph(
-    f"{SHORT} w = DequantizeLinear <axis = 1> (q, t, u) m = MatMul (d, w) y = Add (m, b)",
-    **STORED.constants,
-    b=weight(8),
-)
-ACTIVE = graph(
-    f"{SHORT} w = DequantizeLinear <axis = 1> (q, t, u) m = MatMul (d, w) a = Add (m, b) y = Gelu (a)",
-    **STORED.constants,
-    b=weight(8),
-)
-NORM = graph("y = LayerNormalization (x, g)", g=weight(8))
-PATCHES = "(float[batch, 3, 8, 8] x) => (float[batch, 4, 16] y)"
-
-
-def patches(quantize: bool) -> Graph:
-    """A patch embedding: a Conv, its tokens, their norm."""
-    tokens = f"t = Reshape (c, k) p = Transpose <perm = [0, 2, 1]> (t) {pair('p', 'd', scale='r') if quantize else 'd = Identity (p)'}"
-    body = f"{pair('x', 'e')} w = DequantizeLinear <axis = 0> (q, v, u) c = Conv <strides = [4, 4]> (e, w) {tokens} y = LayerNormalization (d, g)"
-    constants = scales(
-        q=weight(16, 3, 4, 4, dtype=I8),
-        v=np.full(16, 0.1, F32),
-        u=np.zeros(16, I8),
-        k=np.array([-1, 16, 4], I64),
-        g=weight(16),
-    )
-    return Graph(f"{PATCHES} {{ {body} }}", {**constants, **({"r": F32(0.2)} if quantize else {})})
-
-
-RULE_15: tuple[Case, ...] = (
-    warns(
-        "the input of a norm",
-        15,
-        graph(f"{SHORT} y = LayerNormalization (d, g)", **scales(g=weight(8))),
-        NORM,
-        "input of LayerNormalization",
-    ),
-    warns(
-        "the input of Softmax",
-        15,
-        graph(f"{SHORT} y = Softmax (d)", **scales()),
-        graph(f"h = Softmax (x) {pair('h', 'y')}", **scales()),
-        "input of Softmax",
-    ),
-    warns(
-        "a quantized bias",
-        15,
-        replace(
-            BIASED,
-            text=BIASED.text.replace("y = Add (m, b)", "v = DequantizeLinear (e, s, z) y = Add (m, v)"),
-            constants={**STORED.constants, "e": weight(8, dtype=I8)},
-        ),
-        BIASED,
-        "its bias is quantized",
-    ),
-    warns(
-        "a quantized bias of a Gemm",
-        15,
-        graph(
-            f"{SHORT} w = DequantizeLinear <axis = 1> (q, t, u) v = DequantizeLinear (e, s, z) y = Gemm (d, w, v)",
-            "(float[8, 8] x) => (float[8, 8] y)",
-            **STORED.constants,
-            e=weight(8, dtype=I8),
-        ),
-        graph(
-            f"{SHORT} w = DequantizeLinear <axis = 1> (q, t, u) y = Gemm (d, w, b)",
-            "(float[8, 8] x) => (float[8, 8] y)",
-            **STORED.constants,
-            b=weight(8),
-        ),
-        "its bias is quantized",
-    ),
-    warns(
-        "a pair before the bias",
-        15,
-        replace(BIASED, text=BIASED.text.replace("y = Add (m, b)", f"{pair('m', 'n')} y = Add (n, b)")),
-        BIASED,
-        "between a GEMM and its bias",
-    ),
-    warns(
-        "a pair before GELU",
-        15,
-        replace(ACTIVE, text=ACTIVE.text.replace("y = Gelu (a)", f"{pair('a', 'n')} y = Gelu (n)")),
-        ACTIVE,
-        "between a GEMM and its activation",
-    ),
-    warns(
-        "a pair before a GELU that is spelled out",
-        15,
-        replace(
-            ACTIVE,
-            text=ACTIVE.text.replace("y = Gelu (a)", f"{pair('a', 'n')} h = Div (n, r) e = Erf (h) y = Mul (n, e)"),
-            constants={**ACTIVE.constants, "r": F32(1.414)},
-        ),
-        replace(
-            ACTIVE,
-            text=ACTIVE.text.replace("y = Gelu (a)", "h = Div (a, r) e = Erf (h) y = Mul (a, e)"),
-            constants={**ACTIVE.constants, "r": F32(1.414)},
-        ),
-        "between a GEMM and its activation",
-    ),
-    warns(
-        "an activation in floating point",
-        15,
-        graph(
-            "w = DequantizeLinear <axis = 1> (q, t, u) y = MatMul (x, w)",
-            q=weight(8, 8, dtype=I8),
-            t=np.full(8, 0.1, F32),
-            u=np.zeros(8, I8),
-        ),
-        STORED,
-        "operand 0 of MatMul is not quantized",
-    ),
-    warns(
-        "a weight in floating point",
-        15,
-        graph(f"{SHORT} y = MatMul (d, w)", **scales(w=weight(8, 8))),
-        STORED,
-        "operand 1 of MatMul is not quantized",
-    ),
-    warns(
-        "one scale for a whole weight",
-        15,
-        stored("w = DequantizeLinear (q, s, z)", t=F32(1), u=I8(0)),
-        STORED,
-        "one scale for all channels",
-        18,
-    ),
-    warns(
-        "scales along the sum", 15, stored("w = DequantizeLinear <axis = 0> (q, t, u)"), STORED, "scales along axis 0"
-    ),
-    warns(
-        "scales along the sum of a transposed weight",
-        15,
-        stored("r = DequantizeLinear <axis = 1> (q, t, u) w = Transpose <perm = [1, 0]> (r)"),
-        stored("r = DequantizeLinear <axis = 0> (q, t, u) w = Transpose <perm = [1, 0]> (r)"),
-        "scales along axis 1",
-    ),
-    warns(
-        "one value quantized twice",
-        15,
-        graph(f"{pair('x', 'd')} {pair('x', 'e', scale='r')} y = Add (d, e)", **scales(r=F32(0.1))),
-        graph(f"{pair('x', 'd')} y = Add (d, d)", **scales()),
-        "x is quantized 2 times",
-    ),
-    warns(
-        "the first product alone", 15, attention(quantize="qk"), attention(quantize="qkpvo"), "the first product", 16
-    ),
-    warns(
-        "the second product alone", 15, attention(quantize="pv"), attention(quantize="qkpvo"), "the second product", 16
-    ),
-    warns(
-        "INT8 heads that are too wide",
-        15,
-        attention(quantize="qkpvo", dim=128),
-        attention(quantize="qkpvo", dim=64),
-        "128 channels",
-        16,
-    ),
-    warns(
-        "INT8 with too many tokens",
-        15,
-        attention(quantize="qkpvo", tokens=513),
-        attention(quantize="qkpvo", tokens=512),
-        "513 tokens",
-        16,
-    ),
-)
-
-CLEAN: dict[str, Graph] = {
-    "the norm of a patch embedding": patches(True),
-    "a weight in FP32 with a pair": graph(
-        f"{SHORT} {pair('w', 'v', scale='t', zero='u', attributes='axis = 1')} y = MatMul (d, v)",
-        **scales(w=weight(8, 8), t=np.full(8, 0.1, F32), u=np.zeros(8, I8)),
-    ),
-    "4-bit weights alone": four_bits(4),
-    "a pair before a residual sum": graph(f"{SHORT} y = Add (d, x)", **scales()),
-}
-
-CASES = (*RULE_6, *RULE_15)

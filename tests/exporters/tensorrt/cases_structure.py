@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from tests.exporters.tensorrt.cases import Case, fails, warns
-from tests.exporters.tensorrt.texts import F32, I64, Graph, weight
+from tests.exporters.tensorrt.texts import F32, I64, Graph, pair, weight
 
 RELU = Graph("(float[batch, 8] x) => (float[batch, 8] y) { y = Relu (x) }")
 NORM = Graph("(float[batch, 8] x) => (float[batch, 8] y) { y = LayerNormalization (x, w) }", {"w": weight(8)})
@@ -22,6 +22,9 @@ def vector(body: str, **constants: object) -> Graph:
     return Graph(f"(float[batch, 8] x) => (float[batch, 8] y) {{ {body} }}", constants)  # type: ignore[arg-type] # as above
 
 
+HALF_PAIR = f"(float16[batch, 8] x) => (float16[batch, 8] y) {{ {pair('x', 'y')} }}"
+TWO_TRANSPOSES = """(float[batch, 8, 4] x) => (float[batch, 8, 4] y)
+    { h = Transpose <perm = [0, 2, 1]> (x) y = Transpose <perm = [0, 2, 1]> (h) }"""
 RMS = Graph("(float[batch, 8] x) => (float[batch, 8] y) { y = RMSNormalization (x, w) }", {"w": weight(8)}, opset=23)
 REDUCE = "(float[batch, 8, 4] x, int64[1] a) => (float[batch, 8] y)"
 
@@ -43,12 +46,12 @@ CASES: tuple[Case, ...] = (
         "FP16 scales before their opset",
         1,
         Graph(
-            "(float16[batch, 8] x) => (float16[batch, 8] y) { q = QuantizeLinear (x, s, z) y = DequantizeLinear (q, s, z) }",
+            HALF_PAIR,
             {"s": np.float16(0.1), "z": np.int8(0)},
             opset=17,
         ),
         Graph(
-            "(float16[batch, 8] x) => (float16[batch, 8] y) { q = QuantizeLinear (x, s, z) y = DequantizeLinear (q, s, z) }",
+            HALF_PAIR,
             {"s": np.float16(0.1), "z": np.int8(0)},
             opset=19,
         ),
@@ -219,7 +222,6 @@ CASES: tuple[Case, ...] = (
               else_branch = e () => (float[batch, 8] b) { [two] b = Neg (x) }> }"""),
         None,
         "If is left",
-        10,
     ),
     # --- 12: names and edges
     fails("nodes without names", 12, replace(RELU, is_named=False), RELU, "1 nodes have no name"),
@@ -271,9 +273,7 @@ CASES: tuple[Case, ...] = (
     warns(
         "two Transposes",
         17,
-        Graph(
-            "(float[batch, 8, 4] x) => (float[batch, 8, 4] y) { h = Transpose <perm = [0, 2, 1]> (x) y = Transpose <perm = [0, 2, 1]> (h) }"
-        ),
+        Graph(TWO_TRANSPOSES),
         Graph("(float[batch, 8, 4] x) => (float[batch, 4, 8] y) { y = Transpose <perm = [0, 2, 1]> (x) }"),
         "it undoes",
     ),

@@ -254,7 +254,8 @@ CASES: tuple[Case, ...] = (
         "the indices of a pooling",
         5,
         Graph(
-            "(float[batch, 3, 8, 8] x) => (float[batch, 3, 7, 7] y, int64[batch, 3, 7, 7] i) { y, i = MaxPool <kernel_shape = [2, 2]> (x) }"
+            """(float[batch, 3, 8, 8] x) => (float[batch, 3, 7, 7] y, int64[batch, 3, 7, 7] i)
+            { y, i = MaxPool <kernel_shape = [2, 2]> (x) }"""
         ),
         Graph("(float[batch, 3, 8, 8] x) => (float[batch, 3, 7, 7] y) { y = MaxPool <kernel_shape = [2, 2]> (x) }"),
         "more than one result",

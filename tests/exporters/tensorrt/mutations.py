@@ -13,13 +13,38 @@ if TYPE_CHECKING:
 
 NUMBERS = (-(2**63), -(2**31), -7, -1, 0, 1, 2, 3, 8, 49, 2**20, 2**31, 2**62, 2**63 - 1)
 OPERATORS = (
-    *("Add", "Attention", "BatchNormalization", "Cast", "CastLike", "Clip", "Concat", "Constant", "ConstantOfShape", "Conv"),
-    *("DequantizeLinear", "Dropout", "Einsum", "Expand", "EyeLike", "Gather", "Gemm", "GridSample", "If", "LSTM"),
-    *("LayerNormalization", "Loop", "MatMul", "MaxPool", "Nonsense", "OneHot", "Pad", "QuantizeLinear", "Range", "ReduceMean"),
-    *("Reshape", "Resize", "Scan", "ScatterND", "SequenceConstruct", "Shape", "Size", "Slice", "Softmax", "Split", "Squeeze"),
-    *("Tile", "TopK", "Transpose", "Unsqueeze", "Where", "", "\0"),
-)  # fmt: skip
-ATTRIBUTES = ("axis", "to", "perm", "value", "value_ints", "block_size", "output_dtype", "dilations", "equation", "mode", "body")
+    *("Add", "Attention", "BatchNormalization", "Cast", "CastLike", "Clip", "Concat", "Constant", "ConstantOfShape"),
+    *("Conv", "DequantizeLinear", "Dropout", "Einsum", "Expand", "EyeLike", "Gather", "Gemm", "GridSample", "If"),
+    *(
+        "LSTM",
+        "LayerNormalization",
+        "Loop",
+        "MatMul",
+        "MaxPool",
+        "Nonsense",
+        "OneHot",
+        "Pad",
+        "QuantizeLinear",
+        "Range",
+    ),
+    *("ReduceMean", "Reshape", "Resize", "Scan", "ScatterND", "SequenceConstruct", "Shape", "Size", "Slice", "Softmax"),
+    *("Split", "Squeeze", "Tile", "TopK", "Transpose", "Unsqueeze", "Where", "", "\0"),
+)
+ATTRIBUTES = (
+    *(
+        "axis",
+        "block_size",
+        "body",
+        "dilations",
+        "equation",
+        "mode",
+        "output_dtype",
+        "perm",
+        "to",
+        "value",
+        "value_ints",
+    ),
+)
 
 
 def damage(model: onnx.ModelProto, seed: int) -> None:
@@ -80,7 +105,9 @@ def _order(model: onnx.ModelProto, draw: random.Random) -> None:
 def _attribute(model: onnx.ModelProto, draw: random.Random) -> None:
     node, name = _node(model, draw), draw.choice(ATTRIBUTES)
     number = draw.choice(NUMBERS)
-    value = draw.choice([number, float(draw.random()), [number], [0.5], "text", b"\xff", ["a"], model.graph, _tensor(model, draw)])
+    value = draw.choice(
+        [number, float(draw.random()), [number], [0.5], "text", b"\xff", ["a"], model.graph, _tensor(model, draw)]
+    )
     attribute = helper.make_attribute(name, value)
     if draw.random() < 0.1:
         attribute.ref_attr_name = "elsewhere"

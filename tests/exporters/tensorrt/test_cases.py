@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import TYPE_CHECKING
 
 import pytest
 
 from exporters.tensorrt.lint import RULES
-from tests.exporters.tensorrt import cases_attention, cases_quantization, cases_structure, cases_types
-from tests.exporters.tensorrt.cases import Case
+from tests.exporters.tensorrt import cases_attention, cases_placement, cases_quantization, cases_structure, cases_types
+
+if TYPE_CHECKING:
+    from tests.exporters.tensorrt.cases import Case
 
 CASES: tuple[Case, ...] = (
     *cases_structure.CASES,
     *cases_types.CASES,
     *cases_quantization.CASES,
+    *cases_placement.CASES,
     *cases_attention.CASES,
 )
 TWINS = tuple(case for case in CASES if case.good is not None)
@@ -45,6 +49,6 @@ def test_names_are_unique() -> None:
     assert len({str(case) for case in CASES}) == len(CASES)
 
 
-@pytest.mark.parametrize("name", cases_quantization.CLEAN)
+@pytest.mark.parametrize("name", cases_placement.CLEAN)
 def test_what_is_legal_is_not_found(name: str) -> None:
-    assert cases_quantization.CLEAN[name].lint().findings == ()
+    assert cases_placement.CLEAN[name].lint().findings == ()

@@ -1,0 +1,70 @@
+"""deploycli lint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from deploycli.options import bundle_path, json_option, output_option
+
+
+@click.command("lint")
+@click.argument("paths", nargs=-1, metavar="[FILE|BUNDLE]...")
+@output_option
+@click.option(
+    "--tensorrt",
+    "version",
+    default="11.4",
+    show_default=True,
+    metavar="VERSION",
+    help="Version to judge for, from 10.12.",
+)
+@click.option("--rules", metavar="N,N,...", help="Apply these rules only.  [default: all]")
+@click.option(
+    "--plugin", "plugins", multiple=True, metavar="OP", help="An operator that a plugin provides. Repeatable."
+)
+@click.option("-v", "--verbose", is_flag=True, help="Show every warning, and every attention block.")
+@json_option
+def command(
+    paths: tuple[str, ...],
+    root: Path,
+    version: str,
+    rules: str | None,
+    plugins: tuple[str, ...],
+    verbose: bool,
+    as_json: bool,
+) -> int:
+    """Judge ONNX files (or all files of bundles, or of every bundle) as TensorRT will, without TensorRT; exit 3 on errors.
+
+    Errors are what the parser refuses or would type otherwise than meant; warnings are what makes a slower or less
+    exact engine. The last line counts the attention blocks that have a form which TensorRT documents to fuse.
+
+    \b
+    Examples:
+      deploycli lint swin_t
+      deploycli lint model.onnx --tensorrt 10.13 -v
+      deploycli lint model.onnx --rules 4,6 --json
+    """
+    from deploycli.render import print_json
+    from deploycli.render_lint import show_lint
+    from exporters.bundle import Bundle, find_bundles
+    from exporters.tensorrt.lint import lint
+
+    try:
+        numbers = None if rules is None else {int(number) for number in rules.split(",")}
+    except ValueError:
+        raise click.BadParameter(f"{rules!r}: write numbers as 4,6", param_hint="--rules") from None
+    files: list[Path] = []
+    for path in paths or [str(found) for found in find_bundles(root)]:
+        if path.endswith(".onnx"):
+            files.append(Path(path))
+        else:
+            bundle = Bundle.open(bundle_path(root, path))
+            files += [bundle.path / artifact.file.path for artifact in bundle.manifest.artifacts]
+    reports = [lint(file, version=version, rules=numbers, plugins=plugins) for file in files]
+    if as_json:
+        print_json([report.to_json() for report in reports])
+    else:
+        show_lint(reports, verbose=verbose)
+    return 0 if all(report.passed for report in reports) else 3

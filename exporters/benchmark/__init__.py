@@ -1,0 +1,1 @@
+"""What `exporters.bench` is made of: candidates, the clock, figures, requirements."""

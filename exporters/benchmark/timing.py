@@ -1,0 +1,95 @@
+"""Time several things fairly: warm, in turn, in another order each round.
+
+What drifts (clocks, heat, other people's processes) then hits all alike, and the runs of one round can be compared in
+pairs. A turn is one untimed run and one timed run: the untimed one brings back the caches, and outlasts the threads of
+the candidate before, which spin for a while when they have nothing to do.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    import numpy.typing as npt
+
+    from exporters.benchmark.candidate import BenchOptions
+
+    Clock = Callable[[], float]
+
+MIN_ROUNDS = 5
+"""Whatever the time: with fewer there is no spread to speak of."""
+
+_TOLD_EVERY = 2.0  # seconds between two signs of life: a log wants few, and Ctrl-C is looked for at each
+
+
+def warm_up(run: Callable[[], object], options: BenchOptions, clock: Clock = time.perf_counter) -> int:
+    """Run untimed until both the runs and the seconds of one of the two limits are used up; return how often it ran."""
+    end = clock() + options.warmup_seconds
+    for count in range(1, options.warmup_runs + 1):
+        run()
+        if clock() >= end:
+            return count
+    return options.warmup_runs
+
+
+def interleave(
+    runs: Sequence[Callable[[], object]],
+    options: BenchOptions,
+    *,
+    clock: Clock = time.perf_counter,
+    tick: Callable[[int], None] = lambda _rounds: None,
+) -> npt.NDArray[np.float64]:
+    """Time everything in turn, round after round.
+
+    Args:
+        runs: what to time; each returns when its work is done.
+        options: the number of rounds, or the seconds after which no new round begins, and the seed of the order.
+        clock: seconds.
+        tick: called now and then with the number of rounds done, between two rounds.
+
+    Returns:
+        Seconds, [runs, rounds].
+    """
+    rng = np.random.default_rng(options.seed)
+    rounds: list[list[float]] = []
+    with _no_garbage_collection():
+        begin = told = clock()
+        while not _enough(len(rounds), clock() - begin, options):
+            row = [0.0] * len(runs)
+            for i in rng.permutation(len(runs)):
+                run = runs[i]
+                run()
+                start = clock()
+                run()
+                row[i] = clock() - start
+            rounds.append(row)
+            if (now := clock()) - told >= _TOLD_EVERY:
+                told = now
+                tick(len(rounds))
+    return np.asarray(rounds, np.float64).reshape(len(rounds), len(runs)).T
+
+
+def _enough(rounds: int, seconds: float, options: BenchOptions) -> bool:
+    if options.rounds is not None:
+        return rounds >= options.rounds
+    return rounds >= MIN_ROUNDS and seconds >= options.seconds
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """A collection would be somebody's slowest run."""
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
