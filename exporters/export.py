@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from exporters.artifact import Artifact, FileRecord
 from exporters.bundle import Bundle, write_bundle
@@ -64,6 +64,7 @@ class ExportRequest:
         opset: ONNX operator set version.
         batch: a fixed batch size, or None for a symbolic one.
         rewrite: run the rewriting passes; otherwise keep the plain graph.
+        attention: ``4d``, or ``5d`` to leave the scores of masked windows in five dimensions.
         external: where the weights are stored.
     """
 
@@ -81,6 +82,7 @@ class ExportRequest:
     opset: int = 20
     batch: int | None = None
     rewrite: bool = True
+    attention: Literal["4d", "5d"] = "4d"
     external: ExternalData = "auto"
 
 
@@ -214,7 +216,7 @@ def _write_onnx(
     before = _count(model)
     if request.rewrite:
         progress("rewriting")
-        steps += rewrite(model)
+        steps += rewrite(model, without=frozenset({"windows-into-heads"} if request.attention == "5d" else ()))
     name_nodes(model, MODULE_KEY)
     progress("writing")
     files = write_model(model, folder / MODEL_NAME, request.external)

@@ -201,9 +201,10 @@ def _warm_up(servable: Servable, size: int, example: Mapping[str, tuple[int, ...
     """Return zeros of one batch, so that the first request of a client finds kernels chosen and memory taken."""
 
     def zeros(tensor: Tensor) -> Message:
-        described = example.get(tensor.name, ())
-        known = described if len(described) == len(tensor.shape) - 1 else (1,) * (len(tensor.shape) - 1)
-        shape = tuple(dim if have == VARIABLE else have for have, dim in zip(tensor.shape, (1, *known), strict=True))
+        known = (1, *example.get(tensor.name, ()))
+        if len(known) != len(tensor.shape):
+            known = (1,) * len(tensor.shape)
+        shape = tuple(like if size == VARIABLE else size for size, like in zip(tensor.shape, known, strict=True))
         dims = shape[1:] if servable.batched else shape
         return {"data_type": Symbol(_TYPES[tensor.dtype]), "dims": list(dims) or [1], "zero_data": True}
 

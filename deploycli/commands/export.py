@@ -53,6 +53,13 @@ def _complete_model(_ctx: click.Context, _param: click.Parameter, incomplete: st
 )
 @click.option("--batch", type=batch_size, default="dynamic", show_default=True, metavar="N|dynamic", help="Batch axis.")
 @click.option("--opset", default=20, show_default=True, help="ONNX operator set, 18 to 23.")
+@click.option(
+    "--attention",
+    type=click.Choice(["4d", "5d"]),
+    default="4d",
+    show_default=True,
+    help="Scores of masked windows: [B, nW*N, S, S], which TensorRT documents to fuse, or [B, nW, N, S, S].",
+)
 @click.option("--no-rewrite", is_flag=True, help="Keep the plain traced graph.")
 @click.option(
     "--external-data",
@@ -79,6 +86,7 @@ def command(
     inputs: tuple[TensorSpec, ...],
     batch: int,
     opset: int,
+    attention: str,
     no_rewrite: bool,
     external_data: str,
     verbose: bool,
@@ -116,6 +124,7 @@ def command(
         opset=opset,
         batch=batch or None,
         rewrite=not no_rewrite,
+        attention=attention,  # type: ignore[arg-type]  # click checked the choice
         external=external_data,  # type: ignore[arg-type]  # click checked the choice
     )
     with Progress() as progress:

@@ -55,8 +55,12 @@ _CLEAN: tuple[Callable[[], ir.passes.PassBase], ...] = (
 )
 
 
-def rewrite(model: ir.Model) -> list[Step]:
+def rewrite(model: ir.Model, *, without: frozenset[str] = frozenset()) -> list[Step]:
     """Rewrite a model in place.
+
+    Args:
+        model: the model.
+        without: names of passes to leave out.
 
     Returns:
         One step a pass, with what it refused.
@@ -72,6 +76,8 @@ def rewrite(model: ir.Model) -> list[Step]:
     facts = Facts(model.graph)
     steps.append(_step("infer", model, start))
     for name, make in _REWRITE:
+        if name in without:
+            continue
         start = time.perf_counter()
         graph_pass = make(facts)
         graph_pass(model)

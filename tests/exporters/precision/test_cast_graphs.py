@@ -27,7 +27,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {"w": W, "i": np.array([3, 0])},
     ),
     "clip": (
-        "(IO) => (float[2, 4, 8] y) { a = MatMul (x, w) b = Clip (a, low, high) c = Clip (b, , high) y = Clip (c, low) }",
+        "(IO) => (float[2, 4, 8] y) {"
+        " a = MatMul (x, w) b = Clip (a, low, high) c = Clip (b, , high) y = Clip (c, low) }",
         {"w": W, "low": np.float32(-0.3), "high": np.float32(0.7)},
     ),
     "pow": ("(IO) => (float[2, 4, 8] y) { a = MatMul (x, w) y = Pow (a, three) }", {"w": W, "three": np.float32(3)}),
@@ -67,7 +68,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {},
     ),
     "to integers": (
-        "(IO) => (int64[2, 4, 8] y, float[2, 4, 8] z) { a = Mul (x, two) b = Floor (a) y = Cast <to = 7> (b) z = Neg (x) }",
+        "(IO) => (int64[2, 4, 8] y, float[2, 4, 8] z) {"
+        " a = Mul (x, two) b = Floor (a) y = Cast <to = 7> (b) z = Neg (x) }",
         {"two": np.float32(2)},
     ),
     "cast to itself": ("(IO) => (float[2, 4, 8] y) { a = Cast <to = 1> (x) b = Neg (a) y = Cast <to = 1> (b) }", {}),
@@ -297,7 +299,9 @@ def test_names_that_are_taken_in_an_inner_graph() -> None:
 
 
 def test_a_graph_whose_file_says_no_element_types_and_shapes() -> None:
-    text = "g (float[N, M] x, float[K] k) => (float[P, Q] y) { a = MatMul (x, w) s = Softmax (a) b = Compress <axis = 1> (s, c) y = Relu (b) }"
+    text = """g (float[N, M] x) => (float[P, Q] y) {
+        a = MatMul (x, w) s = Softmax (a) b = Compress <axis = 1> (s, c) y = Relu (b)
+    }"""
     model = source(text, w=W, c=np.array([True, False, True]))
     assert not model.graph.value_info
     graph = typed(model)
@@ -325,7 +329,7 @@ def test_refused(text: str, found: str) -> None:
 
 def test_fp16_inputs_of_an_fp32_graph() -> None:
     """Their Cast has nothing left to do."""
-    text = "g (float16[2, 4, 8] x, float[8] k) => (float[2, 4, 8] y) { a = Cast <to = 1> (x) b = Mul (a, k) y = Mul (b, k) }"
+    text = "g (float16[4] x, float[4] k) => (float[4] y) { a = Cast <to = 1> (x) b = Mul (a, k) y = Mul (b, k) }"
     graph = typed(source(text))
     assert [node.op_type for node in graph.proto.graph.node] == ["Cast", "Mul", "Mul", "Cast"]
 

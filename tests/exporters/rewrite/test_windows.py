@@ -114,3 +114,10 @@ def test_the_pipeline_brings_bias_and_mask_into_four_dimensions() -> None:
     assert differences(plain, rewritten, rtol=1e-5) == []
     assert ops(rewritten)["Add"] == 1
     assert [1, 8, 3, 3] in [list(tensor.dims) for tensor in rewritten.graph.initializer]
+
+
+def test_the_pass_can_be_left_out() -> None:
+    model = load(parse(SHIFTED, mask=mask(1, 4, 2, 3, 3), **SHAPES))
+    steps = rewrite(model, without=frozenset({"windows-into-heads"}))
+    assert "windows-into-heads" not in [step.name for step in steps]
+    assert [1, 4, 2, 3, 3] in [list(tensor.dims) for tensor in proto(model).graph.initializer]

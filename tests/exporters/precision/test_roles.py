@@ -1,0 +1,209 @@
+"""What an operator is, read from the graph: our own networks, other people's, and small ones that must not be taken."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from exporters.precision.roles import PRODUCTS, Attention, Roles, Stage, Weight
+from exporters.rewrite.pipeline import tidy
+from tests.exporters.precision.networks import FAMILIES, block, family, graph, node, normal, producer
+
+# What the authors' own names say, in the order in which it is asked.
+NAMES = {
+    Stage.PATCH_EMBED: r"patch_embed\.|patch_embeddings\.|^features\.0\.0/",
+    Stage.HEAD: r"^(head|head_dist|head\.fc|classifier)/",
+    Stage.MLP_FC2: r"mlp\.fc2/|mlp\.3/|[01]\.output\.dense/",
+    Stage.PATCH_MERGING: r"downsample\.reduction|features\.2\.reduction/",
+}
+# Blocks, tokens of each stage's windows, and channels of a head.
+ATTENTIONS = {
+    "swin": (3, {64}, {16}),
+    "vit": (1, {17}, {16}),
+    "deit distilled": (1, {18}, {16}),
+    "crossformer": (3, {64}, {32}),
+    "crossformer++": (4, {9, 16}, {32}),
+    "timm ViT": (1, {17}, {16}),
+    "timm Swin backbone": (3, {4}, {16}),
+    "torchvision Swin": (3, {16}, {16}),
+    "transformers Swin V2": (3, {16}, {16}),
+    "transformers DeiT": (1, {18}, {16}),
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_stages_are_those_that_the_names_say(name: str) -> None:
+    model = family(name)
+    roles = Roles(model.graph)
+    products = [n for n in model.graph if n.op_type in PRODUCTS and roles.weight(n) is not None]
+    found = {n.name or "": roles.stage(n) for n in products}
+    expected = {
+        module: next((stage for stage, pattern in NAMES.items() if re.search(pattern, module)), None)
+        for module in found
+    }
+    assert found == expected
+    counts = Counter(found.values())
+    heads = {"deit distilled": 2, "timm Swin backbone": 0}.get(name, 1)
+    merges = {"vit": 0, "deit distilled": 0, "timm ViT": 0, "transformers DeiT": 0, "crossformer": 2, "crossformer++": 2}
+    assert counts[Stage.HEAD] == heads
+    assert counts[Stage.PATCH_EMBED] == (2 if name.startswith("crossformer") else 1)
+    assert counts[Stage.PATCH_MERGING] == merges.get(name, 1)
+    assert counts[Stage.MLP_FC2] == ATTENTIONS[name][0]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_attentions_and_residual_additions(name: str) -> None:
+    model = family(name)
+    roles = Roles(model.graph)
+    found = [roles.attention(n) for n in model.graph if n.op_type == "Softmax"]
+    attentions = [a for a in found if isinstance(a, Attention)]
+    blocks, tokens, sizes = ATTENTIONS[name]
+    assert len(attentions) == len(found) == blocks
+    assert {a.queries for a in attentions} | {a.keys for a in attentions} == tokens
+    assert {a.head_size for a in attentions} == sizes
+    assert {a.probability for a in attentions} == {0}
+    pairs = [n for n in model.graph if n.op_type in PRODUCTS and roles.weight(n) is None]
+    assert pairs == [n for a in attentions for n in (a.scores, a.mix)]
+    branches = {n: branch for n in model.graph if n.op_type == "Add" and (branch := roles.residual_branch(n)) is not None}
+    # Swin V2 normalises what a block adds: no branch there ends in a product. A CrossFormer++ adds a convolution too.
+    more = {"transformers Swin V2": -2 * blocks, "crossformer++": 1}.get(name, 0)
+    assert len(branches) == 2 * blocks + more - (name == "crossformer++")
+    for add, branch in branches.items():
+        (last,) = _products_behind(add.inputs[branch])
+        assert re.search(r"proj|mlp\.fc2|mlp\.3|MatMul_3|dense|ex_conv", last.name or ""), (add.name, last.name)
+
+
+def _products_behind(value: ir.Value | None) -> set[ir.Node]:
+    """The nearest products that a value is made of."""
+    maker = None if value is None else value.producer()
+    if maker is None:
+        return set()
+    if maker.op_type in PRODUCTS:
+        return {maker}
+    return set[ir.Node]().union(*(_products_behind(v) for v in maker.inputs))
+
+
+def test_the_first_product_reads_pixels_that_the_graph_may_normalise() -> None:
+    model = graph(
+        """(uint8[b,8,8,3] pixels) => (float[b,16,4,4] y) {
+            a = Cast<to=1>(pixels)   s = Sub(a, mean)   d = Div(s, std)   t = Transpose<perm=[0,3,1,2]>(d)
+            c = Conv<strides=[2,2]>(t, w)   r = Relu(c)   y = Conv<pads=[1,1,1,1]>(r, w2)
+        }""".replace("   ", "\n"),
+        mean=normal(3), std=np.full(3, 2, np.float32), w=normal(16, 3, 2, 2), w2=normal(16, 16, 3, 3),
+    )  # fmt: skip
+    roles = Roles(model.graph)
+    assert [roles.stage(n) for n in model.graph if n.op_type == "Conv"] == [Stage.PATCH_EMBED, Stage.HEAD]
+
+
+@pytest.mark.parametrize("ending", ["Softmax<axis=-1>", "Sigmoid", "LogSoftmax<axis=-1>", "Identity"])
+def test_a_head_may_answer_with_probabilities(ending: str) -> None:
+    model = graph(
+        f"(float[b,16] x) => (float[b,16] y) {{ l = LayerNormalization(x, g) h = MatMul(l, w) y = {ending}(h) }}",
+        g=normal(16), w=normal(16, 16),
+    )  # fmt: skip
+    assert Roles(model.graph).stage(node(model, "MatMul")) == Stage.HEAD
+
+
+def test_an_output_that_is_read_on_is_no_head() -> None:
+    model = graph(
+        """(float[b,16] x) => (float[b,16] features, float[b,16] y) {
+            l = LayerNormalization(x, g) features = MatMul(l, w) n = LayerNormalization(features, g) y = MatMul(n, w)
+        }""",
+        g=normal(16), w=normal(16, 16),
+    )  # fmt: skip
+    roles = Roles(model.graph)
+    assert [roles.stage(node(model, name)) for name in ("MatMul", "MatMul_1")] == [None, Stage.HEAD]
+
+
+GELU_BY_HAND = "a = Div(h, root)\ne = Erf(a)\nf = Add(e, one)\nc = Mul(h, f)\nd = Mul(c, half)"
+ACTIVATIONS = {
+    "Gelu": "d = Gelu(h)",
+    "GELU by hand": GELU_BY_HAND,
+    "GELU, half first": "a = Div(h, root)\ne = Erf(a)\nf = Add(e, one)\nc = Mul(h, half)\nd = Mul(c, f)",
+    "GELU by tanh": "i = Mul(h, half)\na = Mul(h, root)\ne = Tanh(a)\nf = Add(e, one)\nd = Mul(i, f)",
+    "SiLU": "e = Sigmoid(h)\nd = Mul(h, e)",
+    "Relu": "d = Relu(h)",
+    "moved": "c = Gelu(h)\nd = Identity(c)",
+}
+NO_ACTIVATIONS = {
+    "scaled": "d = Mul(h, half)",
+    "normalised": "c = Gelu(h)\nd = LayerNormalization(c, g)",
+    "gated": "d = Mul(h, x)",
+}
+
+
+@pytest.mark.parametrize("text", [*ACTIVATIONS.values(), *NO_ACTIVATIONS.values()])
+def test_the_second_mlp_layer_reads_an_activation(text: str) -> None:
+    """A normalisation between the two, as some large models have, is not taken for that of a patch merging either."""
+    model = graph(
+        f"""(float[b,4,32] x) => (float[b,4,32] y) {{
+            n = LayerNormalization(x, g) h = MatMul(n, w1) {text} k = MatMul(d, w2) y = Add(x, k)
+        }}""",
+        g=normal(32), w1=normal(32, 32), w2=normal(32, 32), root=np.float32(1.4), one=np.float32(1), half=np.float32(0.5),
+    )  # fmt: skip
+    expected = Stage.MLP_FC2 if text in ACTIVATIONS.values() else None
+    assert Roles(model.graph).stage(node(model, "MatMul_1")) == expected
+
+
+MERGINGS = {  # text before the product, its weight's shape, whether it is one
+    "norm, then product": ("m = Reshape(s, four)\nt = LayerNormalization(m, g)", (64, 32), True),
+    "product, then norm": ("t = Reshape(s, four)", (64, 32), True),
+    "as wide as it was": ("t = Reshape(s, four)", (64, 64), False),
+    "nothing merged": ("t = LayerNormalization(s, g16)", (16, 8), False),
+}
+
+
+@pytest.mark.parametrize("name", MERGINGS)
+def test_patch_merging(name: str) -> None:
+    text, shape, expected = MERGINGS[name]
+    model = graph(
+        f"""(float[b,8,16] x) => (float[b,n,m] y) {{
+            s = LayerNormalization(x, g16) {text} k = MatMul(t, w) y = LayerNormalization(k, gout)
+        }}""",
+        four=np.array([0, -1, 64], np.int64), g=normal(64), g16=normal(16), w=normal(*shape), gout=normal(shape[1]),
+    )  # fmt: skip
+    assert (Roles(model.graph).stage(node(model, "MatMul")) == Stage.PATCH_MERGING) is expected
+
+
+def test_the_narrow_projection_of_an_attention_merges_heads_not_tokens() -> None:
+    model = graph(
+        """(float[b,2,8,16] q, float[b,2,16,8] k, float[b,2,8,16] v) => (float[b,8,16] y) {
+            s = MatMul(q, k) p = Softmax<axis=-1>(s) o = MatMul(p, v)
+            t = Transpose<perm=[0,2,1,3]>(o) r = Reshape(t, tokens) z = MatMul(r, w) y = LayerNormalization(z, g)
+        }""",
+        tokens=np.array([0, 8, 32], np.int64), w=normal(32, 16), g=normal(16),
+    )  # fmt: skip
+    assert Roles(model.graph).stage(node(model, "MatMul_2")) is None
+
+
+WEIGHTS = {
+    "MatMul": ("float[b,16] x", "MatMul(x, w)", normal(16, 24), Weight(1, 16, 24)),
+    "Gemm": ("float[b,16] x", "Gemm(x, w)", normal(16, 24), Weight(1, 16, 24)),
+    "Gemm transB": ("float[b,16] x", "Gemm<transB=1>(x, w)", normal(24, 16), Weight(0, 16, 24)),
+    "Gemm transA": ("float[16,b] x", "Gemm<transA=1>(x, w)", normal(16, 24), Weight(1, 16, 24)),
+    "Conv": ("float[b,16,4,4] x", "Conv(x, w)", normal(24, 16, 2, 2), Weight(0, 16, 24)),
+    "Conv1d": ("float[b,16,4] x", "Conv(x, w)", normal(24, 16, 3), Weight(0, 16, 24)),
+    "grouped Conv": ("float[b,16,4,4] x", "Conv<group=4>(x, w)", normal(32, 4, 2, 2), Weight(0, 4, 8)),
+    "depthwise Conv": ("float[b,16,4,4] x", "Conv<group=16>(x, w)", normal(16, 1, 2, 2), Weight(0, 1, 1)),
+    "on the left": ("float[b,16,8] x", "MatMul(w, x)", normal(24, 16), "its weight stands on the left"),
+    "batch of one": ("float[b,16,16] x", "MatMul(x, w)", normal(1, 16, 24), "its weight has 3 dimensions"),
+    "batched": ("float[3,16,16] x", "MatMul(x, w)", normal(3, 16, 24), "its weight has 3 dimensions"),
+    "vector": ("float[b,16] x", "MatMul(x, w)", normal(16), "its weight has 1 dimensions"),
+    "alpha": ("float[b,16] x", "Gemm<alpha=0.5>(x, w)", normal(16, 24), "TensorRT makes FP32 constants"),
+    "beta": ("float[b,16] x", "Gemm<beta=2.0>(x, w, c)", normal(16, 24), "TensorRT makes FP32 constants"),
+    "double": ("double[b,16] x", "MatMul(x, w)", normal(16, 24).astype(np.float64), "its weight is DOUBLE"),
+    "constants": ("float[b,16] x", "MatMul(c2, w)", normal(16, 24), "it multiplies constants"),
+}
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_weights(name: str) -> None:
+    declared, text, weight, expected = WEIGHTS[name]
+    output = "double[m] y" if name == "double" else "float[m] y"
+    model = graph(f"({declared}) => ({output}) {{ y = {text} }}".replace("[m]", "[]"), w=weight, c=normal(24), c2=normal(2, 16)) if False else _one(declared, text, weight, output)
+    found = Roles(model.graph).weight(model.graph[0])
+    assert found == expected if isinstance(expected, Weight) else str(found).startswith(expected)
