@@ -7,13 +7,15 @@ from importlib.metadata import PackageNotFoundError, version
 
 import click
 
-# name -> one line of help; the module deploycli.commands.<name> holds `command`.
+# name -> one line of help; the module deploycli.commands.<name> (build_trt for build-trt) holds `command`.
 COMMANDS = {
+    "build-trt": "Build TensorRT engines, prove their precision.",
     "cast": "Write the strongly typed FP16 or BF16 graph of a bundle.",
     "export": "Trace a model, rewrite its graph, write a checked bundle.",
     "inspect": "Show what is in a bundle or an ONNX file.",
     "lint": "Judge ONNX files as TensorRT will, without TensorRT.",
     "list": "List the models that have a name.",
+    "package": "Write a Triton model repository from verified bundles.",
     "quantize": "Write the INT8 graph of a bundle, calibrated on data.",
     "verify": "Compare every artifact of a bundle with the eager model.",
 }
@@ -30,7 +32,7 @@ class LazyGroup(click.Group):
         """Import a command."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"deploycli.commands.{cmd_name}").command
+        command: click.Command = importlib.import_module(f"deploycli.commands.{cmd_name.replace('-', '_')}").command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -156,7 +156,7 @@ def _show_verdict(console: Console, proof: Proof, artifact: Artifact) -> None:
 def show_onnx(summary: OnnxSummary) -> None:
     """Print an ONNX file."""
     console = stdout()
-    console.print(Text(summary.path, "bold"), f"({_size(summary.size)}, {summary.producer or 'unknown producer'})")
+    console.print(Text(summary.path, "bold"), f"({size_text(summary.size)}, {summary.producer or 'unknown producer'})")
     facts = _facts()
     for what, tensors in (("input", summary.inputs), ("output", summary.outputs)):
         for tensor in tensors:
@@ -253,7 +253,7 @@ def show_artifact(console: Console, bundle: Bundle, artifact: Artifact) -> None:
     before, after = sum(artifact.ops_before.values()), sum(artifact.ops_after.values())
     console.print(
         Text(str(bundle.path / artifact.file.path), "bold"),
-        f"{_size(size)}, {artifact.precision}, opset {artifact.opset}, batch {batch}",
+        f"{size_text(size)}, {artifact.precision}, opset {artifact.opset}, batch {batch}",
         soft_wrap=True,
     )
     refusals = sum(len(step.refusals) for step in artifact.steps)
@@ -314,7 +314,8 @@ def _triple(values: Sequence[float]) -> str:
     return " ".join(f"{value:.3g}" for value in values)
 
 
-def _size(size: int) -> str:
+def size_text(size: int) -> str:
+    """Return a number of bytes in words."""
     return f"{size / 1e6:.1f} MB" if size < 1e9 else f"{size / 1e9:.2f} GB"
 
 

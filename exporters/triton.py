@@ -4,38 +4,26 @@
                          labels.txt              with labels
                          1/model.onnx [+ data]   or model.plan
 
-What was not verified, failed, changed since, has random weights or was calibrated on random data is refused; forced, the
-configuration says so. Files are copied, and their hashes are those of the copied bytes. A new model appears whole, by
-one rename. So does a new version of an existing one; then its labels and its configuration are replaced, and all is put
-back where that fails. Of two that package the same model at once each makes a version of its own or is refused, and the
-configuration is the later one's.
+What was not verified, failed, changed since, has random weights or was calibrated on random data is refused; forced,
+the configuration says so. Files are copied, and their hashes are those of the copied bytes.
 """
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import json
-import os
-import secrets
-import shutil
-from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from exporters.artifact import MANIFEST_NAME
-from exporters.atomic import replaced_folder
-from exporters.precision.whole_file import write_whole
 from exporters.proof import Proof
 from exporters.servable import engine_candidates, onnx_candidates
-from exporters.triton_config import BACKENDS, CONFIG_NAME, LABELS_NAME, MARK, Options, config_text, interface
-from models.errors import EnvironmentUnsuitable, IntegrityError, NumericsError, UsageError
+from exporters.triton_config import CONFIG_NAME, MARK, Options, config_text
+from exporters.triton_repository import Delivery, Packaged, check_existing, next_version, place
+from models.errors import NumericsError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from exporters.artifact import FileRecord
     from exporters.bundle import Bundle
     from exporters.proof import Verdict
     from exporters.servable import Candidate, Servable
@@ -43,127 +31,8 @@ if TYPE_CHECKING:
 DEFAULT_MAX_BATCH = 32
 """Of a file that takes any batch."""
 
-_MODEL_FILES = {"onnx": "model.onnx", "tensorrt": "model.plan"}
 _BEST_FIRST = ("int8", "fp16", "bf16", "fp32")
 _MAKE = {"fp16": "deploycli cast", "bf16": "deploycli cast", "int8": "deploycli quantize"}
-_CHUNK = 1 << 20  # bytes
-
-
-@dataclass(frozen=True)
-class Packaged:
-    """A version of a model in a repository.
-
-    Attributes:
-        bundle: the folder it came from.
-        path: the folder of the version.
-        name: of the model.
-        version: its number.
-        flavour: ``onnx`` or ``tensorrt``.
-        precision: of the file.
-        artifact: the file of the bundle.
-        sha256: of that file.
-        size: bytes, external data included.
-        max_batch_size: the largest batch, or 0 where the file has a fixed one.
-        verified: ``ok``, or what the proof says instead.
-        forced: why it is not for release; empty unless that was forced.
-        notes: what the user should know.
-    """
-
-    bundle: str
-    path: str
-    name: str
-    version: int
-    flavour: str
-    precision: str
-    artifact: str
-    sha256: str
-    size: int
-    max_batch_size: int
-    verified: str
-    forced: tuple[str, ...]
-    notes: tuple[str, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return it as JSON values."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class Delivery:
-    """A version that may be written: everything was checked, nothing was written yet.
-
-    Attributes:
-        bundle: where the files come from.
-        folder: of the model.
-        servable: what is copied.
-        config: text of config.pbtxt.
-        labels: text of labels.txt, or None.
-        packaged: what it will be.
-    """
-
-    bundle: Bundle
-    folder: Path
-    servable: Servable
-    config: str
-    labels: str | None
-    packaged: Packaged
-
-    def write(self) -> Packaged:
-        """Write the version.
-
-        Raises:
-            IntegrityError: a file of the bundle changed meanwhile.
-            UsageError: another process wrote this version meanwhile.
-            EnvironmentUnsuitable: the repository cannot be written, or the disk is full.
-        """
-        number = str(self.packaged.version)
-        texts = {CONFIG_NAME: self.config} | ({} if self.labels is None else {LABELS_NAME: self.labels})
-        try:
-            if self.folder.exists():
-                with replaced_folder(self.folder / number, replace=False) as staged:
-                    self._copy(staged)
-                self._publish({self.folder / name: text.encode() for name, text in texts.items()})
-            else:
-                with replaced_folder(self.folder, replace=False) as staged:
-                    (staged / number).mkdir()
-                    self._copy(staged / number)
-                    for name, text in texts.items():
-                        (staged / name).write_bytes(text.encode())
-        except FileExistsError as error:
-            raise UsageError(
-                f"{error.filename} appeared while it was written", expected="nobody else", hint="package it again"
-            ) from error
-        except OSError as error:
-            raise EnvironmentUnsuitable(
-                f"cannot write {self.folder}: {error.strerror or error}",
-                expected="a folder with write permission and space for the model",
-                hint="free some space, or name another folder with --triton",
-            ) from error
-        return self.packaged
-
-    def _copy(self, folder: Path) -> None:
-        """Copy the model under Triton's name; external data keeps its own, which the model refers to."""
-        _copy(self.bundle.path, self.servable.file, folder / _MODEL_FILES[self.packaged.flavour])
-        for record in self.servable.external:
-            _copy(self.bundle.path, record, folder / record.path)
-
-    def _publish(self, files: dict[Path, bytes]) -> None:
-        """Replace labels and configuration beside the new version; where that fails, take it all back."""
-        before = {path: path.read_bytes() if path.is_file() else None for path in files}
-        try:
-            for path in reversed(files):  # labels first: the configuration names them
-                write_whole(path, files[path])
-        except BaseException:
-            version_folder = Path(self.packaged.path)
-            hidden = version_folder.with_name(f".{version_folder.name}.tmp-{secrets.token_hex(4)}")
-            version_folder.rename(hidden)
-            shutil.rmtree(hidden, ignore_errors=True)
-            for path, content in before.items():
-                if content is None:
-                    path.unlink(missing_ok=True)
-                elif path.read_bytes() != content:
-                    write_whole(path, content)
-            raise
 
 
 def package(bundle: Bundle, root: Path, options: Options | None = None) -> Packaged:
@@ -187,7 +56,7 @@ def prepare(bundle: Bundle, root: Path, options: Options | None = None) -> Deliv
     options = options or Options()
     _check_options(options)
     name = options.name or bundle.path.resolve().name
-    folder = _place(root, name)
+    folder = place(root, name)
     proof = Proof.load(bundle)
     candidate = _choose(bundle, proof, options)
     verdict = proof.verdict_of(candidate.file, *candidate.external)
@@ -197,7 +66,7 @@ def prepare(bundle: Bundle, root: Path, options: Options | None = None) -> Deliv
     servable = candidate.read()
     max_batch, notes = _max_batch(servable, options)
     label_output, labels = _labels(servable, options.labels)
-    number = _version(folder, options.version)
+    number = next_version(folder, options.version)
     parameters = _provenance(bundle, servable, number, proof, verdict, forced)
     if tolerances := parameters.get("deploycli_proof_tolerances"):
         notes.append(f"verified with a looser budget: {tolerances}")
@@ -213,7 +82,7 @@ def prepare(bundle: Bundle, root: Path, options: Options | None = None) -> Deliv
         parameters=parameters,
         warnings=[f"NOT FOR RELEASE: {why}" for why in forced],
     )
-    _check_existing(folder / CONFIG_NAME, config, options)
+    check_existing(folder / CONFIG_NAME, config, force=options.force)
     packaged = Packaged(
         str(bundle.path),
         str(folder / str(number)),
@@ -230,9 +99,6 @@ def prepare(bundle: Bundle, root: Path, options: Options | None = None) -> Deliv
         tuple(notes),
     )
     return Delivery(bundle, folder, servable, config, labels, packaged)
-
-
-# --- what
 
 
 def _check_options(options: Options) -> None:
@@ -389,91 +255,6 @@ def _provenance(
     if forced:
         parameters["deploycli_not_for_release"] = "; ".join(forced)
     return parameters
-
-
-# --- where
-
-
-def _place(root: Path, name: str) -> Path:
-    """Return the model's folder, where one may be made or already is."""
-    if name in (".", "..") or name[:1] in ("", ".", " ") or not name.isprintable() or {*name} & {*"/\\"}:
-        raise UsageError(
-            f"{name!r} cannot name a model", expected="a folder's name, not beginning with a dot", hint="--name NAME"
-        )
-    folder = root / name
-    if (root / MANIFEST_NAME).exists():
-        wrong, found = root, "a bundle"
-    elif root.exists() and not root.is_dir():
-        wrong, found = root, "a file"
-    elif folder.is_symlink() or (folder / CONFIG_NAME).is_symlink():
-        wrong, found = folder, "a symbolic link, or holds one"
-    elif folder.exists() and not folder.is_dir():
-        wrong, found = folder, "a file"
-    elif folder.exists() and any(folder.iterdir()) and not (folder / CONFIG_NAME).is_file():
-        wrong, found = folder, f"a folder without {CONFIG_NAME}, so no model of a repository"
-    else:
-        return folder
-    raise UsageError(
-        f"{wrong} is {found}",
-        expected="nothing there, or a model to add a version to",
-        hint="another --triton or --name",
-    )
-
-
-def _version(folder: Path, wanted: int | None) -> int:
-    """Return the number of the new version: above all that are there, for Triton serves the largest."""
-    taken = [int(p.name) for p in folder.iterdir() if p.name.isdecimal()] if folder.exists() else []
-    latest = max(taken, default=0)
-    if wanted is None:
-        return latest + 1
-    if wanted in taken:
-        raise UsageError(f"{folder} has a version {wanted} already", expected=f"{latest + 1} or above")
-    if wanted < latest:
-        raise UsageError(
-            f"version {wanted} of {folder} would not be served, for version {latest} is there",
-            expected=f"{latest + 1} or above",
-        )
-    return wanted
-
-
-def _check_existing(path: Path, config: str, options: Options) -> None:
-    """Refuse to replace a configuration that people wrote, or one of another interface, unless forced."""
-    if options.force or not path.exists():
-        return
-    try:
-        old, new = interface(path.read_text("utf-8")), interface(config)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path} cannot be read: {error}", expected="a model configuration", hint="--force") from error
-    if not old.ours:
-        raise UsageError(
-            f"{path} was not written by deploycli, and would be replaced",
-            expected="a model of this tool's",
-            hint="another --name, or --force",
-        )
-    if differences := new.differences(old):
-        raise UsageError(
-            f"{path} describes another interface; the new one has {'; '.join(differences)}",
-            expected="the inputs and outputs that clients of the model know",
-            hint="another --name, or --force, after which the older versions no longer fit their configuration",
-        )
-
-
-def _copy(folder: Path, record: FileRecord, target: Path) -> None:
-    """Copy a file, and check that what was copied is what was recorded."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    digest = hashlib.sha256()
-    with (folder / record.path).open("rb") as source, target.open("xb") as copy:
-        while chunk := source.read(_CHUNK):
-            digest.update(chunk)
-            copy.write(chunk)
-        copy.flush()
-        os.fsync(copy.fileno())
-    if digest.hexdigest() != record.sha256:
-        raise IntegrityError(
-            f"{folder / record.path} changed while it was packaged: sha256 {digest.hexdigest()}",
-            expected=f"sha256 {record.sha256}",
-            hint="package it again",
-        )
 
 
 def _tool_version() -> str:

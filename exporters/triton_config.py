@@ -9,19 +9,18 @@ its batch.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from exporters.servable import VARIABLE
-from exporters.text_proto import Symbol, comment, dumps
+from exporters.text_proto import Symbol, comment, dumps, loads
 from models.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from exporters.servable import Servable, Tensor
-    from exporters.text_proto import Message
+    from exporters.text_proto import Message, Parsed
 
 Flavour = Literal["onnx", "tensorrt"]
 
@@ -32,7 +31,7 @@ MARK = "deploycli_version"
 
 BACKENDS: Mapping[Flavour, str] = {"onnx": "onnxruntime", "tensorrt": "tensorrt"}
 _PLATFORMS = {"onnxruntime_onnx": "onnxruntime", "tensorrt_plan": "tensorrt"}
-_TYPES = {  # NumPy's name -> Triton's, in the order of Triton's numbers
+_TYPES = {  # NumPy's name -> Triton's
     "bool": "TYPE_BOOL",
     "uint8": "TYPE_UINT8",
     "uint16": "TYPE_UINT16",
@@ -165,21 +164,25 @@ def interface(text: str) -> Interface:
     Raises:
         ValueError: it is no configuration.
     """
-    from google.protobuf import text_format  # type: ignore[import-untyped]  # it ships no types
-
-    config = _reader()()
-    try:
-        text_format.Parser(allow_unknown_field=True).Parse(text, config)
-    except text_format.ParseError as error:
-        raise ValueError(str(error)) from error
-    known = {i + 1: name for i, name in enumerate(_TYPES.values())}
+    config = loads(text)
     tensors = (
-        f"{kind} {tensor.name} {known.get(tensor.data_type, 'of no type')} {list(tensor.dims)}"
-        for kind, group in (("input", config.input), ("output", config.output))
-        for tensor in group
+        f"{kind} {_only(tensor, 'name')} {_only(tensor, 'data_type')} {tensor.get('dims', [])}"
+        for kind in ("input", "output")
+        for tensor in config.get(kind, ())
+        if isinstance(tensor, dict)
     )
-    backend = config.backend or _PLATFORMS.get(config.platform, config.platform)
-    return Interface(backend, config.max_batch_size > 0, frozenset(tensors), MARK in config.parameters)
+    platform = _only(config, "platform")
+    return Interface(
+        _only(config, "backend") or _PLATFORMS.get(platform, platform),
+        _only(config, "max_batch_size") not in ("", "0"),
+        frozenset(tensors),
+        any(isinstance(entry, dict) and _only(entry, "key") == MARK for entry in config.get("parameters", ())),
+    )
+
+
+def _only(message: Parsed, field: str) -> str:
+    """Return the text of a field, or an empty string; of several the last one counts."""
+    return str(message[field][-1]) if message.get(field) else ""
 
 
 def _tensor(tensor: Tensor, max_batch: int) -> dict[str, Any]:
@@ -233,56 +236,11 @@ def _optimization(servable: Servable, max_batch: int, options: Options) -> Messa
         if not options.onnx_tensorrt:
             return {}
         modes = {"fp16": "FP16", "bf16": "BF16", "int8": "INT8"}
-        mode = {"key": "precision_mode", "value": modes.get(servable.precision, "FP32")}
-        accelerator = {"name": "tensorrt", "parameters": [mode]}
+        mode: Message = {"key": "precision_mode", "value": modes.get(servable.precision, "FP32")}
+        accelerator: Message = {"name": "tensorrt", "parameters": [mode]}
         return {"execution_accelerators": {"gpu_execution_accelerator": [accelerator]}}
     if any(VARIABLE in _dims(tensor, max_batch) for tensor in servable.inputs):
         return {}  # a graph is captured for one shape
     # No graph_lower_bound: a smaller batch in a larger graph would leave uninitialised rows.
     batches = sorted({1, *options.preferred_batch, max_batch}) if max_batch else [0]
     return {"cuda": {"graphs": True, "graph_spec": [{"batch_size": batch} for batch in batches]}}
-
-
-@cache
-def _reader() -> Any:
-    """Return a message class for the part of a configuration that `interface` reads."""
-    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-
-    field = descriptor_pb2.FieldDescriptorProto
-    file = descriptor_pb2.FileDescriptorProto(name="config.proto", package="triton", syntax="proto3")
-    values = file.enum_type.add(name="DataType").value
-    for number, name in enumerate(("TYPE_INVALID", *_TYPES.values())):
-        values.add(name=name, number=number)
-
-    def message(name: str, fields: Iterable[tuple[int, str, int, bool, str]]) -> None:
-        described = file.message_type.add(name=name)
-        for number, key, kind, repeated, of in fields:
-            label = field.LABEL_REPEATED if repeated else field.LABEL_OPTIONAL
-            described.field.add(name=key, number=number, type=kind, label=label, type_name=of and f".triton.{of}")
-
-    text, number = (field.TYPE_STRING, False, ""), (field.TYPE_INT64, True, "")
-    dtype = (field.TYPE_ENUM, False, "DataType")
-    message("Input", [(1, "name", *text), (2, "data_type", *dtype), (4, "dims", *number)])
-    message("Output", [(1, "name", *text), (2, "data_type", *dtype), (3, "dims", *number)])
-    message("Parameter", [(1, "string_value", *text)])
-    message(
-        "ModelConfig",
-        [
-            (1, "name", *text),
-            (2, "platform", *text),
-            (17, "backend", *text),
-            (4, "max_batch_size", field.TYPE_INT32, False, ""),
-            (5, "input", field.TYPE_MESSAGE, True, "Input"),
-            (6, "output", field.TYPE_MESSAGE, True, "Output"),
-            (14, "parameters", field.TYPE_MESSAGE, True, "ModelConfig.Entry"),
-        ],
-    )
-    entry = file.message_type[-1].nested_type.add(name="Entry")
-    entry.options.map_entry = True
-    entry.field.add(name="key", number=1, type=field.TYPE_STRING, label=field.LABEL_OPTIONAL)
-    entry.field.add(
-        name="value", number=2, type=field.TYPE_MESSAGE, label=field.LABEL_OPTIONAL, type_name=".triton.Parameter"
-    )
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName("triton.ModelConfig"))

@@ -35,7 +35,7 @@ def command(
     verbose: bool,
     as_json: bool,
 ) -> int:
-    """Judge ONNX files (or all files of bundles, or of every bundle) as TensorRT will, without TensorRT; exit 3 on errors.
+    """Judge ONNX files, or those of bundles (of every bundle), as TensorRT will, without TensorRT; exit 3 on errors.
 
     Errors are what the parser refuses or would type otherwise than meant; warnings are what makes a slower or less
     exact engine. The last line counts the attention blocks that have a form which TensorRT documents to fuse.

@@ -11,7 +11,6 @@ A provider looks at a bundle and returns its candidates; nothing is loaded befor
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,6 +19,7 @@ import numpy.typing as npt
 from models.errors import UsageError
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from exporters.bundle import Bundle

@@ -8,6 +8,7 @@ the candidate before, which spin for a while when they have nothing to do.
 from __future__ import annotations
 
 import gc
+import math
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -30,7 +31,7 @@ _TOLD_EVERY = 2.0  # seconds between two signs of life: a log wants few, and Ctr
 
 
 def warm_up(run: Callable[[], object], options: BenchOptions, clock: Clock = time.perf_counter) -> int:
-    """Run untimed until both the runs and the seconds of one of the two limits are used up; return how often it ran."""
+    """Run untimed, at least once, until the runs or the seconds are used up; return how often it ran."""
     end = clock() + options.warmup_seconds
     for count in range(1, options.warmup_runs + 1):
         run()
@@ -44,7 +45,7 @@ def interleave(
     options: BenchOptions,
     *,
     clock: Clock = time.perf_counter,
-    tick: Callable[[int], None] = lambda _rounds: None,
+    tick: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> npt.NDArray[np.float64]:
     """Time everything in turn, round after round.
 
@@ -52,7 +53,7 @@ def interleave(
         runs: what to time; each returns when its work is done.
         options: the number of rounds, or the seconds after which no new round begins, and the seed of the order.
         clock: seconds.
-        tick: called now and then with the number of rounds done, between two rounds.
+        tick: called now and then, between two rounds, with how many rounds (or seconds) are done, of how many.
 
     Returns:
         Seconds, [runs, rounds].
@@ -72,14 +73,20 @@ def interleave(
             rounds.append(row)
             if (now := clock()) - told >= _TOLD_EVERY:
                 told = now
-                tick(len(rounds))
-    return np.asarray(rounds, np.float64).reshape(len(rounds), len(runs)).T
+                tick(*_progress(len(rounds), now - begin, options))
+    seconds: npt.NDArray[np.float64] = np.asarray(rounds, np.float64).reshape(len(rounds), len(runs))
+    return seconds.transpose()
 
 
 def _enough(rounds: int, seconds: float, options: BenchOptions) -> bool:
     if options.rounds is not None:
         return rounds >= options.rounds
     return rounds >= MIN_ROUNDS and seconds >= options.seconds
+
+
+def _progress(rounds: int, seconds: float, options: BenchOptions) -> tuple[int, int]:
+    done, total = (seconds, options.seconds) if options.rounds is None else (rounds, options.rounds)
+    return min(int(done), math.ceil(total) - 1), math.ceil(total)
 
 
 @contextmanager

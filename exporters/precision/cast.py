@@ -31,6 +31,8 @@ from exporters.tensorrt.lint.element_types import derive, is_onnx
 from models.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import numpy.typing as npt
 
     from exporters.precision.policy import Policy
@@ -60,8 +62,10 @@ def cast(model: ir.Model, policy: Policy, *, reduce_io: bool = False) -> list[Re
     fill_types(model)
     _check(graph, policy)
     kept = decide(graph, policy)
-    notes = [Refusal(node.name or "", reason) for node, reason in kept.items() if _floats(node)]
-    high = set(kept) | {node for node in graph if not _floats(node)}
+    notes = [
+        Refusal(node.name or "", reason) for node, reason in kept.items() if _floats((*node.inputs, *node.outputs))
+    ]
+    high = set(kept) | {node for node in graph if not _floats((*node.inputs, *node.outputs))}
     high |= _between(graph, high, reduce_io=reduce_io)
     if all(node in high or (_reads_any_type(node) and node.outputs[0].dtype != _FLOAT) for node in graph):
         raise UsageError(
@@ -85,9 +89,9 @@ def _check(graph: ir.Graph, policy: Policy) -> None:
         )
 
 
-def _floats(node: ir.Node) -> bool:
-    """Whether a node reads or writes FP32 values."""
-    return any(value is not None and value.dtype == _FLOAT for value in (*node.inputs, *node.outputs))
+def _floats(values: Iterable[ir.Value | None]) -> list[ir.Value]:
+    """Return the FP32 ones of some values."""
+    return [value for value in values if value is not None and value.dtype == _FLOAT]
 
 
 def _reads_any_type(node: ir.Node) -> bool:
@@ -100,18 +104,18 @@ def _between(graph: ir.Graph, kept: set[ir.Node], *, reduce_io: bool) -> set[ir.
 
     A Cast from integers and a repeated constant are as good as movement: they give FP32 at no cost.
     """
-    exact = set[ir.Value]() if reduce_io else set(graph.inputs)  # computed in FP32, and moved
+    exact = set[ir.Value]() if reduce_io else set(_floats(graph.inputs))  # computed in FP32, and moved
     rounded = set[ir.Value]()
     moves = []
     for node in graph:
+        operands, results = _floats(node.inputs), _floats(node.outputs)
         is_move = is_onnx(node, "Cast", "ConstantOfShape", *MOVEMENT)
-        is_exact = node in kept or (is_move and not exact.isdisjoint(node.inputs))
-        if not is_exact and not (is_move and rounded.isdisjoint(node.inputs)):
-            rounded.update(node.outputs)
-        elif node not in kept:
+        if node in kept or (is_move and not exact.isdisjoint(operands)):
+            exact.update(results)
+        elif not is_move or not rounded.isdisjoint(operands):
+            rounded.update(results)
+        if is_move and node not in kept and rounded.isdisjoint(results):
             moves.append(node)
-        if is_exact:
-            exact.update(node.outputs)
     between = set[ir.Node]()
     for node in reversed(moves):
         if any(_is_read_exactly(output, kept | between, reduce_io=reduce_io) for output in node.outputs):

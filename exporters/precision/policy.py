@@ -150,7 +150,7 @@ def _unsupported(node: ir.Node, policy: Policy) -> str | None:
     values = [value for value in (*node.inputs, *node.outputs) if value is not None]
     if other := next((v for v in values if v.type is not None and not isinstance(v.type, ir.TensorType)), None):
         return f"{other.name} is no tensor"
-    if untyped := next((v for v in node.inputs if v is not None and v.dtype is None), None):
+    if untyped := next((v for v in values if v.name and v.dtype is None), None):
         return f"the element type of {untyped.name} is not known"
     if name in _QDQ and opset < 19:
         return f"its scale is FP32 in opset {opset}; from 19 on it may be FP16"

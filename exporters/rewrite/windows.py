@@ -118,6 +118,9 @@ def _fold(attention: _WindowedAttention, builder: Builder) -> None:
     def folded(value: ir.Value | None, anchor: ir.Node) -> ir.Value:
         dims = facts.dims(value)
         assert value is not None and dims is not None, "_read has looked at them"  # noqa: PT018 - one fact
+        producer = value.producer()
+        if producer is not None and producer.op_type == "Reshape" and producer.inputs[0] is not None:
+            value = producer.inputs[0]  # a view of a view is a view
         # [B*nW, N, S, D] -> [B, nW*N, S, D]
         return builder.reshape(value, (batch, windows * heads, *dims[2:]), anchor)
 

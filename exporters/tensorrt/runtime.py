@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 import ml_dtypes
 import numpy as np
 
+from exporters.precision.observed import model_sha256
 from exporters.tensorrt import library
 from exporters.tensorrt.device import open_device
-from models.errors import EnvironmentUnsuitable, ExportError, UsageError
+from models.errors import EnvironmentUnsuitable, ExportError, IntegrityError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
-    from types import TracebackType
+    from types import ModuleType, TracebackType
 
     import numpy.typing as npt
     import tensorrt as trt
@@ -67,6 +68,8 @@ class TensorRtRuntime:
         engine = runtime.deserialize_cuda_engine(plan.read_bytes())
         if engine is None:
             raise self._refused(f"TensorRT cannot load {plan}")
+        if sidecar.settings.strip_weights:
+            self._refit(trt, engine, folder.parent / sidecar.onnx, sidecar.onnx_sha256)
         context = engine.create_execution_context()
         if context is None:
             raise self._refused(f"TensorRT cannot make an execution context for {plan}: is there GPU memory left?")
@@ -103,6 +106,22 @@ class TensorRtRuntime:
             self._device.download(self._buffers[name][0], array)
         self._device.synchronize()
         return outputs
+
+    def _refit(self, trt: ModuleType, engine: trt.ICudaEngine, onnx: Path, sha256: str) -> None:
+        """Give a stripped engine the weights of the very file that it was built from."""
+        if (found := model_sha256(onnx)) != sha256:
+            raise IntegrityError(
+                f"{onnx} is not the file that the stripped engine was built from: sha256 {found}",
+                expected=f"sha256 {sha256}",
+                hint="build the engine again: deploycli build-trt",
+            )
+        refitter = trt.Refitter(engine, self._log)
+        parser = trt.OnnxParserRefitter(refitter, self._log)
+        if not parser.refit_from_file(str(onnx)):
+            raise self._refused(f"TensorRT cannot take the weights of {onnx}")
+        missing = refitter.get_missing_weights()
+        if missing or not refitter.refit_cuda_engine():
+            raise self._refused(f"TensorRT lacks {len(missing)} weights of the stripped engine after reading {onnx}")
 
     def _select_profile(self, feed: Mapping[str, Array]) -> None:
         """Choose the first optimization profile whose shapes hold the batch."""

@@ -108,9 +108,13 @@ class Sidecar:
     unreleasable: str = ""
     schema_version: int = field(default=SCHEMA_VERSION)
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the sidecar as JSON values."""
+        return asdict(self)
+
     def dumps(self) -> str:
         """Return the text of the file."""
-        return json.dumps(asdict(self), indent=2, allow_nan=False) + "\n"
+        return json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n"
 
     def save(self, folder: Path) -> Path:
         """Write the sidecar beside its plan, whole or not at all; the plan must be there already.

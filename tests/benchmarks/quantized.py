@@ -24,7 +24,7 @@ from exporters.bundle import Bundle
 from exporters.export import ExportRequest, export
 from exporters.precision.methods import Method
 from exporters.precision.quantize import quantize_bundle
-from exporters.precision.request import CalibrationData, Quantization, Typing
+from exporters.precision.request import SENSITIVE, CalibrationData, Quantization, Typing
 from exporters.precision.simulate import open_runtime
 from exporters.precision.typed import cast_bundle
 from exporters.tensorrt.lint import lint
@@ -54,6 +54,7 @@ def ours(bundle: Bundle, root: Path) -> Iterator[tuple[str, Path]]:
         "deploycli, gemm (default)": Quantization(),
         "deploycli, gemm, max": Quantization(method=Method.of("max")),
         "deploycli, gemm, FP32 around": Quantization(around=None),
+        "deploycli, gemm, sensitive stages in FP16": Quantization(high_precision=SENSITIVE),
         "deploycli, attention": Quantization(scheme="attention"),
         "deploycli, full": Quantization(scheme="full"),
     }

@@ -1,8 +1,8 @@
 """The Python bindings of several TensorRT versions, importable without TensorRT's libraries.
 
-The wheels ``tensorrt-cu*-bindings`` need three shared libraries, of which they call nine functions. Libraries that answer
-null to all nine are enough to import the module: its enums, value classes, loggers and every signature are then real;
-only what would need the libraries (a builder, a runtime) cannot be made.
+The wheels ``tensorrt-cu*-bindings`` need three shared libraries, of which they call nine functions. Libraries that
+answer null to all nine are enough to import the module: its enums, value classes, loggers and every signature are then
+real; only what would need the libraries (a builder, a runtime) cannot be made.
 
     python -m tests.tensorrt_api.bindings [VERSION...]
 
@@ -88,7 +88,7 @@ SYMBOLS = (
 SOURCE = "".join(f"void *{symbol}(void) {{ return 0; }}\n" for symbol in SYMBOLS)
 
 
-class Unavailable(RuntimeError):
+class Unavailable(RuntimeError):  # noqa: N818 - it describes the machine, not a mistake
     """The bindings cannot be had on this machine, and why."""
 
 

@@ -140,9 +140,20 @@ def problems(paths: Iterable[Path]) -> list[str]:
 
 
 def product_files() -> list[Path]:
-    """The files of the product that import TensorRT."""
+    """The files of the product that use TensorRT."""
     files = [path for package in ("models", "exporters", "deploycli") for path in (ROOT / package).rglob("*.py")]
-    return sorted(path for path in files if _Finder(ast.parse(path.read_text("utf-8"))).aliases)
+    finders = {path: _Finder(ast.parse(path.read_text("utf-8"))) for path in files}
+    return sorted(path for path, finder in finders.items() if finder.aliases or finder.imported)
+
+
+def values(paths: Iterable[Path]) -> list[str]:
+    """Where the module is used through a variable or a parameter: there mypy sees `ModuleType` and checks nothing."""
+    return [
+        f"{path}:{line}: {name} is a variable, which has no types: `import tensorrt as {name}` there"
+        for path in paths
+        for line, name in _Finder(ast.parse(path.read_text("utf-8"))).values
+        if any(use.chain[0] != ANY and not use.chain[0].startswith("__") for use in used_names(path))
+    ]
 
 
 class _Finder:
@@ -156,7 +167,13 @@ class _Finder:
             elif isinstance(node, ast.ImportFrom) and node.module == "tensorrt" and not node.level:
                 self.imported |= {n.asname or n.name: n.name for n in node.names}
                 self.uses |= {Use(node.lineno, (n.name,)) for n in node.names}
-                self.aliases |= {"tensorrt"}
+        self.values = [
+            (node.lineno, node.id if isinstance(node, ast.Name) else node.arg)
+            for node in ast.walk(tree)
+            if (isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id in {"trt", *self.aliases})
+            or (isinstance(node, ast.arg) and node.arg in {"trt", *self.aliases})
+        ]
+        self.aliases |= {name for _, name in self.values}
 
     def block(self, statements: list[ast.stmt], guards: frozenset[str]) -> None:
         """Visit statements, of which one may guard those after it."""
@@ -191,8 +208,10 @@ class _Finder:
             for name, value in ast.iter_fields(node):
                 if isinstance(value, list) and value and isinstance(value[0], ast.stmt):
                     self.block(value, guards)
-                elif isinstance(value, ast.AST) or isinstance(value, list):
-                    for child in value if isinstance(value, list) else [value]:
+                elif isinstance(value, ast.AST):
+                    self.visit(value, guards)
+                elif isinstance(value, list):
+                    for child in value:
                         if isinstance(child, ast.AST):
                             self.visit(child, guards)
                 elif name == "value" and isinstance(value, str) and value.partition(".")[0] in self.aliases:

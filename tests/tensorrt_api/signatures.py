@@ -126,27 +126,29 @@ class Signature:
         """How many parameters come by position only."""
         return max((place for place, parameter in enumerate(self.parameters, 1) if parameter.unnamed), default=0)
 
-    def bind(self, values: Sequence[Any], named: Mapping[str, Any], classes: Mapping[str, type]) -> dict[str, Any]:
-        """Arguments by name, for a call.
+    def bound(self) -> Signature:
+        """Without the first parameter, the object."""
+        return Signature(self.parameters[1:], self.returns)
 
-        Raises:
-            TypeError: this overload does not take them.
-        """
+    def bind(
+        self, values: Sequence[Any], named: Mapping[str, Any], classes: Mapping[str, type]
+    ) -> dict[str, Any] | str:
+        """Arguments by name, for a call; or why this overload does not take them."""
         if len(values) > len(self.parameters):
-            raise TypeError(f"takes {len(self.parameters)} arguments, got {len(values)}")
+            return f"takes {len(self.parameters)} arguments, got {len(values)}"
         given = {parameter.name: value for parameter, value in zip(self.parameters, values, strict=False)}
         known = {parameter.name for parameter in self.parameters[self.positional :]}
         for name, value in named.items():
             if name not in known or name in given:
-                raise TypeError(f"does not take an argument {name!r} here")
+                return f"does not take an argument {name!r} here"
             given[name] = value
         for parameter in self.parameters:
             if parameter.name not in given:
                 if not parameter.optional:
-                    raise TypeError(f"misses argument {parameter.name!r}")
+                    return f"misses argument {parameter.name!r}"
             elif not _takes(parameter, given[parameter.name], classes):
                 found = type(given[parameter.name]).__name__
-                raise TypeError(f"argument {parameter.name!r} must be {parameter.kind.name}, not {found}")
+                return f"argument {parameter.name!r} must be {parameter.kind.name}, not {found}"
         return given
 
 
@@ -163,7 +165,7 @@ def _is_buffer(value: Any) -> bool:
 
 
 def signatures(name: str, doc: str | None, classes: Iterable[str]) -> list[Signature]:
-    """All overloads that a docstring names, without ``self``; none if it names none that can be read."""
+    """All overloads that a docstring names, ``self`` included; none if it names none that can be read."""
     known = frozenset(classes)
     pattern = rf"(?:\d+\. )?{re.escape(name)}\((.*)\)(?: -> (.*))?"
     lines = (doc or "").splitlines()

@@ -183,8 +183,9 @@ class Generator:
 
     def signature(self, cls: str, name: str, overload: Signature, receiver: list[str]) -> str:
         """From the opening parenthesis to the result."""
+        overload = overload.bound() if receiver else overload
         written, optional = list(receiver), False
-        for place, parameter in enumerate(overload.parameters[len(receiver) :], len(receiver) + 1):
+        for place, parameter in enumerate(overload.parameters, 1):
             kind = parameter.kind
             if parameter.name == "logger" and kind.name == "capsule":
                 kind = Kind("ILogger")

@@ -166,7 +166,7 @@ class Inference:
                 return [None if a is None or b is None else (a, b) for a, b in zip(low, high, strict=True)]
             reason = next(x for x in found if isinstance(x, str))
         self.refusals[node] = reason
-        if is_onnx(node, "QuantizeLinear", "DequantizeLinear") and operands[0] is not None:
+        if is_onnx(node, "QuantizeLinear", "DequantizeLinear") and operands and operands[0] is not None:
             return [operands[0].ends] * len(node.outputs)  # in an opset that lacks the type
         return None
 

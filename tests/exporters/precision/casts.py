@@ -32,6 +32,24 @@ TYPING = frozenset({3, 4, 6, 8})
 """Rules of the lint that a cast may break: element types, scales, Gemm."""
 
 
+QUANTIZED = """g (float[2, 4, 8] x) => (float[2, 4, 8] y) {
+    a = Mul (x, two)
+    q = QuantizeLinear (a, s, z)
+    d = DequantizeLinear (q, s, z)
+    v = DequantizeLinear <axis = 1> (i, t, o)
+    b = MatMul (d, v)
+    y = Relu (b)
+}"""
+INT8 = {
+    "two": np.float32(2),
+    "s": np.float32(2**-5),
+    "z": np.int8(0),
+    "i": np.arange(-32, 32, dtype=np.int8).reshape(8, 8),
+    "o": np.zeros(8, np.int8),
+}
+"""Constants of it, the scales t of the weight aside."""
+
+
 def source(
     text: str, opset: int = 20, *, is_named: bool = True, **constants: npt.ArrayLike | Double
 ) -> onnx.ModelProto:

@@ -51,8 +51,9 @@ def graph(text: str, **constants: Any) -> ir.Model:
     for node in proto.graph.node:
         count = seen[node.op_type] = seen.get(node.op_type, 0) + 1
         node.name = node.name or (node.op_type if count == 1 else f"{node.op_type}_{count - 1}")
+    proto = onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)  # and the shapes of outputs
     onnx.checker.check_model(proto, full_check=True)
-    return ir.from_proto(onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True))
+    return ir.from_proto(proto)
 
 
 # Of every part that has rules of its own one: a normalisation that three products read, an attention, residual
@@ -69,7 +70,7 @@ BLOCK_TEXT = """(float[b,8,32] x) => (float[b,8,32] y) {
     n2 = LayerNormalization<axis=-1>(r, g2, z2)
     h0 = MatMul(n2, w1)   h1 = Add(h0, b1)   h2 = Gelu(h1)   h3 = MatMul(h2, w2)   h4 = Add(h3, b2)
     y = Add(r, h4)
-}""".replace("   ", "\n")
+}"""
 
 
 def block() -> ir.Model:
@@ -176,7 +177,7 @@ def timm_vit() -> nn.Module:
 
 
 FAMILIES: dict[str, tuple[Callable[[], nn.Module], tuple[int, int]]] = {
-    "swin": (lambda: tiny_swin(embed_dim=32, depths=[2, 1], num_heads=[2, 2], num_classes=20), (64, 64)),
+    "swin": (lambda: tiny_swin(embed_dim=32, depths=[2, 1], num_heads=[2, 4], num_classes=20), (64, 64)),
     "vit": (lambda: tiny_vit(embed_dim=32, depth=1, num_heads=2, num_classes=20), (32, 32)),
     "deit distilled": (lambda: tiny_vit(embed_dim=32, depth=1, num_heads=2, distilled=True), (32, 32)),
     "crossformer": (lambda: tiny_crossformer(depths=[2, 1], num_heads=[1, 2], num_classes=20), (64, 64)),

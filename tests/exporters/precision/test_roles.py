@@ -48,7 +48,14 @@ def test_stages_are_those_that_the_names_say(name: str) -> None:
     assert found == expected
     counts = Counter(found.values())
     heads = {"deit distilled": 2, "timm Swin backbone": 0}.get(name, 1)
-    merges = {"vit": 0, "deit distilled": 0, "timm ViT": 0, "transformers DeiT": 0, "crossformer": 2, "crossformer++": 2}
+    merges = {
+        "vit": 0,
+        "deit distilled": 0,
+        "timm ViT": 0,
+        "transformers DeiT": 0,
+        "crossformer": 2,
+        "crossformer++": 2,
+    }
     assert counts[Stage.HEAD] == heads
     assert counts[Stage.PATCH_EMBED] == (2 if name.startswith("crossformer") else 1)
     assert counts[Stage.PATCH_MERGING] == merges.get(name, 1)
@@ -68,7 +75,9 @@ def test_attentions_and_residual_additions(name: str) -> None:
     assert {a.probability for a in attentions} == {0}
     pairs = [n for n in model.graph if n.op_type in PRODUCTS and roles.weight(n) is None]
     assert pairs == [n for a in attentions for n in (a.scores, a.mix)]
-    branches = {n: branch for n in model.graph if n.op_type == "Add" and (branch := roles.residual_branch(n)) is not None}
+    branches = {
+        n: branch for n in model.graph if n.op_type == "Add" and (branch := roles.residual_branch(n)) is not None
+    }
     # Swin V2 normalises what a block adds: no branch there ends in a product. A CrossFormer++ adds a convolution too.
     more = {"transformers Swin V2": -2 * blocks, "crossformer++": 1}.get(name, 0)
     assert len(branches) == 2 * blocks + more - (name == "crossformer++")
@@ -92,7 +101,7 @@ def test_the_first_product_reads_pixels_that_the_graph_may_normalise() -> None:
         """(uint8[b,8,8,3] pixels) => (float[b,16,4,4] y) {
             a = Cast<to=1>(pixels)   s = Sub(a, mean)   d = Div(s, std)   t = Transpose<perm=[0,3,1,2]>(d)
             c = Conv<strides=[2,2]>(t, w)   r = Relu(c)   y = Conv<pads=[1,1,1,1]>(r, w2)
-        }""".replace("   ", "\n"),
+        }""",
         mean=normal(3), std=np.full(3, 2, np.float32), w=normal(16, 3, 2, 2), w2=normal(16, 16, 3, 3),
     )  # fmt: skip
     roles = Roles(model.graph)
@@ -143,7 +152,8 @@ def test_the_second_mlp_layer_reads_an_activation(text: str) -> None:
         f"""(float[b,4,32] x) => (float[b,4,32] y) {{
             n = LayerNormalization(x, g) h = MatMul(n, w1) {text} k = MatMul(d, w2) y = Add(x, k)
         }}""",
-        g=normal(32), w1=normal(32, 32), w2=normal(32, 32), root=np.float32(1.4), one=np.float32(1), half=np.float32(0.5),
+        g=normal(32), w1=normal(32, 32), w2=normal(32, 32),
+        root=np.float32(1.4), one=np.float32(1), half=np.float32(0.5),
     )  # fmt: skip
     expected = Stage.MLP_FC2 if text in ACTIVATIONS.values() else None
     assert Roles(model.graph).stage(node(model, "MatMul_1")) == expected
@@ -203,7 +213,127 @@ WEIGHTS = {
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_weights(name: str) -> None:
     declared, text, weight, expected = WEIGHTS[name]
-    output = "double[m] y" if name == "double" else "float[m] y"
-    model = graph(f"({declared}) => ({output}) {{ y = {text} }}".replace("[m]", "[]"), w=weight, c=normal(24), c2=normal(2, 16)) if False else _one(declared, text, weight, output)
+    output = "double[]" if name == "double" else "float[]"
+    model = graph(f"({declared}) => ({output} y) {{ y = {text} }}", w=weight, c=normal(24), c2=normal(2, 16))
     found = Roles(model.graph).weight(model.graph[0])
     assert found == expected if isinstance(expected, Weight) else str(found).startswith(expected)
+
+
+def test_a_default_value_of_an_input_is_no_weight() -> None:
+    model = graph("(float[b,16] x, float[16,24] w) => (float[b,24] y) { y = MatMul(x, w) }", w=normal(16, 24))
+    roles = Roles(model.graph)
+    assert roles.weight(model.graph[0]) is None
+    assert roles.constants(model.graph[0]) == ()
+
+
+def test_a_weight_that_is_transposed_at_run_time_is_computed() -> None:
+    model = graph("(float[b,16] x) => (float[b,24] y) { t = Transpose(w) y = MatMul(x, t) }", w=normal(24, 16))
+    tidy(model)
+    assert str(Roles(model.graph).weight(node(model, "MatMul"))).startswith("its weight is computed")
+
+
+HEADS = "(float[b,2,8,16] q, float[b,2,16,8] k, float[b,2,8,16] v, bool[b,1,1,8] m) => (float[] y)"
+SCORES = {
+    "plain": ("p = Softmax<axis=-1>(s)", "y = MatMul(p, v)"),
+    "scaled by a division, axis counted from the front": (
+        "a = Div(s, four) p = Softmax<axis=3>(a)",
+        "y = MatMul(p, v)",
+    ),
+    "masked": ("a = Where(m, s, low) p = Softmax<axis=-1>(a)", "y = MatMul(p, v)"),
+    "computed mask first": (
+        "c = Cast<to=1>(m) d = Mul(c, low) a = Add(d, s) p = Softmax<axis=-1>(a)",
+        "y = MatMul(p, v)",
+    ),
+    "windows in 5-D": (
+        "r = Reshape(s, five) a = Add(r, bias) i = Reshape(a, back) p = Softmax<axis=-1>(i)",
+        "y = MatMul(p, v)",
+    ),
+    "values first": (
+        "p = Softmax<axis=-1>(s)",
+        "vt = Transpose<perm=[0,1,3,2]>(v) pt = Transpose<perm=[0,1,3,2]>(p) y = MatMul(vt, pt)",
+    ),
+    "also an output": ("p = Softmax<axis=-1>(s)", "y = MatMul(p, v) z = Identity(p)"),
+}
+NO_SCORES = {
+    "two products": (
+        "s2 = MatMul(q, k) a = Add(s, s2) p = Softmax<axis=-1>(a)",
+        "y = MatMul(p, v)",
+        "reads 2 products",
+    ),
+    "no product": ("a = Cast<to=1>(m) p = Softmax<axis=-1>(a)", "y = MatMul(p, v)", "reads 0 products"),
+    "a weight": ("a = MatMul(s, w) p = Softmax<axis=-1>(a)", "y = MatMul(p, v)", "reads 0 products"),
+    "read twice": ("p = Softmax<axis=-1>(s)", "o = MatMul(p, v) z = MatMul(p, v) y = Add(o, z)", "alone"),
+    "read by a weight": ("p = Softmax<axis=-1>(s)", "y = MatMul(p, w)", "alone"),
+    "not a product": ("p = Softmax<axis=-1>(s)", "y = Mul(p, s)", "alone"),
+    "another axis": ("p = Softmax<axis=2>(s)", "y = MatMul(p, v)", "its axis is 2"),
+    "another axis, from behind": ("p = Softmax<axis=-2>(s)", "y = MatMul(p, v)", "its axis is -2"),
+}
+
+
+def attention(before: str, after: str) -> Attention | str:
+    outputs = "(float[] y, float[] z)" if " z = Identity" in after else "(float[] y)"
+    model = graph(
+        HEADS.replace("(float[] y)", outputs) + f" {{ s = MatMul(q, k) {before} {after} }}",
+        four=np.float32(4), low=np.float32(-100), bias=normal(1, 1, 2, 8, 8), w=normal(8, 8),
+        five=np.array([-1, 1, 2, 8, 8], np.int64), back=np.array([-1, 2, 8, 8], np.int64),
+    )  # fmt: skip
+    return Roles(model.graph).attention(node(model, "Softmax"))
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_attention(name: str) -> None:
+    found = attention(*SCORES[name])
+    assert isinstance(found, Attention), found
+    assert (found.scores.name, found.mix.name) == ("MatMul", "MatMul_1")
+    assert found.probability == int(name == "values first")
+    assert (found.queries, found.keys, found.head_size) == (8, 8, 16)
+
+
+@pytest.mark.parametrize("name", NO_SCORES)
+def test_no_attention(name: str) -> None:
+    before, after, reason = NO_SCORES[name]
+    found = attention(before, after)
+    assert isinstance(found, str)
+    assert reason in found
+
+
+def test_queries_and_keys_may_differ_and_grow_with_the_batch() -> None:
+    model = graph(
+        """(float[b,16] q, float[16,8] k, float[8,16] v) => (float[b,16] y) {
+            s = MatMul(q, k) p = Softmax<axis=-1>(s) y = MatMul(p, v)
+        }"""
+    )
+    found = Roles(model.graph).attention(node(model, "Softmax"))
+    assert isinstance(found, Attention)
+    assert (found.queries, found.keys, found.head_size) == (None, 8, 16)
+
+
+def test_residual_additions_of_a_block() -> None:
+    model = block()
+    roles = Roles(model.graph)
+    branches = {n.outputs[0].name: roles.residual_branch(n) for n in model.graph if n.op_type == "Add"}
+    assert {name: branch for name, branch in branches.items() if branch is not None} == {"r": 1, "y": 1}
+
+
+RESIDUALS = {
+    "branch first": ("a = MatMul(n, w) y = Add(a, x)", 0),
+    "layer scale and movement": ("a = MatMul(n, w) c = Mul(a, g) d = Identity(c) y = Add(x, d)", 1),
+    "the stream is a product too": (
+        "x1 = MatMul(x, w) n1 = LayerNormalization(x1, g) a = MatMul(n1, w) y = Add(x1, a)",
+        1,
+    ),
+    "two heads": ("a = MatMul(n, w) c = MatMul(n, w) y = Add(a, c)", None),
+    "a bias": ("a = MatMul(n, w) y = Add(a, g)", None),
+    "no product": ("a = Relu(n) y = Add(x, a)", None),
+    "the same twice": ("a = MatMul(n, w) y = Add(a, a)", None),
+    "another shape": ("a = MatMul(n, w) c = ReduceMean<keepdims=1>(x) y = Add(a, c)", None),
+}
+
+
+@pytest.mark.parametrize("name", RESIDUALS)
+def test_residual_branch(name: str) -> None:
+    text, expected = RESIDUALS[name]
+    model = graph(
+        f"(float[b,16] x) => (float[] y) {{ n = LayerNormalization(x, g) {text} }}", g=normal(16), w=normal(16, 16)
+    )
+    assert Roles(model.graph).residual_branch(producer(model, "y")) == expected

@@ -121,3 +121,12 @@ def test_the_pass_can_be_left_out() -> None:
     steps = rewrite(model, without=frozenset({"windows-into-heads"}))
     assert "windows-into-heads" not in [step.name for step in steps]
     assert [1, 4, 2, 3, 3] in [list(tensor.dims) for tensor in proto(model).graph.initializer]
+
+
+def test_no_view_of_a_view_is_left() -> None:
+    """With one head, exporters reshape right before the products."""
+    plain = parse(SHIFTED, mask=mask(1, 4, 2, 3, 3), **SHAPES)
+    rewritten, _, _ = apply(WindowsIntoHeads, plain)
+    reshapes = {node.output[0]: node for node in rewritten.graph.node if node.op_type == "Reshape"}
+    readers = [node for node in rewritten.graph.node if node.op_type == "Reshape" and node.input[0] in reshapes]
+    assert readers == []

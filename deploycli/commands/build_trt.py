@@ -1,0 +1,212 @@
+"""deploycli build-trt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from deploycli.options import SEEDS, json_option, open_bundles, output_option
+from deploycli.precision_options import expressions, names, samples_option, typing_options
+
+
+def _batch_range(text: str) -> tuple[int, int, int]:
+    """Read ``1:8:32``, or ``8`` for all three."""
+    parts = text.split(":")
+    if len(parts) not in (1, 3) or not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise click.BadParameter(f"{text!r} is no range of batches; write MIN:OPT:MAX, such as 1:8:32")
+    low, best, high = (int(part) for part in parts * (3 // len(parts)))
+    return low, best, high
+
+
+def _shape(text: str) -> tuple[str, tuple[int, ...]]:
+    """Read ``images:1x3x224x224``, as trtexec writes it."""
+    name, _, dims = text.rpartition(":")
+    sizes = dims.lower().split("x")
+    if not name or not all(size.isdigit() and int(size) > 0 for size in sizes):
+        raise click.BadParameter(f"{text!r} is no shape; write images:1x3x224x224")
+    return name, tuple(int(size) for size in sizes)
+
+
+def _shapes(which: str) -> object:
+    return click.option(
+        f"--{which}-shapes",
+        type=_shape,
+        multiple=True,
+        metavar="NAME:SHAPE",
+        help=f"{which.capitalize()} shape of an input, in place of --batch: images:1x3x224x224. Repeatable.",
+    )
+
+
+@click.command("build-trt")
+@click.argument("bundles", nargs=-1, metavar="[BUNDLE]...")
+@output_option
+@click.option(
+    "--precision",
+    "precisions",
+    type=click.Choice(["fp32", "fp16", "int8"]),
+    multiple=True,
+    default=("fp16",),
+    show_default=True,
+    help="Repeatable. int8 builds fp16 as well: it can be the faster of the two.",
+)
+@click.option(
+    "--batch", type=_batch_range, default="1:8:32", show_default=True, metavar="MIN:OPT:MAX", help="Batches to take."
+)
+@_shapes("min")  # type: ignore[operator]  # a decorator
+@_shapes("opt")  # type: ignore[operator]
+@_shapes("max")  # type: ignore[operator]
+@click.option("--workspace", metavar="SIZE", help="Scratch memory of a layer: 4G, 512M.  [default: all of the GPU]")
+@click.option("--builder-optimization-level", type=click.IntRange(0, 5), metavar="0-5", help="[default: TensorRT's, 3]")
+@click.option(
+    "--hardware-compatibility",
+    type=click.Choice(["none", "ampere+", "same-compute-capability"]),
+    default="none",
+    show_default=True,
+    help="GPUs that the engine runs on, besides those like this one.",
+)
+@click.option("--version-compatible", is_flag=True, help="Run on later TensorRT versions too; slower.")
+@click.option("--strip-weights", is_flag=True, help="Leave the weights out; they are refitted from the ONNX file.")
+@click.option("--max-aux-streams", type=click.IntRange(min=0), metavar="N", help="Streams beside the main one.")
+@click.option("--tf32", is_flag=True, help="Let FP32 products round to TF32.")
+@click.option(
+    "--timing-cache",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Kernel timings, kept for each TensorRT version and GPU, and merged.",
+)
+@click.option("--error-on-timing-cache-miss", is_flag=True, help="Fail where the timing cache does not know a layer.")
+@click.option(
+    "--locked",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Kernels that must be chosen; written by the first build.",
+)
+@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Of one build.")
+@click.option(
+    "--assert-precision",
+    "assertions",
+    multiple=True,
+    metavar="P>=N%",
+    help="Share of layers that must compute in a precision, such as 'fp16>=80%'; exit 6 otherwise. Repeatable.",
+)
+@click.option("--calibrate", metavar="DATA", help="Data to calibrate int8 with.  [default: the bundle's INT8 graph]")
+@samples_option
+@click.option(
+    "--cache",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Ranges of an earlier calibration.",
+)
+@click.option("--allow-random-calibration", is_flag=True, help="Calibrate on random numbers: not for release.")
+@click.option("--seed", type=SEEDS, default=0, show_default=True, help="Seed of the random numbers.")
+@click.option(
+    "--scheme",
+    type=click.Choice(["gemm", "attention", "full"]),
+    default="gemm",
+    show_default=True,
+    help="What is INT8, see deploycli quantize.",
+)
+@typing_options
+@click.option(
+    "--tensorrt",
+    "version",
+    default="11.4",
+    show_default=True,
+    metavar="VERSION",
+    help="To lint for where none is installed.",
+)
+@click.option("--dry-run", is_flag=True, help="Write and lint the typed ONNX, show what would be built; no TensorRT.")
+@json_option
+def command(
+    bundles: tuple[str, ...],
+    root: Path,
+    precisions: tuple[str, ...],
+    batch: tuple[int, int, int],
+    min_shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    opt_shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    max_shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    workspace: str | None,
+    builder_optimization_level: int | None,
+    hardware_compatibility: str,
+    version_compatible: bool,
+    strip_weights: bool,
+    max_aux_streams: int | None,
+    tf32: bool,
+    timing_cache: Path | None,
+    error_on_timing_cache_miss: bool,
+    locked: Path | None,
+    timeout: float | None,
+    assertions: tuple[str, ...],
+    calibrate: str | None,
+    samples: int,
+    cache: Path | None,
+    allow_random_calibration: bool,
+    seed: int,
+    scheme: str,
+    keep_fp32: tuple[str, ...],
+    keep_fp32_file: Path | None,
+    allow_fp16: tuple[str, ...],
+    io_types: str,
+    version: str,
+    dry_run: bool,
+    as_json: bool,
+) -> int:
+    """Build TensorRT engines for BUNDLE (or for every bundle): cast or quantize, lint, build, prove, write.
+
+    An FP16 or INT8 graph that the bundle holds already is taken as it is. Each build runs in a process of its own.
+    Engine and sidecar go to engines/ in the bundle; `deploycli verify` then judges the very engine.
+
+    \b
+    Examples:
+      deploycli build-trt
+      deploycli build-trt swin_t --precision int8 --calibrate photos/ --batch 1:16:64
+      deploycli build-trt --timing-cache timings/ --hardware-compatibility ampere+
+      deploycli build-trt --dry-run
+    """
+    from deploycli.render import Progress, print_json
+    from deploycli.render_engines import show_built, show_planned
+    from exporters.precision.request import CalibrationData, Quantization, Typing
+    from exporters.tensorrt.engines import ENGINE_TYPING, EngineRequest, build_engines, plan_engines
+    from exporters.tensorrt.inspector import PrecisionAssertion
+    from exporters.tensorrt.settings import BuildSettings, ShapeRequest, parse_size
+
+    keep = expressions(keep_fp32, keep_fp32_file)
+    typing = Typing("fp16", ENGINE_TYPING.allow | names(allow_fp16), keep, io_types == "fp16")
+    given = calibrate is not None or cache is not None or allow_random_calibration
+    request = EngineRequest(
+        precisions=precisions,
+        shapes=ShapeRequest(batch, dict(min_shapes), dict(opt_shapes), dict(max_shapes)),
+        settings=BuildSettings(
+            {},
+            workspace=None if workspace is None else parse_size(workspace),
+            optimization_level=builder_optimization_level,
+            hardware_compatibility=hardware_compatibility,
+            version_compatible=version_compatible,
+            strip_weights=strip_weights,
+            max_aux_streams=max_aux_streams,
+            timing_cache=None if timing_cache is None else str(timing_cache.absolute()),
+            error_on_timing_cache_miss=error_on_timing_cache_miss,
+            locked=None if locked is None else str(locked.absolute()),
+            tf32=tf32,
+        ),
+        typing=typing,
+        quantization=Quantization(scheme=scheme, around=typing),
+        data=CalibrationData(calibrate, samples, cache, allow_random_calibration, seed) if given else None,
+        assertions=tuple(PrecisionAssertion.parse(text) for text in assertions),
+        timeout=timeout,
+        tensorrt=version,
+    )
+    opened = open_bundles(root, bundles)
+    with Progress() as progress:
+        if dry_run:
+            planned = [engine for b in opened for engine in plan_engines(b, request, progress=progress.count)]
+        else:
+            built = [engine for b in opened for engine in build_engines(b, request, progress=progress.count)]
+    if as_json:
+        print_json([engine.to_json() for engine in (planned if dry_run else built)])
+    elif dry_run:
+        show_planned(planned)
+    else:
+        show_built(built)
+    return 0

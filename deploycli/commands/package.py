@@ -1,0 +1,152 @@
+"""deploycli package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from deploycli.options import batch_sizes, json_option, open_bundles, output_option
+
+if TYPE_CHECKING:
+    from exporters.bundle import Bundle
+
+POSITIVE = click.IntRange(min=1)
+
+
+@click.command("package")
+@click.argument("bundles", nargs=-1, metavar="[BUNDLE]...")
+@output_option
+@click.option(
+    "--triton",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    metavar="DIR",
+    help="Triton model repository to write into.",
+)
+@click.option(
+    "--flavour",
+    type=click.Choice(["onnx", "tensorrt"]),
+    default="onnx",
+    show_default=True,
+    help="What serves it: ONNX Runtime, or a TensorRT engine of the bundle.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "bf16", "int8"]),
+    help="Which file.  [default: fp32 of ONNX; the smallest verified engine]",
+)
+@click.option("--engine", metavar="FILE", help="Which engine, where there are several of one precision.")
+@click.option("--name", metavar="NAME", help="Name of the model.  [default: the bundle's]")
+@click.option("--version", type=POSITIVE, metavar="N", help="Number of the version.  [default: the next one]")
+@click.option(
+    "--max-batch",
+    type=POSITIVE,
+    metavar="N",
+    help="Largest batch.  [default: 32, or the largest that the engine takes]",
+)
+@click.option("--preferred-batch", type=batch_sizes, metavar="N,N,...", help="Batches that the server should form.")
+@click.option(
+    "--queue-delay",
+    type=click.IntRange(min=0),
+    metavar="US",
+    help="How long a request may wait for others, microseconds.  [default: it does not]",
+)
+@click.option(
+    "--instances",
+    type=POSITIVE,
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Copies beside each other, on each GPU.",
+)
+@click.option(
+    "--kind",
+    type=click.Choice(["auto", "cpu", "gpu"]),
+    help="Where it runs.  [default: auto of ONNX; gpu of TensorRT]",
+)
+@click.option("--onnx-tensorrt", is_flag=True, help="Let ONNX Runtime build a TensorRT engine when the server starts.")
+@click.option(
+    "--labels",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Names of the classes, one a line.",
+)
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Package what is not for release, which the configuration then says, and replace any configuration.",
+)
+@json_option
+def command(
+    bundles: tuple[str, ...],
+    root: Path,
+    triton: Path,
+    flavour: Literal["onnx", "tensorrt"],
+    precision: str | None,
+    engine: str | None,
+    name: str | None,
+    version: int | None,
+    max_batch: int | None,
+    preferred_batch: tuple[int, ...] | None,
+    queue_delay: int | None,
+    instances: int,
+    kind: str | None,
+    onnx_tensorrt: bool,
+    labels: Path | None,
+    force: bool,
+    as_json: bool,
+) -> int:
+    """Write a version of BUNDLE (or of every bundle) into a Triton model repository, DIR/NAME/VERSION.
+
+    A file that did not pass `deploycli verify` as it is now is refused, and so is one with random weights or calibrated
+    on random numbers: exit 5 where verification found it outside its budget, else 2. Versions that are there are kept.
+
+    \b
+    Examples:
+      deploycli package --triton models
+      deploycli package swin_t --triton models --labels imagenet.txt --max-batch 16 --queue-delay 500
+      deploycli package swin_t --triton models --precision fp16 --onnx-tensorrt
+      deploycli package swin_t --triton models --flavour tensorrt --preferred-batch 8,16,32
+    """
+    from deploycli.render import print_json
+    from deploycli.render_package import show_packaged
+    from exporters.triton import prepare
+    from exporters.triton_config import Options
+
+    options = Options(
+        flavour=flavour,
+        precision=precision,
+        engine=engine,
+        name=name,
+        version=version,
+        max_batch=max_batch,
+        preferred_batch=preferred_batch or (),
+        queue_delay=queue_delay,
+        instances=instances,
+        kind=kind,
+        onnx_tensorrt=onnx_tensorrt,
+        labels=labels,
+        force=force,
+    )
+    opened = open_bundles(root, bundles)
+    _check_names(opened, name)
+    deliveries = [prepare(bundle, triton, options) for bundle in opened]  # all of them, before anything is written
+    packaged = [delivery.write() for delivery in deliveries]
+    if as_json:
+        print_json([version.to_json() for version in packaged])
+    else:
+        show_packaged(packaged, triton)
+    return 0
+
+
+def _check_names(bundles: list[Bundle], name: str | None) -> None:
+    """Refuse what would make versions of one model out of several bundles.
+
+    Raises:
+        UsageError: two bundles of one name, or one name for several.
+    """
+    names = [name or bundle.path.resolve().name for bundle in bundles]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise click.UsageError(f"several bundles would be the model {twice[0]!r}; package them one by one with --name")

@@ -1,0 +1,42 @@
+"""What people read of engines, planned and built."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+from deploycli.render import next_step, size_text, stdout
+from deploycli.render_lint import show_lint
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from exporters.tensorrt.engines import BuiltEngine, PlannedEngine
+
+
+def show_planned(engines: Sequence[PlannedEngine]) -> None:
+    """Print what would be built, and what the lint says of it."""
+    console = stdout()
+    for engine in engines:
+        show_lint([engine.report], verbose=False)
+        console.print(Text("would build", "bold"), engine.describe(), soft_wrap=True)
+
+
+def show_built(engines: Sequence[BuiltEngine]) -> None:
+    """Print engines, what their layers compute in, and what to do next."""
+    console = stdout()
+    for engine in engines:
+        sidecar, layers = engine.sidecar, engine.layers
+        console.print(
+            Text(str(engine.plan), "bold"),
+            f"{size_text(sidecar.size)}, {sidecar.precision}, TensorRT {sidecar.tensorrt}, {sidecar.gpu.name}",
+            soft_wrap=True,
+        )
+        found = ", ".join(f"{count} {precision}" for precision, count in layers.per_type.items())
+        console.print(f"  {len(layers.computing)} layers compute: {found}; {', '.join(sidecar.assertions)} holds")
+        console.print(f"  {layers.fused_attention} kernels of fused attention; built in {sidecar.seconds:.0f} s")
+        if sidecar.unreleasable:
+            console.print(Text(f"  NOT FOR RELEASE: {sidecar.unreleasable}", "bold red"))
+    for bundle in {engine.plan.parent.parent: engine.planned.bundle for engine in engines}.values():
+        next_step(console, bundle)

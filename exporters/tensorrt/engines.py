@@ -1,0 +1,309 @@
+"""``deploycli build-trt``: for every precision a typed graph, a lint, an engine, its proof, its sidecar.
+
+bundle/engines/fp16-sm89-trt10.13.3.9.plan, .json      the engine and what is known of it
+bundle/reports/build-fp16/                             job, builder's log and layers of the last build, kept
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from exporters.precision.derive import fp32_artifact
+from exporters.precision.observed import model_sha256
+from exporters.precision.quantize import quantize_bundle
+from exporters.precision.request import Quantization, Typing
+from exporters.precision.typed import cast_bundle
+from exporters.tensorrt import library
+from exporters.tensorrt.child import run_build
+from exporters.tensorrt.inspector import DEFAULT_ASSERTIONS, EngineLayers, PrecisionAssertion, parse_layers
+from exporters.tensorrt.lint import lint
+from exporters.tensorrt.settings import BuildSettings, ShapeRequest
+from exporters.tensorrt.sidecar import Sidecar, engine_name, sidecar_of
+from models.errors import EnvironmentUnsuitable, ExportError, RequirementError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from exporters.artifact import Artifact
+    from exporters.bundle import Bundle
+    from exporters.precision.request import CalibrationData
+    from exporters.tensorrt.job import BuildResult
+    from exporters.tensorrt.lint import LintReport
+
+    Progress = Callable[[str, int, int], None]
+
+ENGINES = "engines"
+PRECISIONS = ("fp32", "fp16", "int8")
+
+ENGINE_TYPING = Typing(allow=frozenset({"softmax"}))
+"""How graphs are typed for an engine: a fused attention kernel keeps its softmax in FP32 by itself, and an FP32 island
+in the graph keeps TensorRT from fusing it. Source: TensorRT, "Fused attention"."""
+
+
+@dataclass(frozen=True)
+class EngineRequest:
+    """Which engines to build.
+
+    Attributes:
+        precisions: of `PRECISIONS`; INT8 always comes with FP16, for it can be the slower of the two.
+        shapes: what the engines take.
+        settings: everything else; its profile is made from ``shapes``.
+        typing: how a graph is cast that the bundle does not hold yet.
+        quantization: how it is quantised.
+        data: to calibrate INT8 with; None takes the INT8 graph that the bundle holds.
+        assertions: what must hold of an engine's precision, besides the default for the precision that was asked for.
+        timeout: seconds that one build may take, or None.
+        tensorrt: version to lint for where TensorRT is not installed.
+    """
+
+    precisions: tuple[str, ...] = ("fp16",)
+    shapes: ShapeRequest = field(default_factory=ShapeRequest)
+    settings: BuildSettings = field(default_factory=lambda: BuildSettings({}))
+    typing: Typing = ENGINE_TYPING
+    quantization: Quantization = field(default_factory=lambda: Quantization(around=ENGINE_TYPING))
+    data: CalibrationData | None = None
+    assertions: tuple[PrecisionAssertion, ...] = ()
+    timeout: float | None = None
+    tensorrt: str = "11.4"
+
+    def __post_init__(self) -> None:
+        """Refuse unknown precisions."""
+        if unknown := [p for p in self.precisions if p not in PRECISIONS]:
+            raise UsageError(f"there is no precision {unknown[0]!r} for an engine", expected=", ".join(PRECISIONS))
+
+    @property
+    def ordered(self) -> tuple[str, ...]:
+        """The precisions to build, each once; FP16 before INT8."""
+        wanted = {*self.precisions, *(("fp16",) if "int8" in self.precisions else ())}
+        return tuple(p for p in PRECISIONS if p in wanted)
+
+    def asserted(self, precision: str) -> tuple[PrecisionAssertion, ...]:
+        """What must hold of an engine: the user's assertions on this precision, or else the default."""
+        given = tuple(a for a in self.assertions if a.precision == precision)
+        return given or (DEFAULT_ASSERTIONS[precision],)
+
+
+@dataclass(frozen=True)
+class PlannedEngine:
+    """An engine that could be built now.
+
+    Attributes:
+        bundle: its bundle, which holds the typed graph.
+        precision: its precision.
+        artifact: the typed graph.
+        settings: what it is built with.
+        report: what the lint says of the graph.
+    """
+
+    bundle: Bundle
+    precision: str
+    artifact: Artifact
+    settings: BuildSettings
+    report: LintReport
+
+    @property
+    def onnx(self) -> Path:
+        """The typed graph."""
+        return self.bundle.path / self.artifact.file.path
+
+    def describe(self) -> str:
+        """Say in one line what would be built."""
+        shapes = ", ".join(
+            f"{name} " + " / ".join("x".join(map(str, shape)) for shape in (r.min, r.opt, r.max))
+            for name, r in self.settings.profile.items()
+        )
+        return f"{self.precision} from {self.onnx}, {shapes}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan as JSON values."""
+        return {
+            "bundle": str(self.bundle.path),
+            "precision": self.precision,
+            "onnx": self.artifact.file.path,
+            "settings": self.settings.to_json(),
+            "lint": self.report.to_json(),
+        }
+
+
+@dataclass(frozen=True)
+class BuiltEngine:
+    """An engine on disk.
+
+    Attributes:
+        planned: what was to be built.
+        plan: the file.
+        sidecar: what is known of it.
+        layers: what its layers compute in.
+    """
+
+    planned: PlannedEngine
+    plan: Path
+    sidecar: Sidecar
+    layers: EngineLayers
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the engine as JSON values."""
+        return {**self.planned.to_json(), "plan": str(self.plan), "sidecar": self.sidecar.to_json()}
+
+
+def plan_engines(bundle: Bundle, request: EngineRequest, *, progress: Progress) -> list[PlannedEngine]:
+    """Write the typed graphs of a bundle and lint them. Needs no TensorRT.
+
+    Raises:
+        UsageError: shapes that the model does not take, or INT8 without data.
+        ExportError: the lint finds errors.
+        NumericsError, IntegrityError, EnvironmentUnsuitable: see `cast_bundle` and `quantize_bundle`.
+    """
+    planned = []
+    for precision in request.ordered:
+        bundle, artifact = _typed(bundle, precision, request, progress)
+        profile = request.shapes.profile(bundle.manifest.spec.inputs, artifact.batch)
+        report = lint(bundle.path / artifact.file.path, version=_lint_version(request))
+        if not report.passed:
+            first = report.errors[0]
+            raise ExportError(
+                f"TensorRT {report.tensorrt} would not take {report.model}: {len(report.errors)} errors, the first of "
+                f"rule {first.rule}: {first.node}: {first.message}",
+                expected="a graph without errors of the lint",
+                hint=f"{first.hint}; deploycli lint {report.model} shows all",
+            )
+        planned.append(PlannedEngine(bundle, precision, artifact, replace(request.settings, profile=profile), report))
+    # Each step may have replaced the bundle: all of them stand in the last one.
+    return [replace(engine, bundle=bundle) for engine in planned]
+
+
+def build_engines(bundle: Bundle, request: EngineRequest, *, progress: Progress) -> Iterator[BuiltEngine]:
+    """Build, prove and write the engines of a bundle, one after another.
+
+    Raises:
+        EnvironmentUnsuitable: no TensorRT or no GPU; the message says what would have been built.
+        BuildError: the builder refused, crashed, or ran out of time.
+        RequirementError: an engine does not have the precision or the compatibility that was asked for.
+        UsageError, ExportError, NumericsError, IntegrityError: see `plan_engines`.
+    """
+    _check_host(bundle, request)
+    for planned in plan_engines(bundle, request, progress=progress):
+        yield _build(planned, request, progress)
+
+
+def _check_host(bundle: Bundle, request: EngineRequest) -> None:
+    """Fail before anything is calibrated where nothing can be built."""
+    try:
+        library.require()
+        library.gpu()
+    except EnvironmentUnsuitable as error:
+        profile = request.shapes.profile(bundle.manifest.spec.inputs, fp32_artifact(bundle).batch)
+        batches = " / ".join(
+            ", ".join("x".join(map(str, getattr(r, which))) for r in profile.values())
+            for which in ("min", "opt", "max")
+        )
+        raise EnvironmentUnsuitable(
+            f"{error.found}; nothing was built: {' and '.join(request.ordered)} of {bundle.path}, shapes {batches}",
+            expected=error.expected,
+            hint=f"{error.hint}; --dry-run writes the typed ONNX and shows the plan without TensorRT",
+        ) from error
+
+
+def _lint_version(request: EngineRequest) -> str:
+    try:
+        return ".".join(library.version().split(".")[:2])
+    except EnvironmentUnsuitable:
+        return request.tensorrt
+
+
+def _typed(bundle: Bundle, precision: str, request: EngineRequest, progress: Progress) -> tuple[Bundle, Artifact]:
+    """Return the graph of a precision, and the bundle that holds it."""
+    if precision == "fp32":
+        return bundle, fp32_artifact(bundle)
+    found = bundle.manifest.artifact(f"model.{precision}.onnx")
+    if precision == "int8":
+        if request.data is not None:
+            quantized = quantize_bundle(bundle, request.quantization, request.data, progress=progress)
+            return quantized.bundle, quantized.artifact
+        if found is None:
+            raise UsageError(
+                f"{bundle.path} holds no INT8 graph, and there is no data to calibrate one with",
+                expected="pictures such as the model will see",
+                hint="--calibrate DIR, or deploycli quantize first",
+            )
+    if found is not None:
+        return bundle, found
+    derived = cast_bundle(bundle, request.typing, progress=progress)
+    return derived.bundle, derived.artifact
+
+
+def _build(planned: PlannedEngine, request: EngineRequest, progress: Progress) -> BuiltEngine:
+    work = planned.bundle.path / "reports" / f"build-{planned.precision}"
+    result = run_build(planned.onnx, planned.settings, work, timeout=request.timeout, progress=progress)
+    layers = _inspected(result)
+    try:
+        assertions = _assert(planned, result, layers, request.asserted(planned.precision))
+        sidecar = _sidecar(planned, result, layers, assertions)
+        return BuiltEngine(planned, _install(planned.bundle, result, sidecar), sidecar, layers)
+    finally:
+        result.plan.unlink(missing_ok=True)  # moved already where all is well
+
+
+def _inspected(result: BuildResult) -> EngineLayers:
+    return EngineLayers((), detailed=False) if result.layers is None else parse_layers(result.layers.read_text("utf-8"))
+
+
+def _assert(
+    planned: PlannedEngine, result: BuildResult, layers: EngineLayers, assertions: Sequence[PrecisionAssertion]
+) -> tuple[str, ...]:
+    """Compare the engine with what was asked for; what a flag asks for is read back, not assumed."""
+    breaches = [breach for assertion in assertions if (breach := assertion.breach(layers))]
+    wanted, found = planned.settings.hardware_compatibility, result.facts.get("hardware_compatibility")
+    if found != wanted:
+        breaches.append(f"the engine's hardware compatibility is {found}, expected {wanted}")
+    if breaches:
+        raise RequirementError(
+            f"the {planned.precision} engine of {planned.bundle.path}: " + "; ".join(breaches),
+            expected="an engine as it was asked for; this one was not kept",
+            hint=f"see {result.layers or result.log}; --assert-precision for another share",
+        )
+    return tuple(map(str, assertions))
+
+
+def _sidecar(planned: PlannedEngine, result: BuildResult, layers: EngineLayers, assertions: tuple[str, ...]) -> Sidecar:
+    cache = result.timing_cache or {}
+    return Sidecar(
+        plan=engine_name(planned.precision, result.gpu.compute_capability, result.tensorrt),
+        sha256=result.sha256,
+        size=result.size,
+        precision=planned.precision,
+        onnx=planned.artifact.file.path,
+        onnx_sha256=model_sha256(planned.onnx),
+        tensorrt=result.tensorrt,
+        gpu=result.gpu,
+        settings=planned.settings,
+        io=result.io,
+        layers=layers.to_json(),
+        assertions=assertions,
+        facts=result.facts,
+        timing_cache_sha256=str(cache.get("sha256", "")),
+        seconds=sum(result.seconds.values()),
+        tool_version=version("deploycli"),
+        built_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        unreleasable=planned.artifact.unreleasable,
+    )
+
+
+def _install(bundle: Bundle, result: BuildResult, sidecar: Sidecar) -> Path:
+    """Put plan and sidecar into the bundle; until both are there, what is there is refused."""
+    folder = bundle.path / ENGINES
+    target = folder / sidecar.plan
+    try:
+        folder.mkdir(exist_ok=True)
+        sidecar_of(target).unlink(missing_ok=True)
+        result.plan.replace(target)
+    except OSError as error:
+        raise EnvironmentUnsuitable(
+            f"cannot write {target}: {error.strerror or error}", hint="check the folder's permissions"
+        ) from error
+    sidecar.save(folder)
+    return target

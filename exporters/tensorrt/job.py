@@ -1,0 +1,192 @@
+"""What the child that builds an engine is given, and what it leaves: files in one folder, all of them JSON but the plan.
+
+    job.json      what to build
+    builder.log   what TensorRT said, line by line; kept whatever happens
+    model.plan    the engine
+    layers.json   what the engine inspector says of it
+    result.json   written last: it is there only when everything else is complete
+    error.json    a failure that the child could explain
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from exporters.precision.whole_file import write_whole
+from exporters.tensorrt.settings import BuildSettings
+from exporters.tensorrt.sidecar import GpuRecord, IoTensor
+from models import errors
+from models.errors import BuildError, DeployError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+JOB, LOG, PLAN, LAYERS, RESULT, ERROR = (
+    "job.json",
+    "builder.log",
+    "model.plan",
+    "layers.json",
+    "result.json",
+    "error.json",
+)
+OUTPUTS = (PLAN, LAYERS, RESULT, ERROR)
+"""What the child makes, but for its log."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One engine to build.
+
+    Attributes:
+        onnx: the model.
+        onnx_sha256: its hash, external data included.
+        settings: how to build it; their paths are absolute.
+        folder: where everything goes.
+        verbose: keep TensorRT's verbose messages, too.
+    """
+
+    onnx: Path
+    onnx_sha256: str
+    settings: BuildSettings
+    folder: Path
+    verbose: bool = False
+
+    def file(self, name: str) -> Path:
+        """Return where a file of the job is."""
+        return self.folder / name
+
+    def save(self) -> None:
+        """Write the job.
+
+        Raises:
+            EnvironmentUnsuitable: it cannot be written.
+        """
+        data = {
+            "onnx": str(self.onnx),
+            "onnx_sha256": self.onnx_sha256,
+            "settings": self.settings.to_json(),
+            "verbose": self.verbose,
+        }
+        write_json(self.file(JOB), data)
+
+    @classmethod
+    def load(cls, path: Path) -> Job:
+        """Read a job.
+
+        Raises:
+            UsageError: it is none.
+        """
+        try:
+            data = json.loads(path.read_text("utf-8"))
+            settings = BuildSettings.from_json(data["settings"])
+            return cls(
+                Path(data["onnx"]), str(data["onnx_sha256"]), settings, path.absolute().parent, data["verbose"] is True
+            )
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise UsageError(
+                f"{path} is no job: {type(error).__name__}: {error}", expected="a file that deploycli wrote"
+            ) from error
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """An engine, and what is known of it. Nothing of it is trusted before the parent has checked the plan.
+
+    Attributes:
+        plan: file of the engine, in the folder of the job.
+        sha256: its hash.
+        size: its bytes.
+        layers: file with the engine inspector's JSON, or None where the engine could not be inspected.
+        log: file with what TensorRT said.
+        tensorrt: version, four parts.
+        gpu: where it was built.
+        io: its inputs and outputs.
+        facts: read back from the engine and the builder's configuration, enumerations by name, memory in bytes.
+        timing_cache: what was read from and merged into the timing cache, with hashes, or None.
+        lock: the lock file and its hash, how many tactics it holds, whether this build wrote it, or None.
+        seconds: how long parsing, building and inspecting took.
+    """
+
+    plan: Path
+    sha256: str
+    size: int
+    layers: Path | None
+    log: Path
+    tensorrt: str
+    gpu: GpuRecord
+    io: tuple[IoTensor, ...]
+    facts: Mapping[str, Any]
+    timing_cache: Mapping[str, Any] | None
+    lock: Mapping[str, Any] | None
+    seconds: Mapping[str, float]
+
+    def save(self, job: Job) -> None:
+        """Write the result; paths by name, so that the folder may be moved.
+
+        Raises:
+            EnvironmentUnsuitable: it cannot be written.
+        """
+        layers = None if self.layers is None else self.layers.name
+        data = {**asdict(self), "plan": self.plan.name, "layers": layers, "log": self.log.name}
+        write_json(job.file(RESULT), data)
+
+    @classmethod
+    def load(cls, job: Job) -> BuildResult:
+        """Read the result of a job.
+
+        Raises:
+            BuildError: there is none, or it is malformed.
+        """
+        try:
+            data = json.loads(job.file(RESULT).read_text("utf-8"))
+            major, minor = data["gpu"]["compute_capability"]
+            return cls(
+                **{
+                    **data,
+                    "plan": job.file(PLAN),
+                    "layers": None if data["layers"] is None else job.file(LAYERS),
+                    "log": job.file(LOG),
+                    "gpu": GpuRecord(**{**data["gpu"], "compute_capability": (int(major), int(minor))}),
+                    "io": tuple(_io(tensor) for tensor in data["io"]),
+                }
+            )
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            what = "left no result" if isinstance(error, FileNotFoundError) else f"left a malformed result ({error!r})"
+            raise BuildError(f"the engine builder {what}") from error
+
+
+def save_error(job: Job, error: DeployError) -> None:
+    """Write why a job failed."""
+    fields = {"found": error.found, "expected": error.expected, "hint": error.hint}
+    write_json(job.file(ERROR), {"class": type(error).__name__, **fields})
+
+
+def load_error(job: Job) -> DeployError | None:
+    """Return why a job failed, or None where the child could not say."""
+    try:
+        data = json.loads(job.file(ERROR).read_text("utf-8"))
+        kind = getattr(errors, data["class"])
+        if not issubclass(kind, DeployError):
+            return None
+        found, expected, hint = (str(data[name]) for name in ("found", "expected", "hint"))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+    error: DeployError = kind(found, expected=expected, hint=hint)
+    return error
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Write a JSON file whole; its keys keep their order.
+
+    Raises:
+        EnvironmentUnsuitable: it cannot be written.
+    """
+    write_whole(path, json.dumps(data, indent=2).encode() + b"\n")
+
+
+def _io(data: Mapping[str, Any]) -> IoTensor:
+    profile = tuple(tuple(shape) for shape in data["profile"])
+    return IoTensor(data["name"], data["mode"], data["dtype"], tuple(data["shape"]), profile)

@@ -1,0 +1,255 @@
+"""A Triton model repository on disk: where a version may be written, and writing it whole or not at all.
+
+A new model appears by one rename. So does a new version of an existing one; then its labels and its configuration are
+replaced, and all is put back where that fails. Of two that package the same model at once each makes a version of its
+own or is refused, and the configuration is the later one's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from exporters.artifact import MANIFEST_NAME
+from exporters.atomic import replaced_folder
+from exporters.precision.whole_file import write_whole
+from exporters.triton_config import CONFIG_NAME, LABELS_NAME, interface
+from models.errors import EnvironmentUnsuitable, IntegrityError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from exporters.artifact import FileRecord
+    from exporters.bundle import Bundle
+    from exporters.servable import Servable
+
+_MODEL_FILES = {"onnx": "model.onnx", "tensorrt": "model.plan"}
+_CHUNK = 1 << 20  # bytes
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """A version of a model in a repository.
+
+    Attributes:
+        bundle: the folder it came from.
+        path: the folder of the version.
+        name: of the model.
+        version: its number.
+        flavour: ``onnx`` or ``tensorrt``.
+        precision: of the file.
+        artifact: the file of the bundle.
+        sha256: of that file.
+        size: bytes, external data included.
+        max_batch_size: the largest batch, or 0 where the file has a fixed one.
+        verified: ``ok``, or what the proof says instead.
+        forced: why it is not for release; empty unless that was forced.
+        notes: what the user should know.
+    """
+
+    bundle: str
+    path: str
+    name: str
+    version: int
+    flavour: str
+    precision: str
+    artifact: str
+    sha256: str
+    size: int
+    max_batch_size: int
+    verified: str
+    forced: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """A version that may be written: everything was checked, nothing was written yet.
+
+    Attributes:
+        bundle: where the files come from.
+        folder: of the model.
+        servable: what is copied.
+        config: text of config.pbtxt.
+        labels: text of labels.txt, or None.
+        packaged: what it will be.
+    """
+
+    bundle: Bundle
+    folder: Path
+    servable: Servable
+    config: str
+    labels: str | None
+    packaged: Packaged
+
+    def write(self) -> Packaged:
+        """Write the version.
+
+        Raises:
+            IntegrityError: a file of the bundle changed meanwhile.
+            UsageError: another process wrote this version meanwhile.
+            EnvironmentUnsuitable: the repository cannot be written, or the disk is full.
+        """
+        number = str(self.packaged.version)
+        texts = {CONFIG_NAME: self.config} | ({} if self.labels is None else {LABELS_NAME: self.labels})
+        try:
+            if self.folder.exists():
+                with replaced_folder(self.folder / number, replace=False) as staged:
+                    self._copy(staged)
+                self._publish({self.folder / name: text.encode() for name, text in texts.items()})
+            else:
+                with replaced_folder(self.folder, replace=False) as staged:
+                    (staged / number).mkdir()
+                    self._copy(staged / number)
+                    for name, text in texts.items():
+                        (staged / name).write_bytes(text.encode())
+        except FileExistsError as error:
+            raise UsageError(
+                f"{error.filename} appeared while it was written", expected="nobody else", hint="package it again"
+            ) from error
+        except OSError as error:
+            raise EnvironmentUnsuitable(
+                f"cannot write {self.folder}: {error.filename or ''}: {error.strerror or error}",
+                expected="a folder with write permission and space for the model",
+                hint="free some space, or name another folder with --triton",
+            ) from error
+        return self.packaged
+
+    def _copy(self, folder: Path) -> None:
+        """Copy the model under Triton's name; external data keeps its own, which the model refers to."""
+        _copy(self.bundle.path, self.servable.file, folder / _MODEL_FILES[self.packaged.flavour])
+        for record in self.servable.external:
+            _copy(self.bundle.path, record, folder / record.path)
+
+    def _publish(self, files: Mapping[Path, bytes]) -> None:
+        """Replace labels and configuration beside the new version; where that fails, take it all back."""
+        before = {path: path.read_bytes() if path.is_file() else None for path in files}
+        try:
+            for path in reversed(list(files)):  # labels first: the configuration names them
+                write_whole(path, files[path])
+        except BaseException:
+            version_folder = Path(self.packaged.path)
+            hidden = version_folder.with_name(f".{version_folder.name}.tmp-{secrets.token_hex(4)}")
+            version_folder.rename(hidden)
+            shutil.rmtree(hidden, ignore_errors=True)
+            for path, content in before.items():
+                if content is None:
+                    path.unlink(missing_ok=True)
+                elif path.read_bytes() != content:
+                    write_whole(path, content)
+            raise
+
+
+def place(root: Path, name: str) -> Path:
+    """Return the model's folder, where one may be made or already is.
+
+    Raises:
+        UsageError: the name is none of a folder, or something else stands there.
+        EnvironmentUnsuitable: the repository cannot be read.
+    """
+    if name != name.strip() or name[:1] in ("", ".") or not name.isprintable() or {*name} & {*"/\\"}:
+        raise UsageError(
+            f"{name!r} cannot name a model", expected="a folder's name, not beginning with a dot", hint="--name NAME"
+        )
+    folder = root / name
+    try:
+        wrong = _wrong(root, folder)
+    except OSError as error:
+        raise EnvironmentUnsuitable(
+            f"cannot read {error.filename or root}: {error.strerror or error}", hint="check the folder's permissions"
+        ) from error
+    if wrong:
+        raise UsageError(
+            wrong, expected="nothing there, or a model to add a version to", hint="another --triton or --name"
+        )
+    return folder
+
+
+def _wrong(root: Path, folder: Path) -> str:
+    """Return what stands in the way, or an empty string."""
+    config = folder / CONFIG_NAME
+    if (root / MANIFEST_NAME).exists():
+        return f"{root} is a bundle"
+    if root.exists() and not root.is_dir():
+        return f"{root} is a file"
+    for path in (folder, config):
+        if path.is_symlink():
+            return f"{path} is a symbolic link"
+    if folder.exists() and not folder.is_dir():
+        return f"{folder} is a file"
+    if folder.exists() and not config.is_file() and any(folder.iterdir()):
+        return f"{folder} is a folder without {CONFIG_NAME}, so no model of a repository"
+    return ""
+
+
+def next_version(folder: Path, wanted: int | None) -> int:
+    """Return the number of the new version: above all that are there, for Triton serves the largest.
+
+    Raises:
+        UsageError: the wanted one is taken, or would not be served.
+    """
+    taken = [int(p.name) for p in folder.iterdir() if p.name.isdecimal()] if folder.exists() else []
+    latest = max(taken, default=0)
+    if wanted is None:
+        return latest + 1
+    if wanted in taken:
+        raise UsageError(f"{folder} has a version {wanted} already", expected=f"{latest + 1} or above")
+    if wanted < latest:
+        raise UsageError(
+            f"version {wanted} of {folder} would not be served, for version {latest} is there",
+            expected=f"{latest + 1} or above",
+        )
+    return wanted
+
+
+def check_existing(path: Path, config: str, *, force: bool) -> None:
+    """Refuse to replace a configuration that people wrote, or one of another interface, unless forced.
+
+    Raises:
+        UsageError: the one at ``path`` is such, or cannot be read.
+    """
+    if force or not path.exists():
+        return
+    try:
+        old, new = interface(path.read_text("utf-8")), interface(config)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read: {error}", expected="a model configuration", hint="--force") from error
+    if not old.ours:
+        raise UsageError(
+            f"{path} was not written by deploycli, and would be replaced",
+            expected="a model of this tool's",
+            hint="another --name, or --force",
+        )
+    if differences := new.differences(old):
+        raise UsageError(
+            f"{path} describes another interface; the new one has {'; '.join(differences)}",
+            expected="the inputs and outputs that clients of the model know",
+            hint="another --name, or --force, after which the older versions no longer fit their configuration",
+        )
+
+
+def _copy(folder: Path, record: FileRecord, target: Path) -> None:
+    """Copy a file, and check that what was copied is what was recorded."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256()
+    with (folder / record.path).open("rb") as source, target.open("xb") as copy:
+        while chunk := source.read(_CHUNK):
+            digest.update(chunk)
+            copy.write(chunk)
+        copy.flush()
+        os.fsync(copy.fileno())
+    if digest.hexdigest() != record.sha256:
+        raise IntegrityError(
+            f"{folder / record.path} changed while it was packaged: sha256 {digest.hexdigest()}",
+            expected=f"sha256 {record.sha256}",
+            hint="package it again",
+        )
