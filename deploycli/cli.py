@@ -9,6 +9,7 @@ import click
 
 # name -> one line of help; the module deploycli.commands.<name> (build_trt for build-trt) holds `command`.
 COMMANDS = {
+    "bench": "Time a bundle: eager, compiled, ONNX Runtime, engines.",
     "build-trt": "Build TensorRT engines, prove their precision.",
     "cast": "Write the strongly typed FP16 or BF16 graph of a bundle.",
     "export": "Trace a model, rewrite its graph, write a checked bundle.",

@@ -35,7 +35,8 @@ def typing_options(function: F) -> F:
             ),
             click.option(
                 "--allow-fp16", multiple=True, metavar="RULE",
-                help="Switch off a rule that keeps operators FP32: layer-norm, softmax, reduction, range. Repeatable.",
+                help="Switch off a rule that keeps operators FP32: layer-norm, softmax, reduction, integer, range. "
+                "Repeatable.",
             ),
             click.option(
                 "--io-types", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from deploycli.render import next_step, show_artifact, show_steps, stdout, table_of
+from exporters.precision.cast import NOTES
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -48,8 +49,12 @@ def _show(console: Console, derived: Derived, *, verbose: bool) -> None:
     artifact = derived.artifact
     show_artifact(console, derived.bundle, artifact)
     reasons = Counter(refusal.reason.partition(":")[0] for step in artifact.steps for refusal in step.refusals)
-    if reasons:
-        console.print("  left as it was: " + ", ".join(f"{count} {rule}" for rule, count in reasons.items()))
+    left = [f"{count} {rule}" for rule, count in reasons.items() if rule not in NOTES]
+    if left:
+        console.print(f"  left as it was: {', '.join(left)}")
+    for rule, what in NOTES.items():
+        if reasons[rule]:
+            console.print(f"  {reasons[rule]} {what}")
     for comparison in derived.comparisons:
         figures = f"cosine {comparison.cosine:.6f}, relative error {comparison.max_rel_error:.2g}"
         samples = comparison.reference_shape[0] if comparison.reference_shape else 0

@@ -47,7 +47,7 @@ def collect(
     bundle: Bundle,
     options: BenchOptions,
     requirements: Sequence[Requirement] = (),
-    providers: Sequence[Provider] = PROVIDERS,
+    providers: Sequence[Provider] | None = None,
 ) -> list[Candidate]:
     """Return what is to be timed.
 
@@ -55,7 +55,7 @@ def collect(
         bundle: an opened bundle.
         options: what the user asks for.
         requirements: whose baselines must be among the candidates.
-        providers: where candidates come from.
+        providers: where candidates come from; None means `PROVIDERS`.
 
     Raises:
         UsageError: a name that no candidate of this bundle has, or a checkpoint that the bundle has no use for.
@@ -63,7 +63,7 @@ def collect(
     """
     if options.checkpoint is not None:
         choose_reference(bundle.manifest, "eager", options.checkpoint)
-    found = [candidate for provider in providers for candidate in provider(bundle, options)]
+    found = [candidate for provider in providers or PROVIDERS for candidate in provider(bundle, options)]
     _check_names(bundle, options.only, found, "")
     chosen = [candidate for candidate in found if not options.only or candidate.name in options.only]
     baselines = (options.baseline, *(requirement.baseline for requirement in requirements))
@@ -76,7 +76,7 @@ def bench(
     options: BenchOptions | None = None,
     *,
     requirements: Sequence[Requirement] = (),
-    providers: Sequence[Provider] = PROVIDERS,
+    providers: Sequence[Provider] | None = None,
     progress: Progress = lambda _label, _done, _total: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> BenchReport:
@@ -86,7 +86,7 @@ def bench(
         bundle: an opened bundle; its hashes were checked by `Bundle.open`.
         options: what, how long, with how many threads.
         requirements: promises to judge; `exporters.benchmark.report.failure_of` turns a broken one into an error.
-        providers: where candidates come from.
+        providers: where candidates come from; None means `PROVIDERS`.
         progress: called with what is running, how many steps are done, and how many there are.
         clock: seconds.
 
@@ -113,6 +113,7 @@ def bench(
         rows=tuple(_rows(measurements, options)),
         absences=tuple(session.absences),
         verdicts=tuple(judge(r, measurements, session.absences, options.seed) for r in requirements),
+        unreleasable=tuple(f"{a.file.path}: {a.unreleasable}" for a in bundle.manifest.artifacts if a.unreleasable),
     )
 
 
@@ -121,7 +122,7 @@ def bench_all(
     options: BenchOptions,
     *,
     requirements: Sequence[Requirement] = (),
-    providers: Sequence[Provider] = PROVIDERS,
+    providers: Sequence[Provider] | None = None,
     progress: Progress = lambda _label, _done, _total: None,
 ) -> list[BenchReport]:
     """Time one bundle after the other, once the names that the user gave are known to fit all of them; see `bench`."""

@@ -11,8 +11,8 @@ import hashlib
 import os
 import secrets
 import shutil
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporters.artifact import MANIFEST_NAME
@@ -22,7 +22,8 @@ from exporters.triton_config import CONFIG_NAME, LABELS_NAME, interface
 from models.errors import EnvironmentUnsuitable, IntegrityError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
 
     from exporters.artifact import FileRecord
     from exporters.bundle import Bundle
@@ -99,30 +100,42 @@ class Delivery:
             UsageError: another process wrote this version meanwhile.
             EnvironmentUnsuitable: the repository cannot be written, or the disk is full.
         """
-        number = str(self.packaged.version)
-        texts = {CONFIG_NAME: self.config} | ({} if self.labels is None else {LABELS_NAME: self.labels})
         try:
             if self.folder.exists():
-                with replaced_folder(self.folder / number, replace=False) as staged:
-                    self._copy(staged)
-                self._publish({self.folder / name: text.encode() for name, text in texts.items()})
+                self._add_version()
             else:
-                with replaced_folder(self.folder, replace=False) as staged:
-                    (staged / number).mkdir()
-                    self._copy(staged / number)
-                    for name, text in texts.items():
-                        (staged / name).write_bytes(text.encode())
+                self._add_model()
         except FileExistsError as error:
             raise UsageError(
                 f"{error.filename} appeared while it was written", expected="nobody else", hint="package it again"
             ) from error
         except OSError as error:
+            where = f" ({error.filename})" if error.filename else ""
             raise EnvironmentUnsuitable(
-                f"cannot write {self.folder}: {error.filename or ''}: {error.strerror or error}",
+                f"cannot write {self.folder}: {error.strerror or error}{where}",
                 expected="a folder with write permission and space for the model",
                 hint="free some space, or name another folder with --triton",
             ) from error
         return self.packaged
+
+    def _add_model(self) -> None:
+        with _new_folder(self.folder) as staged:
+            (staged / str(self.packaged.version)).mkdir()
+            self._copy(staged / str(self.packaged.version))
+            for name, text in self._texts().items():
+                (staged / name).write_bytes(text)
+
+    def _add_version(self) -> None:
+        """Add the version, then replace labels and configuration beside it; where that fails, take it all back."""
+        texts = {self.folder / name: text for name, text in self._texts().items()}
+        before = {path: path.read_bytes() if path.is_file() else None for path in texts}
+        with _new_folder(self.folder / str(self.packaged.version), then=lambda: _replace(texts, before)) as staged:
+            self._copy(staged)
+
+    def _texts(self) -> dict[str, bytes]:
+        """Return the files beside the versions; labels first, for the configuration names them."""
+        labels = {} if self.labels is None else {LABELS_NAME: self.labels.encode()}
+        return labels | {CONFIG_NAME: self.config.encode()}
 
     def _copy(self, folder: Path) -> None:
         """Copy the model under Triton's name; external data keeps its own, which the model refers to."""
@@ -130,23 +143,41 @@ class Delivery:
         for record in self.servable.external:
             _copy(self.bundle.path, record, folder / record.path)
 
-    def _publish(self, files: Mapping[Path, bytes]) -> None:
-        """Replace labels and configuration beside the new version; where that fails, take it all back."""
-        before = {path: path.read_bytes() if path.is_file() else None for path in files}
-        try:
-            for path in reversed(list(files)):  # labels first: the configuration names them
-                write_whole(path, files[path])
-        except BaseException:
-            version_folder = Path(self.packaged.path)
-            hidden = version_folder.with_name(f".{version_folder.name}.tmp-{secrets.token_hex(4)}")
-            version_folder.rename(hidden)
+
+@contextmanager
+def _new_folder(target: Path, then: Callable[[], None] = lambda: None) -> Iterator[Path]:
+    """Yield an empty folder that becomes ``target``, which must not exist, when the block ends.
+
+    Args:
+        target: the folder.
+        then: done once it is there; where that fails, or anything else after the rename, it is gone again.
+    """
+    made = None
+    try:
+        with replaced_folder(target, replace=False) as staged:
+            made = staged.stat().st_ino
+            yield staged
+        then()
+    except BaseException:
+        if target.exists() and target.stat().st_ino == made:  # else it is somebody else's
+            hidden = target.with_name(f".{target.name}.tmp-{secrets.token_hex(4)}")
+            target.rename(hidden)
             shutil.rmtree(hidden, ignore_errors=True)
-            for path, content in before.items():
-                if content is None:
-                    path.unlink(missing_ok=True)
-                elif path.read_bytes() != content:
-                    write_whole(path, content)
-            raise
+        raise
+
+
+def _replace(texts: Mapping[Path, bytes], before: Mapping[Path, bytes | None]) -> None:
+    """Write files, each whole; where one fails, all are as they were before."""
+    try:
+        for path, text in texts.items():
+            write_whole(path, text)
+    except BaseException:
+        for path, content in before.items():
+            if content is None:
+                path.unlink(missing_ok=True)
+            elif path.read_bytes() != content:
+                write_whole(path, content)
+        raise
 
 
 def place(root: Path, name: str) -> Path:

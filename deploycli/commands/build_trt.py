@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from deploycli.options import SEEDS, json_option, open_bundles, output_option
 from deploycli.precision_options import expressions, names, samples_option, typing_options
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+F = TypeVar("F", bound="Callable[..., Any]")
 
 
 def _batch_range(text: str) -> tuple[int, int, int]:
@@ -28,7 +34,7 @@ def _shape(text: str) -> tuple[str, tuple[int, ...]]:
     return name, tuple(int(size) for size in sizes)
 
 
-def _shapes(which: str) -> object:
+def _shapes(which: str) -> Callable[[F], F]:
     return click.option(
         f"--{which}-shapes",
         type=_shape,
@@ -53,9 +59,9 @@ def _shapes(which: str) -> object:
 @click.option(
     "--batch", type=_batch_range, default="1:8:32", show_default=True, metavar="MIN:OPT:MAX", help="Batches to take."
 )
-@_shapes("min")  # type: ignore[operator]  # a decorator
-@_shapes("opt")  # type: ignore[operator]
-@_shapes("max")  # type: ignore[operator]
+@_shapes("min")
+@_shapes("opt")
+@_shapes("max")
 @click.option("--workspace", metavar="SIZE", help="Scratch memory of a layer: 4G, 512M.  [default: all of the GPU]")
 @click.option("--builder-optimization-level", type=click.IntRange(0, 5), metavar="0-5", help="[default: TensorRT's, 3]")
 @click.option(

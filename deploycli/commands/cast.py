@@ -55,8 +55,15 @@ def command(
     from deploycli.render_precision import show_derived
     from exporters.precision.request import CalibrationData, Typing
     from exporters.precision.typed import cast_bundle
+    from models.errors import UsageError
 
-    typing = Typing(precision, names(allow_fp16), expressions(keep_fp32, keep_fp32_file), io_types == "fp16")
+    if io_types not in ("fp32", precision):
+        raise UsageError(
+            f"--io-types {io_types} was asked for with --precision {precision}",
+            expected="inputs and outputs in FP32",
+            hint="--precision fp16",
+        )
+    typing = Typing(precision, names(allow_fp16), expressions(keep_fp32, keep_fp32_file), io_types == precision)
     data = None if calibrate is None else CalibrationData(calibrate, samples)
     with Progress() as progress:
         made = [

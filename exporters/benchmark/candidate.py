@@ -37,7 +37,7 @@ class Prepared:
         outputs: what the last run gave, name -> [B, ...], on the host.
         transfers: of inputs and outputs, in what is timed: ``none`` where all memory is the host's.
         cuda_graph: whether a run replays a captured CUDA graph.
-        threads: of one operator on the CPU, where they are known.
+        threads: of one operator on the CPU; None where the runtime chooses, and does not say.
         notes: what else a reader of the figures must know.
     """
 

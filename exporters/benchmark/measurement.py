@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 CONFIDENCE = 0.95
 _RESAMPLES = 1000
+_DRAWN_AT_ONCE = 1 << 20  # rounds: there may be a hundred thousand, and memory is the models'
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,11 +96,11 @@ class Measurement:
         return self.batch / self.median
 
     def conditions(self) -> str:
-        """Say what is included in the figures."""
+        """Say what is included in the figures, and under which conditions they hold."""
         parts = [
             "" if self.transfers == "none" else f"transfers {self.transfers}",
             "CUDA graph" if self.cuda_graph else "no CUDA graph" if self.candidate.device == "cuda" else "",
-            "" if self.threads is None else f"{self.threads} thread{'s' if self.threads > 1 else ''}",
+            _threads(self.threads) if self.candidate.device == "cpu" else "",
             *self.notes,
             self.candidate.emulated,
         ]
@@ -131,6 +132,10 @@ class Measurement:
             "threads": self.threads,
             "notes": list(self.notes),
         }
+
+
+def _threads(count: int | None) -> str:
+    return "default threads" if count is None else "1 thread" if count == 1 else f"{count} threads"
 
 
 @dataclass(frozen=True)
@@ -168,9 +173,10 @@ def speedup(contender: Measurement, baseline: Measurement, seed: int = 0) -> Spe
     """
     rng = np.random.default_rng(seed)
     rounds = contender.rounds
-    ratios = np.empty(_RESAMPLES)
-    for i in range(_RESAMPLES):  # one at a time: there may be a hundred thousand rounds
-        drawn = rng.integers(0, rounds, rounds)
-        ratios[i] = np.median(baseline.seconds[drawn]) / np.median(contender.seconds[drawn])
-    low, high = np.quantile(ratios, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    ratios = []
+    at_once = max(1, _DRAWN_AT_ONCE // rounds)
+    for begin in range(0, _RESAMPLES, at_once):
+        drawn = rng.integers(0, rounds, (min(at_once, _RESAMPLES - begin), rounds))
+        ratios.append(np.median(baseline.seconds[drawn], axis=1) / np.median(contender.seconds[drawn], axis=1))
+    low, high = np.quantile(np.concatenate(ratios), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Speedup(baseline.median / contender.median, float(low), float(high))

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import onnx_ir as ir
+
 from exporters.benchmark.candidate import Candidate, Prepared
 from exporters.onnx_file import load_model
 from exporters.precision.simulate import reduced_type
@@ -45,7 +47,9 @@ def _emulated(artifact: Artifact, path: Path, device: str) -> str:
     if device == "cuda":
         return "ONNX Runtime's CUDA provider dequantizes, and multiplies floats" if artifact.precision == "int8" else ""
     reduced = reduced_type(load_model(path))
-    return "" if reduced is None else f"ONNX Runtime's CPU provider computes {reduced.name} graphs in FP32"
+    if reduced is None:
+        return ""
+    return f"ONNX Runtime's CPU provider computes {'FP16' if reduced == ir.DataType.FLOAT16 else 'BF16'} in FP32"
 
 
 @contextmanager

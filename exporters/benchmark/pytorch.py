@@ -127,8 +127,8 @@ def _prepare(
     except DeployError:
         raise
     except Exception as error:  # compilers share no base class
-        what = "torch.compile" if compiled else "PyTorch"
-        raise EnvironmentUnsuitable(f"{what} failed: {_reason(error)}") from error
+        what, hint = ("torch.compile", "a C++ compiler in PATH, or in CXX") if compiled else ("PyTorch", "")
+        raise EnvironmentUnsuitable(f"{what} failed: {_reason(error)}", hint=hint) from error
     return Prepared(
         run,
         outputs,

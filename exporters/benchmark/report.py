@@ -75,6 +75,7 @@ class BenchReport:
         rows: by batch size, in the order of the candidates.
         absences: what could not be measured, and why.
         verdicts: one a requirement.
+        unreleasable: artifacts that must not be shipped however fast they are, and why.
     """
 
     bundle: str
@@ -84,6 +85,7 @@ class BenchReport:
     rows: tuple[Row, ...]
     absences: tuple[Absence, ...]
     verdicts: tuple[Verdict, ...] = ()
+    unreleasable: tuple[str, ...] = ()
 
     @property
     def advice(self) -> tuple[str, ...]:
@@ -108,6 +110,7 @@ class BenchReport:
             "absent": [absence.to_json() for absence in self.absences],
             "advice": list(self.advice),
             "requirements": [verdict.to_json() for verdict in self.verdicts],
+            "unreleasable": list(self.unreleasable),
         }
 
 

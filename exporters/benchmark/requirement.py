@@ -80,11 +80,12 @@ class Verdict:
 
 @dataclass(frozen=True)
 class _Trial:
-    """What one file achieved; its fault says why it cannot be judged at every batch size."""
+    """What one file achieved, over what; its fault says why it cannot be judged at every batch size."""
 
     candidate: Candidate
     speedups: Mapping[int, Speedup]
-    fault: str
+    baselines: Mapping[int, str]
+    fault: str = ""
 
     @property
     def ratio(self) -> float:
@@ -95,8 +96,9 @@ class _Trial:
         where = f"{self.candidate.artifact} in {self.candidate.name}"
         if self.fault:
             return f"{where}: {self.fault}"
-        text = ", ".join(f"{found} at batch {batch}" for batch, found in self.speedups.items())
-        noise = [str(batch) for batch, found in self.speedups.items() if found.low < ratio < found.high]
+        found = self.speedups.items()
+        text = ", ".join(f"{speedup} over {self.baselines[batch]} at batch {batch}" for batch, speedup in found)
+        noise = [str(batch) for batch, speedup in found if speedup.low < ratio < speedup.high]
         return f"{where}: {text}" + (f"; within the noise at batch {', '.join(noise)}" if noise else "")
 
 
@@ -134,18 +136,19 @@ def _try(
     measurements: Sequence[Measurement],
     seed: int,
 ) -> _Trial:
-    speedups = {}
+    speedups, baselines = {}, {}
     for batch in batches:
         here = [m for m in measurements if m.batch == batch]
         own = next((m for m in here if m.candidate == candidate), None)
         if own is None:
-            return _Trial(candidate, {}, f"was not measured at batch {batch}")
-        baselines = [m for m in here if _is_baseline(m.candidate, candidate, requirement.baseline)]
-        if not baselines:
+            return _Trial(candidate, {}, {}, f"was not measured at batch {batch}")
+        others = [m for m in here if _is_baseline(m.candidate, candidate, requirement.baseline)]
+        if not others:
             what = requirement.baseline or f"other FP32 file on {candidate.device}"
-            return _Trial(candidate, {}, f"no {what} was measured at batch {batch} to compare it with")
-        speedups[batch] = speedup(own, min(baselines, key=lambda m: m.median), seed)
-    return _Trial(candidate, speedups, "")
+            return _Trial(candidate, {}, {}, f"no {what} was measured at batch {batch} to compare it with")
+        fastest = min(others, key=lambda m: m.median)
+        speedups[batch], baselines[batch] = speedup(own, fastest, seed), fastest.candidate.label
+    return _Trial(candidate, speedups, baselines)
 
 
 def _is_baseline(baseline: Candidate, contender: Candidate, name: str) -> bool:
@@ -159,4 +162,4 @@ def _why_nothing(requirement: Requirement, measurements: Sequence[Measurement], 
     emulated = {m.candidate.label: m.candidate.emulated for m in measurements if m.candidate.emulated}
     absent = {a.candidate.label: a.reason for a in absences if a.candidate.artifact}
     reasons = [f"{label}: {why}" for label, why in (absent | emulated).items() if label.endswith(f" {what}")]
-    return f"no {what} file was measured" + (f" ({'; '.join(reasons)})" if reasons else "")
+    return f"no {what} file gave a speed that counts ({'; '.join(reasons) or 'there is none to time'})"

@@ -60,6 +60,7 @@ def interleave(
     """
     rng = np.random.default_rng(options.seed)
     rounds: list[list[float]] = []
+    tick(*_progress(0, 0.0, options))
     with _no_garbage_collection():
         begin = told = clock()
         while not _enough(len(rounds), clock() - begin, options):
@@ -74,8 +75,8 @@ def interleave(
             if (now := clock()) - told >= _TOLD_EVERY:
                 told = now
                 tick(*_progress(len(rounds), now - begin, options))
-    seconds: npt.NDArray[np.float64] = np.asarray(rounds, np.float64).reshape(len(rounds), len(runs))
-    return seconds.transpose()
+    seconds: npt.NDArray[np.float64] = np.asarray(rounds, np.float64).reshape(len(rounds), len(runs)).T
+    return seconds
 
 
 def _enough(rounds: int, seconds: float, options: BenchOptions) -> bool:
@@ -93,7 +94,6 @@ def _progress(rounds: int, seconds: float, options: BenchOptions) -> tuple[int, 
 def _no_garbage_collection() -> Iterator[None]:
     """A collection would be somebody's slowest run."""
     enabled = gc.isenabled()
-    gc.collect()
     gc.disable()
     try:
         yield

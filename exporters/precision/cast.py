@@ -31,11 +31,14 @@ from exporters.tensorrt.lint.element_types import derive, is_onnx
 from models.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     import numpy.typing as npt
 
     from exporters.precision.policy import Policy
+
+NOTES: Mapping[str, str] = {"mask": "masks are clipped", "flush": "constants have values that become zero"}
+"""What is noted of constants -> what happens to them; all other notes are of operators that stay FP32."""
 
 _FLOAT = ir.DataType.FLOAT
 
@@ -61,6 +64,7 @@ def cast(model: ir.Model, policy: Policy, *, reduce_io: bool = False) -> list[Re
         node.name = node.name or node_names.unique(node.op_type)
     fill_types(model)
     _check(graph, policy)
+    _drop_idle_casts(graph)
     kept = decide(graph, policy)
     notes = [
         Refusal(node.name or "", reason) for node, reason in kept.items() if _floats((*node.inputs, *node.outputs))
@@ -76,6 +80,7 @@ def cast(model: ir.Model, policy: Policy, *, reduce_io: bool = False) -> list[Re
         )
     caster = _Caster(graph, policy, node_names, reduce_io=reduce_io)
     caster.run(high)
+    _drop_idle_casts(graph)
     return notes + caster.notes
 
 
@@ -87,6 +92,26 @@ def _check(graph: ir.Graph, policy: Policy) -> None:
             expected="an FP32 graph",
             hint="cast the FP32 graph that it was made from",
         )
+    for pattern in policy.keep:
+        if not any(pattern.search(node.name or "") for node in graph):
+            raise UsageError(
+                f"no operator has a name that {pattern.pattern!r} finds",
+                expected=f"names such as {next((node.name for node in graph), '')}",
+                hint="deploycli cast --verbose names what stays FP32 by itself",
+            )
+
+
+def _drop_idle_casts(graph: ir.Graph) -> None:
+    """Take out what casts to the type that its operand has: of the source, or because that has been reduced."""
+    for node in list(graph):
+        if not is_onnx(node, "Cast") or node.inputs[0] is None or node.inputs[0].dtype != node.outputs[0].dtype:
+            continue
+        if node.outputs[0].is_graph_output():  # it makes a second name
+            node.op_type = "Identity"
+            node.attributes.clear()
+        else:
+            node.outputs[0].replace_all_uses_with(node.inputs[0])
+            graph.remove(node, safe=True)
 
 
 def _floats(values: Iterable[ir.Value | None]) -> list[ir.Value]:
@@ -164,8 +189,6 @@ class _Caster:
         for value in dict.fromkeys(self._graph.outputs):
             if value.dtype in (_FLOAT, self._target) and value.dtype != self._boundary:
                 self._finish_output(value)
-        for node in nodes:
-            self._drop_idle_cast(node)
         for value, rounded in self._constants.items():
             self._drop_unread(value, rounded)
 
@@ -256,14 +279,6 @@ class _Caster:
         for i, old in enumerate(self._graph.outputs):
             if old is value:
                 self._graph.outputs[i] = output
-
-    def _drop_idle_cast(self, node: ir.Node) -> None:
-        """A Cast of the source may have nothing left to do."""
-        if not is_onnx(node, "Cast") or node.inputs[0] is None or node.outputs[0].is_graph_output():
-            return
-        if node.inputs[0].dtype == node.outputs[0].dtype:
-            node.outputs[0].replace_all_uses_with(node.inputs[0])
-            self._graph.remove(node, safe=True)
 
     def _drop_unread(self, value: ir.Value, rounded: ir.Value) -> None:
         """Give a rounded constant the name of its original, where nothing reads that any more."""

@@ -61,11 +61,16 @@ def opset(imports: Mapping[str, int]) -> int:
 
 def takes(node: ir.Node, position: int, dtype: ir.DataType) -> bool:
     """Whether the definition of an operator allows an element type for the operand at this position."""
-    return is_onnx(node) and _takes(node.op_type, opset_of(node), position, dtype)
+    return is_onnx(node) and _allows(node.op_type, opset_of(node), "inputs", position, dtype)
+
+
+def makes(node: ir.Node, position: int, dtype: ir.DataType) -> bool:
+    """Whether the definition of an operator allows an element type for the result at this position."""
+    return is_onnx(node) and _allows(node.op_type, opset_of(node), "outputs", position, dtype)
 
 
 @cache
-def _takes(op_type: str, opset: int, position: int, dtype: ir.DataType) -> bool:
+def _allows(op_type: str, opset: int, side: str, position: int, dtype: ir.DataType) -> bool:
     schema = onnx.defs.get_schema(op_type, opset, "")
-    parameter = formal(schema.inputs, position)
+    parameter = formal(getattr(schema, side), position)
     return parameter is not None and dtype in allowed_types(schema, parameter.type_str)

@@ -45,7 +45,7 @@ def magnitudes(path: Path, samples: Samples, *, progress: Progress) -> dict[str,
     seen: dict[str, float] = {}
     with observed(path, list(floats)) as runtime:
         for read in samples.batches(batch):
-            progress("looking for large values", read.stop, len(samples.names))
+            progress("looking for large values", read.stop - 1, len(samples.names))
             if any(len(array) < batch for array in read.inputs.values()):
                 continue  # what is left over does not fill a fixed batch
             for name, array in {**read.inputs, **runtime.run(read.inputs)}.items():

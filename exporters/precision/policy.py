@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from exporters.precision.constants import MASKING, NEAR_OVERFLOW, examine, feeds_softmax
-from exporters.precision.dtypes import opset_of, subgraphs, takes
+from exporters.precision.dtypes import makes, opset_of, subgraphs, takes
 from exporters.rewrite.movement_ops import MOVEMENT
 from exporters.tensorrt.lint.element_types import attribute, is_onnx, schema_of
 from exporters.tensorrt.lint.operators import operators, parse_version
@@ -113,17 +113,7 @@ def stored(value: ir.Value) -> ir.TensorProtocol | None:
 
 
 def decide(graph: ir.Graph, policy: Policy) -> dict[ir.Node, str]:
-    """Return the operators that stay FP32, each with ``rule: reason``, in the order of the graph.
-
-    Raises:
-        UsageError: an expression of the user's finds no operator.
-    """
-    for pattern in policy.keep:
-        if not any(pattern.search(node.name or "") for node in graph):
-            example = next((node.name for node in graph), "")
-            raise UsageError(
-                f"no operator has a name that {pattern.pattern!r} finds", expected=f"names such as {example}"
-            )
+    """Return the operators that stay FP32, each with ``rule: reason``, in the order of the graph."""
     kept: dict[ir.Node, str] = {}
     for node in graph:
         for name, rule in RULES.items():
@@ -162,8 +152,11 @@ def _unsupported(node: ir.Node, policy: Policy) -> str | None:
         return f"TensorRT has no {name} in {target.name}"
     if name == "Gemm" and (attribute(node, "alpha", 1.0), attribute(node, "beta", 1.0)) != (1.0, 1.0):
         return "TensorRT makes FP32 constants of its alpha and beta"
-    if not floats and name not in _TYPED_FREELY and any(o.dtype == ir.DataType.FLOAT for o in node.outputs):
-        return f"an attribute of {name} makes its result FP32"
+    if not floats and any(o.dtype == ir.DataType.FLOAT for o in node.outputs):
+        if name not in _TYPED_FREELY:
+            return f"an attribute of {name} makes its result FP32"
+        if not makes(node, 0, target):
+            return f"{name} of opset {opset} makes no {target.name}"
     return None
 
 
@@ -221,14 +214,11 @@ def _constant(node: ir.Node, policy: Policy) -> str | None:
     return None
 
 
-def _mask(node: ir.Node, policy: Policy) -> str | None:
-    """A mask that is computed from a constant beyond the reduced type would be infinite in it."""
-    leads_to_softmax = node.op_type in _SOFTMAX or (
-        node.op_type in MASKING and all(feeds_softmax(output) for output in node.outputs)
-    )
-    if leads_to_softmax and any(_is_beyond(value, policy) for value in node.inputs):
-        return f"its mask is computed, and beyond {policy.largest:g}"
-    return None
+def _overflow(node: ir.Node, policy: Policy) -> str | None:
+    value = next((v for v in node.inputs if _is_beyond(v, policy)), None)
+    if value is None or is_onnx(node, "Shape", "Size"):
+        return None
+    return f"{value.name} is computed from a constant beyond {policy.largest:g}, and may be as large"
 
 
 def _adds_up(node: ir.Node) -> bool:
@@ -278,10 +268,10 @@ def _is_clipped(value: ir.Value, policy: Policy) -> bool:
 
 
 def _is_beyond(value: ir.Value | None, policy: Policy) -> bool:
-    """Whether a value is computed, through what adds, chooses or moves a mask, from a constant that overflows."""
+    """Whether a constant that overflows may have made a value as large, and no data shows that it has not."""
     node = None if value is None else value.producer()
-    if node is None or value is None:
-        return False
+    if node is None or value is None or value.dtype != ir.DataType.FLOAT or value.name in policy.magnitudes:
+        return False  # what data show is the rule of ranges
     if any(policy.overflows(v) for v in (*node.inputs, *node.outputs)):
         return True
     return node.op_type in MASKING and any(_is_beyond(v, policy) for v in node.inputs)
@@ -297,7 +287,7 @@ RULES: Mapping[str, Callable[[ir.Node, Policy], str | None]] = {
     "integer": _integer,
     "range": _range,
     "constant": _constant,
-    "mask": _mask,
+    "overflow": _overflow,
 }
 """Name -> rule; the first that has a reason decides."""
 

@@ -96,6 +96,7 @@ def quantize_bundle(
     derivation = Derivation(bundle, "int8")
     check_opset(derivation.model)
     placement = _place(derivation.model, quantization)
+    _policy(derivation.model.graph, quantization)  # what is wrong with it is said before the calibration
     ranges, notes = _ranges(derivation, quantization, placement, samples, data.cache, progress)
     _check_type(placement, ranges, quantization.scale_type)
     search = None
@@ -186,12 +187,10 @@ def _key(model: str, data: str, preprocessing: object) -> str:
 def _check_type(placement: Placement, ranges: CalibrationCache, dtype: ir.DataType) -> None:
     """Refuse what would be infinite before it is quantised: INT8 hides it."""
     largest = float(dtype.max)
-    if beyond := [
-        f"{name} ({ranges.ranges[name]:.4g})" for name in placement.calibrated if ranges.ranges[name] > largest
-    ]:
+    beyond = [f"{name} ({amax:.4g})" for name in placement.calibrated if (amax := ranges.ranges[name]) > largest]
+    if beyond:
         raise NumericsError(
-            f"{listed(f'{name} ({ranges.ranges[name]:.4g})' for name in beyond)}: beyond {dtype.name}, which ends at "
-            f"{largest:g}",
+            f"beyond {dtype.name}, which ends at {largest:g}: {listed(beyond)}",
             expected="activations that the type around INT8 can hold",
             hint="--around bf16, or --around fp32",
         )
@@ -205,9 +204,7 @@ def _apply(
     groups: Collection[str],
 ) -> None:
     """Put these groups in INT8, and what is around them in its type."""
-    model, typing = derivation.model, quantization.around
-    # By the names of before: a Q/DQ pair bears the name of its neighbour's module, but has the type of what reads it.
-    kept = [name for p in patterns(() if typing is None else typing.keep) for name in _found(model.graph, p)]
+    model, typing, policy = derivation.model, quantization.around, _policy(derivation.model.graph, quantization)
 
     def quantize() -> list[Refusal]:
         insert(
@@ -220,10 +217,22 @@ def _apply(
         return list(placement.refusals)
 
     derivation.step(f"quantize-{quantization.scheme}", quantize)
-    if typing is not None:
-        keep = tuple(re.compile(rf"^{re.escape(name)}$") for name in dict.fromkeys(kept))
-        policy = Policy(REDUCED_TYPES[typing.type], typing.allow, keep)
+    if typing is not None and policy is not None:
         derivation.step(f"cast-{typing.type}", lambda: cast(model, policy, reduce_io=typing.reduce_io))
+
+
+def _policy(graph: ir.Graph, quantization: Quantization) -> Policy | None:
+    """Return what is FP32 in a graph whose pairs are yet to come.
+
+    Operators that the user keeps are written out by name: a pair is called after its neighbour's module, but has the
+    type of what reads it.
+    """
+    typing = quantization.around
+    if typing is None:
+        return None
+    kept = dict.fromkeys(name for pattern in patterns(typing.keep) for name in _found(graph, pattern))
+    keep = tuple(re.compile(f"^{re.escape(name)}$") for name in kept)
+    return Policy(REDUCED_TYPES[typing.type], typing.allow, keep)
 
 
 def _found(graph: ir.Graph, pattern: re.Pattern[str]) -> list[str]:

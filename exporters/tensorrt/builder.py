@@ -1,12 +1,12 @@
-"""Build an engine: one code path for TensorRT 10.12 to 11.x. It runs in the child process, see `exporters.tensorrt.worker`.
+"""Build an engine, in the child process (`exporters.tensorrt.worker`): one code path for TensorRT 10.12 to 11.x.
 
-The network is strongly typed, so precision is what the ONNX file says. Everything of TensorRT's that can fail tells so by
-what it returns, None, False or -1, and not by an exception: each return value is looked at.
+The network is strongly typed, so precision is what the ONNX file says. What can fail in TensorRT tells so by what it
+returns, None, False or -1, and not by an exception: each return value is looked at.
 
 Polygraphy's ``CreateConfig`` sets the configuration, for it knows which versions have what. Its other loaders do not
-serve: ``NetworkFromOnnxPath`` and ``EngineBytesFromNetwork`` bring a logger of their own and no way to another, and do not
-say on which node the parser failed; ``Profile`` takes input names for patterns; what ``CreateConfig`` does with a timing
-cache is not checked; and ``EngineFromBytes`` lets the plan run host code.
+serve: ``NetworkFromOnnxPath`` and ``EngineBytesFromNetwork`` bring a logger of their own and no way to another, and do
+not say on which node the parser failed; ``Profile`` takes input names for patterns; what ``CreateConfig`` does with a
+timing cache is not checked; and ``EngineFromBytes`` lets the plan run host code.
 
 Sources: TensorRT, Python API of 10.13 to 11.4; "Migrating from TensorRT 10.x to 11.x"; Polygraphy 0.53, backend/trt.
 """
@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 from exporters.precision.whole_file import write_whole
 from exporters.tensorrt import library
-from exporters.tensorrt.engine import inspect_engine, network_io
 from exporters.tensorrt.job import LAYERS, LOG, PLAN, BuildResult, Job
 from exporters.tensorrt.plan import plan_version
+from exporters.tensorrt.readback import hardware_compatibility, inspect_engine, network_io
 from exporters.tensorrt.tactics import Lock, LockScope, tactics_of
 from exporters.tensorrt.timing_cache import (
     CacheStore,
@@ -70,9 +70,13 @@ def build(job: Job, reporter: Reporter, log: Log) -> BuildResult:
         EnvironmentUnsuitable: no GPU, no Polygraphy, no space.
         Cancelled: the reporter said so.
     """
-    trt = library.require()
+    library.require()
+    import tensorrt as trt
+
     gpu, seconds = library.gpu(), _Stopwatch(reporter)
-    log.write(f"TensorRT {library.version()}, {gpu.name}, compute capability {gpu.compute_capability}")
+    log.write(
+        f"TensorRT {library.version()}, {gpu.name}, compute capability {'.'.join(map(str, gpu.compute_capability))}"
+    )
     if not trt.init_libnvinfer_plugins(log, ""):
         raise BuildError("TensorRT cannot register its plugins", expected=log.last())
     with seconds.phase("parse"):
@@ -112,7 +116,7 @@ def build(job: Job, reporter: Reporter, log: Log) -> BuildResult:
         tensorrt=library.version(),
         gpu=gpu,
         io=network_io(network, job.settings) if engine is None else engine.io,
-        facts={**({} if engine is None else engine.facts), **_facts(config, plan)},
+        facts={**_facts(config, plan), **({} if engine is None else engine.facts)},
         timing_cache=cache,
         lock=lock,
         seconds=seconds.taken,
@@ -166,7 +170,7 @@ def parse(network: trt.INetworkDefinition, onnx: Path, log: Log) -> trt.OnnxPars
         if (more := parser.num_errors - len(errors)) > 0:
             errors.append(f"and {more} more")
         raise BuildError(
-            f"TensorRT cannot read {onnx}: " + "\n".join(errors or [log.last() or "it does not say why"]),
+            "\n  ".join([f"TensorRT cannot read {onnx}:", *(errors or [log.last() or "it does not say why"])]),
             hint="deploycli lint, which names what TensorRT does not take",
         )
     return parser
@@ -236,11 +240,11 @@ def add_profile(
     profile = builder.create_optimization_profile()
     if profile is None:
         raise BuildError("TensorRT makes no optimization profile")
-    for name, shapes in settings.profile.items():
-        try:
+    try:
+        for name, shapes in settings.profile.items():
             profile.set_shape(name, shapes.min, shapes.opt, shapes.max)
-        except ValueError as error:
-            raise _bad_profile(settings, first_line(error)) from error
+    except ValueError as error:
+        raise _bad_profile(settings, first_line(error)) from error
     if not profile or config.add_optimization_profile(profile) != 0:
         raise _bad_profile(settings, "")
 
@@ -295,13 +299,14 @@ class _Kernels:
         if self._settings.locked is not None:
             return self._keep_lock(Path(self._settings.locked), self._cache), None
         cache, store = self._cache, self._store
-        found = {"file": str(store.file), "read_sha256": sha256_of_bytes(self._stored)}
+        read = sha256_of_bytes(self._stored)
+        found = {"file": str(store.file), "read_sha256": read}
         try:
             data = store.merge(lambda stored: merged(self._config, cache, stored, store.file))
         except DeployError as error:  # the engine is there: it is not thrown away for its timings
             log.write(f"the timing cache was not updated: {error.found}")
-            return None, {**found, "written_sha256": "", "problem": error.found}
-        return None, {**found, "written_sha256": sha256_of_bytes(data), "problem": ""}
+            return None, {**found, "sha256": read, "problem": error.found}
+        return None, {**found, "sha256": sha256_of_bytes(data), "problem": ""}
 
     def _keep_lock(self, path: Path, cache: trt.ITimingCache) -> dict[str, Any]:
         written = self._lock is None
@@ -380,5 +385,6 @@ def _facts(config: trt.IBuilderConfig, plan: bytes) -> dict[str, Any]:
     return {
         "plan_version": "" if written_by is None else ".".join(map(str, written_by)),
         "network_flags": ["STRONGLY_TYPED"],
+        "hardware_compatibility": hardware_compatibility(config.hardware_compatibility_level),
         "builder_flags": sorted(flags),
     }

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, TextIO
 import tensorrt as trt
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from exporters.tensorrt.progress import Reporter
 
 _KEPT = 20
@@ -48,22 +50,26 @@ class Log(trt.ILogger):
             self._lines.extend(lines)
             if letter in "FE":
                 self._errors.extend(lines)
-            try:
-                if self._stream is not None:
-                    self._stream.writelines(f"[{letter}] {line}\n" for line in lines)
-                    self._stream.flush()
-            except (OSError, ValueError):  # a full disk, a closed file: not a reason to lose the build
-                self._stream = None
+            self._write(f"[{letter}] {line}\n" for line in lines)
 
     def write(self, text: str) -> None:
-        """Add a line of our own."""
-        self.log(trt.ILogger.Severity.INFO, text)
+        """Add a line of our own to the stream."""
+        with self._lock:
+            self._write([f"deploycli: {text}\n"])
 
     def last(self, count: int = 3) -> str:
-        """Return the last lines that tell of errors, or the last ones of any kind; empty where nothing was said."""
+        """Return TensorRT's last lines that tell of errors, or its last ones; empty where it said nothing."""
         with self._lock:
             lines = list(self._errors or self._lines)
         return "\n".join(lines[-count:])
+
+    def _write(self, lines: Iterable[str]) -> None:
+        try:
+            if self._stream is not None:
+                self._stream.writelines(lines)
+                self._stream.flush()
+        except (OSError, ValueError):  # a full disk, a closed file: not a reason to lose the build
+            self._stream = None
 
 
 class Monitor(trt.IProgressMonitor):

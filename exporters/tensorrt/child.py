@@ -1,14 +1,14 @@
 """Build an engine in a child process, and tell what became of it.
 
-Whatever TensorRT does, the parent lives and ends with a documented exit code; a build that did not succeed leaves its job
-and its log, and nothing else.
+Whatever TensorRT does, the parent lives and ends with a documented exit code; a build that did not succeed leaves its
+job and its log, and nothing else.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import selectors
+import select
 import shlex
 import signal
 import site
@@ -21,23 +21,22 @@ from typing import TYPE_CHECKING
 
 from exporters.tensorrt.job import JOB, LOG, OUTPUTS, BuildResult, Job, load_error
 from exporters.tensorrt.plan import version_of_plan
-from exporters.tensorrt.progress import Progress, Reader
+from exporters.tensorrt.progress import Reader
 from models.errors import BuildError, EnvironmentUnsuitable, UsageError
 from models.files import sha256_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from exporters.tensorrt.progress import Progress
     from exporters.tensorrt.settings import BuildSettings
-
-__all__ = ["BuildResult", "Progress", "run_build"]
 
 GRACE_S = 4.0
 """Between SIGTERM and SIGKILL, seconds: a little more than the child gives TensorRT."""
 
 _POLL_S = 0.1
 _TAIL_BYTES = 1 << 16
-_TAIL_LINES = 15
+_TAIL_LINES = 20
 
 _MEANING = {
     signal.SIGKILL: "most likely by the kernel, for lack of memory",
@@ -74,8 +73,8 @@ def run_build(
         verbose: keep TensorRT's verbose messages in the log.
 
     Raises:
-        BuildError: TensorRT refused or crashed, was killed, took too long, or left no complete plan. The message has the
-            last lines of its log, the log's path and a command that does it again.
+        BuildError: TensorRT refused or crashed, was killed, took too long, or left no complete plan. The message has
+            the last lines of its log, the log's path and a command that does it again.
         UsageError: there is no such model, or the shapes are not for it.
         IntegrityError: the model, the timing cache or the lock is not what it should be.
         EnvironmentUnsuitable: no TensorRT, no GPU, no space.
@@ -103,61 +102,73 @@ def run_build(
 
 def _run(job: Job, timeout: float | None, progress: Callable[[Progress], None] | None) -> int:
     """Start the child and wait for its end; return its status, negative for a signal."""
-    command = [*_command(job), "--parent", str(os.getpid())]
     deadline = None if timeout is None else time.monotonic() + timeout
-    # No exception of a signal's may come between the child's start and the moment its name is known here.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    child = None
     try:
-        with job.file(LOG).open("ab") as log:  # appending, for the child's own writes go there as well
-            child = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                cwd=job.folder,  # where no folder of the user's is mistaken for a package, and a core file may lie
-                env=_environment(),
-                start_new_session=True,  # not of this terminal: Ctrl-C is for the parent, which ends it
-            )
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        for data in _output(child, deadline):
-            if progress is not None:
-                for step in data:
+        with _started(job) as child:
+            for step in _output(child, deadline):
+                if progress is not None:
                     progress(step)
-    except OSError as error:
-        raise EnvironmentUnsuitable(f"cannot start the builder: {error}") from error
     except _TimedOut as error:
-        raise _failure(job, f"the engine builder was stopped after {timeout:g} s", hint="a longer --timeout") from error
-    finally:
-        if child is not None:
-            _end(child)
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return child.returncode
+        raise _failure(job, f"the engine builder was stopped after {timeout:g} s", hint="a longer timeout") from error
+    return int(child.returncode)
 
 
 class _TimedOut(Exception):  # noqa: N818 - it tells of the child
     """The child has taken too long."""
 
 
-def _output(child: subprocess.Popen[bytes], deadline: float | None) -> Iterator[Iterator[Progress]]:
-    """Yield progress until the child ends; processes that it leaves behind do not count."""
+@contextlib.contextmanager
+def _started(job: Job) -> Iterator[subprocess.Popen[bytes]]:
+    """Yield the child; at the end of the block it is dead, and so are all that it has started."""
+    # No exception of a signal's may come between the child's start and the moment it is known here.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    child = None
+    try:
+        try:
+            with job.file(LOG).open("ab") as log:  # appending, for the child opens it as well
+                child = subprocess.Popen(
+                    [*_command(job), "--parent", str(os.getpid())],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    cwd=job.folder,  # no folder of the user's is mistaken for a package, and a core file may lie here
+                    env=_environment(),
+                    start_new_session=True,  # not of this terminal: Ctrl-C is for the parent, which ends the child
+                )
+        except OSError as error:
+            raise EnvironmentUnsuitable(f"cannot start the engine builder: {error}") from error
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        yield child
+    finally:
+        if child is not None:
+            _end(child)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _output(child: subprocess.Popen[bytes], deadline: float | None) -> Iterator[Progress]:
+    """Yield progress until the child ends."""
     assert child.stdout is not None
     pipe, reader = child.stdout.fileno(), Reader()
-    os.set_blocking(pipe, False)
-    with selectors.DefaultSelector() as selector:
-        selector.register(pipe, selectors.EVENT_READ)
-        while True:
-            ended = _has_ended(child)  # looked at before the pipe, so that nothing it wrote is missed
-            ready = selector.select(0 if ended else _POLL_S) if selector.get_map() else time.sleep(_POLL_S)
-            data = os.read(pipe, 1 << 16) if ready else None
-            if data:
-                yield reader.feed(data)
-            elif data == b"":
-                selector.unregister(pipe)
-            if ended and not data:
-                return
-            if deadline is not None and time.monotonic() > deadline:
-                raise _TimedOut
+    while True:
+        ended = _has_ended(child)  # looked at before the pipe, so that nothing it wrote is missed
+        if ended:
+            _signal(child, signal.SIGKILL)  # what it has left behind must not hold the pipe
+        data = _read(pipe, 0.0 if ended else _POLL_S)
+        if data:
+            yield from reader.feed(data)
+        elif ended:
+            return
+        elif data == b"":  # closed, though it lives
+            time.sleep(_POLL_S)
+        if deadline is not None and time.monotonic() > deadline:
+            raise _TimedOut
+
+
+def _read(pipe: int, wait: float) -> bytes | None:
+    """Return what is in the pipe, nothing where its end was reached, or None where nothing came in ``wait`` seconds."""
+    poll = select.poll()  # select() takes no descriptor above 1023
+    poll.register(pipe, select.POLLIN)
+    return os.read(pipe, 1 << 16) if poll.poll(wait * 1000) else None
 
 
 def _has_ended(child: subprocess.Popen[bytes]) -> bool:
@@ -197,11 +208,11 @@ def _judge(job: Job, status: int) -> BuildResult:
             left = "no plan" if size is None else f"a plan of {size} bytes that is not the one it built"
             raise _failure(job, f"the engine builder left {left}", expected=f"{result.size} bytes")
         return result
-    error = load_error(job)
-    if type(error) is BuildError:
-        raise _failure(job, error.found, expected=error.expected, hint=error.hint)
-    if error is not None:
-        raise error
+    reason = load_error(job)
+    if type(reason) is BuildError:
+        raise _failure(job, reason.found, expected=reason.expected, hint=reason.hint)
+    if reason is not None:
+        raise reason
     raise _failure(job, _what_ended(status))
 
 
@@ -220,8 +231,8 @@ def _failure(job: Job, what: str, *, expected: str = "", hint: str = "") -> Buil
     if tail := _tail(job.file(LOG)):
         lines += ["the builder's log ends with:", *(f"  {line}" for line in tail)]
     lines.append(f"log: {job.file(LOG)}")
-    again = shlex.join(_command(job))
-    return BuildError("\n  ".join(lines), expected=expected, hint=f"{hint}; or see it again with: {again}".lstrip("; "))
+    again = f"{hint}; or again, alone: " if hint else "again, alone: "
+    return BuildError("\n  ".join(lines), expected=expected, hint=again + shlex.join(_command(job)))
 
 
 def _command(job: Job) -> list[str]:

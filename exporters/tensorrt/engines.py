@@ -238,7 +238,13 @@ def _typed(bundle: Bundle, precision: str, request: EngineRequest, progress: Pro
 
 def _build(planned: PlannedEngine, request: EngineRequest, progress: Progress) -> BuiltEngine:
     work = planned.bundle.path / "reports" / f"build-{planned.precision}"
-    result = run_build(planned.onnx, planned.settings, work, timeout=request.timeout, progress=progress)
+    result = run_build(
+        planned.onnx,
+        planned.settings,
+        work,
+        timeout=request.timeout,
+        progress=lambda now: progress(f"building {planned.precision}: {now.phase}", now.step, now.total),
+    )
     layers = _inspected(result)
     try:
         assertions = _assert(planned, result, layers, request.asserted(planned.precision))

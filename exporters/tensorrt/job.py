@@ -1,11 +1,11 @@
-"""What the child that builds an engine is given, and what it leaves: files in one folder, all of them JSON but the plan.
+"""What the child that builds an engine is given, and what it leaves: the files of one folder.
 
-    job.json      what to build
-    builder.log   what TensorRT said, line by line; kept whatever happens
-    model.plan    the engine
-    layers.json   what the engine inspector says of it
-    result.json   written last: it is there only when everything else is complete
-    error.json    a failure that the child could explain
+job.json      what to build
+builder.log   what TensorRT said, line by line; kept whatever happens
+model.plan    the engine
+layers.json   what the engine inspector says of it
+result.json   written last: it is there only when everything else is complete
+error.json    a failure that the child could explain
 """
 
 from __future__ import annotations
@@ -105,8 +105,10 @@ class BuildResult:
         gpu: where it was built.
         io: its inputs and outputs.
         facts: read back from the engine and the builder's configuration, enumerations by name, memory in bytes.
-        timing_cache: what was read from and merged into the timing cache, with hashes, or None.
-        lock: the lock file and its hash, how many tactics it holds, whether this build wrote it, or None.
+        timing_cache: None, or the ``file``; ``sha256`` of its timings for this TensorRT and GPU, now, and as they were
+            read (``read_sha256``, empty for none); and why they were not updated (``problem``).
+        lock: None, or the lock's ``file`` and ``sha256``, how many ``tactics`` it holds, and whether this build
+            has ``written`` it.
         seconds: how long parsing, building and inspecting took.
     """
 

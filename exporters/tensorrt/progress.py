@@ -1,8 +1,8 @@
 """How far a build is: one JSON object a line, from the child that builds to the parent that shows it.
 
-    {"event": "start", "phase": "Building", "parent": null, "steps": 4}
-    {"event": "step", "phase": "Building", "step": 1}
-    {"event": "finish", "phase": "Building"}
+{"event": "start", "phase": "Building", "parent": null, "steps": 4}
+{"event": "step", "phase": "Building", "step": 1}
+{"event": "finish", "phase": "Building"}
 """
 
 from __future__ import annotations

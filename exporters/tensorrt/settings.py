@@ -61,9 +61,10 @@ class BuildSettings:
         version_compatible: the plan also runs on later versions; it then carries a lean runtime.
         strip_weights: leave out the weights; they are refitted from the ONNX file.
         max_aux_streams: streams beside the main one; None for TensorRT's choice.
-        timing_cache: file of kernel timings, or None; see `exporters.tensorrt.timing_cache`.
+        timing_cache: file or folder of kernel timings, or None; see `exporters.tensorrt.timing_cache`.
         error_on_timing_cache_miss: fail where the cache does not know a layer.
-        locked: file of the kernels that must be chosen, or None.
+        locked: file of the kernels that must be chosen, or None; it has timings of its own. See
+            `exporters.tensorrt.tactics`.
         tf32: let FP32 matrix products round to TF32.
     """
 
@@ -92,8 +93,12 @@ class BuildSettings:
             raise UsageError(f"{streams} auxiliary streams", expected="0 or more")
         if self.error_on_timing_cache_miss and self.timing_cache is None:
             raise UsageError("an error on a timing cache miss was asked for", expected="--timing-cache FILE as well")
-        if self.timing_cache is not None and level == 0:
+        if (self.timing_cache is not None or self.locked is not None) and level == 0:
             raise UsageError("builder optimization level 0 does not use a timing cache", expected="level 1 to 5")
+        if self.timing_cache is not None and self.locked is not None:
+            raise UsageError(
+                "a timing cache and a lock file were given", expected="one of them: a lock has timings of its own"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as JSON values; enumerations by name, for their numbers differ between versions."""

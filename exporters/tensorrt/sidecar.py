@@ -7,23 +7,26 @@ compatibility".
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporters.precision.whole_file import write_whole
-from exporters.tensorrt.plan import version_of_plan
+from exporters.tensorrt.plan import plan_version
 from exporters.tensorrt.settings import BuildSettings
 from models.errors import EnvironmentUnsuitable, IntegrityError, UsageError
-from models.files import sha256_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
 
 SCHEMA_VERSION = 1
 PLAN_SUFFIX = ".plan"
 _BUILD_AGAIN = "build it again: deploycli build-trt"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_AMPERE = (8, 0)
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ class Sidecar:
         settings: what it was built with.
         io: its inputs and outputs.
         layers: figures of the engine inspector.
-        assertions: what was asserted of its precision, and held.
+        assertions: what was asserted of its precision, and held; empty where a plan may not be opened to look.
         facts: read back from the engine: hardware compatibility, whether it can be refitted, device memory.
         timing_cache_sha256: of the timing cache that was used, or empty.
         seconds: how long the build took.
@@ -131,10 +134,12 @@ class Sidecar:
         """Read a sidecar.
 
         Raises:
-            IntegrityError: there is none, it is malformed, or it names a plan outside its folder.
+            IntegrityError: there is none, it is malformed, or it names a file outside its bundle.
             UsageError: an unknown schema version.
         """
         try:
+            if not path.resolve().is_relative_to(path.parent.parent.resolve()):
+                raise IntegrityError(f"{path} is a link that leaves the bundle", expected="a file in the bundle")
             data = json.loads(path.read_text("utf-8"))
             version = data["schema_version"]
             if version != SCHEMA_VERSION:
@@ -160,33 +165,69 @@ class Sidecar:
             raise IntegrityError(
                 f"{path} is malformed ({type(error).__name__}: {error})", expected="a sidecar", hint=_BUILD_AGAIN
             ) from error
-        if not isinstance(sidecar.plan, str) or sidecar.plan != f"{path.stem}{PLAN_SUFFIX}":
+        if sidecar.plan != f"{path.stem}{PLAN_SUFFIX}":
             raise IntegrityError(f"{path} names the plan {sidecar.plan!r}", expected=f"{path.stem}{PLAN_SUFFIX}")
+        if not _is_plain_name(sidecar.onnx):
+            raise IntegrityError(
+                f"{path} names the ONNX file {sidecar.onnx!r}", expected="a file of the bundle", hint=_BUILD_AGAIN
+            )
+        if not _SHA256.fullmatch(str(sidecar.sha256)) or len(_numbers(str(sidecar.tensorrt))) != 4:
+            raise IntegrityError(
+                f"{path} is malformed: its hash or its version is none", expected="a sidecar", hint=_BUILD_AGAIN
+            )
         return sidecar
 
     def check_file(self, folder: Path) -> Path:
         """Compare the plan with what was recorded, without opening it in TensorRT; return its path.
 
         Raises:
-            IntegrityError: it is missing, changed, reached through a link out of the folder, or no plan.
+            IntegrityError: it is missing, changed, reached through a link out of the bundle, no plan, or one of another
+                TensorRT than is recorded.
+        """
+        self.read_plan(folder)
+        return folder / self.plan
+
+    def read_plan(self, folder: Path) -> bytes:
+        """Return the very bytes that were compared with the record: between two readings a file may be replaced.
+
+        Raises:
+            IntegrityError: see `check_file`.
         """
         plan = folder / self.plan
-        if not plan.resolve().is_relative_to(folder.resolve()):
-            raise IntegrityError(f"{plan} is a link that leaves its folder", expected="a file beside its sidecar")
-        if not plan.is_file():
-            raise IntegrityError(f"{plan} is missing, its sidecar is there", expected="both", hint=_BUILD_AGAIN)
-        if (found := sha256_of(plan)) != self.sha256:
+        if not plan.resolve().is_relative_to(folder.parent.resolve()):
+            raise IntegrityError(f"{plan} is a link that leaves the bundle", expected="a file beside its sidecar")
+        try:
+            content = plan.read_bytes()
+        except FileNotFoundError as error:
             raise IntegrityError(
-                f"{plan} has changed: {plan.stat().st_size} bytes, sha256 {found}",
+                f"{plan} is missing, its sidecar is there", expected="both", hint=_BUILD_AGAIN
+            ) from error
+        except OSError as error:
+            raise EnvironmentUnsuitable(
+                f"cannot read {plan}: {error.strerror or error}", hint="check the file's permissions"
+            ) from error
+        if (found := hashlib.sha256(content).hexdigest()) != self.sha256:
+            raise IntegrityError(
+                f"{plan} has changed: {len(content)} bytes, sha256 {found}",
                 expected=f"{self.size} bytes, sha256 {self.sha256}",
                 hint=_BUILD_AGAIN,
             )
-        if version_of_plan(plan) is None:
+        if (header := plan_version(content[:64])) is None:
             raise IntegrityError(f"{plan} does not begin as a TensorRT plan does", expected="a plan", hint=_BUILD_AGAIN)
-        return plan
+        *version, build = _numbers(self.tensorrt)
+        if header != (*version, build & 0xFF):  # the header holds the lowest eight bits of the last part
+            raise IntegrityError(
+                f"{plan} was written by TensorRT {'.'.join(map(str, header))}, as its header says",
+                expected=f"TensorRT {self.tensorrt}, as its sidecar says",
+                hint=_BUILD_AGAIN,
+            )
+        return content
 
     def check_host(self, tensorrt: str, compute_capability: tuple[int, int], gpu: str) -> None:
         """Say plainly that this machine cannot run the plan, before TensorRT says it otherwise.
+
+        A plan is for the TensorRT, all four parts, and the GPU that built it. A version compatible one runs on later
+        versions of the same major, too, and one of 10 on 11. Source: TensorRT, "Support policies".
 
         Args:
             tensorrt: version that is installed, four parts.
@@ -196,27 +237,35 @@ class Sidecar:
         Raises:
             EnvironmentUnsuitable: another version or another GPU than the plan was built for.
         """
-        compatible = self.settings.version_compatible and _numbers(tensorrt) >= _numbers(self.tensorrt)
-        if tensorrt != self.tensorrt and not compatible:
+        if not self._runs_on(tensorrt):
+            later = self.settings.version_compatible
             raise EnvironmentUnsuitable(
                 f"{self.plan} was built by TensorRT {self.tensorrt}, here is {tensorrt}",
                 expected=f"TensorRT {self.tensorrt}"
-                + (" or later" if self.settings.version_compatible else ", for it is not version compatible"),
+                + (", or a later one of the majors that it covers" if later else ", for it is not version compatible"),
                 hint=f"pip install tensorrt=={self.tensorrt}, or build it again here",
             )
         level, built = self.settings.hardware_compatibility, self.gpu.compute_capability
         fits = {
             "none": compute_capability == built and gpu == self.gpu.name,
             "same-compute-capability": compute_capability == built,
-            "ampere+": compute_capability >= (8, 0),
+            "ampere+": compute_capability >= _AMPERE,
         }[level]
         if not fits:
+            wider = "same-compute-capability" if compute_capability == built else "ampere+"
+            possible = level != "ampere+" and (wider != "ampere+" or min(compute_capability, built) >= _AMPERE)
             raise EnvironmentUnsuitable(
                 f"{self.plan} was built on {self.gpu.name} (compute capability {_dotted(built)}), "
                 f"here is {gpu} ({_dotted(compute_capability)})",
-                expected=f"hardware compatibility {level!r} to cover this GPU",
-                hint="build it here, or with --hardware-compatibility ampere+",
+                expected=f"a GPU that its hardware compatibility, {level}, covers",
+                hint="build it again here" + (f", or there with --hardware-compatibility {wider}" if possible else ""),
             )
+
+    def _runs_on(self, tensorrt: str) -> bool:
+        if tensorrt == self.tensorrt:
+            return True
+        here, built = _numbers(tensorrt), _numbers(self.tensorrt)
+        return self.settings.version_compatible and here >= built and (here[0] == built[0] or here[0] == 11)
 
 
 def sidecar_of(plan: Path) -> Path:
@@ -233,15 +282,28 @@ def sidecars(folder: Path) -> Iterator[Sidecar]:
     """Yield the sidecars of a folder of engines, by name.
 
     Raises:
-        IntegrityError: a plan without a sidecar, or a sidecar that is malformed.
+        IntegrityError: a plan without a sidecar, a sidecar that is malformed, or a folder that is a link out of the
+            bundle.
+        EnvironmentUnsuitable: the folder cannot be read.
     """
     if not folder.is_dir():
         return
-    for plan in sorted(folder.glob(f"[!.]*{PLAN_SUFFIX}")):
-        if not sidecar_of(plan).is_file():
-            raise IntegrityError(f"{plan} has no sidecar", expected="plan and sidecar together", hint=_BUILD_AGAIN)
-    for path in sorted(folder.glob("[!.]*.json")):
-        yield Sidecar.load(path)
+    if not folder.resolve().is_relative_to(folder.parent.resolve()):
+        raise IntegrityError(f"{folder} is a link that leaves the bundle", expected="a folder of the bundle")
+    try:
+        names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise EnvironmentUnsuitable(
+            f"cannot read {folder}: {error.strerror or error}", hint="check the folder's permissions"
+        ) from error
+    for name in names:
+        if name.endswith(PLAN_SUFFIX) and not sidecar_of(folder / name).is_file():
+            raise IntegrityError(
+                f"{folder / name} has no sidecar", expected="plan and sidecar together", hint=_BUILD_AGAIN
+            )
+    for name in names:
+        if name.endswith(".json"):
+            yield Sidecar.load(folder / name)
 
 
 def _io(data: Mapping[str, Any]) -> IoTensor:
@@ -255,8 +317,12 @@ def _pair(values: Any) -> tuple[int, int]:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".") if part.isdigit())
+    return tuple(int(part) for part in version.split(".") if part.isascii() and part.isdigit())
 
 
 def _dotted(capability: tuple[int, int]) -> str:
     return ".".join(map(str, capability))
+
+
+def _is_plain_name(name: object) -> bool:
+    return isinstance(name, str) and name not in ("", ".", "..") and not re.search(r"[/\\\0]", name)

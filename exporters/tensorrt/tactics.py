@@ -2,8 +2,8 @@
 
 TensorRT measures its kernels and takes the fastest, so two builds may differ. Which kernel ("tactic") won is kept in
 the timing cache, one entry per layer that was measured. With ``BuilderFlag.EDITABLE_TIMING_CACHE`` the entries can be
-listed, read and set, which is what TensorRT 11 has in place of ``IAlgorithmSelector``. An entry can be set only where the
-cache has it already, so a lock is two files:
+listed, read and set, which is what TensorRT 11 has in place of ``IAlgorithmSelector``. An entry can be set only where
+the cache has it already, so a lock is two files:
 
     FILE         JSON: what it is valid for, and tactic by key, both as TensorRT writes them in its log
     FILE.cache   the timing cache that has these keys; its hash is in FILE
@@ -119,7 +119,9 @@ class Lock:
             raise EnvironmentUnsuitable(f"cannot read {path}: {error.strerror or error}") from error
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise IntegrityError(
-                f"{path} is no lock: {type(error).__name__}: {error}", expected="a lock that deploycli wrote", hint=_ANEW
+                f"{path} is no lock: {type(error).__name__}: {error}",
+                expected="a lock that deploycli wrote",
+                hint=_ANEW,
             ) from error
         if version != _SCHEMA_VERSION:
             raise IntegrityError(f"{path} has schema version {version}", expected=str(_SCHEMA_VERSION), hint=_ANEW)

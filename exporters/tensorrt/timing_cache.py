@@ -1,8 +1,8 @@
 """Kernel timings that are kept from build to build, so that the next one measures less.
 
-Timings are those of one TensorRT version on one GPU, and TensorRT takes no others. So they are kept under a key of both:
-in a folder as one file per key, ``<key>.cache``, which trtexec reads as well; or in one file, which is a ZIP archive
-with an entry of that name per key. Another version's or GPU's timings are thus neither loaded nor lost.
+Timings are those of one TensorRT version on one GPU, and TensorRT takes no others. So they are kept under a key of
+both: in a folder as one file per key, ``<key>.cache``, which trtexec reads as well; or in one file, which is a ZIP
+archive with an entry of that name per key. Another version's or GPU's timings are thus neither loaded nor lost.
 
 When a build is done, its timings are merged with those that other builds have written meanwhile: under a lock, read,
 combine, replace whole. A cache is untrusted input, for it also holds compiled kernels: only TensorRT's own check of it
@@ -204,21 +204,25 @@ def exclusive(path: Path) -> Iterator[None]:
 
 def _wait_for(descriptor: int, lock: Path) -> None:
     deadline = time.monotonic() + _LOCK_WAIT_S
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+    try:
+        while not _try_lock(descriptor):
             if time.monotonic() > deadline:
                 raise EnvironmentUnsuitable(
                     f"another process has held {lock} for {_LOCK_WAIT_S:.0f} s", hint="end it, and build again"
-                ) from error
+                )
             time.sleep(0.05)
-        except OSError as error:
-            raise EnvironmentUnsuitable(
-                f"cannot lock {lock}: {error.strerror or error}", expected="a file system with locks"
-            ) from error
-        else:
-            return
+    except OSError as error:
+        raise EnvironmentUnsuitable(
+            f"cannot lock {lock}: {error.strerror or error}", expected="a file system with locks"
+        ) from error
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _read_file(path: Path) -> bytes:

@@ -1,8 +1,8 @@
 """The child process that builds one engine: ``python -m exporters.tensorrt.worker .../job.json``.
 
-TensorRT may crash, hang or be killed for memory; it then takes this process with it and no other. Progress goes to stdout as
-JSON lines, see `exporters.tensorrt.progress`; TensorRT's messages go to ``builder.log``. Whatever else is printed, by any
-library, goes to stderr, which the parent has tied to the same log.
+TensorRT may crash, hang or be killed for memory; it then takes this process with it and no other. Progress goes to
+stdout as JSON lines, see `exporters.tensorrt.progress`; TensorRT's messages go to ``builder.log``. Whatever else is
+printed, by any library, goes to stderr, which the parent has tied to the same log.
 
 Exit code 0: ``result.json`` is complete. Else the code of the error in ``error.json``, or 128 plus the number of the
 signal that stopped it.
@@ -11,7 +11,6 @@ signal that stopped it.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import ctypes
 import faulthandler
 import os
@@ -23,7 +22,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exporters.tensorrt.job import LOG, RESULT, Job, save_error
+from exporters.tensorrt.job import ERROR, LOG, RESULT, Job, load_error, save_error
 from exporters.tensorrt.progress import Reporter
 from models.errors import BuildError, DeployError, first_line
 
@@ -44,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--parent", type=int, help="process to die with")
     options = parser.parse_args(arguments)
     pipe = _take_stdout()
-    faulthandler.enable()
+    faulthandler.enable(all_threads=False)
     reporter = Reporter(pipe)
     _listen(reporter)
     if options.parent is not None:
@@ -54,13 +53,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DeployError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    return _run(job, reporter)
+    code = _run(job, reporter)
+    if options.parent is None and (reason := load_error(job)) is not None:
+        print(f"error: {reason}", file=sys.stderr)  # somebody is looking
+    return code
 
 
 def _run(job: Job, reporter: Reporter) -> int:
     from exporters.tensorrt import library
 
-    job.file(RESULT).unlink(missing_ok=True)
+    for name in (RESULT, ERROR):
+        job.file(name).unlink(missing_ok=True)
     try:
         library.require()
         # They import TensorRT, or take long to import.
@@ -85,9 +88,10 @@ def _run(job: Job, reporter: Reporter) -> int:
 
 
 def _fail(job: Job, error: DeployError) -> int:
-    print(f"error: {error}", file=sys.stderr)
-    with contextlib.suppress(DeployError):  # the disk may be full; the exit code still tells
+    try:
         save_error(job, error)
+    except DeployError:  # the disk may be full; the exit code still tells
+        print(f"error: {error}", file=sys.stderr)
     return error.exit_code
 
 

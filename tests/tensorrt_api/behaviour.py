@@ -45,7 +45,7 @@ fake("IBuilderConfig.flags")(lambda c, _: c.state.get("flags", 1 << int(c._stage
 
 
 @fake("Builder.create_network")
-def create_network(builder: Double, given: Mapping[str, Any]) -> Double:
+def create_network(builder: Double, given: Mapping[str, Any]) -> Any:
     return builder._stage.make("INetworkDefinition", flags=given.get("flags", 0), builder=builder)
 
 
@@ -56,7 +56,7 @@ def _network_tensors(output: bool) -> tuple[Fake, Fake]:
     def tensors(network: Double) -> list[Tensor]:
         return [tensor for tensor in network._stage.scenario.tensors if tensor.output == output]
 
-    def get(network: Double, given: Mapping[str, Any]) -> Double | None:
+    def get(network: Double, given: Mapping[str, Any]) -> Any:
         (place,) = given.values()
         if not 0 <= place < len(tensors(network)):
             return None
@@ -82,12 +82,11 @@ fake("OnnxParser.num_errors", "OnnxParserRefitter.num_errors")(lambda p, _: len(
 
 
 @fake("OnnxParser.get_error", "OnnxParserRefitter.get_error")
-def get_error(parser: Double, given: Mapping[str, Any]) -> Double:
+def get_error(parser: Double, given: Mapping[str, Any]) -> Any:
     error = parser._stage.scenario.parser_errors[given["index"]]
     for name in error:
         getattr(parser._stage.classes["ParserError"], name)  # a scenario cannot say what no error says
-    made: Double = parser._stage.make("ParserError", said=error)
-    return made
+    return parser._stage.make("ParserError", said=error)
 
 
 def _said(name: str, otherwise: object) -> Fake:
@@ -140,9 +139,8 @@ fake("IOptimizationProfile.__bool__")(lambda profile, _: bool(profile.state.get(
 
 
 @fake("IBuilderConfig.create_timing_cache")
-def create_timing_cache(config: Double, given: Mapping[str, Any]) -> Double:
-    made: Double = config._stage.make("ITimingCache", content=bytes(given["serialized_timing_cache"]))
-    return made
+def create_timing_cache(config: Double, given: Mapping[str, Any]) -> Any:
+    return config._stage.make("ITimingCache", content=bytes(given["serialized_timing_cache"]))
 
 
 @fake("IBuilderConfig.set_timing_cache")

@@ -190,3 +190,140 @@ def unknown_behaviour() -> list[str]:
 
     pairs = [target.split(".") for target in BEHAVIOUR]
     return [f"{cls}.{member}" for cls, member in pairs if not hasattr(getattr(tensorrt, cls), member)]
+
+
+def failing(divisor: int) -> float:
+    return 1 / divisor
+
+
+def class_names() -> list[str]:
+    import tensorrt
+
+    from tests.tensorrt_api.stubs import classes_of
+
+    return list(classes_of(tensorrt.tensorrt))
+
+
+def memory() -> dict[str, Any]:
+    """What was set, read again."""
+    import tensorrt as trt
+
+    install()
+    builder = trt.Builder(trt.Logger())
+    config, network = (
+        builder.create_builder_config(),
+        builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)),
+    )
+    flags = [trt.BuilderFlag.TF32, trt.BuilderFlag.REFIT]
+    before, level = [config.get_flag(flag) for flag in flags], config.builder_optimization_level
+    config.clear_flag(flags[0])
+    config.set_flag(flags[1])
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, 4096)
+    config.builder_optimization_level = 5
+    cache = config.create_timing_cache(b"known")
+    config.set_timing_cache(cache, False)
+    profile = builder.create_optimization_profile()
+    assert not profile
+    profile.set_shape("x", (1, 2), [3, 4], trt.Dims([5, 6]))
+    assert profile
+    counts = [config.num_optimization_profiles]
+    for _ in range(2):
+        config.add_optimization_profile(profile)
+        counts.append(config.num_optimization_profiles)
+    engine = trt.Runtime(trt.Logger()).deserialize_cuda_engine(b"")
+    context = engine.create_execution_context()
+    context.set_tensor_address("images", 8)
+    return {
+        "tf32": [before[0], config.get_flag(flags[0])],
+        "refit": [before[1], config.get_flag(flags[1])],
+        "flags": config.flags == 1 << int(flags[1]),
+        "workspace": config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE),
+        "level": [level, config.builder_optimization_level],
+        "timings": bytes(config.get_timing_cache().serialize()).decode(),
+        "profile": [list(shape) for shape in profile.get_shape("x")],
+        "profiles": counts,
+        "same cache": config.get_timing_cache() is cache,
+        "addresses": [context.get_tensor_address(name) for name in ("images", "logits")],
+        "typed": network.get_flag(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED),
+        "unknown tensor": [engine.get_tensor_mode("none").name, list(engine.get_tensor_shape("none"))],
+    }
+
+
+def callbacks() -> list[Any]:
+    """A build that reports progress and logs, as a scenario tells it to."""
+    import tensorrt as trt
+
+    heard: list[Any] = []
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+
+        def phase_start(self, phase_name: str, parent_phase: str, num_steps: int) -> None:
+            heard.append([phase_name, num_steps])
+
+    class Log(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+
+        def log(self, severity: Any, msg: str) -> None:
+            heard.append(f"{severity.name}: {msg}")
+
+    def build(builder: Any, given: Any) -> None:
+        given["config"].progress_monitor.phase_start("phase", "", 3)
+        builder.logger.log(trt.Logger.ERROR, "out of memory")
+
+    install(Scenario(answers={"Builder.build_serialized_network": build}))
+    builder = trt.Builder(Log())
+    config = builder.create_builder_config()
+    config.progress_monitor = Monitor()
+    assert builder.build_serialized_network(builder.create_network(), config) is None
+    return heard
+
+
+def conversions() -> dict[str, Any]:
+    """Where the real `Dims` and enums take or refuse another value than `Kind.accepts` says.
+
+    One difference is meant: the real ones take a NumPy float for an integer, and cut it off.
+    """
+    from pathlib import Path
+
+    import numpy as np
+    import tensorrt as trt
+
+    from tests.tensorrt_api.signatures import signatures
+
+    values = [
+        1,
+        1.5,
+        True,
+        "1",
+        b"1",
+        None,
+        np.int64(1),
+        [1, 2],
+        (1, 2),
+        [1.5],
+        Path("1"),
+        trt.DataType.INT8,
+    ]
+    real = {
+        "__init__ of Dims": (trt.Dims.__init__, trt.Dims),
+        "__init__ of DataType": (trt.DataType.__init__, trt.DataType),
+        "__init__ of Logger": (trt.Logger.__init__, trt.Logger),
+        "__init__ of Permutation": (trt.Permutation.__init__, trt.Permutation),
+    }
+    classes = {"ILogger.Severity": trt.ILogger.Severity, "Dims": trt.Dims, "Permutation": trt.Permutation}
+    different = {}
+    for name, (function, cls) in real.items():
+        overloads = [found.bound() for found in signatures("__init__", function.__doc__, classes)]
+        for value in values:
+            try:
+                cls(value)
+                taken = True
+            except TypeError:
+                taken = False
+            said = any(not isinstance(found.bind((value,), {}, classes), str) for found in overloads)
+            if taken != said:
+                different[f"{name}({value!r})"] = taken
+    return different

@@ -241,7 +241,7 @@ class Double:
         object.__setattr__(self, "_real", cls)
         object.__setattr__(self, "state", state)
 
-    @property
+    @property  # type: ignore[misc]
     def __class__(self) -> Any:  # so that isinstance says what it says for a real one
         return self._real
 

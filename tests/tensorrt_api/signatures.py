@@ -175,7 +175,7 @@ def signatures(name: str, doc: str | None, classes: Iterable[str]) -> list[Signa
 
 
 def _signature(text: str, returns: str | None, known: frozenset[str]) -> Signature:
-    parameters = []
+    parameters: list[Parameter] = []
     for part in _split(text, ","):
         if part.strip() == "/":
             parameters = [Parameter(f"arg{n}", p.kind, p.default) for n, p in enumerate(parameters)]

@@ -83,7 +83,7 @@ def block() -> ir.Model:
     constants: dict[str, Any] = {
         name: 0.3 * normal(*shape, seed=i) for i, (name, shape) in enumerate(sorted(shapes.items()))
     }
-    constants |= {"g1": 1 + 0.1 * normal(32), "g2": 1 + 0.1 * normal(32, seed=1), "scale": np.float32(0.25)}
+    constants |= {"g1": 1 + 0.1 * normal(32), "g2": 1 + 0.1 * normal(32, seed=1), "scale": np.float32(0.1)}
     constants |= {"heads": np.array([0, 8, 2, 16], np.int64), "tokens": np.array([0, 8, 32], np.int64)}
     return graph(BLOCK_TEXT, **constants)
 

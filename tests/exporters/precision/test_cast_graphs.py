@@ -121,6 +121,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "(int64[3] i, float[5] x) => (float[3, 5] y) { h = OneHot (i, depth, values) y = Mul (h, x) }",
         {"depth": np.array(5), "values": np.float32([0, 1])},
     ),
+    "sequence": (
+        "(IO) => (float[2, 4, 8] y) { a = Neg (x) s = SequenceConstruct (a, x) b = SequenceAt (s, n) y = Relu (b) }",
+        {"n": np.array(0)},
+    ),
     "dropout": ("(IO) => (float[2, 4, 8] y) { a = Neg (x) y = Dropout (a, ratio) }", {"ratio": np.float32(0.5)}),
 }
 

@@ -161,10 +161,15 @@ KEPT: dict[str, list[tuple[str, dict[str, str], dict[str, Any]]]] = {
         (f"({X}) => (float[2, 4, 8] y) {{ y = Add (x, k) }}", {"Add": "constant"}, {"k": np.float32(1e-12)}),
         (f"({X}) => (float[2, 4, 8] y) {{ y = Max (x, k) }}", {"Max": "constant"}, {"k": np.float32(-np.inf)}),
     ],
-    "mask": [
+    "overflow": [
+        (
+            f"({X}) => (float[2, 4, 8] y) {{ a = Mul (x, k) s = Shape (a) b = Mul (a, l) y = Reshape (b, s) }}",
+            {"Mul": "overflow"},
+            {"k": np.float32(1e6), "l": np.float32(1e-6)},
+        ),
         (
             f"({X}) => (float[2, 4, 8] y) {{ a = Mul (x, k) b = Add (a, x) y = Softmax (b) }}",
-            {"Mul": "constant", "Add": "mask", "Softmax": "softmax"},
+            {"Mul": "constant", "Add": "overflow", "Softmax": "softmax"},
             {"k": np.float32(-1e9)},
         ),
     ],
@@ -207,7 +212,7 @@ def test_a_rule_that_is_switched_off(name: str) -> None:
         assert set(found.values()) <= set(expected.values()) - {name}
 
 
-@pytest.mark.parametrize("name", ["layernorm", "user", "constant", "mask", "unsupported", "control-flow", ""])
+@pytest.mark.parametrize("name", ["layernorm", "user", "constant", "overflow", "unsupported", "control-flow", ""])
 def test_rules_that_nobody_can_switch_off(name: str) -> None:
     with pytest.raises(UsageError, match=f"no rule '{name}' that could be switched off") as caught:
         Policy(ir.DataType.FLOAT16, allow=frozenset({name, "softmax"}))
@@ -228,6 +233,11 @@ def test_what_a_reason_says() -> None:
         "Conv": "unsupported: Conv of opset 20 takes no BFLOAT16"
     }
     assert decisions(conv, 22, target="BFLOAT16", w=kernel) == {}
+    zeros = "g (int64[2] n) => (float[N, M] y) { y = ConstantOfShape (n) }"
+    assert decisions(zeros, 19, target="BFLOAT16")["ConstantOfShape"].endswith(
+        "ConstantOfShape of opset 19 makes no BFLOAT16"
+    )
+    assert decisions(zeros, 20, target="BFLOAT16") == {}
     assert decisions(QUANTIZED, 18, **INT8, t=np.full(8, 2.0**-6)) == dict.fromkeys(
         ("QuantizeLinear", "DequantizeLinear"), "unsupported: its scale is FP32 in opset 18; from 19 on it may be FP16"
     )
@@ -265,6 +275,14 @@ def test_values_near_the_end_of_fp16() -> None:
     }
     assert decisions(text, policy={"magnitudes": seen, "allow": frozenset({"range"})}) == {}
     assert decisions(text, target="BFLOAT16", policy={"magnitudes": seen}) == {}
+
+
+def test_data_show_whether_a_large_constant_matters() -> None:
+    text = f"g ({X}) => (float[2, 4, 8] y) {{ a = Mul (x, k) b = Abs (a) y = Relu (b) }}"
+    assert rules(text, k=np.float32(1e6)) == {"Mul": "constant", "Abs": "overflow"}
+    assert rules(text, k=np.float32(1e6), policy={"magnitudes": {"a": 10.0}}) == {"Mul": "constant"}
+    found = rules(text, k=np.float32(1e6), policy={"magnitudes": {"a": 1e6, "b": 1e6}})
+    assert found == {"Mul": "range", "Abs": "range", "Relu": "range"}
 
 
 def test_a_mask_that_is_clipped_is_not_near_the_end() -> None:

@@ -88,6 +88,11 @@ def network_io(network: trt.INetworkDefinition, settings: BuildSettings) -> tupl
     )
 
 
+def hardware_compatibility(level: trt.HardwareCompatibilityLevel) -> str:
+    """Return a level as `exporters.tensorrt.settings.HARDWARE_COMPATIBILITY` spells it."""
+    return str(level.name).lower().replace("_plus", "+").replace("_", "-")
+
+
 def _io(engine: trt.ICudaEngine, name: str) -> IoTensor:
     import tensorrt as trt
 
@@ -105,7 +110,7 @@ def _io(engine: trt.ICudaEngine, name: str) -> IoTensor:
 def _dtype(dtype: trt.DataType) -> str:
     """Return NumPy's name of an element type, TensorRT's where NumPy has none."""
     known = NUMPY_TYPES.get(dtype.name)
-    return dtype.name.lower() if known is None else np.dtype(known).name
+    return str(dtype.name).lower() if known is None else np.dtype(known).name
 
 
 def _facts(engine: trt.ICudaEngine) -> dict[str, Any]:
@@ -116,7 +121,7 @@ def _facts(engine: trt.ICudaEngine) -> dict[str, Any]:
         "aux_streams": engine.num_aux_streams,
         "device_memory": engine.device_memory_size_v2,
         "streamable_weights": engine.streamable_weights_size,
-        "hardware_compatibility": engine.hardware_compatibility_level.name,
+        "hardware_compatibility": hardware_compatibility(engine.hardware_compatibility_level),
         "profiling_verbosity": engine.profiling_verbosity.name,
         "refittable": engine.refittable,
     }

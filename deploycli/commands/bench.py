@@ -1,0 +1,147 @@
+"""deploycli bench."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from deploycli.options import SEEDS, batch_sizes, json_option, open_bundles, output_option
+
+if TYPE_CHECKING:
+    from exporters.benchmark.requirement import Requirement
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """Read ``eager,ort-cpu``."""
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+    if not all(names):
+        raise click.BadParameter(f"{text!r}: write names as eager,ort-cpu")
+    return names
+
+
+def _requirement(text: str) -> Requirement:
+    """Read ``1.05:fp16``."""
+    from exporters.benchmark.requirement import Requirement
+
+    try:
+        return Requirement.parse(text)
+    except ValueError as error:
+        message = f"{text!r} is no speedup ({error}); write RATIO[:PRECISION[:BASELINE]], such as 1.05:fp16"
+        raise click.BadParameter(message) from None
+
+
+@click.command("bench")
+@click.argument("bundles", nargs=-1, metavar="[BUNDLE]...")
+@output_option
+@click.option("--batches", type=batch_sizes, metavar="N,N,...", help="Batch sizes; by default 1,8.")
+@click.option(
+    "--only",
+    type=_names,
+    metavar="NAME,...",
+    help="Time only these: eager, compile, ort-cpu, ort-cuda, or what the bundle has engines for. One that cannot run "
+    "is an error then.",
+)
+@click.option("--rounds", type=click.IntRange(min=1), metavar="N", help="Time everything N times at each batch size.")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0, min_open=True, max=86400),
+    metavar="S",
+    help="Time everything for S seconds at each batch size, warm-up apart; this is the default, with 10.",
+)
+@click.option(
+    "--warmup", type=click.IntRange(min=1), default=10, show_default=True, metavar="N", help="Untimed runs before."
+)
+@click.option(
+    "--warmup-seconds",
+    type=click.FloatRange(min=0, max=3600),
+    default=1.0,
+    show_default=True,
+    metavar="S",
+    help="Warm up no longer than this.",
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(1, 1024),
+    metavar="N",
+    help="Threads of an operator on the CPU, in every runtime; by default each runtime's own choice.",
+)
+@click.option("--no-cuda-graph", is_flag=True, help="Launch every kernel, where a CUDA graph could be replayed.")
+@click.option("--baseline", default="", metavar="NAME", help="What the speedups are relative to; by default eager.")
+@click.option(
+    "--require-speedup",
+    "requirements",
+    type=_requirement,
+    multiple=True,
+    metavar="RATIO[:PRECISION[:BASELINE]]",
+    help="Exit 6 unless one file of this precision is so many times faster than the FP32 file on the same device (or "
+    "than BASELINE, such as eager) at every batch size.",
+)
+@click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Where the bundle's checkpoint is now.",
+)
+@click.option("--seed", type=SEEDS, default=0, show_default=True, help="Seed of the order within each round.")
+@json_option
+def command(
+    bundles: tuple[str, ...],
+    root: Path,
+    batches: tuple[int, ...] | None,
+    only: tuple[str, ...] | None,
+    rounds: int | None,
+    seconds: float | None,
+    warmup: int,
+    warmup_seconds: float,
+    threads: int | None,
+    no_cuda_graph: bool,
+    baseline: str,
+    requirements: tuple[Requirement, ...],
+    checkpoint: Path | None,
+    seed: int,
+    as_json: bool,
+) -> int:
+    """Time BUNDLE (or every bundle) in all that this host can run: eager, torch.compile, ONNX Runtime, engines.
+
+    They take turns, in another order each round, and what drifts hits all alike. Outputs are proven right first. What
+    this host cannot run is listed with the reason. Inputs and outputs are where the model runs: no transfer is timed.
+
+    \b
+    Examples:
+      deploycli bench swin_t
+      deploycli bench --batches 1,32 --only eager,compile,ort-cuda
+      deploycli bench swin_t --require-speedup 1.05:fp16 --require-speedup 1.5:fp16:eager --json
+    """
+    if rounds is not None and seconds is not None:
+        raise click.UsageError("--rounds and --seconds exclude each other")
+    from deploycli.render import Progress, print_json
+    from deploycli.render_bench import show_benches
+    from exporters.bench import bench_all
+    from exporters.benchmark.candidate import BenchOptions
+    from exporters.benchmark.report import failure_of
+
+    options = BenchOptions(
+        batches=batches or (),
+        only=only or (),
+        rounds=rounds,
+        seconds=10.0 if seconds is None else seconds,
+        warmup_runs=warmup,
+        warmup_seconds=warmup_seconds,
+        threads=threads,
+        cuda_graph=not no_cuda_graph,
+        checkpoint=checkpoint,
+        baseline=baseline,
+        seed=seed,
+    )
+    opened = open_bundles(root, bundles)
+    with Progress() as progress:
+        reports = bench_all(opened, options, requirements=requirements, progress=progress.count)
+    if as_json:
+        print_json([report.to_json() for report in reports])
+    else:
+        show_benches(reports)
+    if (failure := failure_of(reports)) is not None:
+        raise failure  # on stderr, after the figures
+    return 0

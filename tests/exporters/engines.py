@@ -1,0 +1,73 @@
+"""Engines that nothing can run: a plan's header, and the sidecar that a build would write."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from exporters.proof import keep
+from exporters.tensorrt.settings import BuildSettings
+from exporters.tensorrt.sidecar import GpuRecord, IoTensor, Sidecar, engine_name
+from exporters.verify import verify
+from models.files import sha256_of
+
+if TYPE_CHECKING:
+    from exporters.bundle import Bundle
+
+TENSORRT = "10.13.3.9"
+
+
+def io(batch: tuple[int, int, int] | None = (1, 8, 16), dtype: str = "float16") -> tuple[IoTensor, ...]:
+    """The interface of the bundles made by hand; ``batch`` is the profile, or None for a batch of 4."""
+    leading = 4 if batch is None else -1
+    profile = () if batch is None else tuple((size, 12) for size in batch)
+    outputs = (IoTensor(name, "output", "float32", (leading, 5)) for name in ("logits", "features"))
+    return (IoTensor("images", "input", dtype, (leading, 12), profile), *outputs)
+
+
+def build(bundle: Bundle, precision: str = "fp16", capability: tuple[int, int] = (8, 9), **changes: Any) -> Sidecar:
+    """Write an engine and its sidecar into a bundle."""
+    folder = bundle.path / "engines"
+    folder.mkdir(exist_ok=True)
+    name = engine_name(precision, capability, TENSORRT)
+    header = struct.pack("<II", 0x74727466, 0) + bytes(16) + bytes((10, 13, 3, 9))
+    (folder / name).write_bytes(header + f"{precision} {capability}".encode())
+    sidecar = Sidecar(
+        plan=name,
+        sha256=sha256_of(folder / name),
+        size=(folder / name).stat().st_size,
+        precision=precision,
+        onnx="model.onnx",
+        onnx_sha256="0" * 64,
+        tensorrt=TENSORRT,
+        gpu=GpuRecord("NVIDIA L4", capability),
+        settings=BuildSettings({}),
+        io=io(),
+        layers={},
+        assertions=(),
+        facts={},
+        timing_cache_sha256="",
+        seconds=1.0,
+        tool_version="0.1.0",
+        built_at="2026-01-01T00:00:00Z",
+    )
+    sidecar = replace(sidecar, **changes)
+    sidecar.save(folder)
+    return sidecar
+
+
+def verify_engines(bundle: Bundle, *precisions: str) -> None:
+    """Keep a report in which the engines of these precisions passed."""
+    report = verify(bundle, reference="golden")
+    found = [
+        (precision, f"engines/{path.name}")
+        for precision in precisions
+        for path in sorted((bundle.path / "engines").glob(f"{precision}-*.plan"))
+    ]
+    stages = tuple(
+        replace(stage, artifact=path, precision=precision, runtime="TensorRT")
+        for precision, path in found
+        for stage in report.stages
+    )
+    keep(bundle, replace(report, stages=(*report.stages, *stages)))

@@ -1,0 +1,236 @@
+"""The child process that builds: whatever becomes of it, the parent tells, and nothing half-written is left."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from exporters.tensorrt import child
+from exporters.tensorrt.progress import Progress, Reader
+from models.errors import BuildError, EnvironmentUnsuitable, UsageError
+from tests.exporters.tensorrt.fakes import Bench, bench
+
+__all__ = ["bench"]
+
+KEPT = {"job.json", "builder.log"}
+ROOT = Path(__file__).parents[3]
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that is dead and not yet waited for does not."""
+    try:
+        return not re.search(r"^State:\s+[ZX]", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    except OSError:
+        return False
+
+
+def wait_until(condition: Any, seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_an_engine_is_built(bench: Bench) -> None:
+    seen: list[Progress] = []
+    result = bench.build(progress=seen.append)
+    assert bench.files() == KEPT | {"model.plan", "layers.json", "result.json"}
+    assert result.plan.read_bytes()[:4] == b"ftrt"
+    assert result.size == result.plan.stat().st_size
+    assert set(result.seconds) == {"parse", "build", "inspect"}
+    assert Progress("Building", 3, 3) in seen
+    assert seen[-1] == Progress("deploycli: inspect", 1, 1)
+    assert "[I] building" in bench.log
+    assert "verbose" not in bench.log
+
+
+@pytest.mark.parametrize(
+    ("does", "what"),
+    [
+        ("SIGSEGV", "killed by SIGSEGV"),
+        ("SIGABRT", "killed by SIGABRT"),
+        ("SIGKILL", "killed by SIGKILL: most likely by the kernel, for lack of memory"),
+        ("137", "killed by SIGKILL"),
+        ("nothing", "TensorRT built no engine: could not find any implementation"),
+        ("MemoryError", "ran out of memory"),
+        ("RuntimeError", "RuntimeError: not foreseen"),
+        ("truncate", "cannot load the plan that it has just built: the plan is damaged"),
+        ("no plan", "does not begin as a plan does"),
+        ("exit", "left no result"),
+    ],
+)
+def test_a_failure_is_told(bench: Bench, does: str, what: str) -> None:
+    with pytest.raises(BuildError, match=re.escape(what)) as caught:
+        bench.build(does)
+    assert caught.value.exit_code == 4
+    assert bench.files() == KEPT
+    message = str(caught.value)
+    assert "[I] building" in message
+    assert str(bench.work / "builder.log") in message
+    assert message.endswith(shlex.join([sys.executable, "-m", "exporters.tensorrt.worker", f"{bench.work}/job.json"]))
+
+
+def test_the_command_in_the_message_builds_again(bench: Bench) -> None:
+    with pytest.raises(BuildError) as caught:
+        bench.build("nothing")
+    command = str(caught.value).rpartition("again, alone: ")[2]
+    again = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert again.returncode == 4
+    assert "error: TensorRT built no engine" in again.stderr
+    bench.set(FAKE_TENSORRT="succeed")
+    again = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert again.returncode == 0
+    assert '{"event": "step", "phase": "Building", "step": 2}' in again.stdout
+    assert bench.files() >= {"model.plan", "layers.json", "result.json"}
+
+
+@pytest.mark.parametrize(("does", "grace"), [("hang", child.GRACE_S), ("hang hard", 0.5)])
+def test_a_build_that_hangs_is_stopped(bench: Bench, monkeypatch: pytest.MonkeyPatch, does: str, grace: float) -> None:
+    monkeypatch.setattr(child, "GRACE_S", grace)
+    begun = time.monotonic()
+    with pytest.raises(BuildError, match="stopped after 2 s"):
+        bench.build(does, timeout=2)
+    assert time.monotonic() - begun < 2 + grace + 3
+    assert bench.files() == KEPT
+
+
+def test_a_build_that_reports_is_cancelled_in_good_order(bench: Bench) -> None:
+    with pytest.raises(BuildError, match="stopped after"):
+        bench.build("crawl", timeout=3)
+    assert "cancelled by the monitor" in bench.log
+
+
+def test_floods_are_read(bench: Bench) -> None:
+    seen: list[Progress] = []
+    bench.build("flood", progress=seen.append)
+    assert (bench.work / "builder.log").stat().st_size > 20 << 20
+    assert all(p.phase == "Building" or p.phase.startswith("deploycli: ") for p in seen)
+
+
+def test_processes_that_it_leaves_behind_are_killed(bench: Bench) -> None:
+    bench.build("leave a child")
+    found = re.search(r"left the process (\d+) behind", bench.log)
+    assert found
+    wait_until(lambda: not is_alive(int(found[1])))
+
+
+def test_a_plan_that_was_cut_off_later_is_refused(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = child._run
+
+    def cut(job: Any, *rest: Any) -> int:
+        status = real(job, *rest)
+        os.truncate(job.file("model.plan"), 100)
+        return status
+
+    monkeypatch.setattr(child, "_run", cut)
+    with pytest.raises(BuildError, match="left a plan of 100 bytes that is not the one it built"):
+        bench.build()
+    assert bench.files() == KEPT
+
+
+def test_what_an_earlier_build_left_is_not_taken_for_this_ones(bench: Bench) -> None:
+    bench.build()
+    with pytest.raises(BuildError, match="left no result"):
+        bench.build("exit")
+    assert bench.files() == KEPT
+
+
+def test_other_errors_keep_their_class(bench: Bench) -> None:
+    with pytest.raises(EnvironmentUnsuitable, match="TensorRT does not start"):
+        bench.build("no start")
+    bench.set(FAKE_GPU="none")
+    with pytest.raises(EnvironmentUnsuitable, match="there is no GPU: CUDA says cudaErrorNoDevice"):
+        bench.build()
+    assert bench.files() == KEPT
+
+
+def test_without_tensorrt(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONPATH")
+    if subprocess.run([sys.executable, "-c", "import tensorrt"], capture_output=True, check=False).returncode == 0:
+        pytest.skip("TensorRT is installed")
+    with pytest.raises(EnvironmentUnsuitable, match="TensorRT is not installed"):
+        bench.build()
+
+
+def test_nonsense_is_refused_before_anything_is_started(bench: Bench) -> None:
+    with pytest.raises(UsageError, match="0 s"):
+        bench.build(timeout=0)
+    bench.onnx.unlink()
+    with pytest.raises(UsageError, match="there is no file"):
+        bench.build()
+    assert not bench.work.exists()
+
+
+def test_relative_paths_and_another_locale(bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LC_ALL", "C")
+    monkeypatch.setenv("PYTHONPATH", os.path.relpath(os.environ["PYTHONPATH"].split(os.pathsep)[0]))
+    (tmp_path / "models").mkdir()  # a folder of the user's is not taken for a package
+    bench.onnx = bench.onnx.rename(tmp_path / "modèle 模型.onnx").relative_to(tmp_path)
+    bench.work = Path("wörk")
+    result = bench.build(timing_cache="cache/")
+    assert result.timing_cache is not None
+    assert Path(result.timing_cache["file"]).parent == tmp_path / "cache"
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from deploycli.interruption import Interrupted, interruptible
+from exporters.tensorrt.child import run_build
+from exporters.tensorrt.settings import BuildSettings
+from tests.exporters.tensorrt.fakes import PROFILE
+try:
+    with interruptible():
+        run_build(Path(sys.argv[1]), BuildSettings(PROFILE), Path(sys.argv[2]))
+except Interrupted as interrupted:
+    sys.exit(interrupted.exit_code)
+"""
+
+
+def begin(bench: Bench, does: str) -> tuple[subprocess.Popen[bytes], int]:
+    """Start a parent of its own; return it, and the number of the child when it builds."""
+    bench.set(FAKE_TENSORRT=does)
+    parent = subprocess.Popen([sys.executable, "-c", SCRIPT, str(bench.onnx), str(bench.work)], cwd=ROOT)
+    wait_until(lambda: (bench.work / "builder.log").exists() and "building" in bench.log)
+    children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
+    return parent, int(children[0])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_ends_the_child_first(bench: Bench, number: signal.Signals) -> None:
+    parent, pid = begin(bench, "crawl")
+    assert os.getsid(pid) == pid  # it does not hold the terminal
+    assert Path(f"/proc/{pid}/fd/0").readlink() == Path(os.devnull)
+    parent.send_signal(number)
+    assert parent.wait(timeout=20) == 128 + number
+    assert not is_alive(pid)
+    assert bench.files() == KEPT
+
+
+def test_the_child_dies_with_its_parent(bench: Bench) -> None:
+    parent, pid = begin(bench, "hang")
+    parent.kill()
+    parent.wait()
+    wait_until(lambda: not is_alive(pid))
+
+
+def test_progress_is_read_from_pieces_and_nonsense_is_skipped() -> None:
+    lines = (
+        b'{"event": "start", "phase": "A", "parent": null, "steps": 2}\nhello\n[1]\n{"event": "step"}\n'
+        b'{"event": "step", "phase": "unknown", "step": 1}\n' + b"[" * 100_000 + b"\n"
+        b'{"event": "step", "phase": "A", "step": 0}\n{"event": "finish", "phase": "A"}\n'
+    )
+    expected = [Progress("A", 0, 2), Progress("A", 1, 2), Progress("A", 2, 2)]
+    for size in (7, 1 << 16):
+        reader = Reader()
+        assert [p for at in range(0, len(lines), size) for p in reader.feed(lines[at : at + size])] == expected
