@@ -152,7 +152,7 @@ class Sidecar:
                 **{
                     **data,
                     "gpu": GpuRecord(**{**data["gpu"], "compute_capability": _pair(data["gpu"]["compute_capability"])}),
-                    "settings": BuildSettings.from_json(data["settings"]),
+                    "settings": _settings(data["settings"]),
                     "io": tuple(_io(tensor) for tensor in data["io"]),
                     "assertions": tuple(data["assertions"]),
                 }
@@ -171,7 +171,7 @@ class Sidecar:
             raise IntegrityError(
                 f"{path} names the ONNX file {sidecar.onnx!r}", expected="a file of the bundle", hint=_BUILD_AGAIN
             )
-        if not _SHA256.fullmatch(str(sidecar.sha256)) or len(_numbers(str(sidecar.tensorrt))) != 4:
+        if not _SHA256.fullmatch(str(sidecar.sha256)) or len(_numbers(str(sidecar.tensorrt))) < 3:
             raise IntegrityError(
                 f"{path} is malformed: its hash or its version is none", expected="a sidecar", hint=_BUILD_AGAIN
             )
@@ -214,8 +214,8 @@ class Sidecar:
             )
         if (header := plan_version(content[:64])) is None:
             raise IntegrityError(f"{plan} does not begin as a TensorRT plan does", expected="a plan", hint=_BUILD_AGAIN)
-        *version, build = _numbers(self.tensorrt)
-        if header != (*version, build & 0xFF):  # the header holds the lowest eight bits of the last part
+        version = tuple(part & 0xFF for part in _numbers(self.tensorrt))  # the header holds the lowest eight bits
+        if header[: len(version)] != version:
             raise IntegrityError(
                 f"{plan} was written by TensorRT {'.'.join(map(str, header))}, as its header says",
                 expected=f"TensorRT {self.tensorrt}, as its sidecar says",
@@ -307,8 +307,15 @@ def sidecars(folder: Path) -> Iterator[Sidecar]:
 
 
 def _io(data: Mapping[str, Any]) -> IoTensor:
-    profile = tuple(tuple(shape) for shape in data["profile"])
-    return IoTensor(data["name"], data["mode"], data["dtype"], tuple(data["shape"]), profile)
+    profile = tuple(tuple(map(int, shape)) for shape in data["profile"])
+    return IoTensor(data["name"], data["mode"], data["dtype"], tuple(map(int, data["shape"])), profile)
+
+
+def _settings(data: Mapping[str, Any]) -> BuildSettings:
+    try:
+        return BuildSettings.from_json(data)
+    except UsageError as error:  # the user did not write them
+        raise ValueError(error.found) from error
 
 
 def _pair(values: Any) -> tuple[int, int]:

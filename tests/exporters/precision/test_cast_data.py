@@ -51,7 +51,9 @@ def test_a_fixed_batch_and_a_default(tmp_path: Path) -> None:
         measure(tmp_path, text, [[1, 2]], d=np.full(2, 2.0))
 
 
-@pytest.mark.parametrize(("text", "name"), [("a = Log (x) y = Neg (a)", "a"), ("a = Exp (x) b = Relu (a) y = Neg (b)", "a")])
+@pytest.mark.parametrize(
+    ("text", "name"), [("a = Log (x) y = Neg (a)", "a"), ("a = Exp (x) b = Relu (a) y = Neg (b)", "a")]
+)
 def test_values_that_are_none_in_fp32(tmp_path: Path, text: str, name: str) -> None:
     rows = [[1, 2], [3, -1 if "Log" in text else 200]]
     with pytest.raises(NumericsError, match=f"{name} is NaN or infinite in FP32, at sample row1"):
@@ -115,7 +117,10 @@ def test_what_is_asked_is_checked_before_the_data_are_run(bundle: Bundle) -> Non
         raise AssertionError("ran")
 
     data = CalibrationData(ones()())
-    for typing, found in ((Typing(keep=("(",)), "is no regular expression"), (Typing(allow=frozenset({"x"})), "no rule")):
+    for typing, found in (
+        (Typing(keep=("(",)), "is no regular expression"),
+        (Typing(allow=frozenset({"x"})), "no rule"),
+    ):
         with pytest.raises(UsageError, match=found):
             cast_bundle(bundle, typing, data=data, progress=forbidden)
 
