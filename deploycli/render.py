@@ -189,12 +189,17 @@ def show_reports(reports: Sequence[Report]) -> None:
         if report.skipped:
             named = ", ".join(report.skipped[:3]) + (", ..." if len(report.skipped) > 3 else "")
             console.print(Text(f"{len(report.skipped)} skipped, could not be read: {named}", "yellow"), soft_wrap=True)
+        for note in report.notes:
+            console.print(Text(note, "yellow"), soft_wrap=True)
+        for engine in report.not_judged:
+            console.print(Text(f"NOT JUDGED {engine.artifact}: {engine.reason}", "bold yellow"), soft_wrap=True)
         for why in report.unreleasable:
             console.print(Text(f"NOT FOR RELEASE {why}", "bold red"), soft_wrap=True)
         for failure in report.failures:
             console.print(Text(f"FAILED {failure}", "bold red"), soft_wrap=True)
         if report.passed:
-            console.print(Text("passed", "bold green"), f"{len(report.stages)} checks")
+            left = f"; {len(report.not_judged)} engines not judged" if report.not_judged else ""
+            console.print(Text("passed", "bold green"), f"{len(report.stages)} checks{left}")
 
 
 def _add_stage(table: Table, stage: Stage) -> None:

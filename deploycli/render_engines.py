@@ -10,7 +10,7 @@ from deploycli.render import next_step, size_text, stdout
 from deploycli.render_lint import show_lint
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from exporters.tensorrt.engines import BuiltEngine, PlannedEngine
 
@@ -33,10 +33,22 @@ def show_built(engines: Sequence[BuiltEngine]) -> None:
             f"{size_text(sidecar.size)}, {sidecar.precision}, TensorRT {sidecar.tensorrt}, {sidecar.gpu.name}",
             soft_wrap=True,
         )
-        found = ", ".join(f"{count} {precision}" for precision, count in layers.per_type.items())
-        console.print(f"  {len(layers.computing)} layers compute: {found}; {', '.join(sidecar.assertions)} holds")
-        console.print(f"  {layers.fused_attention} kernels of fused attention; built in {sidecar.seconds:.0f} s")
+        if layers.detailed:
+            console.print(
+                f"  {len(layers.judged)} products: {_counts(layers.products_per_type)}; "
+                f"{layers.fused_attention} kernels of fused attention; "
+                f"{len(layers.computing)} layers compute: {_counts(layers.per_type)}",
+                soft_wrap=True,
+            )
+        if sidecar.assertions:
+            console.print(f"  {' and '.join(sidecar.assertions)} holds; built in {sidecar.seconds:.0f} s")
+        else:
+            console.print(Text("  not opened, for it holds host code: what it computes in is not proven", "yellow"))
         if sidecar.unreleasable:
             console.print(Text(f"  NOT FOR RELEASE: {sidecar.unreleasable}", "bold red"))
     for bundle in {engine.plan.parent.parent: engine.planned.bundle for engine in engines}.values():
         next_step(console, bundle)
+
+
+def _counts(per_type: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {precision}" for precision, count in per_type.items())

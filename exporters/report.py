@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -59,6 +59,19 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class NotJudged:
+    """An engine that this machine could not run: nothing is known of it.
+
+    Attributes:
+        artifact: the plan's path inside the bundle.
+        reason: why.
+    """
+
+    artifact: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Report:
     """The verdict on a bundle.
 
@@ -71,6 +84,8 @@ class Report:
         evaluations: accuracies on labelled data, the eager model's first; empty without labels.
         skipped: names of the samples of the data that could not be read.
         unreleasable: artifacts that must not be shipped whatever their numbers are, and why.
+        not_judged: engines that were left out, and why.
+        notes: what else a reader must know, such as batches that an engine does not take.
     """
 
     bundle: str
@@ -81,10 +96,12 @@ class Report:
     evaluations: tuple[Evaluation, ...] = ()
     skipped: tuple[str, ...] = ()
     unreleasable: tuple[str, ...] = ()
+    not_judged: tuple[NotJudged, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
-        """Whether there were stages, and all of them passed."""
+        """Whether there were stages, and all of them passed; an engine that was not judged is for `not_judged`."""
         return bool(self.stages) and all(stage.passed for stage in self.stages)
 
     @property
@@ -110,4 +127,6 @@ class Report:
             "evaluations": [evaluation.to_json() for evaluation in self.evaluations],
             "skipped": list(self.skipped),
             "unreleasable": list(self.unreleasable),
+            "not_judged": [asdict(engine) for engine in self.not_judged],
+            "notes": list(self.notes),
         }

@@ -1,21 +1,21 @@
-"""An artifact under verification: run on a batch, and judged by its budget."""
+"""A model file under verification, an artifact or an engine: run on a batch, and judged by its budget."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from exporters.compare import BUDGETS, Budget, Judge
 from exporters.report import Stage
 from models.errors import DeployError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
-    import numpy as np
     import numpy.typing as npt
 
-    from exporters.artifact import Artifact
     from exporters.runtimes import Runtime
 
     Arrays = Mapping[str, npt.NDArray[Any]]
@@ -23,16 +23,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Subject:
-    """An artifact, loaded, with the budgets it is judged by.
+    """A model file, loaded, with the budgets it is judged by.
 
     Attributes:
-        artifact: what the manifest says of it.
+        path: the file's, inside the bundle.
+        precision: whose budget applies.
+        batches: the smallest and the largest batch that it takes, which are equal where its batch is fixed; None is
+            any.
         runtime: what runs it.
         budget: of every output that has none of its own.
         overrides: output name -> its own budget.
     """
 
-    artifact: Artifact
+    path: str
+    precision: str
+    batches: tuple[int, int] | None
     runtime: Runtime
     budget: Budget
     overrides: Mapping[str, Budget]
@@ -43,8 +48,26 @@ class Subject:
 
     def stage(self, check: str, samples: int, judge: Judge, faults: tuple[str, ...] = ()) -> Stage:
         """Return the verdict on one check."""
-        file, precision = self.artifact.file.path, self.artifact.precision
-        return Stage(file, precision, self.runtime.name, check, samples, judge.verdict(), faults)
+        return Stage(self.path, self.precision, self.runtime.name, check, samples, judge.verdict(), faults)
+
+    def sizes(self, batches: Sequence[int]) -> list[int]:
+        """Return the batch sizes to sweep: those of ``batches`` that it takes, or else the smallest that it takes."""
+        low, high = self.batches or (1, max(batches))
+        return sorted({size for size in batches if low <= size <= high}) or [low]
+
+    def portions(self, held: int) -> Iterator[tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]]:
+        """Divide samples into batches that it takes.
+
+        Args:
+            held: number of samples.
+
+        Yields:
+            The samples that are judged, and what is run: these, and as many copies of the last one as fill the batch.
+        """
+        low, high = self.batches or (1, held)
+        for first in range(0, held, high):
+            count = min(high, held - first)
+            yield np.arange(first, first + count), np.minimum(np.arange(first, first + max(count, low)), held - 1)
 
     def run(self, judge: Judge, inputs: Arrays, truth: Arrays) -> Arrays:
         """Run one batch and judge it; where it is longer than its truth, the outputs of the filling are dropped.

@@ -1,4 +1,4 @@
-"""Prove a bundle: run every artifact and compare each output with the eager model's.
+"""Prove a bundle: run every artifact and every engine, and compare each output with the eager model's.
 
 The sweep runs the first b samples as one batch for each size b, and the largest batch once more in another order, which
 must only reorder the outputs: a batch axis that was frozen, padded or mixed fails. The reference is computed once, at
@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from exporters.engine_subjects import Engines, open_engines
 from exporters.golden import load_golden, synthetic_inputs
+from exporters.precision.simulate import open_runtime
 from exporters.reference import choose_reference, reference_model
 from exporters.report import Report
-from exporters.precision.simulate import open_runtime
 from exporters.runtimes import EagerRuntime
 from exporters.samples import open_samples
 from exporters.subject import Subject, budgets, take
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from exporters.bundle import Bundle
+    from exporters.engine_subjects import EngineChoice
     from exporters.manifest import Manifest
     from exporters.report import Stage
     from exporters.samples import Samples
@@ -50,9 +52,11 @@ def verify(
     rtol: Mapping[str, float] | None = None,
     checkpoint: Path | None = None,
     seed: int = 0,
+    engines: EngineChoice = "auto",
+    allow_engine_host_code: bool = False,
     progress: Progress | None = None,
 ) -> Report:
-    """Compare every artifact of a bundle with the eager model.
+    """Compare every artifact of a bundle, and every engine, with the eager model.
 
     Args:
         bundle: an opened bundle; its hashes were checked by `Bundle.open`.
@@ -65,12 +69,17 @@ def verify(
         rtol: output name -> largest relative error, in place of the budget's; the name ``""`` stands for all outputs.
         checkpoint: where the bundle's checkpoint is now, if not where the manifest says.
         seed: seed of the synthetic inputs.
+        engines: ``auto`` judges those that this machine can run and reports the others, ``all`` makes that an error,
+            ``none`` leaves out all.
+        allow_engine_host_code: run version compatible engines, which hold code for the CPU.
         progress: called with what is running, how many steps are done, and how many there are.
 
     Raises:
         UsageError: an argument that does not fit the bundle.
-        IntegrityError: the checkpoint or the golden file is not the recorded one, or data changed while it was read.
-        EnvironmentUnsuitable: ONNX Runtime is missing, or PyTorch where the eager reference is asked for.
+        IntegrityError: the checkpoint, the golden file or an engine is not the recorded one, or data changed while it
+            was read.
+        EnvironmentUnsuitable: ONNX Runtime is missing, or PyTorch where the eager reference is asked for, or an engine
+            that was asked for cannot run.
         ExportError: an artifact cannot be loaded.
     """
     manifest = bundle.manifest
@@ -85,10 +94,28 @@ def verify(
             hint="--reference eager, with --checkpoint where the weights are elsewhere",
         )
     with ExitStack() as stack:
-        subjects = [
-            Subject(a, stack.enter_context(open_runtime(bundle.path / a.file.path)), *budgets(a.precision, rtol or {}))
+        subjects: list[Subject] = [
+            Subject(
+                a.file.path,
+                a.precision,
+                None if a.batch is None else (a.batch, a.batch),
+                stack.enter_context(open_runtime(bundle.path / a.file.path)),
+                *budgets(a.precision, rtol or {}),
+            )
             for a in manifest.artifacts
         ]
+
+        def shipped(held: int | None) -> Engines:
+            return open_engines(
+                bundle,
+                engines,
+                batches,
+                stack,
+                rtol=rtol or {},
+                allow_host_code=allow_engine_host_code,
+                held=held,
+            )
+
         found = Findings()
         if source == "golden":
             inputs, truth = load_golden(bundle.golden)
@@ -96,12 +123,16 @@ def verify(
             batches, omitted = _within(batches, held)
             note = "; ".join(filter(None, (note, omitted)))
             _check_golden(bundle, inputs, held)
+            plans = shipped(held)
+            subjects += plans.subjects
             stages = _sweep(subjects, batches, inputs, truth, progress)
         else:
             model = reference_model(manifest, checkpoint)
             names = [i.name for i in manifest.spec.inputs]
             eager = stack.enter_context(EagerRuntime(model, names, manifest.spec.outputs))
-            largest = max(chain(batches, (a.batch or 0 for a in manifest.artifacts)))
+            plans = shipped(None)
+            subjects += plans.subjects
+            largest = max(chain(batches, (subject.sizes(batches)[-1] for subject in subjects)))
             inputs = synthetic_inputs(manifest.spec, largest, seed)
             truth = eager.run(inputs)
             logits = class_output(truth)
@@ -119,7 +150,12 @@ def verify(
         stages=tuple(stages),
         evaluations=found.evaluations,
         skipped=found.skipped,
-        unreleasable=tuple(f"{a.file.path}: {a.unreleasable}" for a in manifest.artifacts if a.unreleasable),
+        unreleasable=(
+            *(f"{a.file.path}: {a.unreleasable}" for a in manifest.artifacts if a.unreleasable),
+            *plans.unreleasable,
+        ),
+        not_judged=plans.not_judged,
+        notes=plans.notes,
     )
 
 
@@ -143,11 +179,11 @@ def _sweep(
 ) -> list[Stage]:
     stages = []
     for subject in subjects:
-        sizes = sorted(set(batches)) if subject.artifact.batch is None else [subject.artifact.batch]
+        sizes = subject.sizes(batches)
         held = len(next(iter(inputs.values())))
         if sizes[-1] > held:
             raise UsageError(
-                f"{subject.artifact.file.path} has batch {sizes[-1]}, the golden file holds {held} samples",
+                f"{subject.path} has batch {sizes[-1]}, the golden file holds {held} samples",
                 hint="--reference eager",
             )
         checks = [(f"batch {size}", np.arange(size)) for size in sizes]
@@ -155,7 +191,7 @@ def _sweep(
             checks.append((f"batch {sizes[-1]} shuffled", np.roll(np.arange(sizes[-1]), 1)))
         for done, (check, order) in enumerate(checks):
             if progress is not None:
-                progress(f"{subject.artifact.file.path}, {check}", done, len(checks))
+                progress(f"{subject.path}, {check}", done, len(checks))
             judge = subject.judge()
             subject.run(judge, take(inputs, order), take(truth, order))
             stages.append(subject.stage(check, len(order), judge))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
 from exporters.evaluate import AccuracyMeter, Evaluation
 from exporters.subject import take
 from models.errors import UsageError
@@ -85,11 +83,7 @@ def verify_samples(
         if labels is not None:
             of_eager.add(truth[name], labels)
         for subject, judge, meter in zip(subjects, judges, meters, strict=True):
-            step = subject.artifact.batch or held
-            for first in range(0, held, step):
-                # A fixed batch that is not full is filled with its last sample, whose copies are not judged.
-                wanted = np.arange(first, min(first + step, held))
-                filled = np.minimum(np.arange(first, first + step), held - 1)
+            for wanted, filled in subject.portions(held):
                 outputs = subject.run(judge, take(batch.inputs, filled), take(truth, wanted))
                 if labels is not None:
                     meter.add(outputs.get(name), labels[wanted])
@@ -118,7 +112,6 @@ def _evaluations(
     for subject, meter in zip(subjects, meters, strict=True):
         accuracy = meter.accuracy()
         assert accuracy is not None  # it saw every sample that the eager model saw
-        file, precision = subject.artifact.file.path, subject.artifact.precision
         lost, allowed = truth.top1 - accuracy.top1, subject.budget.max_top1_drop
-        evaluations.append(Evaluation(file, precision, subject.runtime.name, accuracy, lost, allowed))
+        evaluations.append(Evaluation(subject.path, subject.precision, subject.runtime.name, accuracy, lost, allowed))
     return tuple(evaluations)

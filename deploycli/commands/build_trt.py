@@ -57,7 +57,10 @@ def _shapes(which: str) -> Callable[[F], F]:
     help="Repeatable. int8 builds fp16 as well: it can be the faster of the two.",
 )
 @click.option(
-    "--batch", type=_batch_range, default="1:8:32", show_default=True, metavar="MIN:OPT:MAX", help="Batches to take."
+    "--batch",
+    type=_batch_range,
+    metavar="MIN:OPT:MAX",
+    help="Batches to take.  [default: 1:8:32, or the one that was exported]",
 )
 @_shapes("min")
 @_shapes("opt")
@@ -77,9 +80,9 @@ def _shapes(which: str) -> Callable[[F], F]:
 @click.option("--tf32", is_flag=True, help="Let FP32 products round to TF32.")
 @click.option(
     "--timing-cache",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Kernel timings, kept for each TensorRT version and GPU, and merged.",
+    type=click.Path(),  # no Path: a slash at its end says that it is a folder
+    metavar="FILE|DIR",
+    help="Kernel timings, kept for each TensorRT version and GPU, and merged; dir/ is made where it is missing.",
 )
 @click.option("--error-on-timing-cache-miss", is_flag=True, help="Fail where the timing cache does not know a layer.")
 @click.option(
@@ -94,7 +97,8 @@ def _shapes(which: str) -> Callable[[F], F]:
     "assertions",
     multiple=True,
     metavar="P>=N%",
-    help="Share of layers that must compute in a precision, such as 'fp16>=80%'; exit 6 otherwise. Repeatable.",
+    help="Share of the products (matrix products, convolutions, attention) that must compute in a precision; exit 6 "
+    "otherwise. Repeatable.  [default: fp32>=90%, fp16>=80%, int8>=50%]",
 )
 @click.option("--calibrate", metavar="DATA", help="Data to calibrate int8 with.  [default: the bundle's INT8 graph]")
 @samples_option
@@ -128,7 +132,7 @@ def command(
     bundles: tuple[str, ...],
     root: Path,
     precisions: tuple[str, ...],
-    batch: tuple[int, int, int],
+    batch: tuple[int, int, int] | None,
     min_shapes: tuple[tuple[str, tuple[int, ...]], ...],
     opt_shapes: tuple[tuple[str, tuple[int, ...]], ...],
     max_shapes: tuple[tuple[str, tuple[int, ...]], ...],
@@ -139,7 +143,7 @@ def command(
     strip_weights: bool,
     max_aux_streams: int | None,
     tf32: bool,
-    timing_cache: Path | None,
+    timing_cache: str | None,
     error_on_timing_cache_miss: bool,
     locked: Path | None,
     timeout: float | None,
@@ -160,8 +164,9 @@ def command(
 ) -> int:
     """Build TensorRT engines for BUNDLE (or for every bundle): cast or quantize, lint, build, prove, write.
 
-    An FP16 or INT8 graph that the bundle holds already is taken as it is. Each build runs in a process of its own.
-    Engine and sidecar go to engines/ in the bundle; `deploycli verify` then judges the very engine.
+    An FP16 or INT8 graph that the bundle holds already is taken as it is, unless an option says how to cast or data to
+    calibrate with are given. Each build runs in a process of its own. Engine and sidecar go to engines/ in the bundle;
+    `deploycli verify` then judges the very engine.
 
     \b
     Examples:
@@ -173,7 +178,7 @@ def command(
     from deploycli.render import Progress, print_json
     from deploycli.render_engines import show_built, show_planned
     from exporters.precision.request import CalibrationData, Quantization, Typing
-    from exporters.tensorrt.engines import ENGINE_TYPING, EngineRequest, build_engines, plan_engines
+    from exporters.tensorrt.engines import ENGINE_TYPING, EngineRequest, build_all, plan_all
     from exporters.tensorrt.inspector import PrecisionAssertion
     from exporters.tensorrt.settings import BuildSettings, ShapeRequest, parse_size
 
@@ -191,12 +196,13 @@ def command(
             version_compatible=version_compatible,
             strip_weights=strip_weights,
             max_aux_streams=max_aux_streams,
-            timing_cache=None if timing_cache is None else str(timing_cache.absolute()),
+            timing_cache=timing_cache,
             error_on_timing_cache_miss=error_on_timing_cache_miss,
-            locked=None if locked is None else str(locked.absolute()),
+            locked=None if locked is None else str(locked),
             tf32=tf32,
         ),
         typing=typing,
+        recast=bool(keep or allow_fp16 or io_types != "fp32"),
         quantization=Quantization(scheme=scheme, around=typing),
         data=CalibrationData(calibrate, samples, cache, allow_random_calibration, seed) if given else None,
         assertions=tuple(PrecisionAssertion.parse(text) for text in assertions),
@@ -206,9 +212,9 @@ def command(
     opened = open_bundles(root, bundles)
     with Progress() as progress:
         if dry_run:
-            planned = [engine for b in opened for engine in plan_engines(b, request, progress=progress.count)]
+            planned = list(plan_all(opened, request, progress=progress.count))
         else:
-            built = [engine for b in opened for engine in build_engines(b, request, progress=progress.count)]
+            built = list(build_all(opened, request, progress=progress.count))
     if as_json:
         print_json([engine.to_json() for engine in (planned if dry_run else built)])
     elif dry_run:

@@ -49,6 +49,17 @@ from deploycli.options import SEEDS, batch_sizes, json_option, labels_source, op
     metavar="[OUT:]VALUE",
     help="Largest relative error, in place of the budget: 1e-3, or logits:1e-3.",
 )
+@click.option(
+    "--engines",
+    type=click.Choice(["auto", "all", "none"]),
+    default="auto",
+    show_default=True,
+    help="TensorRT engines: auto judges those that this machine can run and lists the others; all: exit 7 where one "
+    "cannot run.",
+)
+@click.option(
+    "--allow-engine-host-code", is_flag=True, help="Run version compatible engines: they hold code for this CPU."
+)
 @click.option("--seed", type=SEEDS, default=0, show_default=True, help="Seed of the synthetic inputs.")
 @json_option
 def command(
@@ -62,9 +73,11 @@ def command(
     checkpoint: Path | None,
     rtol: tuple[tuple[str, float], ...],
     seed: int,
+    engines: Literal["auto", "all", "none"],
+    allow_engine_host_code: bool,
     as_json: bool,
 ) -> int:
-    """Compare every artifact of BUNDLE (or of every bundle) with the eager model, and exit 5 where one is outside.
+    """Compare every file and engine of BUNDLE (or of every bundle) with the eager model; exit 5 where one is outside.
 
     Each artifact runs at every batch of the sweep, and at the largest one in another order, which must only reorder
     the outputs.
@@ -97,6 +110,8 @@ def command(
                 rtol=dict(rtol),
                 checkpoint=checkpoint,
                 seed=seed,
+                engines=engines,
+                allow_engine_host_code=allow_engine_host_code,
                 progress=progress.count,
             )
             reports.append(report)

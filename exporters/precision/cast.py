@@ -21,7 +21,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from exporters.precision.constants import feeds_softmax, reduced
-from exporters.precision.dtypes import REDUCED, fill_types, opset_of, subgraphs, takes, type_of
+from exporters.precision.dtypes import REDUCED, drop_idle_casts, fill_types, opset_of, subgraphs, takes, type_of
 from exporters.precision.policy import decide, stored
 from exporters.rewrite.builder import initializer
 from exporters.rewrite.movement_ops import MOVEMENT
@@ -64,13 +64,13 @@ def cast(model: ir.Model, policy: Policy, *, reduce_io: bool = False) -> list[Re
         node.name = node.name or node_names.unique(node.op_type)
     fill_types(model)
     _check(graph, policy)
-    _drop_idle_casts(graph)
+    drop_idle_casts(graph)
     kept = decide(graph, policy)
     notes = [
         Refusal(node.name or "", reason) for node, reason in kept.items() if _floats((*node.inputs, *node.outputs))
     ]
-    high = set(kept) | {node for node in graph if not _floats((*node.inputs, *node.outputs))}
-    high |= _between(graph, high, reduce_io=reduce_io)
+    without = {node for node in graph if not _floats((*node.inputs, *node.outputs))}
+    high = _high(graph, set(kept) | without, reduce_io=reduce_io)
     if all(node in high or (_reads_any_type(node) and node.outputs[0].dtype != _FLOAT) for node in graph):
         raise UsageError(
             f"nothing is left to cast to {policy.target.name}: {len(notes)} operators stay FP32"
@@ -80,7 +80,7 @@ def cast(model: ir.Model, policy: Policy, *, reduce_io: bool = False) -> list[Re
         )
     caster = _Caster(graph, policy, node_names, reduce_io=reduce_io)
     caster.run(high)
-    _drop_idle_casts(graph)
+    drop_idle_casts(graph)
     return notes + caster.notes
 
 
@@ -101,19 +101,6 @@ def _check(graph: ir.Graph, policy: Policy) -> None:
             )
 
 
-def _drop_idle_casts(graph: ir.Graph) -> None:
-    """Take out what casts to the type that its operand has: of the source, or because that has been reduced."""
-    for node in list(graph):
-        if not is_onnx(node, "Cast") or node.inputs[0] is None or node.inputs[0].dtype != node.outputs[0].dtype:
-            continue
-        if node.outputs[0].is_graph_output():  # it makes a second name
-            node.op_type = "Identity"
-            node.attributes.clear()
-        else:
-            node.outputs[0].replace_all_uses_with(node.inputs[0])
-            graph.remove(node, safe=True)
-
-
 def _floats(values: Iterable[ir.Value | None]) -> list[ir.Value]:
     """Return the FP32 ones of some values."""
     return [value for value in values if value is not None and value.dtype == _FLOAT]
@@ -124,26 +111,33 @@ def _reads_any_type(node: ir.Node) -> bool:
     return is_onnx(node, "Cast", "Shape", "Size")
 
 
-def _between(graph: ir.Graph, kept: set[ir.Node], *, reduce_io: bool) -> set[ir.Node]:
-    """Return the data movement that moves FP32 values to what reads FP32.
+def _high(graph: ir.Graph, kept: set[ir.Node], *, reduce_io: bool) -> set[ir.Node]:
+    """Return what stays FP32: what the policy keeps, and the data movement that moves FP32 values to what reads FP32.
 
     A Cast from integers and a repeated constant are as good as movement: they give FP32 at no cost.
     """
+    high = kept
+    while found := _between(graph, high, reduce_io=reduce_io):
+        high = high | found  # now what these make is FP32, too
+    return high
+
+
+def _between(graph: ir.Graph, high: set[ir.Node], *, reduce_io: bool) -> set[ir.Node]:
     exact = set[ir.Value]() if reduce_io else set(_floats(graph.inputs))  # computed in FP32, and moved
     rounded = set[ir.Value]()
     moves = []
     for node in graph:
         operands, results = _floats(node.inputs), _floats(node.outputs)
         is_move = is_onnx(node, "Cast", "ConstantOfShape", *MOVEMENT)
-        if node in kept or (is_move and not exact.isdisjoint(operands)):
+        if node in high or (is_move and not exact.isdisjoint(operands)):
             exact.update(results)
         elif not is_move or not rounded.isdisjoint(operands):
             rounded.update(results)
-        if is_move and node not in kept and rounded.isdisjoint(results):
+        if is_move and node not in high and rounded.isdisjoint(results):
             moves.append(node)
     between = set[ir.Node]()
     for node in reversed(moves):
-        if any(_is_read_exactly(output, kept | between, reduce_io=reduce_io) for output in node.outputs):
+        if any(_is_read_exactly(output, high | between, reduce_io=reduce_io) for output in node.outputs):
             between.add(node)
     return between
 

@@ -14,6 +14,7 @@ from exporters.bundle import Bundle, extend_bundle
 from exporters.compare import BUDGETS, Comparison, compare
 from exporters.golden import load_golden
 from exporters.onnx_file import load_model, write_model
+from exporters.precision.external import map_external
 from exporters.precision.simulate import open_runtime
 from exporters.steps import Step
 from exporters.tensorrt.lint import lint
@@ -80,6 +81,7 @@ class Derivation:
         self.precision = precision
         self.source = fp32_artifact(bundle)
         self.model: ir.Model = load_model(self.source_path)
+        map_external(self.model)
         self.steps: list[Step] = []
 
     @property

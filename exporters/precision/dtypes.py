@@ -38,6 +38,19 @@ def type_of(value: ir.Value | None) -> ir.DataType | None:
     return value.const_value.dtype if value.type is None and value.const_value is not None else value.dtype
 
 
+def drop_idle_casts(graph: ir.Graph) -> None:
+    """Take out what casts a value to the type that it has; what makes an output of the graph becomes an Identity."""
+    for node in list(graph):
+        if not is_onnx(node, "Cast") or node.inputs[0] is None or node.inputs[0].dtype != node.outputs[0].dtype:
+            continue
+        if node.outputs[0].is_graph_output():
+            node.op_type = "Identity"
+            node.attributes.clear()
+        else:
+            node.outputs[0].replace_all_uses_with(node.inputs[0])
+            graph.remove(node, safe=True)
+
+
 def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
     """Yield the graphs that a node's attributes hold."""
     for attribute in node.attributes.values():

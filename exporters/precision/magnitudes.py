@@ -48,10 +48,9 @@ def magnitudes(path: Path, samples: Samples, *, progress: Progress) -> dict[str,
             progress("looking for large values", read.stop - 1, len(samples.names))
             if any(len(array) < batch for array in read.inputs.values()):
                 continue  # what is left over does not fill a fixed batch
-            for name, array in {**read.inputs, **runtime.run(read.inputs)}.items():
-                if name not in floats:
-                    continue
-                largest = float(np.abs(array).max(initial=0.0))
+            arrays = {**read.inputs, **runtime.run(read.inputs)}
+            for name in floats:  # in the order of the graph: the first that is none is the cause
+                largest = float(np.abs(arrays[name]).max(initial=0.0))
                 if not np.isfinite(largest) and not (name in masks and largest == np.inf):
                     raise NumericsError(
                         f"{name} is NaN or infinite in FP32, at sample {samples.names[read.stop - 1]}",

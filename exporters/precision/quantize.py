@@ -124,7 +124,6 @@ def _place(model: ir.Model, quantization: Quantization) -> Placement:
             raise UsageError(
                 f"no operator has a name that {pattern.pattern!r} finds",
                 expected=f"names such as {model.graph[0].name}",
-                hint="deploycli quantize --verbose names what is left alone, and the manifest what is quantised",
             )
     placement = place(
         model.graph, scheme=quantization.scheme, exclude=(*exclude, *kept), high_precision=quantization.high_precision

@@ -150,7 +150,8 @@ class Roles:
     def attention(self, softmax: ir.Node) -> Attention | str:
         """Return the attention around a Softmax, or why there is none."""
         source, result = softmax.inputs[0], softmax.outputs[0]
-        products = [] if source is None else list(dict.fromkeys(self._scores(source)))
+        makers = (value.producer() for value in self._origins(source, MOVES | _ELEMENTWISE | {"Where"}))
+        products = [n for n in makers if n is not None and n.op_type == "MatMul" and not self.constants(n)]
         if len(products) != 1:
             return f"no attention: it reads {len(products)} products of two activations"
         readers = list(_readers(result))
@@ -176,21 +177,6 @@ class Roles:
             found = [i for i in found if all(len(value.uses()) == 1 for value in paths[i])]
         return found[0] if len(found) == 1 else None
 
-    def _scores(self, value: ir.Value) -> Iterator[ir.Node]:
-        """Yield the products of two activations that a Softmax reads, through bias, mask and scale."""
-        node = value.producer()
-        if node is None:
-            return
-        if node.op_type == "MatMul":
-            if not self.constants(node):
-                yield node
-        elif node.op_type in _ELEMENTWISE | {"Where"}:
-            for operand in node.inputs:
-                if operand is not None and self._computed(operand):
-                    yield from self._scores(operand)
-        elif node.op_type in MOVES and node.inputs[0] is not None:
-            yield from self._scores(node.inputs[0])
-
     def _origins(self, value: ir.Value | None, through: frozenset[str]) -> list[ir.Value]:
         """Return the values that a value is made of by these operators; constants are left out."""
         found: list[ir.Value] = []
@@ -203,7 +189,7 @@ class Roles:
             if node is None or node.op_type not in through:
                 found.append(value)
                 continue
-            operands = node.inputs if node.op_type in _ELEMENTWISE | {"Concat"} else node.inputs[:1]
+            operands = node.inputs if node.op_type in _ELEMENTWISE | {"Concat", "Where"} else node.inputs[:1]
             waiting += [operand for operand in operands if operand not in seen]
             seen.update(operands)
         return found
@@ -218,8 +204,10 @@ class Roles:
         if not readers:
             return value.is_graph_output()
         for reader in readers:
+            if reader.op_type not in MOVES | _ELEMENTWISE | _ENDINGS:
+                return False
             others = [v for v in reader.inputs if v is not None and v is not value and self._computed(v)]
-            if reader.op_type not in MOVES | _ELEMENTWISE | _ENDINGS or any(len(v.uses()) > 1 for v in others):
+            if reader.op_type in _ELEMENTWISE and any(len(v.uses()) > 1 for v in others):
                 return False
         return all(self._leads_out(output) for reader in readers for output in reader.outputs)
 

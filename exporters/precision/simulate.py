@@ -21,7 +21,8 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from exporters.onnx_file import load_model, write_model
-from exporters.precision.dtypes import REDUCED, fill_types, type_of
+from exporters.precision.dtypes import REDUCED, drop_idle_casts, fill_types, type_of
+from exporters.precision.external import map_external
 from exporters.rewrite.movement_ops import MOVEMENT
 from exporters.rewrite.unique import Names, value_names
 from exporters.runtimes import OrtRuntime
@@ -81,6 +82,7 @@ def simulate(model: ir.Model) -> None:
             _widen(value)
         for node in list(graph):
             _round(graph, node, names)
+        drop_idle_casts(graph)
 
 
 def _widen(value: ir.Value) -> None:
@@ -136,13 +138,16 @@ def open_runtime(path: Path, *, threads: int | None = None) -> OrtRuntime | Simu
 
     Raises:
         UsageError: there is no such file.
-        IntegrityError: it is no ONNX file.
+        IntegrityError: it is no ONNX file, or its external data cannot be read.
         EnvironmentUnsuitable: ONNX Runtime is missing.
         ExportError: the file cannot be loaded.
     """
     model = load_model(path)
     dtype = reduced_type(model)
-    return OrtRuntime(path, threads=threads) if dtype is None else SimulatedRuntime(model, dtype, threads=threads)
+    if dtype is None:
+        return OrtRuntime(path, threads=threads)
+    map_external(model)
+    return SimulatedRuntime(model, dtype, threads=threads)
 
 
 class SimulatedRuntime:

@@ -47,6 +47,9 @@ if TYPE_CHECKING:
 
 _ERRORS_SHOWN = 20
 
+_OLD_NAME = "WEIGHTLESS"
+"""Of STRIP_PLAN, which TensorRT 10 knows under both."""
+
 _POLYGRAPHY = (0, 50, 3)
 """First Polygraphy whose ``CreateConfig`` runs on TensorRT 11; earlier ones ask layers for their precision."""
 
@@ -185,7 +188,7 @@ def configure(builder: trt.Builder, settings: BuildSettings, monitor: Monitor) -
         monitor: must outlive the build.
 
     Raises:
-        BuildError: this TensorRT does not have a setting.
+        BuildError: this TensorRT does not have a setting, or not with this value.
         EnvironmentUnsuitable: Polygraphy is missing or too old.
     """
     import tensorrt as trt
@@ -212,8 +215,8 @@ def configure(builder: trt.Builder, settings: BuildSettings, monitor: Monitor) -
     )
     try:
         config: trt.IBuilderConfig = create(builder, None)  # None: no network, for the profile is ours to add
-    except PolygraphyException as error:
-        raise BuildError(f"this TensorRT does not have a setting: {first_line(error)}") from error
+    except (PolygraphyException, TypeError, ValueError) as error:  # the latter two: TensorRT takes no such value
+        raise BuildError(f"TensorRT does not take a setting: {first_line(error)}") from error
     if settings.strip_weights:
         # 10.x strips nothing without a refit flag. Not REFIT: NVIDIA warns that it may lose a bias (11.3, "Refitting").
         config.set_flag(member(trt.BuilderFlag, "REFIT_IDENTICAL"))
@@ -380,7 +383,8 @@ def _bad_profile(settings: BuildSettings, reason: str) -> BuildError:
 def _facts(config: trt.IBuilderConfig, plan: bytes) -> dict[str, Any]:
     import tensorrt as trt
 
-    flags = {flag.name for flag in trt.BuilderFlag.__members__.values() if config.get_flag(flag)}
+    members = trt.BuilderFlag.__members__.items()
+    flags = [name for name, flag in members if name != _OLD_NAME and config.get_flag(flag)]
     written_by = plan_version(plan[:64])
     return {
         "plan_version": "" if written_by is None else ".".join(map(str, written_by)),

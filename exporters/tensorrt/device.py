@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     import numpy.typing as npt
-    import torch
+    from torch import Tensor
 
     Array = npt.NDArray[Any]
 
@@ -187,7 +187,7 @@ class TorchDevice:
     def __init__(self, torch: ModuleType) -> None:
         self._torch = torch
         self._stream = torch.cuda.Stream()
-        self._buffers: dict[int, torch.Tensor] = {}
+        self._buffers: dict[int, Tensor] = {}
         self._graphs: list[Any] = []
 
     @property
@@ -241,8 +241,8 @@ class TorchDevice:
         self._graphs.clear()
         self._buffers.clear()
 
-    def _host(self, array: Array) -> torch.Tensor:
-        tensor: torch.Tensor = self._torch.from_numpy(array.reshape(-1).view(np.uint8))
+    def _host(self, array: Array) -> Tensor:
+        tensor: Tensor = self._torch.from_numpy(array.reshape(-1).view(np.uint8))
         return tensor
 
     def _guarded(self, call: Callable[[], Any]) -> Any:

@@ -22,10 +22,10 @@ from exporters.tensorrt.inspector import DEFAULT_ASSERTIONS, EngineLayers, Preci
 from exporters.tensorrt.lint import lint
 from exporters.tensorrt.settings import BuildSettings, ShapeRequest
 from exporters.tensorrt.sidecar import Sidecar, engine_name, sidecar_of
-from models.errors import EnvironmentUnsuitable, ExportError, RequirementError, UsageError
+from models.errors import EnvironmentUnsuitable, ExportError, IntegrityError, RequirementError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from exporters.artifact import Artifact
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from exporters.precision.request import CalibrationData
     from exporters.tensorrt.job import BuildResult
     from exporters.tensorrt.lint import LintReport
+    from exporters.tensorrt.settings import ShapeRange
 
     Progress = Callable[[str, int, int], None]
 
@@ -54,8 +55,9 @@ class EngineRequest:
         settings: everything else; its profile is made from ``shapes``.
         typing: how a graph is cast that the bundle does not hold yet.
         quantization: how it is quantised.
+        recast: cast again, where the bundle holds a graph of the precision already.
         data: to calibrate INT8 with; None takes the INT8 graph that the bundle holds.
-        assertions: what must hold of an engine's precision, besides the default for the precision that was asked for.
+        assertions: what must hold of the engines of their precision, in place of the default.
         timeout: seconds that one build may take, or None.
         tensorrt: version to lint for where TensorRT is not installed.
     """
@@ -64,6 +66,7 @@ class EngineRequest:
     shapes: ShapeRequest = field(default_factory=ShapeRequest)
     settings: BuildSettings = field(default_factory=lambda: BuildSettings({}))
     typing: Typing = ENGINE_TYPING
+    recast: bool = False
     quantization: Quantization = field(default_factory=lambda: Quantization(around=ENGINE_TYPING))
     data: CalibrationData | None = None
     assertions: tuple[PrecisionAssertion, ...] = ()
@@ -71,9 +74,21 @@ class EngineRequest:
     tensorrt: str = "11.4"
 
     def __post_init__(self) -> None:
-        """Refuse unknown precisions."""
+        """Refuse unknown precisions, and what would have no effect."""
         if unknown := [p for p in self.precisions if p not in PRECISIONS]:
             raise UsageError(f"there is no precision {unknown[0]!r} for an engine", expected=", ".join(PRECISIONS))
+        built = ", ".join(self.ordered)
+        if idle := [a for a in self.assertions if a.precision not in self.ordered]:
+            raise UsageError(f"{idle[0]} was asserted, and no such engine is built", expected=f"of {built}")
+        if self.data is not None and "int8" not in self.ordered:
+            raise UsageError(
+                f"data to calibrate with were given, and what is built is {built}", hint="--precision int8"
+            )
+        if self.assertions and self.settings.version_compatible:
+            raise UsageError(
+                f"{self.assertions[0]} was asserted of a version compatible engine",
+                expected="no assertion: such a plan holds host code, and is not opened to look at its layers",
+            )
 
     @property
     def ordered(self) -> tuple[str, ...]:
@@ -82,7 +97,12 @@ class EngineRequest:
         return tuple(p for p in PRECISIONS if p in wanted)
 
     def asserted(self, precision: str) -> tuple[PrecisionAssertion, ...]:
-        """What must hold of an engine: the user's assertions on this precision, or else the default."""
+        """What must hold of an engine: the user's assertions on this precision, or else the default.
+
+        Nothing is asserted of a version compatible plan: it holds host code, and is not opened to look at its layers.
+        """
+        if self.settings.version_compatible:
+            return ()
         given = tuple(a for a in self.assertions if a.precision == precision)
         return given or (DEFAULT_ASSERTIONS[precision],)
 
@@ -112,11 +132,7 @@ class PlannedEngine:
 
     def describe(self) -> str:
         """Say in one line what would be built."""
-        shapes = ", ".join(
-            f"{name} " + " / ".join("x".join(map(str, shape)) for shape in (r.min, r.opt, r.max))
-            for name, r in self.settings.profile.items()
-        )
-        return f"{self.precision} from {self.onnx}, {shapes}"
+        return f"{self.precision} from {self.onnx}, {_describe(self.settings.profile)}"
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as JSON values."""
@@ -150,14 +166,51 @@ class BuiltEngine:
         return {**self.planned.to_json(), "plan": str(self.plan), "sidecar": self.sidecar.to_json()}
 
 
-def plan_engines(bundle: Bundle, request: EngineRequest, *, progress: Progress) -> list[PlannedEngine]:
-    """Write the typed graphs of a bundle and lint them. Needs no TensorRT.
+def plan_all(bundles: Sequence[Bundle], request: EngineRequest, *, progress: Progress) -> Iterator[PlannedEngine]:
+    """Write the typed graphs of bundles and lint them. Needs no TensorRT.
 
     Raises:
-        UsageError: shapes that the model does not take, or INT8 without data.
+        UsageError: shapes that a model does not take, or INT8 without data.
         ExportError: the lint finds errors.
         NumericsError, IntegrityError, EnvironmentUnsuitable: see `cast_bundle` and `quantize_bundle`.
     """
+    for bundle in bundles:
+        _check_usage(bundle, request)
+    for bundle in bundles:
+        yield from _plan(bundle, request, progress)
+
+
+def build_all(bundles: Sequence[Bundle], request: EngineRequest, *, progress: Progress) -> Iterator[BuiltEngine]:
+    """Build, prove and write the engines of bundles, one after another.
+
+    All graphs of a bundle are written and linted before the first engine is built: that takes long.
+
+    Raises:
+        EnvironmentUnsuitable: no TensorRT or no GPU; the message says what would have been built.
+        BuildError: the builder refused, crashed, or ran out of time.
+        RequirementError: an engine does not have the precision or the compatibility that was asked for.
+        UsageError, ExportError, NumericsError, IntegrityError: see `plan_all`.
+    """
+    profiles = [_check_usage(bundle, request) for bundle in bundles]
+    _check_host(bundles, profiles, request)
+    for bundle in bundles:
+        for planned in _plan(bundle, request, progress):
+            yield _build(planned, request, progress)
+
+
+def _check_usage(bundle: Bundle, request: EngineRequest) -> str:
+    """Refuse what cannot be built of a bundle; return the shapes that can, in words."""
+    profile = request.shapes.profile(bundle.manifest.spec.inputs, fp32_artifact(bundle).batch)
+    if "int8" in request.ordered and request.data is None and bundle.manifest.artifact("model.int8.onnx") is None:
+        raise UsageError(
+            f"{bundle.path} holds no INT8 graph, and there is no data to calibrate one with",
+            expected="pictures such as the model will see",
+            hint="--calibrate DIR, or deploycli quantize first",
+        )
+    return _describe(profile)
+
+
+def _plan(bundle: Bundle, request: EngineRequest, progress: Progress) -> list[PlannedEngine]:
     planned = []
     for precision in request.ordered:
         bundle, artifact = _typed(bundle, precision, request, progress)
@@ -176,36 +229,25 @@ def plan_engines(bundle: Bundle, request: EngineRequest, *, progress: Progress) 
     return [replace(engine, bundle=bundle) for engine in planned]
 
 
-def build_engines(bundle: Bundle, request: EngineRequest, *, progress: Progress) -> Iterator[BuiltEngine]:
-    """Build, prove and write the engines of a bundle, one after another.
-
-    Raises:
-        EnvironmentUnsuitable: no TensorRT or no GPU; the message says what would have been built.
-        BuildError: the builder refused, crashed, or ran out of time.
-        RequirementError: an engine does not have the precision or the compatibility that was asked for.
-        UsageError, ExportError, NumericsError, IntegrityError: see `plan_engines`.
-    """
-    _check_host(bundle, request)
-    for planned in plan_engines(bundle, request, progress=progress):
-        yield _build(planned, request, progress)
-
-
-def _check_host(bundle: Bundle, request: EngineRequest) -> None:
+def _check_host(bundles: Sequence[Bundle], profiles: Sequence[str], request: EngineRequest) -> None:
     """Fail before anything is calibrated where nothing can be built."""
     try:
         library.require()
         library.gpu()
     except EnvironmentUnsuitable as error:
-        profile = request.shapes.profile(bundle.manifest.spec.inputs, fp32_artifact(bundle).batch)
-        batches = " / ".join(
-            ", ".join("x".join(map(str, getattr(r, which))) for r in profile.values())
-            for which in ("min", "opt", "max")
-        )
+        what = "; ".join(f"{bundle.path}, {shapes}" for bundle, shapes in zip(bundles, profiles, strict=True))
         raise EnvironmentUnsuitable(
-            f"{error.found}; nothing was built: {' and '.join(request.ordered)} of {bundle.path}, shapes {batches}",
+            f"{error.found}; nothing was built: {' and '.join(request.ordered)} of {what}",
             expected=error.expected,
             hint=f"{error.hint}; --dry-run writes the typed ONNX and shows the plan without TensorRT",
         ) from error
+
+
+def _describe(profile: Mapping[str, ShapeRange]) -> str:
+    return ", ".join(
+        f"{name} " + " / ".join("x".join(map(str, shape)) for shape in (r.min, r.opt, r.max))
+        for name, r in profile.items()
+    )
 
 
 def _lint_version(request: EngineRequest) -> str:
@@ -220,17 +262,10 @@ def _typed(bundle: Bundle, precision: str, request: EngineRequest, progress: Pro
     if precision == "fp32":
         return bundle, fp32_artifact(bundle)
     found = bundle.manifest.artifact(f"model.{precision}.onnx")
-    if precision == "int8":
-        if request.data is not None:
-            quantized = quantize_bundle(bundle, request.quantization, request.data, progress=progress)
-            return quantized.bundle, quantized.artifact
-        if found is None:
-            raise UsageError(
-                f"{bundle.path} holds no INT8 graph, and there is no data to calibrate one with",
-                expected="pictures such as the model will see",
-                hint="--calibrate DIR, or deploycli quantize first",
-            )
-    if found is not None:
+    if precision == "int8" and request.data is not None:
+        quantized = quantize_bundle(bundle, request.quantization, request.data, progress=progress)
+        return quantized.bundle, quantized.artifact
+    if found is not None and (precision == "int8" or not request.recast):
         return bundle, found
     derived = cast_bundle(bundle, request.typing, progress=progress)
     return derived.bundle, derived.artifact
@@ -245,8 +280,8 @@ def _build(planned: PlannedEngine, request: EngineRequest, progress: Progress) -
         timeout=request.timeout,
         progress=lambda now: progress(f"building {planned.precision}: {now.phase}", now.step, now.total),
     )
-    layers = _inspected(result)
     try:
+        layers = _inspected(result)
         assertions = _assert(planned, result, layers, request.asserted(planned.precision))
         sidecar = _sidecar(planned, result, layers, assertions)
         return BuiltEngine(planned, _install(planned.bundle, result, sidecar), sidecar, layers)
@@ -255,7 +290,7 @@ def _build(planned: PlannedEngine, request: EngineRequest, progress: Progress) -
 
 
 def _inspected(result: BuildResult) -> EngineLayers:
-    return EngineLayers((), detailed=False) if result.layers is None else parse_layers(result.layers.read_text("utf-8"))
+    return EngineLayers(()) if result.layers is None else parse_layers(result.layers.read_text("utf-8"))
 
 
 def _assert(
@@ -305,11 +340,17 @@ def _install(bundle: Bundle, result: BuildResult, sidecar: Sidecar) -> Path:
     target = folder / sidecar.plan
     try:
         folder.mkdir(exist_ok=True)
+        if not folder.resolve().is_relative_to(bundle.path.resolve()):
+            raise IntegrityError(f"{folder} is a link that leaves the bundle", expected="a folder of the bundle")
         sidecar_of(target).unlink(missing_ok=True)
         result.plan.replace(target)
+        sidecar.save(folder)
     except OSError as error:
+        target.unlink(missing_ok=True)
         raise EnvironmentUnsuitable(
             f"cannot write {target}: {error.strerror or error}", hint="check the folder's permissions"
         ) from error
-    sidecar.save(folder)
+    except BaseException:  # such as Ctrl-C: a plan without its sidecar would be refused by every command
+        target.unlink(missing_ok=True)
+        raise
     return target

@@ -1,9 +1,9 @@
 """Proof of precision: what the layers of a built engine compute in, read from the engine inspector's JSON.
 
-In 10.x a tensor says ``"Format/Datatype": "Half"`` or ``"Row major linear FP16 format"``, and the engine lists the names
-of its ``Bindings``; in 11.x it says ``"DataType": "Half"``, and the engine describes its ``I/O Tensors``. Where an axis
-is dynamic, some layers say ``"N/A due to dynamic shapes"``: then the layer's own ``Precision``, the type of its weights
-and the name of its kernel are asked, in this order.
+In 10.x a tensor says ``"Format/Datatype": "Half"`` or ``"Row major linear FP16 format"``, and the engine lists the
+names of its ``Bindings``; in 11.x it says ``"DataType": "Half"``, and the engine describes its ``I/O Tensors``. Where
+an axis is dynamic, some layers say ``"N/A due to dynamic shapes"``: then the layer's own ``Precision``, the type of its
+weights and the name of its kernel are asked, in this order.
 
 What is read is the type of the values that a layer takes in. A generated kernel (``kgen``) that reads FP16, normalises
 in FP32 and writes FP16 counts as FP16: that is what a LayerNorm between two casts becomes, and what crosses the memory
@@ -259,7 +259,9 @@ def _types(tensors: Any) -> tuple[str, ...]:
     found = tensors if isinstance(tensors, list) else ()
     keys = ("DataType", "Datatype", "Format/Datatype", "Format")
     return tuple(
-        _type(next((tensor[key] for key in keys if tensor.get(key)), "")) for tensor in found if isinstance(tensor, dict)
+        _type(next((tensor[key] for key in keys if tensor.get(key)), ""))
+        for tensor in found
+        if isinstance(tensor, dict)
     )
 
 

@@ -6,9 +6,6 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from exporters.tensorrt.runtime import NUMPY_TYPES
 from exporters.tensorrt.sidecar import IoTensor
 from models.errors import BuildError
 
@@ -19,6 +16,19 @@ if TYPE_CHECKING:
 
     from exporters.tensorrt.callbacks import Log
     from exporters.tensorrt.settings import BuildSettings
+
+
+NUMPY_NAMES: Mapping[str, str] = {
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "BF16": "bfloat16",
+    "INT8": "int8",
+    "UINT8": "uint8",
+    "INT32": "int32",
+    "INT64": "int64",
+    "BOOL": "bool",
+}
+"""Name of a ``tensorrt.DataType`` -> NumPy's. As text: the child that builds has no need of NumPy."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +119,8 @@ def _io(engine: trt.ICudaEngine, name: str) -> IoTensor:
 
 def _dtype(dtype: trt.DataType) -> str:
     """Return NumPy's name of an element type, TensorRT's where NumPy has none."""
-    known = NUMPY_TYPES.get(dtype.name)
-    return str(dtype.name).lower() if known is None else np.dtype(known).name
+    name = str(dtype.name)
+    return NUMPY_NAMES.get(name, name.lower())
 
 
 def _facts(engine: trt.ICudaEngine) -> dict[str, Any]:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 HARDWARE_COMPATIBILITY = ("none", "ampere+", "same-compute-capability")
 """Names of ``tensorrt.HardwareCompatibilityLevel``, in words."""
 
+DEFAULT_BATCH = (1, 8, 32)
+"""Smallest, best and largest batch of an engine whose graph takes any."""
+
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 
 
@@ -116,13 +119,13 @@ class ShapeRequest:
     """The shapes that a user asks for.
 
     Attributes:
-        batch: smallest, best and largest batch.
+        batch: smallest, best and largest batch; None for `DEFAULT_BATCH`, or for the one that the graph has.
         min: input name -> smallest shape, in place of the batch's.
         opt: the same for the best.
         max: the same for the largest.
     """
 
-    batch: tuple[int, int, int] = (1, 8, 32)
+    batch: tuple[int, int, int] | None = None
     min: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     opt: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     max: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -140,7 +143,7 @@ class ShapeRequest:
         names = {i.name for i in inputs}
         if unknown := sorted({*self.min, *self.opt, *self.max} - names):
             raise UsageError(f"the model has no input {unknown[0]!r}", expected=", ".join(sorted(names)))
-        batch = self.batch if fixed_batch is None else (fixed_batch,) * 3
+        batch = self.batch or (DEFAULT_BATCH if fixed_batch is None else (fixed_batch,) * 3)
         profile = {}
         for i in inputs:
             given = (self.min, self.opt, self.max)

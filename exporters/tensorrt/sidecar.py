@@ -11,7 +11,6 @@ import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporters.precision.whole_file import write_whole
@@ -21,6 +20,7 @@ from models.errors import EnvironmentUnsuitable, IntegrityError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
 SCHEMA_VERSION = 1
 PLAN_SUFFIX = ".plan"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import shutil
 import sys
 import warnings
 from contextlib import ExitStack
@@ -21,11 +21,13 @@ from exporters.benchmark import pytorch
 from exporters.benchmark.candidate import BenchOptions
 from exporters.benchmark.ort import ort_candidates
 from exporters.benchmark.pytorch import pytorch_candidates, torch_threads
+from exporters.bundle import Bundle
 from exporters.export import ExportRequest, export
 from exporters.golden import load_golden
 from exporters.precision.request import Typing
 from exporters.precision.typed import cast_bundle
 from models.errors import EnvironmentUnsuitable, ExportError, IntegrityError, UsageError
+from models.spec import Weights
 from tests.deploycli.conftest import registered, save_checkpoint
 from tests.exporters.bundles import SPEC, make, truth
 
@@ -34,11 +36,19 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from exporters.benchmark.candidate import Candidate
-    from exporters.bundle import Bundle
 
 OPTIONS = BenchOptions()
 QUICK = BenchOptions(batches=(2,), rounds=3, warmup_runs=1)
 IMAGES = np.random.default_rng(0).standard_normal((3, *SPEC.inputs[0].shape)).astype(np.float32)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiler() -> None:
+    """Import it before a test does, for which the warnings of PyTorch's own imports would be errors."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import torch._dynamo
+        import torch._inductor.compile_fx  # noqa: F401
 
 
 @pytest.fixture(scope="module")
@@ -153,13 +163,9 @@ def test_no_cpp_compiler_is_a_reason(swin: Bundle, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # nothing compiled before is found
     monkeypatch.setattr(inductor.cpp, "cxx", (None, "/nowhere/g++"))
     monkeypatch.setattr(inductor, "compile_threads", 1)
-    logging.getLogger("torch").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch's own
         report = bench(swin, QUICK)
-        with pytest.raises(EnvironmentUnsuitable, match="torch.compile failed") as caught:
-            bench(swin, replace(QUICK, only=("eager", "compile")))
-    assert "compiler" in caught.value.hint
     assert {row.measurement.candidate.label for row in report.rows} == {"eager fp32", "ort-cpu fp32", "ort-cpu fp16"}
     (reason,) = (a.reason for a in report.absences if a.candidate.name == "compile")
     assert "compiler" in reason
@@ -183,9 +189,8 @@ def test_another_checkpoint_is_refused(swin: Bundle, tmp_path: Path) -> None:
         bench(swin, replace(QUICK, checkpoint=tmp_path / "other.pth"))
 
 
-def test_checkpoint_of_a_random_model_is_refused(tmp_path: Path) -> None:
-    with registered() as name:
-        bundle = export(ExportRequest(name, tmp_path))
+def test_checkpoint_of_a_random_model_is_refused(swin: Bundle, tmp_path: Path) -> None:
+    bundle = replace(swin, manifest=replace(swin.manifest, weights=Weights("random", seed=0)))
     with pytest.raises(UsageError, match="a bundle of random weights"):
         bench(bundle, replace(QUICK, checkpoint=tmp_path / "any.pth"))
 
@@ -241,9 +246,9 @@ def test_quantized_graph_is_int8_on_a_cpu_and_not_on_a_gpu(tmp_path: Path) -> No
     assert "dequantizes" in pick(found, "ort-cuda", "int8").emulated
 
 
-def test_fp16_inputs_are_converted_before_they_are_timed(tmp_path: Path) -> None:
-    with registered() as name:
-        bundle = cast_bundle(export(ExportRequest(name, tmp_path)), Typing(reduce_io=True)).bundle
+def test_fp16_inputs_are_converted_before_they_are_timed(swin: Bundle, tmp_path: Path) -> None:
+    copy = Bundle.open(shutil.copytree(swin.path, tmp_path / "copy"))
+    bundle = cast_bundle(copy, Typing(reduce_io=True)).bundle
     report = bench(bundle, replace(QUICK, only=("ort-cpu",)))
     assert [row.measurement.candidate.precision for row in report.rows] == ["fp32", "fp16"]
 
@@ -307,5 +312,5 @@ def test_file_that_does_not_load_or_run_is_a_reason(linear: Bundle) -> None:
     with pick(ort_candidates(linear, OPTIONS), "ort-cpu").open() as prepare, pytest.raises(ExportError, match="failed"):
         prepare({"images": IMAGES[:, :5]})
     (linear.path / "model.onnx").write_bytes(b"no model")
-    with pytest.raises(ExportError, match="cannot load model.onnx"):
+    with pytest.raises(ExportError, match=r"cannot load model\.onnx"):
         pick(ort_candidates(linear, OPTIONS), "ort-cpu").open().__enter__()

@@ -103,6 +103,11 @@ def _quantized(g: Graph, a: str, _b: str) -> str:
     return str(g.node("DequantizeLinear", g.node("QuantizeLinear", "x", scale, zero), scale, zero))
 
 
+def _double(g: Graph, a: str, _b: str) -> str:
+    """ONNX Runtime 1.31 loses a value that is cast there and straight back, where an inner graph reads it."""
+    return str(g.node("Cast", g.node("Abs", g.node("Cast", a, to=TensorProto.DOUBLE)), to=TensorProto.FLOAT))
+
+
 WEIGHT = weights(COLUMNS, COLUMNS) / 4
 KINDS: dict[str, Callable[[Graph, str, str], str]] = {
     **{
@@ -134,7 +139,7 @@ KINDS: dict[str, Callable[[Graph, str, str], str]] = {
     "chosen": lambda g, a, b: g.node("Where", g.node("Greater", "x", np.float32(0.3)), a, b),
     "large": lambda g, a, _b: g.node("Mul", g.node("Mul", a, np.float32(1e6)), np.float32(1e-6)),
     "tiny": lambda g, a, _b: g.node("Add", a, np.float32(1e-12)),
-    "double": lambda g, a, _b: g.node("Cast", g.node("Cast", a, to=TensorProto.DOUBLE), to=TensorProto.FLOAT),
+    "double": _double,
     "itself": lambda g, a, _b: g.node("Cast", a, to=TensorProto.FLOAT),
     "If": _branches,
     "quantized": _quantized,
@@ -159,10 +164,11 @@ def test_random_graphs(steps: list[tuple[str, int, int]], opset: int, precision:
     for kind, i, j in steps:
         a, b = (values[-1 - k % len(values)] for k in (i, j))
         values.append(KINDS[kind](graph, a, b))
-    graph.node("Tanh", "x")  # something to cast there always is
+    for _ in range(2):  # one of them is always cast
+        graph.node("Tanh", "x")
     model = graph.model([values[-1], values[len(values) // 2]], opset)
     made = typed(model, precision, io=io, keep=(f"n{kept}/",) if kept < len(graph.nodes) and kept % 3 == 0 else ())
-    x = np.random.default_rng(len(steps)).uniform(-1, 1, (ROWS, COLUMNS)).astype(np.float16).astype(np.float32)
+    x = np.random.default_rng(len(steps)).integers(-16, 17, (ROWS, COLUMNS)).astype(np.float32) / 16  # exact in BF16
     expected, found = made.run_source(x=x), made.run(x=x)
     for name, array in expected.items():
         tolerance = 0.02 if precision == "fp16" else 0.16

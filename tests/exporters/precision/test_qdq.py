@@ -15,7 +15,7 @@ from onnx import numpy_helper
 
 from exporters.onnx_file import load_model, write_model
 from exporters.precision.cast import cast
-from exporters.precision.placement import SCHEMES, place
+from exporters.precision.placement import place
 from exporters.precision.policy import Policy
 from exporters.precision.qdq import check_opset, insert, scales
 from exporters.precision.simulate import open_runtime
@@ -23,14 +23,11 @@ from exporters.rewrite.pipeline import tidy
 from exporters.runtimes import OrtRuntime
 from models.errors import UsageError
 from tests.exporters.precision.networks import (
-    FAMILIES,
     FLOAT,
     HALF,
     assert_valid,
     block,
-    family,
     graph,
-    images,
     node,
     normal,
     proto_of,
@@ -138,31 +135,6 @@ def test_every_zero_point_is_written_out() -> None:
         assert zero.dtype == np.int8
         assert zero.shape == scale.shape
         assert not zero.any()
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_every_network_in_every_scheme(name: str) -> None:
-    """The checker, strict shape inference and the lint have nothing to say; inputs and outputs are as they were."""
-    inputs = images(name, 1)
-    model = family(name)
-    found = ranges(model, inputs)
-    before = proto_of(model).graph
-    for scheme in SCHEMES if name in ("swin", "deit distilled", "transformers DeiT") else ("full",):
-        model = family(name)
-        sites = place(model.graph, scheme=scheme).sites
-        assert sites
-        insert(model, sites, found, scale_type=HALF)
-        after = proto_of(model).graph
-        assert (list(after.input), list(after.output)) == (list(before.input), list(before.output))
-        assert_valid(model)
-        cast(model, Policy(HALF))
-        after = proto_of(model).graph
-        assert (list(after.input), list(after.output)) == (list(before.input), list(before.output))
-        assert_valid(model)
-        for n in of_type(model, Q) + of_type(model, DQ):
-            scale = constant(model, operand(n, 1).name or "")
-            assert scale.dtype == np.float16
-            assert (scale >= 2.0**-14).all()
 
 
 # Scales and numbers.
@@ -518,7 +490,7 @@ def networks(draw: Any) -> tuple[str, dict[str, Array]]:
     return text, constants
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(networks(), st.sampled_from([FLOAT, HALF]), st.booleans())
 def test_random_networks(network: tuple[str, dict[str, Array]], dtype: ir.DataType, float_weights: bool) -> None:
     text, constants = network

@@ -54,7 +54,9 @@ class Bench:
     ) -> BuildResult:
         """Build with a stand-in that behaves so."""
         self.set(FAKE_TENSORRT=does)
-        return run_build(self.onnx, BuildSettings(PROFILE, **settings), self.work, timeout=timeout, progress=progress)
+        return run_build(
+            self.onnx, BuildSettings(**{"profile": PROFILE, **settings}), self.work, timeout=timeout, progress=progress
+        )
 
     def files(self) -> set[str]:
         """Names of all files in the work folder."""

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx
 import pytest
 
 from exporters.tensorrt.settings import BuildSettings
+from exporters.tensorrt.tactics import Lock, LockScope
 from models.errors import IntegrityError, UsageError
 from tests.exporters.tensorrt.fakes import PROFILE, Bench, bench
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["bench"]
 
@@ -102,9 +105,7 @@ def test_keys_that_do_not_fit(bench: Bench, locked: Path) -> None:
     "text",
     ["", "[]", "{}", "null", '{"schema_version": 1, "scope": {}, "tactics": {}, "cache_sha256": ""}', "[" * 100_000],
 )
-def test_what_is_no_lock(bench: Bench, tmp_path: Path, text: str) -> None:
-    from exporters.tensorrt.tactics import Lock, LockScope
-
+def test_what_is_no_lock(tmp_path: Path, text: str) -> None:
     (tmp_path / "lock").write_text(text)
     with pytest.raises(IntegrityError, match="is no lock"):
         Lock.read(tmp_path / "lock", LockScope("", "", "", "", {}))

@@ -1,0 +1,126 @@
+"""The engines of a bundle under verification: the very plans that ship."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from exporters.report import NotJudged
+from exporters.subject import Subject, budgets
+from exporters.tensorrt.runtime import TensorRtRuntime, check_host
+from exporters.tensorrt.sidecar import sidecars
+from models.errors import EnvironmentUnsuitable, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from contextlib import ExitStack
+
+    from exporters.artifact import Artifact
+    from exporters.bundle import Bundle
+    from exporters.tensorrt.sidecar import Sidecar
+
+EngineChoice = Literal["auto", "all", "none"]
+
+ENGINES = "engines"
+
+
+@dataclass(frozen=True)
+class Engines:
+    """The engines of a bundle, as far as this machine can run them.
+
+    Attributes:
+        subjects: loaded.
+        not_judged: the others, and why.
+        notes: what a reader must know of those that are loaded.
+        unreleasable: those that must not be shipped, and why.
+    """
+
+    subjects: tuple[Subject, ...] = ()
+    not_judged: tuple[NotJudged, ...] = ()
+    notes: tuple[str, ...] = ()
+    unreleasable: tuple[str, ...] = ()
+
+
+def open_engines(
+    bundle: Bundle,
+    choice: EngineChoice,
+    batches: Sequence[int],
+    stack: ExitStack,
+    *,
+    rtol: Mapping[str, float],
+    allow_host_code: bool = False,
+    held: int | None = None,
+) -> Engines:
+    """Load the engines of a bundle; every plan is compared with its sidecar, also where it cannot run.
+
+    Args:
+        bundle: an opened bundle.
+        choice: ``auto`` leaves out what this machine cannot run, ``all`` makes that an error, ``none`` leaves out all.
+        batches: sizes of the sweep.
+        stack: holds what is loaded.
+        rtol: see `exporters.verify.verify`.
+        allow_host_code: run plans that hold code for the CPU, too.
+        held: how many samples there are at most, or None for any number.
+
+    Raises:
+        IntegrityError: a plan is not what its sidecar records, or one of the two is missing.
+        UsageError: ``all``, and there is no engine.
+        EnvironmentUnsuitable: ``all``, and one cannot run; or TensorRT refuses one that should run here.
+    """
+    if choice == "none":
+        return Engines()
+    folder = bundle.path / ENGINES
+    found = list(sidecars(folder))
+    if choice == "all" and not found:
+        raise UsageError(
+            f"{bundle.path} holds no engine", expected="one to verify", hint="deploycli build-trt, or --engines auto"
+        )
+    subjects: list[Subject] = []
+    not_judged: list[NotJudged] = []
+    notes: list[str] = []
+    for sidecar in found:
+        path = f"{ENGINES}/{sidecar.plan}"
+        sidecar.check_file(folder)
+        low, high = _range(sidecar)
+        try:
+            check_host(sidecar, allow_host_code=allow_host_code)
+            if held is not None and low > held:
+                raise EnvironmentUnsuitable(
+                    f"it takes batches from {low}, and there are {held} samples", hint="--reference eager"
+                )
+        except EnvironmentUnsuitable as error:
+            if choice == "all":
+                raise
+            not_judged.append(NotJudged(path, error.found))
+            continue
+        runtime = stack.enter_context(TensorRtRuntime(folder, sidecar, allow_host_code=allow_host_code))
+        subjects.append(Subject(path, sidecar.precision, (low, high), runtime, *budgets(sidecar.precision, rtol)))
+        if omitted := sorted({size for size in batches if not low <= size <= high}):
+            notes.append(f"{path} takes batches {low} to {high}: batch {', '.join(map(str, omitted))} left out")
+        if (stale := _stale(bundle, sidecar)) is not None:
+            notes.append(f"{path} {stale}")
+    unreleasable = (f"{ENGINES}/{s.plan}: {s.unreleasable}" for s in found if s.unreleasable)
+    return Engines(tuple(subjects), tuple(not_judged), tuple(notes), tuple(unreleasable))
+
+
+def _range(sidecar: Sidecar) -> tuple[int, int]:
+    """Return the smallest and the largest batch that an engine takes."""
+    inputs = [tensor.profile or (tensor.shape,) for tensor in sidecar.io if tensor.mode == "input"]
+    return max(shapes[0][0] for shapes in inputs), min(shapes[-1][0] for shapes in inputs)
+
+
+def _stale(bundle: Bundle, sidecar: Sidecar) -> str | None:
+    """Say where an engine was built from another graph than the bundle holds now."""
+    artifact = bundle.manifest.artifact(sidecar.onnx)
+    if artifact is None:
+        return f"was built from {sidecar.onnx}, which the bundle does not hold"
+    if _sha256(artifact) == sidecar.onnx_sha256:
+        return None
+    return f"was built from another {sidecar.onnx} than the bundle holds now"
+
+
+def _sha256(artifact: Artifact) -> str:
+    """Return what `exporters.precision.observed.model_sha256` does; the bundle's hashes were checked when it opened."""
+    digests = [artifact.file.sha256, *(r.sha256 for r in sorted(artifact.external, key=lambda record: record.path))]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
