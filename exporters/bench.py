@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from exporters.benchmark.candidate import BenchOptions
+from exporters.benchmark.engines import engine_candidates
 from exporters.benchmark.host import describe_host
 from exporters.benchmark.measurement import Measurement, speedup
 from exporters.benchmark.ort import ort_candidates
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
 DEFAULT_BATCHES = (1, 8)
 
-PROVIDERS: tuple[Provider, ...] = (pytorch_candidates, ort_candidates)
+PROVIDERS: tuple[Provider, ...] = (pytorch_candidates, ort_candidates, engine_candidates)
 """Where candidates come from, in the order of the table."""
 
 

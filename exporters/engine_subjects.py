@@ -82,7 +82,7 @@ def open_engines(
     for sidecar in found:
         path = f"{ENGINES}/{sidecar.plan}"
         sidecar.check_file(folder)
-        low, high = _range(sidecar)
+        low, high = sidecar.batches
         try:
             check_host(sidecar, allow_host_code=allow_host_code)
             if held is not None and low > held:
@@ -102,12 +102,6 @@ def open_engines(
             notes.append(f"{path} {stale}")
     unreleasable = (f"{ENGINES}/{s.plan}: {s.unreleasable}" for s in found if s.unreleasable)
     return Engines(tuple(subjects), tuple(not_judged), tuple(notes), tuple(unreleasable))
-
-
-def _range(sidecar: Sidecar) -> tuple[int, int]:
-    """Return the smallest and the largest batch that an engine takes."""
-    inputs = [tensor.profile or (tensor.shape,) for tensor in sidecar.io if tensor.mode == "input"]
-    return max(shapes[0][0] for shapes in inputs), min(shapes[-1][0] for shapes in inputs)
 
 
 def _stale(bundle: Bundle, sidecar: Sidecar) -> str | None:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from exporters.engine_subjects import EngineChoice
     from exporters.manifest import Manifest
     from exporters.report import Stage
+    from exporters.runtimes import Runtime
     from exporters.samples import Samples
     from exporters.verify_samples import ClassOutput
 
@@ -94,12 +95,17 @@ def verify(
             hint="--reference eager, with --checkpoint where the weights are elsewhere",
         )
     with ExitStack() as stack:
-        subjects: list[Subject] = [
+
+        def loaded(path: Path) -> Runtime:
+            runtime: Runtime = open_runtime(path)
+            return stack.enter_context(runtime)
+
+        subjects = [
             Subject(
                 a.file.path,
                 a.precision,
                 None if a.batch is None else (a.batch, a.batch),
-                stack.enter_context(open_runtime(bundle.path / a.file.path)),
+                loaded(bundle.path / a.file.path),
                 *budgets(a.precision, rtol or {}),
             )
             for a in manifest.artifacts

@@ -185,6 +185,7 @@ def _end(child: subprocess.Popen[bytes]) -> None:
             while not _has_ended(child) and time.monotonic() < deadline:
                 time.sleep(_POLL_S / 2)
     finally:  # also where a second interruption cuts the waiting short
+        _signal(child, signal.SIGKILL)
         if child.stdout is not None:
             child.stdout.close()
         child.wait()

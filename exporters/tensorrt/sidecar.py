@@ -111,6 +111,12 @@ class Sidecar:
     unreleasable: str = ""
     schema_version: int = field(default=SCHEMA_VERSION)
 
+    @property
+    def batches(self) -> tuple[int, int]:
+        """The smallest and the largest batch that the engine takes."""
+        inputs = [tensor.profile or (tensor.shape,) for tensor in self.io if tensor.mode == "input"]
+        return max(shapes[0][0] for shapes in inputs), min(shapes[-1][0] for shapes in inputs)
+
     def to_json(self) -> dict[str, Any]:
         """Return the sidecar as JSON values."""
         return asdict(self)
@@ -171,9 +177,17 @@ class Sidecar:
             raise IntegrityError(
                 f"{path} names the ONNX file {sidecar.onnx!r}", expected="a file of the bundle", hint=_BUILD_AGAIN
             )
-        if not _SHA256.fullmatch(str(sidecar.sha256)) or len(_numbers(str(sidecar.tensorrt))) < 3:
+        inputs = [tensor for tensor in sidecar.io if tensor.mode == "input"]
+        if (
+            not _SHA256.fullmatch(str(sidecar.sha256))
+            or len(_numbers(str(sidecar.tensorrt))) < 3
+            or not inputs
+            or not all(all(shape) for tensor in inputs for shape in tensor.profile or (tensor.shape,))
+        ):
             raise IntegrityError(
-                f"{path} is malformed: its hash or its version is none", expected="a sidecar", hint=_BUILD_AGAIN
+                f"{path} is malformed: its hash, its version or its inputs are none",
+                expected="a sidecar",
+                hint=_BUILD_AGAIN,
             )
         return sidecar
 

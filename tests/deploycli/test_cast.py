@@ -163,6 +163,17 @@ def test_external_data_is_replaced_whole(deploycli: Command, bundle: Bundle, tmp
     assert {tensor.data_type for tensor in weights} == {1}
 
 
+def test_all_files_of_what_is_replaced_go(deploycli: Command, bundle: Bundle) -> None:
+    assert deploycli("cast", "linear").code == 0
+    (bundle.path / "model.fp16.onnx.data").write_bytes(b"of an earlier cast")
+    manifest = Bundle.open(bundle.path).manifest
+    plain, cast = manifest.artifacts
+    cast = replace(cast, external=(FileRecord.of(bundle.path, "model.fp16.onnx.data"),))
+    (bundle.path / "manifest.json").write_text(replace(manifest, artifacts=(plain, cast)).dumps())
+    assert deploycli("cast", "linear").code == 0
+    assert set(files(bundle.path)) == {"golden.npz", "manifest.json", "model.onnx", "model.fp16.onnx"}
+
+
 def test_every_bundle_at_once(deploycli: Command, tmp_path: Path) -> None:
     for name in ("a", "b"):
         make(tmp_path / "artifacts", name, model=wide())

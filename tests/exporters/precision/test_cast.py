@@ -109,6 +109,13 @@ STAY = "m = Transpose <perm = [0, 1, 2]>"  # movement that moves nothing
         ("i = Shape (x) m = Cast <to = 1> (i) n = Gather (m, q) y = Mul (x, n) z = Abs (x)", "", 4),
         ("i = Shape (x) m = ConstantOfShape (i) y = Add (x, m) z = Softmax (m)", "m", 3),
         ("i = Shape (x) m = ConstantOfShape (i) y = Add (x, m) z = Abs (m)", "", 3),
+        # what turns out to be FP32 is not rounded on its other way to FP32
+        (
+            "i = Shape (x) m = ConstantOfShape (i) a = Identity (m) b = Abs (x) c = Concat <axis = 1> (a, b)"
+            " d = Slice (c, q, s4, h1) y = Identity (d) z = Identity (a)",
+            "amcd",
+            2,
+        ),
         # a Shape reads anything
         ("a = Softmax (x) i = Shape (a) y = Reshape (a, i) z = Abs (x)", "a", 2),
         # a Split has several results, some of which are read in FP32
@@ -116,7 +123,7 @@ STAY = "m = Transpose <perm = [0, 1, 2]>"  # movement that moves nothing
     ],
 )
 def test_movement(text: str, fp32: str, casts: int) -> None:
-    constants = {"g": np.ones(8), "e": [8], "s": [2, 2], "h": [4, 4], "q": [0]}
+    constants = {"g": np.ones(8), "e": [8], "s": [2, 2], "h": [4, 4], "q": [0], "h1": [1], "s4": [4]}
     used = {name: value for name, value in constants.items() if re.search(rf"[(,] ?{name}[,)]", text)}
     graph = typed(source(f"g (float[2, 4, 8] x) => (float[2, 4, 8] y, float[2, 4, 8] z) {{ {text} }}", **used))
     assert {name for name in "abcdmn" if graph.types.get(name) == F32} == set(fp32)
@@ -269,6 +276,13 @@ def test_a_row_that_is_masked_throughout_is_no_nan() -> None:
     graph = typed(source(text, mask=mask))
     assert np.isnan(graph.run_source(s=np.ones((2, 4), np.float32))["p"][0]).all()
     np.testing.assert_array_equal(graph.run(s=np.ones((2, 4), np.float32))["p"], np.full((2, 4), 0.25))
+
+
+def test_a_mask_that_leaves_the_graph_is_written_as_it_is() -> None:
+    text = "g (float[4] s) => (float[4] p, float[4] m) { t = Neg (s) m = Where (c, k, t) p = Softmax (m) }"
+    graph = typed(source(text, c=[True, False, False, False], k=np.float32(-1e9)))
+    assert graph.notes["block.1/Where"] == "constant: 1 of 1 values of k are beyond 65504"
+    assert graph.run(s=np.ones(4, np.float32))["m"][0] == -1e9
 
 
 def test_the_mask_of_an_attention() -> None:

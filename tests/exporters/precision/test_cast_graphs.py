@@ -258,6 +258,27 @@ def test_a_constant_that_two_precisions_read_is_stored_in_both() -> None:
     assert_close(graph)
 
 
+def test_constant_nodes_become_constants_of_the_graph() -> None:
+    text = f"""g ({IO}) => (float[2, 4, 8] y) {{
+        w = Constant <value_floats = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]> () low = Constant <value_float = -1e9> ()
+        a = Mul (x, w) z = Constant <value_float = 0.0> () c = Greater (a, z) b = Where (c, a, low) y = Softmax (b)
+    }}"""
+    graph = typed(source(text))
+    assert graph.ops == {"Cast": 2, "Mul": 1, "Greater": 1, "Where": 1, "Softmax": 1}
+    assert {t.name: t.data_type for t in graph.proto.graph.initializer} == dict.fromkeys(("w", "low", "z"), F16)
+    assert graph.notes["low"] == "mask: 1 of 1 values are clipped to 32752"
+
+
+def test_what_a_normalization_also_makes_keeps_its_own_type() -> None:
+    text = f"""g ({IO}) => (float[2, 4, 8] y, float[2, 4, 1] z) <float[2, 4, 1] mean> {{
+        a, mean = LayerNormalization (x, g) y = Neg (a) z = Neg (mean)
+    }}"""
+    graph = typed(source(text, g=np.ones(8)), allow=frozenset({"layer-norm"}))
+    assert (graph.types["a"], graph.types["mean"]) == (F16, F32)
+    bf16 = typed(graph.source, "bf16", allow=frozenset({"layer-norm"}))
+    assert (bf16.types["a"], bf16.types["mean"]) == (BF16, F32)
+
+
 def test_constants_keep_their_names() -> None:
     text = f"g ({IO}) => (float[2, 4, 8] y) {{ a = MatMul (x, w) b = LayerNormalization (a, g) y = Add (b, c) }}"
     graph = typed(source(text, w=W, g=np.ones(8), c=np.ones(8)))

@@ -1,0 +1,319 @@
+from __future__ import annotations
+
+import gc
+from typing import TYPE_CHECKING, Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from exporters.tensorrt import device as device_module
+from exporters.tensorrt.device import CudaDevice, TorchDevice, open_device
+from exporters.tensorrt.runtime import TensorRtRuntime
+from models.errors import EnvironmentUnsuitable, ExportError, IntegrityError, UsageError
+from tests.exporters.tensorrt.running_engines import installed, rewritten, samples, write_engine
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+WEIGHT = np.random.default_rng(1).standard_normal((12, 5)).astype(np.float32)
+
+
+def save(path: Path, dtype: int = TensorProto.FLOAT, weight: np.ndarray = WEIGHT) -> None:
+    """``logits = images @ weight``; the input, too, is of the type."""
+    body = [
+        helper.make_node("Cast", ["images"], ["wide"], to=TensorProto.FLOAT),
+        helper.make_node("MatMul", ["wide", "weight"], ["raw"]),
+        helper.make_node("Cast", ["raw"], ["logits"], to=dtype),
+    ]
+    graph = helper.make_graph(
+        body,
+        "linear",
+        [helper.make_tensor_value_info("images", dtype, ["batch", 12])],
+        [helper.make_tensor_value_info("logits", dtype, ["batch", 5])],
+        [numpy_helper.from_array(weight, "weight")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+
+
+@pytest.fixture
+def cuda() -> Iterator[Any]:
+    with installed() as module:
+        yield module
+        gc.collect()
+        assert module.LIVE == {}, "memory of the GPU was not freed"
+        assert module.STREAMS == {}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    save(tmp_path / "model.onnx")
+    return tmp_path
+
+
+def test_runs_and_reads_outputs_after_synchronisation(cuda: Any, folder: Path) -> None:
+    sidecar = write_engine(folder, "model.onnx", (1, 2, 8))
+    images = samples(3)
+    with TensorRtRuntime(folder / "engines", sidecar) as runtime:
+        assert runtime.name == "TensorRT 10.13.3.9"
+        outputs = runtime.run({"images": images})
+    assert outputs["logits"].dtype == np.float32
+    np.testing.assert_allclose(outputs["logits"], images @ WEIGHT, rtol=1e-5, atol=1e-6)
+
+
+def test_sizes_that_alternate_leak_nothing(cuda: Any, folder: Path) -> None:
+    sidecar = write_engine(folder, "model.onnx", (1, 2, 8))
+    with TensorRtRuntime(folder / "engines", sidecar) as runtime:
+        for size in (1, 8, 1, 3, 8, 2) * 5:
+            images = samples(size, seed=size)
+            np.testing.assert_allclose(runtime.run({"images": images})["logits"], images @ WEIGHT, rtol=1e-4, atol=1e-5)
+            assert len(cuda.LIVE) == 2  # one input, one output
+    assert len(cuda.ALLOCATED) == 4  # at 1, and again at 8
+
+
+def test_strided_and_read_only_arrays_are_taken(cuda: Any, folder: Path) -> None:
+    sidecar = write_engine(folder, "model.onnx", (1, 2, 8))
+    wide = samples(4, 24)
+    images = np.broadcast_to(wide[:1, ::2], (4, 12))
+    with TensorRtRuntime(folder / "engines", sidecar) as runtime:
+        np.testing.assert_allclose(runtime.run({"images": images})["logits"], images @ WEIGHT, rtol=1e-4, atol=1e-5)
+
+
+def test_half_inputs_are_rounded_and_half_outputs_stay(cuda: Any, tmp_path: Path) -> None:
+    save(tmp_path / "model.onnx", TensorProto.FLOAT16)
+    sidecar = write_engine(tmp_path, "model.onnx", (1, 2, 8))
+    images = samples(2)
+    images[0, 0] = 1e6  # infinite in FP16, without a warning
+    with TensorRtRuntime(tmp_path / "engines", sidecar) as runtime:
+        found = runtime.run({"images": images})["logits"]
+    assert found.dtype == np.float16
+    assert not np.isfinite(found[0]).any()
+    np.testing.assert_allclose(found[1], (images[1].astype(np.float16) @ WEIGHT).astype(np.float16), rtol=2e-3)
+
+
+def test_bfloat16_outputs_become_float32(cuda: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tensorrt as trt
+
+    sidecar = write_engine(folder, "model.onnx", (1, 2, 8))
+    with TensorRtRuntime(folder / "engines", sidecar) as runtime:
+        images = samples(2)
+        expected = (images.astype(ml_dtypes.bfloat16).astype(np.float32) @ WEIGHT).astype(ml_dtypes.bfloat16)
+        bf16 = type("BF16", (), {"name": "BF16"})
+        monkeypatch.setattr(trt.ICudaEngine, "get_tensor_dtype", lambda *_: bf16)
+        context: Any = runtime._context
+        session = context._session
+        context._session = type(
+            "Session",
+            (),
+            {
+                "get_outputs": lambda _: session.get_outputs(),
+                "run": lambda _, names, feed: session.run(
+                    names, {name: array.astype(np.float32) for name, array in feed.items()}
+                ),
+            },
+        )()
+        runtime._types = dict.fromkeys(runtime._types, ml_dtypes.bfloat16)
+        found = runtime.run({"images": images})["logits"]
+    assert found.dtype == np.float32
+    assert (found == expected.astype(np.float32)).all()
+
+
+def test_a_recorded_graph_gives_what_a_run_gives(cuda: Any, folder: Path) -> None:
+    sidecar = write_engine(folder, "model.onnx", (1, 2, 8))
+    images = samples(4)
+    with TensorRtRuntime(folder / "engines", sidecar) as runtime:
+        runtime.prepare({"images": images})
+        replay = runtime.capture()
+        cuda.LIVE[runtime._buffers["logits"][0]][:] = [0] * len(cuda.LIVE[runtime._buffers["logits"][0]])
+        replay()
+        np.testing.assert_allclose(runtime.outputs()["logits"], images @ WEIGHT, rtol=1e-4, atol=1e-5)
+
+
+def test_shapes_outside_the_profile(cuda: Any, folder: Path) -> None:
+    sidecar = write_engine(folder, "model.onnx", (2, 2, 4))
+    with TensorRtRuntime(folder / "engines", sidecar) as runtime:
+        for size in (1, 5):
+            with pytest.raises(ExportError, match=rf"no profile of the engine takes images {size}x12") as caught:
+                runtime.run({"images": samples(size)})
+            assert caught.value.expected == "images 2x12 to 4x12"
+        assert runtime.run({"images": samples(3)})["logits"].shape == (3, 5)
+        with pytest.raises(UsageError, match="was given the inputs none"):
+            runtime.run({})
+
+
+@pytest.mark.parametrize(
+    ("does", "error", "words"),
+    [
+        ("refuse", EnvironmentUnsuitable, "cannot load .*: the engine plan file is not compatible"),
+        ("no context", EnvironmentUnsuitable, "no execution context .*: out of memory"),
+        ("fail", ExportError, "refuses to run: an illegal memory access"),
+    ],
+)
+def test_what_fails_says_why_in_tensorrts_words(
+    does: str, error: type[Exception], words: str, folder: Path, cuda: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sidecar = write_engine(folder, "model.onnx", (1, 2, 8))
+    monkeypatch.setenv("FAKE_ENGINE", does)
+    with pytest.raises(error, match=words), TensorRtRuntime(folder / "engines", sidecar) as runtime:
+        runtime.run({"images": samples(1)})
+
+
+def test_no_memory_is_said_and_frees_what_there_was(cuda: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sidecar = write_engine(folder, "model.onnx", (1, 2, 8))
+    with TensorRtRuntime(folder / "engines", sidecar) as runtime:
+        runtime.run({"images": samples(1)})
+        monkeypatch.setenv("FAKE_MEMORY", "64")
+        with pytest.raises(EnvironmentUnsuitable, match="cudaErrorMemoryAllocation"):
+            runtime.run({"images": samples(8)})
+        monkeypatch.delenv("FAKE_MEMORY")
+        assert runtime.run({"images": samples(8)})["logits"].shape == (8, 5)
+
+
+class TestStripped:
+    def test_it_gets_the_weights_of_the_recorded_file(self, cuda: Any, folder: Path) -> None:
+        sidecar = write_engine(folder, "model.onnx", (1, 2, 8), strip_weights=True)
+        with TensorRtRuntime(folder / "engines", sidecar) as runtime:
+            images = samples(2)
+            np.testing.assert_allclose(runtime.run({"images": images})["logits"], images @ WEIGHT, rtol=1e-4, atol=1e-5)
+
+    def test_another_file_is_refused_before_it_is_read(
+        self, cuda: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        sidecar = write_engine(folder, "model.onnx", (1, 2, 8), strip_weights=True)
+        monkeypatch.setenv("FAKE_CALLS", str(tmp_path / "calls"))
+        save(folder / "model.onnx", weight=2 * WEIGHT)
+        with pytest.raises(IntegrityError, match="not the file that the stripped engine was built from"):
+            TensorRtRuntime(folder / "engines", sidecar)
+        (folder / "model.onnx").unlink()
+        with pytest.raises(IntegrityError, match="is missing"):
+            TensorRtRuntime(folder / "engines", sidecar)
+        assert "refit" not in (tmp_path / "calls").read_text()
+
+    def test_external_data_outside_of_the_folder_is_refused(
+        self, cuda: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder = tmp_path / "bundle"
+        folder.mkdir()
+        save(folder / "model.onnx")
+        sidecar = write_engine(folder, "model.onnx", (1, 2, 8), strip_weights=True)
+        model = onnx.load(folder / "model.onnx")
+        onnx.save(model, folder / "model.onnx", save_as_external_data=True, location="model.data", size_threshold=0)
+        (folder / "model.data").rename(tmp_path / "model.data")
+        (folder / "model.data").symlink_to(tmp_path / "model.data")
+        monkeypatch.setenv("FAKE_CALLS", str(tmp_path / "calls"))
+        with pytest.raises(IntegrityError, match="outside the folder of the model"):
+            TensorRtRuntime(folder / "engines", sidecar)
+        assert "refit" not in (tmp_path / "calls").read_text()
+
+    def test_a_refit_that_fails_is_said(self, cuda: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        sidecar = write_engine(folder, "model.onnx", (1, 2, 8), strip_weights=True)
+        monkeypatch.setenv("FAKE_ENGINE", "no refit")
+        with pytest.raises(EnvironmentUnsuitable, match="cannot put the weights"):
+            TensorRtRuntime(folder / "engines", sidecar)
+
+
+def test_host_code_runs_only_where_it_is_allowed(
+    cuda: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sidecar = write_engine(folder, "model.onnx", (1, 2, 8), version_compatible=True)
+    monkeypatch.setenv("FAKE_CALLS", str(tmp_path / "calls"))
+    with pytest.raises(EnvironmentUnsuitable, match="lean runtime") as caught:
+        TensorRtRuntime(folder / "engines", sidecar)
+    assert caught.value.hint == "--allow-engine-host-code"
+    assert not (tmp_path / "calls").exists()
+    with TensorRtRuntime(folder / "engines", sidecar, allow_host_code=True) as runtime:
+        assert runtime.run({"images": samples(1)})["logits"].shape == (1, 5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "gpu", "version", "words"),
+    [
+        ({"sha256": "0" * 64}, "NVIDIA L4|8|9", "10.13.3.9", "has changed"),
+        ({"tensorrt": "10.13.3.8"}, "NVIDIA L4|8|9", "10.13.3.9", "as its header says"),
+        ({}, "NVIDIA L4|8|9", "10.13.2.6", "was built by TensorRT 10.13.3.9, here is 10.13.2.6"),
+        ({}, "NVIDIA L4|8|9", "11.4.0.106", "here is 11.4.0.106"),
+        ({}, "NVIDIA A10|8|6", "10.13.3.9", r"was built on NVIDIA L4 \(compute capability 8.9\), here is NVIDIA A10"),
+        ({}, "none", "10.13.3.9", "there is no GPU"),
+    ],
+)
+def test_what_does_not_fit_is_never_shown_to_tensorrt(
+    changes: dict[str, Any], gpu: str, version: str, words: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with installed():
+        sidecar = rewritten(folder, write_engine(folder, "model.onnx", (1, 2, 8)), **changes)
+    calls = folder / "calls"
+    expected = IntegrityError if changes else EnvironmentUnsuitable
+    with installed(FAKE_GPU=gpu, FAKE_TENSORRT_VERSION=version, FAKE_CALLS=str(calls)):
+        with pytest.raises(expected, match=words):
+            TensorRtRuntime(folder / "engines", sidecar)
+        assert not calls.exists()
+
+
+def test_a_status_of_cuda_is_an_error_with_its_name(cuda: Any) -> None:
+    device = CudaDevice(cuda)
+    with pytest.raises(EnvironmentUnsuitable, match="cudaErrorInvalidValue"):
+        device.upload(12345, np.zeros(4))
+    address = device.allocate(4)
+    with pytest.raises(EnvironmentUnsuitable, match="cudaErrorInvalidValue"):
+        device.download(address, np.zeros(400))
+    device.close()
+    device.close()  # once is enough
+
+
+def test_without_cuda_python_and_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    with installed() as cuda:
+        monkeypatch.setattr(cuda, "cudaGetDeviceCount", lambda: (cuda.cudaError_t.cudaErrorNoDevice, None))
+        with pytest.raises(EnvironmentUnsuitable, match="cudaErrorNoDevice"):
+            open_device()
+
+
+def test_pytorch_serves_where_cuda_python_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On this machine's CPU: what PyTorch allocates as ``cuda`` is in host memory."""
+    import torch
+
+    class Stream:
+        cuda_stream = 77
+
+        def synchronize(self) -> None: ...
+
+        def __enter__(self) -> None: ...
+
+        def __exit__(self, *_: object) -> None: ...
+
+    class Cuda:
+        @staticmethod
+        def stream(stream: Stream) -> Stream:
+            return stream
+
+    Cuda.Stream = Stream  # type: ignore[attr-defined]
+
+    class Torch:
+        uint8, cuda = torch.uint8, Cuda
+
+        def empty(self, size: int, dtype: torch.dtype, device: str) -> torch.Tensor:
+            assert device == "cuda"
+            return torch.empty(size, dtype=dtype)
+
+        def from_numpy(self, array: np.ndarray) -> torch.Tensor:
+            return torch.from_numpy(array)
+
+    device = TorchDevice(Torch())  # type: ignore[arg-type]
+    assert device.stream == 77
+    address = device.allocate(64)
+    given = np.broadcast_to(np.float32(3), (4,)).astype(ml_dtypes.bfloat16)
+    given.flags.writeable = False
+    device.upload(address, given)
+    found = np.zeros(4, ml_dtypes.bfloat16)
+    device.download(address, found)
+    device.synchronize()
+    assert (found == given).all()
+    device.free(address)
+    with pytest.raises(KeyError):
+        device.download(address, found)
+    device.close()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(EnvironmentUnsuitable, match="no way to a GPU: because; PyTorch sees no GPU"):
+        device_module._torch_device("because")
