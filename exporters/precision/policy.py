@@ -71,6 +71,7 @@ class Policy:
     keep: tuple[re.Pattern[str], ...] = ()
     magnitudes: Mapping[str, float] = field(default_factory=dict)
     _examined: dict[ir.Value, Rounding | None] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _beyond: dict[ir.Value, bool] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if unknown := sorted(self.allow - OPTIONAL_RULES):
@@ -102,6 +103,17 @@ class Policy:
         """Whether a value is a constant that the reduced type cannot hold, and no mask, which may be clipped."""
         rounding = self.examine(value)
         return rounding is not None and rounding.overflowed > 0 and value is not None and not feeds_softmax(value)
+
+    def is_beyond(self, value: ir.Value | None) -> bool:
+        """Whether a constant that overflows may have made a value as large, and no data show that it has not."""
+        node = None if value is None else value.producer()
+        if node is None or value is None or value.dtype != ir.DataType.FLOAT or value.name in self.magnitudes:
+            return False  # what data show is for the rule of ranges
+        if value not in self._beyond:
+            self._beyond[value] = any(self.overflows(v) for v in (*node.inputs, *node.outputs)) or (
+                node.op_type in MASKING and any(self.is_beyond(v) for v in node.inputs)
+            )
+        return self._beyond[value]
 
 
 def stored(value: ir.Value) -> ir.TensorProtocol | None:
@@ -215,7 +227,7 @@ def _constant(node: ir.Node, policy: Policy) -> str | None:
 
 
 def _overflow(node: ir.Node, policy: Policy) -> str | None:
-    value = next((v for v in node.inputs if _is_beyond(v, policy)), None)
+    value = next((v for v in node.inputs if policy.is_beyond(v)), None)
     if value is None or is_onnx(node, "Shape", "Size"):
         return None
     return f"{value.name} is computed from a constant beyond {policy.largest:g}, and may be as large"
@@ -265,16 +277,6 @@ def _is_clipped(value: ir.Value, policy: Policy) -> bool:
         rounding = policy.examine(value)
         return rounding is not None and rounding.near > 0
     return any(v is not None and _is_clipped(v, policy) for v in node.inputs)
-
-
-def _is_beyond(value: ir.Value | None, policy: Policy) -> bool:
-    """Whether a constant that overflows may have made a value as large, and no data shows that it has not."""
-    node = None if value is None else value.producer()
-    if node is None or value is None or value.dtype != ir.DataType.FLOAT or value.name in policy.magnitudes:
-        return False  # what data show is the rule of ranges
-    if any(policy.overflows(v) for v in (*node.inputs, *node.outputs)):
-        return True
-    return node.op_type in MASKING and any(_is_beyond(v, policy) for v in node.inputs)
 
 
 RULES: Mapping[str, Callable[[ir.Node, Policy], str | None]] = {
