@@ -162,7 +162,7 @@ def _unsupported(node: ir.Node, policy: Policy) -> str | None:
     built = operators(parse_version(DEFAULT_VERSION)).types.get(name, frozenset())
     if floats and ir.DataType.FLOAT in built and target not in built:
         return f"TensorRT has no {name} in {target.name}"
-    if name == "Gemm" and (attribute(node, "alpha", 1.0), attribute(node, "beta", 1.0)) != (1.0, 1.0):
+    if name == "Gemm" and any(attribute(node, key, 1.0) != 1 for key in ("alpha", "beta")[: len(node.inputs) - 1]):
         return "TensorRT makes FP32 constants of its alpha and beta"
     if not floats and any(o.dtype == ir.DataType.FLOAT for o in node.outputs):
         if name not in _TYPED_FREELY:

@@ -6,6 +6,7 @@ bundle/reports/build-fp16/                             job, builder's log and la
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -278,7 +279,11 @@ def _build(planned: PlannedEngine, request: EngineRequest, progress: Progress) -
         planned.settings,
         work,
         timeout=request.timeout,
-        progress=lambda now: progress(f"building {planned.precision}: {now.phase}", now.step, now.total),
+        progress=lambda now: progress(
+            f"building {planned.precision}: {now.phase.removeprefix('deploycli: ')}",
+            min(now.step, now.total - 1),  # steps that are done, and one runs until the phase ends
+            now.total,
+        ),
     )
     try:
         layers = _inspected(result)
@@ -346,11 +351,13 @@ def _install(bundle: Bundle, result: BuildResult, sidecar: Sidecar) -> Path:
         result.plan.replace(target)
         sidecar.save(folder)
     except OSError as error:
-        target.unlink(missing_ok=True)
+        with suppress(OSError):
+            target.unlink()
         raise EnvironmentUnsuitable(
             f"cannot write {target}: {error.strerror or error}", hint="check the folder's permissions"
         ) from error
     except BaseException:  # such as Ctrl-C: a plan without its sidecar would be refused by every command
-        target.unlink(missing_ok=True)
+        with suppress(OSError):
+            target.unlink()
         raise
     return target

@@ -15,12 +15,13 @@ import pytest
 from exporters.artifact import MANIFEST_NAME
 from exporters.bundle import Bundle, find_bundles, write_bundle
 from exporters.golden import load_golden
-from exporters.manifest import Manifest
 from models.errors import EnvironmentUnsuitable, IntegrityError, UsageError
 from tests.exporters.bundles import filler, make
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from exporters.manifest import Manifest
 
 
 @pytest.fixture

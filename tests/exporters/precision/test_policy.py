@@ -185,6 +185,7 @@ UNTOUCHED = [
     (f"({X}) => (bool[2, 4, 8] y) {{ a = Mul (x, k) y = Cast <to = 9> (a) }}", {"k": np.float32(2)}),
     (f"({X}) => (int64[2, 4, 8] y, float[2, 4, 8] a) {{ a = Floor (x) y = Cast <to = 7> (a) }}", {}),
     ("(float[2, 8] x) => (float[2, 8] y) { y = Gemm <alpha = 1.0, transB = 1> (x, w, c) }", {"w": W, "c": np.ones(8)}),
+    ("(float[2, 8] x) => (float[2, 8] y) { y = Gemm <beta = 2.0> (x, w) }", {"w": W}),
     ("(int64[2] n) => (float[N, M] y) { y = ConstantOfShape (n) }", {}),
     ("(float[1, 2, 4, 4] x) => (float[1, 2, 8, 8] y) { y = Resize (x, , s) }", {"s": np.float32([1, 1, 2, 2])}),
 ]
