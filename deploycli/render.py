@@ -6,9 +6,12 @@ import json
 import os
 import shlex
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn
+from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
@@ -30,6 +33,10 @@ if TYPE_CHECKING:
     from models.spec import Weights
 
 
+_LOG_EVERY_S = 5.0
+"""Seconds between two lines on the progress of one thing, where there is no terminal."""
+
+
 class Output(Console):
     """A stream whose reader may leave when it has enough, as head does: the command, and its exit code, go on."""
 
@@ -41,11 +48,14 @@ class Output(Console):
 
 
 class Progress:
-    """A status line on a terminal; elsewhere one line a step, so that a log shows where the time goes."""
+    """A bar on a terminal; elsewhere some lines a step, so that a log shows where the time goes."""
 
     def __init__(self) -> None:
         self._console = Output(file=sys.stderr)  # this very stream, also while something redirects stderr
-        self._status = self._console.status("") if self._console.is_terminal else None
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        self._bars = Bars(*columns, console=self._console, transient=True) if self._console.is_terminal else None
+        self._bar = None if self._bars is None else self._bars.add_task("", total=None)
+        self._printed = ("", 0.0)  # what was last said off a terminal, and when
 
     def __call__(self, message: str) -> None:
         """Show what runs now.
@@ -54,14 +64,26 @@ class Progress:
             Interrupted: what ran before was to be interrupted, and was not.
         """
         check()
-        if self._status is not None:
-            self._status.update(message)
+        if self._bars is not None and self._bar is not None:
+            self._bars.update(self._bar, description=message, completed=0, total=None)
         else:
             self._console.out(message, highlight=False)
 
     def count(self, message: str, done: int, total: int) -> None:
-        """Show what runs now, and how far it is."""
-        self(f"{message} ({done + 1}/{total})")
+        """Show what runs now, and how far it is; off a terminal once in a while.
+
+        Raises:
+            Interrupted: see `__call__`.
+        """
+        check()
+        if self._bars is not None and self._bar is not None:
+            self._bars.update(self._bar, description=message, completed=min(done + 1, total), total=total)
+            return
+        said, when = self._printed
+        now = time.monotonic()
+        if message != said or now - when >= _LOG_EVERY_S or done + 1 >= total:
+            self._console.out(f"{message} ({min(done + 1, total)}/{total})", highlight=False)
+            self._printed = message, now
 
     def warn_of(self, weights: Weights) -> None:
         """Say what of the weights a user should know, whatever is printed to stdout."""
@@ -76,15 +98,15 @@ class Progress:
         self._console.print(Text(message, "yellow"), soft_wrap=True)
 
     def __enter__(self) -> Progress:
-        if self._status is not None:
-            self._status.start()
+        if self._bars is not None:
+            self._bars.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._status is not None:
-            self._status.stop()
+        if self._bars is not None:
+            self._bars.stop()
 
 
 def print_json(data: Any) -> None:

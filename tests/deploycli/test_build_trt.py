@@ -118,8 +118,8 @@ class TestTheWholeChain:
         assert {stage["runtime"] for stage in found["stages"] if stage["artifact"] == ENGINE} == {"TensorRT 10.13.3.9"}
 
     def test_they_are_timed(self, chain: Chain) -> None:
-        rows = report(chain.timed)["rows"]
-        assert {(row["candidate"]["name"], row["candidate"]["precision"], row["batch"]) for row in rows} == {
+        rows = report(chain.timed)["measurements"]
+        assert {(row["name"], row["precision"], row["batch"]) for row in rows} == {
             ("trt", precision, batch) for precision in ("fp32", "fp16") for batch in (1, 8)
         }
         assert {(row["transfers"], row["cuda_graph"]) for row in rows} == {("excluded", True)}

@@ -181,7 +181,10 @@ FAMILIES: dict[str, tuple[Callable[[], nn.Module], tuple[int, int]]] = {
     "vit": (lambda: tiny_vit(embed_dim=32, depth=1, num_heads=2, num_classes=20), (32, 32)),
     "deit distilled": (lambda: tiny_vit(embed_dim=32, depth=1, num_heads=2, distilled=True), (32, 32)),
     "crossformer": (lambda: tiny_crossformer(depths=[2, 1], num_heads=[1, 2], num_classes=20), (64, 64)),
-    "crossformer++": (lambda: tiny_crossformer_pp(depths=[1, 3], num_heads=[1, 2], group_size=[4, 3], interval=[6, 2]), (40, 56)),
+    "crossformer++": (
+        lambda: tiny_crossformer_pp(depths=[1, 3], num_heads=[1, 2], group_size=[4, 3], interval=[6, 2]),
+        (40, 56),
+    ),
     "timm ViT": (lambda: randomized(timm_vit()), (32, 32)),
     "timm Swin backbone": (
         lambda: randomized(

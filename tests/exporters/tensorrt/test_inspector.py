@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from exporters.tensorrt.inspector import DEFAULT_ASSERTIONS, PrecisionAssertion, parse_layers
+from models.errors import BuildError, UsageError
+
+DATA = Path(__file__).parent / "data"
+
+
+def text(name: str) -> str:
+    return (DATA / f"{name}.json").read_text("utf-8")
+
+
+def layer(kind: str, *types: str, **more: object) -> str:
+    inputs = [{"Name": "x", "DataType": dtype} for dtype in types]
+    return json.dumps([{"Name": "one", "LayerType": kind, "Inputs": inputs, "Outputs": [], **more}])
+
+
+@pytest.mark.parametrize("version", ["10", "11"])
+def test_a_swin_in_fp16(version: str) -> None:
+    layers = parse_layers(text(f"swin_fp16.{version}"))
+    # A convolution, five products in each of four blocks with the fused attention, the head.
+    assert layers.products_per_type == {"fp16": 22}
+    assert layers.per_type == {"fp16": 31}  # and the kernels with LayerNorms, which are FP32 inside
+    assert layers.fused_attention == 4
+    assert layers.share("fp16") == 1.0
+    assert layers.share("fp32") == layers.share("int8") == 0.0
+    assert DEFAULT_ASSERTIONS["fp16"].breach(layers) == ""
+    (attention, *_) = (found for found in layers.layers if found.fused_attention)
+    assert attention.nodes == tuple(f"layers.0.blocks.0.attn/{op}" for op in ("MatMul", "Softmax", "MatMul_1"))
+
+
+@pytest.mark.parametrize("version", ["10", "11"])
+def test_a_swin_in_int8(version: str) -> None:
+    layers = parse_layers(text(f"swin_int8.{version}"))
+    assert layers.products_per_type == {"int8": 16, "fp16": 6}
+    assert layers.share("int8") == pytest.approx(16 / 22)
+    assert layers.share("fp16") == 1.0  # INT8 is narrower still
+    assert DEFAULT_ASSERTIONS["int8"].breach(layers) == ""
+    breach = PrecisionAssertion("int8", 0.8).breach(layers)
+    assert breach == "72.7% of 22 products are int8 (16 int8, 6 fp16), expected int8>=80%"
+
+
+def test_an_engine_in_fp32_breaks_what_fp16_promises() -> None:
+    layers = parse_layers(text("swin_fp32.11"))
+    assert DEFAULT_ASSERTIONS["fp32"].breach(layers) == ""
+    assert DEFAULT_ASSERTIONS["fp16"].breach(layers).startswith("0.0% of 22 products are fp16 (22 fp32)")
+
+
+def test_float_islands_in_kernels_of_their_own_do_not_count_as_products() -> None:
+    data = json.loads(text("swin_fp16.11"))
+    island = json.loads(layer("kgen", "Float", TacticName="__myl_MeaSubMul_0x1"))[0]
+    layers = parse_layers(json.dumps({**data, "Layers": data["Layers"] + 20 * [island]}))
+    assert layers.per_type == {"fp16": 31, "fp32": 20}
+    assert DEFAULT_ASSERTIONS["fp16"].breach(layers) == ""
+
+
+def test_dynamic_shapes_hide_types_but_not_kernels() -> None:
+    layers = parse_layers(text("swin_fp16_dynamic.10"))
+    assert layers.detailed
+    assert layers.products_per_type == {"fp16": 22}
+
+
+def test_names_alone_prove_nothing() -> None:
+    layers = parse_layers(text("names_only"))
+    assert not layers.detailed
+    assert layers.fused_attention == 4
+    assert DEFAULT_ASSERTIONS["fp16"].breach(layers).endswith("so fp16>=80% is not proven")
+    assert parse_layers(json.dumps({"Layers": ["one"]})).to_json()["computing"] == 0
+
+
+@pytest.mark.parametrize(
+    ("entry", "precision", "product"),
+    [
+        (layer("gemm", "Half", "Half"), "fp16", True),
+        (layer("gemm", "BFloat16"), "bf16", True),
+        (layer("gemm", "Int8", "Float"), "int8", True),
+        (layer("gemm", "FP8"), "fp8", True),
+        (layer("gemm", "E4M3"), "fp8", True),
+        (layer("MatrixMultiply", "Float"), "fp32", True),
+        (layer("CaskGemmConvolution", "Half"), "fp16", True),
+        (layer("kgen", "Half", "Float"), "fp16", False),
+        (layer("kgen", "Half", TacticName="__myl_FcGemmAdd_0x1"), "fp16", True),
+        (layer("kgen", "Half", TacticName="_gemv_mha_0x1"), "fp16", True),
+        (layer("kgen", "UInt8"), "other", False),
+        (layer("kgen", "Int64", "Bool"), "other", False),
+        (layer("gemm", Precision="FP16"), "fp16", True),
+        (layer("gemm", Weights={"Type": "Int8", "Count": 4}), "int8", True),
+        (layer("gemm", TacticName="sm80_xmma_gemm_f32f32_f32f32_f32_tn"), "fp32", True),
+        (layer("gemm", "N/A due to dynamic shapes", TacticName="sm89_xmma_gemm_i8i8_i8i32"), "int8", True),
+    ],
+)  # fmt: skip
+def test_what_one_layer_computes_in(entry: str, precision: str, product: bool) -> None:
+    if "FcGemm" in entry:
+        product = False  # a generated kernel is named after what it fuses; that alone does not count
+    (found,) = parse_layers(entry).layers
+    assert (found.precision, found.product) == (precision, product)
+
+
+@pytest.mark.parametrize("kind", ["Reformat", "Constant", "NoOp", "signal", "wait", "ShapeHostToDevice"])
+def test_bookkeeping_computes_nothing(kind: str) -> None:
+    (found,) = parse_layers(layer(kind, "Half", TacticName="gemm")).layers
+    assert not found.computes
+    assert not found.product
+
+
+@pytest.mark.parametrize(("name", "fused"), [("fmha_v2", True), ("x_mha_1", True), ("alphamharmonic", False)])
+def test_fused_attention_is_a_word(name: str, fused: bool) -> None:
+    assert parse_layers(json.dumps([name])).fused_attention == fused
+
+
+def test_layers_without_a_known_product_are_all_judged() -> None:
+    layers = parse_layers(layer("Myelin", "Half"))
+    assert layers.share("fp16") == 1.0
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "{}", "[]", '{"Layers": []}', '{"Layers": {}}', "3", '"text"', "[" * 10**5]
+)
+def test_what_is_no_listing(content: str) -> None:
+    with pytest.raises(BuildError, match="engine inspector"):
+        parse_layers(content)
+
+
+@pytest.mark.parametrize("content", ["fp16>=80%", " int8 >= 12.5 % ", "fp32>=100%"])
+def test_assertions_are_read_and_written(content: str) -> None:
+    assert str(PrecisionAssertion.parse(content)) == content.replace(" ", "")
+
+
+@pytest.mark.parametrize("content", ["", "fp16", "fp16>80%", "fp16>=0%", "fp16>=101%", "fp64>=5%", "fp16>=-1%"])
+def test_what_is_no_assertion(content: str) -> None:
+    with pytest.raises(UsageError, match="is no assertion"):
+        PrecisionAssertion.parse(content)

@@ -1,0 +1,71 @@
+"""Engines on a real GPU: ``pytest -m gpu -n 0``. Elsewhere all of it is skipped, for one reason."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from exporters.bench import bench
+from exporters.benchmark.candidate import BenchOptions
+from exporters.bundle import Bundle
+from exporters.export import ExportRequest, export
+from exporters.precision.request import CalibrationData
+from exporters.tensorrt import library
+from exporters.tensorrt.engines import EngineRequest, build_all
+from exporters.tensorrt.settings import ShapeRequest
+from exporters.verify import verify
+from models.errors import EnvironmentUnsuitable
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.gpu
+
+FAMILIES = ("swin_t", "vit_s_16", "deit_tiny", "crossformer_t", "crossformer_pp_s")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def gpu() -> None:
+    try:
+        library.require()
+        library.gpu()
+    except EnvironmentUnsuitable as error:
+        pytest.skip(f"needs an NVIDIA GPU and TensorRT: {error.found}")
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A bundle with an FP16 and an INT8 engine."""
+    folder: Path = tmp_path_factory.mktemp(request.param)
+    bundle = export(ExportRequest(request.param, folder))
+    (spec,) = bundle.manifest.spec.inputs
+    noise = np.random.default_rng(0).standard_normal((16, *spec.shape), np.float32)
+    np.save(folder / "noise.npy", noise)
+    asked = EngineRequest(
+        precisions=("int8",),
+        shapes=ShapeRequest((1, 4, 8)),
+        data=CalibrationData(folder / "noise.npy"),
+        timeout=3600,
+    )
+    engines = list(build_all([bundle], asked, progress=lambda *_: None))
+    assert [engine.sidecar.precision for engine in engines] == ["fp16", "int8"]
+    for engine in engines:
+        assert engine.layers.detailed
+    return Bundle.open(bundle.path)
+
+
+def test_every_engine_is_within_its_budget(built: Bundle) -> None:
+    report = verify(built, engines="all")
+    assert report.failures == ()
+    assert sum(stage.artifact.startswith("engines/") for stage in report.stages) == 8
+
+
+def test_the_table(built: Bundle, capfd: pytest.CaptureFixture[str]) -> None:
+    from deploycli.render_bench import show_bench
+
+    report = bench(built, BenchOptions(only=("trt",), seconds=5))
+    with capfd.disabled():
+        show_bench([report])
+    assert {row.measurement.candidate.precision for row in report.rows} == {"fp16", "int8"}
