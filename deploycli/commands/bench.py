@@ -40,7 +40,7 @@ def _requirement(text: str) -> Requirement:
     "--only",
     type=_names,
     metavar="NAME,...",
-    help="Time only these: eager, compile, ort-cpu, ort-cuda, or what the bundle has engines for. One that cannot run "
+    help="Time only these: eager, compile, ort-cpu, ort-cuda, trt (the bundle's engines). One that cannot run "
     "is an error then.",
 )
 @click.option("--rounds", type=click.IntRange(min=1), metavar="N", help="Time everything N times at each batch size.")

@@ -221,7 +221,8 @@ def test_data(deploycli: Command, tmp_path: Path) -> None:
     np.save(tmp_path / "data.npy", images)
     result = deploycli("cast", "linear", "--calibrate", "data.npy", "--json")
     (made,) = result.json()
-    assert result.err.splitlines() == [f"looking for large values ({i}/3)" for i in (1, 2, 3)]
+    said = [f"looking for large values ({i}/3)" for i in (1, 2, 3)]
+    assert result.err.splitlines() in (said, [said[0], said[2]])  # between, a line every few seconds
     reasons = {r["node"]: r["reason"] for r in made["artifact"]["steps"][0]["refusals"]}
     assert list(reasons) == ["layers.0/MatMul", "layers.1/MatMul", "layers.2/MatMul"]
     assert reasons["layers.0/MatMul"].startswith("range: a reaches 3.9")

@@ -119,7 +119,7 @@ def test_layers_without_a_known_product_are_all_judged() -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{", "{}", "[]", '{"Layers": []}', '{"Layers": {}}', "3", '"text"', "[" * 10**5]
+    "content", ["", "{", "{}", "[]", '{"Layers": []}', '{"Layers": {}}', "3", '"text"', "[" * 9999]
 )
 def test_what_is_no_listing(content: str) -> None:
     with pytest.raises(BuildError, match="engine inspector"):
