@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from deploycli.render import next_step, size_text, stdout
-from deploycli.render_lint import show_lint
+from deploycli.render_lint import show_fusable, show_lint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from exporters.tensorrt.engines import BuiltEngine, PlannedEngine
+
+
+ATTENTION_RULE = 16
+"""The lint's rule on the form of attention."""
 
 
 def show_planned(engines: Sequence[PlannedEngine]) -> None:
@@ -40,6 +44,10 @@ def show_built(engines: Sequence[BuiltEngine]) -> None:
                 f"{len(layers.computing)} layers compute: {_counts(layers.per_type)}",
                 soft_wrap=True,
             )
+        if sidecar.precision != "fp32":
+            show_fusable(console, engine.planned.report)
+            if slow := [f for f in engine.planned.report.warnings if f.rule == ATTENTION_RULE]:
+                console.print(Text(f"    try: {slow[0].hint}", "yellow"), soft_wrap=True)
         if sidecar.assertions:
             console.print(f"  {' and '.join(sidecar.assertions)} holds; built in {sidecar.seconds:.0f} s")
         else:

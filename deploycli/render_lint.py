@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from exporters.tensorrt.lint import Finding, LintReport
 
 _SHOWN = 20
-"""Findings of one level that are shown without --verbose."""
+"""Different findings of one level that are shown without --verbose."""
 
 
 def show_lint(reports: Sequence[LintReport], *, verbose: bool) -> None:
@@ -27,26 +27,36 @@ def show_lint(reports: Sequence[LintReport], *, verbose: bool) -> None:
         console.print(Text(report.model, "bold"), f"for TensorRT {report.tensorrt}", soft_wrap=True)
         _show(console, report.errors, "error", "bold red", verbose=verbose)
         _show(console, report.warnings, "warning", "yellow", verbose=verbose)
-        _show_attention(console, report, verbose=verbose)
+        show_fusable(console, report)
+        if verbose:
+            _show_blocks(console, report)
         verdict = Text("passed", "bold green") if report.passed else Text("FAILED", "bold red")
         counts = f"{len(report.errors)} errors, {len(report.warnings)} warnings, {len(report.rules)} rules"
         console.print(verdict, counts)
 
 
 def _show(console: Console, findings: Sequence[Finding], level: str, style: str, *, verbose: bool) -> None:
-    shown = findings if verbose else findings[:_SHOWN]
-    for finding in shown:
-        line = Text.assemble((f"  {level} {finding.rule} ", style), f"{finding.node}: {finding.message}")
+    """Print what was found, once for all nodes of which the same is to be said."""
+    alike: dict[tuple[int, str, str], list[Finding]] = {}
+    for i, finding in enumerate(findings):
+        where = str(i) if verbose else ""  # every node by itself
+        alike.setdefault((finding.rule, finding.message, where), []).append(finding)
+    groups = list(alike.values())
+    shown = groups if verbose else groups[:_SHOWN]
+    for first, *rest in shown:
+        others = f" and {len(rest)} more" if rest else ""
+        line = Text.assemble((f"  {level} {first.rule} ", style), f"{first.node}{others}: {first.message}")
         console.print(line, soft_wrap=True)
-        if finding.hint:
-            console.print(f"    try: {finding.hint}", soft_wrap=True)
-    if len(shown) < len(findings):
-        by_rule = Counter(finding.rule for finding in findings[len(shown) :])
-        rest = ", ".join(f"{count} of rule {rule}" for rule, count in sorted(by_rule.items()))
-        console.print(f"  and {len(findings) - len(shown)} more {level}s ({rest}); -v shows them")
+        if first.hint:
+            console.print(f"    try: {first.hint}", soft_wrap=True)
+    if len(shown) < len(groups):
+        left = [finding for group in groups[len(shown) :] for finding in group]
+        counts = ", ".join(f"{count} of rule {rule}" for rule, count in sorted(Counter(f.rule for f in left).items()))
+        console.print(f"  and {len(left)} more {level}s ({counts}); -v shows them")
 
 
-def _show_attention(console: Console, report: LintReport, *, verbose: bool) -> None:
+def show_fusable(console: Console, report: LintReport) -> None:
+    """Print how many attention blocks have a documented form, and why the others have not."""
     if not report.attention:
         return
     fusable = sum(block.fusable for block in report.attention)
@@ -54,6 +64,9 @@ def _show_attention(console: Console, report: LintReport, *, verbose: bool) -> N
     reasons = Counter(reason for block in report.attention for reason in block.reasons[:1])
     for reason, count in reasons.most_common():
         console.print(f"    {count}: {reason}", soft_wrap=True)
-    for block in report.attention if verbose else ():
+
+
+def _show_blocks(console: Console, report: LintReport) -> None:
+    for block in report.attention:
         state = "fusable" if block.fusable else "; ".join(block.reasons)
         console.print(f"    {block.node} ({block.precision}, head size {block.head_dim}): {state}", soft_wrap=True)

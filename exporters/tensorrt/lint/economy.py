@@ -37,7 +37,10 @@ MASK_BYTES = 64 * 2**20
 """Constants of all attentions together above this are worth a word, bytes."""
 
 REPEATED_BYTES = 1024
-"""Equal tensors below this are not worth a word: shapes, scales and zero points, bytes."""
+"""Equal tensors below this are not looked at: shapes, scales and zero points, bytes."""
+
+REPEATED_SHARE = 0.001
+"""Bytes that are stored again are worth a word from this share of all that is stored: untrained biases are all zero."""
 
 _MANY_INDICES = 4096
 """A Gather of a stored table with more indices than this should have been folded, elements."""
@@ -179,8 +182,11 @@ def unused_and_repeated(subject: Subject) -> Iterator[Problem]:
         for name, value in graph.initializers.items():
             if not value.uses() and not value.is_graph_output():
                 yield warning(name, "nothing reads this initializer", "leave it out")
+    stored = sum(int(tensor.nbytes) for _, tensor in subject.tensors if _is_readable(tensor, subject))
     for names, tensor in _equal_tensors(subject):
         wasted = (len(names) - 1) * int(tensor.nbytes)
+        if wasted < REPEATED_SHARE * stored:
+            continue
         found = f"{len(names)} tensors hold the same {tensor.nbytes} bytes: {listed(names)}"
         yield warning(names[0], found, f"store them once, {wasted} bytes less")
 
@@ -189,7 +195,7 @@ def _equal_tensors(subject: Subject) -> Iterator[tuple[list[str], ir.TensorProto
     """Yield the names of tensors that are equal, largest reading last: most differ in shape or in their first bytes."""
     groups: _Groups = {}
     for name, tensor in subject.tensors:
-        if tensor.dtype.is_string() or subject.fault(tensor) is not None or tensor.nbytes < REPEATED_BYTES:
+        if not _is_readable(tensor, subject) or tensor.nbytes < REPEATED_BYTES:
             continue
         groups.setdefault((tensor.dtype, tuple(tensor.shape.numpy())), []).append((name, tensor))
     for is_whole in (False, True):
@@ -203,6 +209,10 @@ def _equal_tensors(subject: Subject) -> Iterator[tuple[list[str], ir.TensorProto
     for members in groups.values():
         if len(members) > 1:
             yield [name for name, _ in members], members[0][1]
+
+
+def _is_readable(tensor: ir.TensorProtocol, subject: Subject) -> bool:
+    return not tensor.dtype.is_string() and subject.fault(tensor) is None
 
 
 def _digest(array: Array, is_whole: bool) -> bytes:
