@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,6 +22,7 @@ def main() -> NoReturn:
     except Interrupted as interruption:
         print("interrupted: nothing was written", file=sys.stderr)
         code = interruption.exit_code
+    gc.freeze()  # what is left goes with the process; after an export, looking through it takes a second
     sys.exit(code)
 
 

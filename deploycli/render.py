@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from exporters.evaluate import Evaluation
     from exporters.proof import Proof
     from exporters.report import Report, Stage
-    from exporters.steps import Step
+    from exporters.steps import GraphCost, Step
     from exporters.summary import OnnxSummary, TensorSummary
     from models.registry import Variant
     from models.spec import Weights
@@ -186,6 +186,9 @@ def show_onnx(summary: OnnxSummary) -> None:
     facts.add_row("opset", f"{summary.opset}, IR version {summary.ir_version}")
     facts.add_row("parameters", f"{summary.parameters:,}")
     facts.add_row("nodes", f"{sum(summary.ops.values()):,}")
+    if summary.cost is not None:
+        moved, products, kept = _cost_cells(summary.cost)
+        facts.add_row("costs", f"{moved} MB moved, {products} GMACs, {kept} MB of constants")
     console.print(facts)
     ops = table_of("operator", "nodes")
     for op, count in summary.ops.items():
@@ -293,14 +296,25 @@ def show_artifact(console: Console, bundle: Bundle, artifact: Artifact) -> None:
 
 
 def show_steps(console: Console, steps: Sequence[Step], *, refusals: bool = True) -> None:
-    """Print what was done, and what was refused."""
-    table = table_of("step", "nodes", "seconds", "refusals")
+    """Print what was done, what the graph costs after it, and what was refused."""
+    table = table_of("step", "nodes", "moved MB", "GMACs", "constants MB", "seconds", "refusals")
     for step in steps:
-        table.add_row(step.name, str(step.nodes), f"{step.seconds:.2f}", str(len(step.refusals) or ""))
+        table.add_row(
+            step.name, str(step.nodes), *_cost_cells(step.cost), f"{step.seconds:.2f}", str(len(step.refusals) or "")
+        )
     console.print(table)
     for step in steps if refusals else ():
         for refusal in step.refusals:
             console.print(f"  {step.name} left {refusal.node}: {refusal.reason}", soft_wrap=True)
+
+
+def _cost_cells(cost: GraphCost | None) -> tuple[str, str, str]:
+    """Return bytes moved and multiply-adds, both for an image, and the bytes of the constants."""
+    if cost is None:
+        return "", "", ""
+    moved = "not known" if cost.movement_bytes is None else f"{cost.movement_bytes / 1e6:.1f}"
+    products = "not known" if cost.multiply_adds is None else f"{cost.multiply_adds / 1e9:.2f}"
+    return moved, products, f"{cost.constant_bytes / 1e6:.1f}"
 
 
 def _op_table(before: Mapping[str, int], after: Mapping[str, int]) -> Table:

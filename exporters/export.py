@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from exporters.artifact import Artifact, FileRecord
 from exporters.bundle import Bundle, write_bundle
+from exporters.collector import collector_paused, set_aside
 from exporters.compare import BUDGETS, compare
 from exporters.golden import GOLDEN_NAME, save_golden, synthetic_inputs
 from exporters.manifest import SCHEMA_VERSION, Manifest
@@ -42,6 +43,9 @@ GOLDEN_SAMPLES = 8
 CHECK_BATCH = 3
 """Batch of the check after the export: neither 1 nor the batch that was traced."""
 
+ATTENTION_OPSET = 23
+"""The first opset with an Attention operator."""
+
 _PACKAGES = ("deploycli", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "torch")
 
 
@@ -64,7 +68,8 @@ class ExportRequest:
         opset: ONNX operator set version.
         batch: a fixed batch size, or None for a symbolic one.
         rewrite: run the rewriting passes; otherwise keep the plain graph.
-        attention: ``4d``, or ``5d`` to leave the scores of masked windows in five dimensions.
+        attention: ``4d``, ``5d`` to leave the scores of masked windows in five dimensions, or ``onnx`` for the operator
+            of that name, from opset 23 on.
         external: where the weights are stored.
     """
 
@@ -82,7 +87,7 @@ class ExportRequest:
     opset: int = 20
     batch: int | None = None
     rewrite: bool = True
-    attention: Literal["4d", "5d"] = "4d"
+    attention: Literal["4d", "5d", "onnx"] = "4d"
     external: ExternalData = "auto"
 
 
@@ -98,6 +103,11 @@ def export(request: ExportRequest, *, progress: Callable[[str], None] = lambda _
         ExportError: the model cannot be traced, or the written file disagrees with it.
         EnvironmentUnsuitable: the folder cannot be written, or the hub cannot be reached.
     """
+    with collector_paused():
+        return _export(request, progress)
+
+
+def _export(request: ExportRequest, progress: Callable[[str], None]) -> Bundle:
     try:
         from exporters.trace import check_opset
     except (ImportError, OSError) as error:  # OSError: installed, but a shared library is missing
@@ -109,13 +119,22 @@ def export(request: ExportRequest, *, progress: Callable[[str], None] = lambda _
     check_opset(request.opset)
     if request.checkpoint is not None and request.pretrained:
         raise UsageError("both --checkpoint and --pretrained were given", expected="one source of weights")
+    if request.attention == "onnx" and request.opset < ATTENTION_OPSET:
+        raise UsageError(
+            f"--attention onnx with opset {request.opset}",
+            expected=f"opset {ATTENTION_OPSET}, the first that has the operator",
+            hint=f"--opset {ATTENTION_OPSET}",
+        )
+    if request.attention == "onnx" and not request.rewrite:
+        raise UsageError("both --attention onnx and --no-rewrite were given", expected="one of the two")
     if request.batch is not None and request.batch < 1:
         raise UsageError(f"a batch of {request.batch}", expected="a positive number, or dynamic")
     source = parse_source(request.model)
     variant = _registered(request) if source is None else _foreign(request, source)
-    return write_bundle(
-        request.root, request.name or variant.name, lambda folder: _fill(folder, request, variant, progress)
-    )
+    with set_aside():
+        return write_bundle(
+            request.root, request.name or variant.name, lambda folder: _fill(folder, request, variant, progress)
+        )
 
 
 def _registered(request: ExportRequest) -> Variant:
@@ -147,7 +166,7 @@ def _fill(folder: Path, request: ExportRequest, variant: Variant, progress: Call
     module, spec, weights = _weighted(request, variant)
     progress("running it in PyTorch")
     inputs = synthetic_inputs(spec, max(GOLDEN_SAMPLES, request.batch or 0))
-    with EagerRuntime(module, [i.name for i in spec.inputs], spec.outputs) as eager:
+    with EagerRuntime(module, [i.name for i in spec.inputs], spec.outputs, poison=False) as eager:
         outputs = eager.run(inputs)
     save_golden(folder / GOLDEN_NAME, inputs, outputs)
     artifact = _write_onnx(folder, module, spec, request, progress)
@@ -216,7 +235,9 @@ def _write_onnx(
     before = _count(model)
     if request.rewrite:
         progress("rewriting")
-        steps += rewrite(model, without=frozenset({"windows-into-heads"} if request.attention == "5d" else ()))
+        without = {"windows-into-heads"} if request.attention == "5d" else ()
+        also = {"emit-attention"} if request.attention == "onnx" else ()
+        steps += rewrite(model, without=frozenset(without), also=frozenset(also))
     name_nodes(model, MODULE_KEY)
     progress("writing")
     files = write_model(model, folder / MODEL_NAME, request.external)
@@ -241,7 +262,7 @@ def _check(
     path: Path, batch: int, inputs: Mapping[str, npt.NDArray[Any]], truth: Mapping[str, npt.NDArray[Any]]
 ) -> None:
     """Fail the export where the file does not compute what the model computes."""
-    with OrtRuntime(path) as runtime:
+    with OrtRuntime(path, optimize=False) as runtime:  # the file as it is written; `verify` runs it optimised too
         outputs = runtime.run({name: array[:batch] for name, array in inputs.items()})
     for comparison in compare({name: array[:batch] for name, array in truth.items()}, outputs, BUDGETS["fp32"]):
         if not comparison.passed:

@@ -63,7 +63,9 @@ def external_files(model: ir.Model) -> list[str]:
     return sorted({str(tensor.location) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)})
 
 
-def write_model(model: ir.Model, path: Path, external: ExternalData = "auto") -> list[Path]:
+def write_model(
+    model: ir.Model, path: Path, external: ExternalData = "auto", *, data_name: str | None = None
+) -> list[Path]:
     """Write a model; the same model always gives the same bytes.
 
     Files of these names are replaced, not written into: another name of theirs keeps the old content.
@@ -71,6 +73,7 @@ def write_model(model: ir.Model, path: Path, external: ExternalData = "auto") ->
     Args:
         model: the model; its initializers keep their tensors.
         path: the ``.onnx`` file. External data stands beside it as ``<name>.data``.
+        data_name: name of the data file in place of that.
         external: ``auto`` moves the weights to a file of their own only above 2 GiB.
 
     Returns:
@@ -88,7 +91,7 @@ def write_model(model: ir.Model, path: Path, external: ExternalData = "auto") ->
             hint="--external-data auto",
         )
     if external == "always" or total > INLINE_LIMIT:
-        data = path.with_name(f"{path.name}.data")
+        data = path.with_name(data_name or f"{path.name}.data")
         _write(model, path, _write_external(tensors, data), list(tensors.values()))
         return [path, data]
     _write(model, path, [_header(name, tensor) for name, tensor in tensors.items()], list(tensors.values()))
@@ -126,7 +129,7 @@ def _write(
         None if header.external_data or tensor.dtype.is_string() else tensor
         for header, tensor in zip(headers, tensors, strict=True)
     ]
-    frame, graph = _without_initializers(model)
+    frame, graph = without_initializers(model)
     heads = [header.SerializeToString(deterministic=True) for header in headers]
     sizes = [
         len(head) + (0 if tensor is None else len(_field(_TENSOR_RAW_DATA, tensor.nbytes)) + tensor.nbytes)
@@ -150,7 +153,7 @@ def _write_tensor(file: BinaryIO, head: bytes, size: int, tensor: ir.TensorProto
         file.write(tensor.tobytes())
 
 
-def _without_initializers(model: ir.Model) -> tuple[bytes, bytes]:
+def without_initializers(model: ir.Model) -> tuple[bytes, bytes]:
     """Return the serialised model without its graph, and the serialised graph without its initializers."""
     graph = model.graph
     values = list(graph.initializers.values())

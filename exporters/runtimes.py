@@ -55,16 +55,26 @@ class EagerRuntime:
         module: moved to the CPU, cast to float32 and set to evaluation mode, in place.
         input_names: names of its positional arguments, in order.
         output_names: names of the tensors that it returns, in the order of `models.outputs.flatten`.
+        poison: fill what operators allocate with NaN first, so that a model that reads memory which nothing has
+            written fails; it takes a quarter of the run.
     """
 
     name = "PyTorch eager"
 
-    def __init__(self, module: torch.nn.Module, input_names: Sequence[str], output_names: Sequence[str]) -> None:
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        input_names: Sequence[str],
+        output_names: Sequence[str],
+        *,
+        poison: bool = True,
+    ) -> None:
         import torch
 
         self._module = module.to(device="cpu", dtype=torch.float32).eval()
         self._input_names = tuple(input_names)
         self._output_names = tuple(output_names)
+        self._poison = poison
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run one batch; see `Runtime.run`."""
@@ -73,7 +83,7 @@ class EagerRuntime:
         from models.outputs import flatten
 
         _check_names(self.name, self._input_names, inputs)
-        with _exact_arithmetic(), torch.inference_mode():
+        with _exact_arithmetic(self._poison), torch.inference_mode():
             outputs = self._module(*(torch.tensor(inputs[name]) for name in self._input_names))
         tensors = tuple(flatten(outputs).values())
         if len(tensors) != len(self._output_names):
@@ -93,19 +103,23 @@ class EagerRuntime:
 
 
 @contextmanager
-def _exact_arithmetic() -> Iterator[None]:
+def _exact_arithmetic(poison: bool) -> Iterator[None]:
     """No autocast, no reduced-precision matrix products, deterministic kernels; the caller's settings come back."""
     import torch
 
+    settings: Any = torch.utils.deterministic  # a module whose attributes no type checker sees
     precision = torch.get_float32_matmul_precision()
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    fill = settings.fill_uninitialized_memory
     torch.set_float32_matmul_precision("highest")  # "high" and "medium" reach BF16 on CPUs too
     torch.use_deterministic_algorithms(True)
+    settings.fill_uninitialized_memory = poison
     try:
         with torch.autocast("cpu", enabled=False):
             yield
     finally:
+        settings.fill_uninitialized_memory = fill
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
         torch.set_float32_matmul_precision(precision)
 
@@ -152,7 +166,7 @@ class OrtRuntime:
                 f"ONNX Runtime cannot be imported: {error}", hint="pip install onnxruntime"
             ) from error
         options = ort.SessionOptions()
-        options.log_severity_level = 3  # errors only: they are raised as well, and warnings are not ours to act on
+        options.log_severity_level = 4  # errors are raised as well, and warnings are not ours to act on
         options.use_deterministic_compute = True
         options.intra_op_num_threads = threads or 0
         level = ort.GraphOptimizationLevel
@@ -177,7 +191,7 @@ class OrtRuntime:
         try:
             return dict(zip(names, self._session.run(names, feed), strict=True))
         except Exception as error:  # its exceptions share no base class
-            shapes = ", ".join(f"{name}:{'x'.join(map(str, a.shape))} {a.dtype}" for name, a in inputs.items())
+            shapes = ", ".join(f"{name}:{_described(array)}" for name, array in inputs.items())
             raise ExportError(f"{self.name} failed on {shapes}: {first_line(error)}") from error
 
     def __enter__(self) -> Self:
@@ -187,6 +201,11 @@ class OrtRuntime:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         del self._session
+
+
+def _described(array: Any) -> str:
+    """Return shape and type of an input; one that is a sequence has neither."""
+    return f"{len(array)} tensors" if isinstance(array, list) else f"{'x'.join(map(str, array.shape))} {array.dtype}"
 
 
 _NUMPY_NAMES = {"float": "float32", "double": "float64"}  # ONNX Runtime's other names are NumPy's

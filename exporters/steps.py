@@ -1,4 +1,4 @@
-"""The record of what was done to a graph: one Step a pass, with its refusals."""
+"""The record of what was done to a graph: one Step a pass, with its refusals and what the graph costs after it."""
 
 from __future__ import annotations
 
@@ -23,6 +23,37 @@ class Refusal:
 
 
 @dataclass(frozen=True)
+class GraphCost:
+    """What a graph costs to run on one sample, and to keep. `exporters.rewrite.cost` says how it is counted.
+
+    Attributes:
+        movement_bytes: bytes written by the operators that copy; None where a shape is not known.
+        multiply_adds: of products and convolutions; None where a shape, or what an operator computes, is not known.
+        constant_bytes: of all stored tensors.
+    """
+
+    movement_bytes: int | None
+    multiply_adds: int | None
+    constant_bytes: int
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> GraphCost:
+        """Rebuild a cost.
+
+        Raises:
+            ValueError: a figure that is none.
+        """
+        moved, products, kept = data["movement_bytes"], data["multiply_adds"], data["constant_bytes"]
+        if not (_is_count(kept) and all(figure is None or _is_count(figure) for figure in (moved, products))):
+            raise ValueError(f"{dict(data)} is no cost")
+        return cls(moved, products, kept)
+
+
+def _is_count(figure: object) -> bool:
+    return type(figure) is int and figure >= 0
+
+
+@dataclass(frozen=True)
 class Step:
     """One step in the making of an artifact.
 
@@ -31,12 +62,14 @@ class Step:
         nodes: number of graph nodes after the step.
         seconds: wall time of the step.
         refusals: what the step left alone, and why.
+        cost: what the graph costs after the step; None where it was not counted.
     """
 
     name: str
     nodes: int
     seconds: float
     refusals: tuple[Refusal, ...] = ()
+    cost: GraphCost | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the step as JSON values."""
@@ -44,6 +77,7 @@ class Step:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Step:
-        """Rebuild a step from :meth:`to_json`."""
+        """Rebuild a step from :meth:`to_json`; manifests of before costs were counted have none."""
         refusals = tuple(Refusal(r["node"], r["reason"]) for r in data["refusals"])
-        return cls(data["name"], data["nodes"], data["seconds"], refusals)
+        cost = None if (counted := data.get("cost")) is None else GraphCost.from_json(counted)
+        return cls(data["name"], data["nodes"], data["seconds"], refusals, cost)

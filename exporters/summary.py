@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
+    from exporters.steps import GraphCost
+
 
 @dataclass(frozen=True)
 class TensorSummary:
@@ -37,6 +39,7 @@ class OnnxSummary:
         ops: operator type -> number of nodes, most frequent first; subgraphs included.
         parameters: number of elements in all initializers.
         largest: the largest initializers, name -> bytes.
+        cost: what the graph costs to run and to keep; None where the graph is broken.
     """
 
     path: str
@@ -49,6 +52,7 @@ class OnnxSummary:
     ops: Mapping[str, int]
     parameters: int
     largest: Mapping[str, int]
+    cost: GraphCost | None
 
     def to_json(self) -> dict[str, Any]:
         """Return the summary as JSON values."""
@@ -84,7 +88,21 @@ def summarize(path: Path, *, largest: int = 5) -> OnnxSummary:
         ops=dict(ops.most_common()),
         parameters=sum(tensor.size for tensor in tensors.values()),
         largest={name: tensor.nbytes for name, tensor in by_size[:largest]},
+        cost=_cost(model),
     )
+
+
+def _cost(model: ir.Model) -> GraphCost | None:
+    """Count a model, which is used up: its functions are inlined."""
+    from exporters.rewrite.cost import graph_cost
+    from exporters.rewrite.facts import Facts
+    from exporters.rewrite.pipeline import tidy
+
+    try:
+        tidy(model)
+    except Exception:  # of onnx_ir's own making: a circle, a function that calls itself
+        return None
+    return graph_cost(model.graph, Facts(model.graph))
 
 
 _NUMPY_NAMES = {"FLOAT": "float32", "DOUBLE": "float64"}  # ONNX's other names are NumPy's in capitals

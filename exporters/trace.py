@@ -26,7 +26,7 @@ from models.errors import DeployError, ExportError
 from models.outputs import flatten
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from torch import nn
     from torch.export import ExportedProgram
@@ -161,9 +161,9 @@ def _translate(program: ExportedProgram, opset: int) -> ir.Model:
 def _translate_as_traced(program: ExportedProgram, opset: int) -> ir.Model | None:
     """Translate without decomposing, or return None where the program or this PyTorch does not allow it."""
     try:
-        from torch.onnx._internal.exporter import _core, _registration
+        from torch.onnx._internal.exporter import _core
 
-        registry = _registration.ONNXRegistry.from_torchlib(opset_version=opset)
+        registry = _translations_of(program.graph.nodes, opset)
         if not all(_translates_directly(node, registry) for node in program.graph.nodes):
             return None
         if sum(1 for _ in program.graph_module.modules()) > 1:  # control flow has subgraphs
@@ -173,6 +173,37 @@ def _translate_as_traced(program: ExportedProgram, opset: int) -> ir.Model | Non
         return None  # internals of another PyTorch; the public path does the same, slower
     model.opset_imports[""] = opset
     return model
+
+
+def _translations_of(nodes: Iterable[torch.fx.Node], opset: int) -> Any:
+    """Return the exporter's registry with the translations of these nodes.
+
+    ``ONNXRegistry.from_torchlib`` reads the source of all translations, some six hundred; a model needs thirty. A test
+    compares the two.
+    """
+    from onnxscript.function_libs.torch_lib import ops, registration  # importing ops fills the registry
+    from torch.onnx._internal.exporter import _registration
+    from torch.onnx._internal.exporter._torchlib import _torchlib_registry
+
+    assert ops is not None
+    wanted = {node.target for node in nodes if node.op == "call_function"}
+    names = {target.name() for target in wanted if isinstance(target, torch._ops.OpOverload)}  # type: ignore[no-untyped-call]
+    registry = _registration.ONNXRegistry()
+    registry._opset_version = opset
+    for meta in _torchlib_registry.get_torchlib_ops():  # PyTorch's own come first
+        registry._register(meta.fx_target, meta)
+    for name, functions in registration.default_registry.items():
+        is_python = name.startswith(("_operator::", "math::"))  # these have several names
+        target = _registration._get_overload(name) if is_python or name in names else None
+        if target is not None and (name in names or target in wanted):
+            for is_complex, overloads in ((False, functions.overloads), (True, functions.complex)):
+                for function in overloads:
+                    registry._register(
+                        target,
+                        _registration.OnnxDecompMeta(function, target, signature=None, is_complex=is_complex),
+                    )
+    registry._cleanup_registry_based_on_opset_version()
+    return registry
 
 
 def _translates_directly(node: torch.fx.Node, registry: Any) -> bool:

@@ -55,10 +55,11 @@ def _complete_model(_ctx: click.Context, _param: click.Parameter, incomplete: st
 @click.option("--opset", default=20, show_default=True, help="ONNX operator set, 18 to 23.")
 @click.option(
     "--attention",
-    type=click.Choice(["4d", "5d"]),
+    type=click.Choice(["4d", "5d", "onnx"]),
     default="4d",
     show_default=True,
-    help="Scores of masked windows: [B, nW*N, S, S], which TensorRT documents to fuse, or [B, nW, N, S, S].",
+    help="Scores of masked windows: [B, nW*N, S, S], which TensorRT documents to fuse, or [B, nW, N, S, S]; "
+    "or the ONNX operator Attention, with --opset 23.",
 )
 @click.option("--no-rewrite", is_flag=True, help="Keep the plain traced graph.")
 @click.option(

@@ -26,6 +26,7 @@ _RANDOM = frozenset(
 _QUANTIZATION = frozenset({"DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear"})
 """These say in which type a weight is kept: folding one would undo the quantization."""
 
+_NEVER = _RANDOM | _QUANTIZATION
 
 INTEGERS = {int(ir.DataType.INT32): np.int32, int(ir.DataType.INT64): np.int64}
 """Types of shape arithmetic, by their number in ONNX."""
@@ -64,7 +65,7 @@ def can_evaluate(node: ir.Node) -> bool:
     """Say whether the node is a deterministic operator of the ONNX domain without subgraphs."""
     return (
         node.domain == ""
-        and node.op_type not in _RANDOM | _QUANTIZATION
+        and node.op_type not in _NEVER
         and not any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values())
     )
 

@@ -12,23 +12,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 
 from exporters.rewrite.affine import BATCH, ENDS, at, stays_affine
 from exporters.rewrite.evaluate import can_evaluate, evaluate
-from exporters.rewrite.movement_ops import data_operands, is_movement
+from exporters.rewrite.movement_ops import MOVEMENT, data_operands, is_movement
+from exporters.rewrite.shapes import NodeShapes, Operand
+from exporters.rewrite.shapes import substitute as substitute  # also for those who read shapes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from exporters.rewrite.movement_ops import Array
 
 Dims: TypeAlias = tuple[int, ...]
 _Ends: TypeAlias = "tuple[Array, Array]"
-
-_SHAPE_ARITHMETIC_LIMIT = 4096
-"""Largest value that shape inference looks into, elements. Shapes are shorter; tensors of data are longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +57,6 @@ class Fact:
         return None if self.ends is None else at(self.ends, batch)
 
 
-def substitute(dim: int, batch: int) -> int:
-    """Replace the stand-in in one dimension by a batch size."""
-    return dim // BATCH * batch if dim % BATCH == 0 else dim
-
-
 def dynamic_axes(dims: Dims) -> list[int]:
     """Return the axes that grow with the batch."""
     return [i for i, dim in enumerate(dims) if dim and dim % BATCH == 0]
@@ -83,6 +74,7 @@ class Facts:
     def __init__(self, graph: ir.Graph) -> None:
         self._graph = graph
         self._facts: dict[ir.Value, Fact] = {}
+        self._shapes = NodeShapes(graph.opset_imports)
         self.batch_name = _batch_symbol(graph)
         for value in graph.inputs:
             self._add_input(value)
@@ -120,9 +112,15 @@ class Facts:
 
     def infer(self, node: ir.Node) -> None:
         """Record what follows for the outputs of a node whose inputs are known."""
-        facts = [None if value is None else self[value] for value in node.inputs]
-        if any(fact is None and value is not None for fact, value in zip(facts, node.inputs, strict=True)):
-            return
+        facts: list[Fact | None] = []
+        operands: list[Operand | None] = []
+        for value in node.inputs:
+            fact = None if value is None else self[value]
+            if fact is None and value is not None:
+                return
+            facts.append(fact)
+            # A shape that is not known ends inference, but not the evaluation of constants.
+            operands.append(None if fact is None or fact.dims is None else Operand(fact.dtype, fact.dims, fact.ends))
         values = self._evaluate(node, facts)
         if values is not None:
             for output, ends in zip(node.outputs, values, strict=True):
@@ -130,13 +128,16 @@ class Facts:
                     dims = _fit(ends[0].shape, ends[1].shape)
                     self._facts[output] = Fact(ir.DataType.from_numpy(ends[0].dtype), dims, ends)
             return
-        low, high = (_infer_outputs(node, facts, batch, self._graph.opset_imports) for batch in ENDS)
-        if low is None or high is None:
+        if any(operand is None and fact is not None for operand, fact in zip(operands, facts, strict=True)):
+            return
+        inferred = self._shapes.infer(node, operands)
+        if inferred is None:
             return
         zero = self._makes_zeros(node)
-        for output, at_low, at_high in zip(node.outputs, low, high, strict=True):
-            if at_low is not None and at_high is not None:
-                self._facts[output] = Fact(at_low[0], _fit(at_low[1], at_high[1]), zero=zero)
+        for output, known in zip(node.outputs, inferred, strict=True):
+            if known is not None:
+                dtype, low, high = known
+                self._facts[output] = Fact(dtype, _fit(low, high), zero=zero)
 
     def _add_input(self, value: ir.Value) -> None:
         if value.shape is None or value.dtype is None:
@@ -191,9 +192,10 @@ class Facts:
         if node.op_type == "ConstantOfShape" and node.domain == "":
             value = node.attributes.get_tensor("value", None)
             return value is None or _all_zero(value.numpy())
-        return self.only_moves(node) and all(
-            self.is_zero(value) for i, value in enumerate(node.inputs) if value is not None and i in data_operands(node)
-        )
+        if node.op_type not in MOVEMENT:
+            return False
+        moved = [value for i, value in enumerate(node.inputs) if value is not None and i in data_operands(node)]
+        return all(self.is_zero(value) for value in moved) and self.only_moves(node)
 
 
 def _batch_symbol(graph: ir.Graph) -> str | None:
@@ -235,42 +237,3 @@ def _fit(low: Dims, high: Dims) -> Dims | None:
             return None
         dims.append(b)
     return tuple(dims)
-
-
-def _infer_outputs(
-    node: ir.Node, facts: list[Fact | None], batch: int, opset_imports: Mapping[str, int]
-) -> list[tuple[ir.DataType, Dims] | None] | None:
-    """Run ONNX's own shape inference on one node at one batch size."""
-    version = opset_imports.get(node.domain)
-    if version is None or not onnx.defs.has(node.op_type, node.domain):
-        return None
-    proto = ir.serde.serialize_node(node)
-    types, data = {}, {}
-    for i, fact in enumerate(facts):
-        if fact is None:
-            continue
-        shape, value = fact.shape(batch), fact.value(batch)
-        if shape is None:
-            return None
-        proto.input[i] = name = f"x{i}"
-        types[name] = onnx.helper.make_tensor_type_proto(int(fact.dtype), shape)
-        if value is not None and value.size <= _SHAPE_ARITHMETIC_LIMIT:
-            data[name] = onnx.numpy_helper.from_array(np.asarray(value, order="C"), name)
-    for i, output in enumerate(node.outputs):
-        proto.output[i] = f"y{i}" if output.name else ""
-    try:
-        schema = onnx.defs.get_schema(node.op_type, version, node.domain)
-        opsets = [onnx.helper.make_opsetid(domain, v) for domain, v in opset_imports.items()]
-        inferred = onnx.shape_inference.infer_node_outputs(schema, proto, types, data, None, opsets, 10)
-    except (onnx.shape_inference.InferenceError, onnx.defs.SchemaError, onnx.checker.ValidationError):
-        return None
-    return [_read_type(inferred.get(f"y{i}")) for i in range(len(node.outputs))]
-
-
-def _read_type(proto: onnx.TypeProto | None) -> tuple[ir.DataType, Dims] | None:
-    if proto is None or not proto.HasField("tensor_type") or not proto.tensor_type.HasField("shape"):
-        return None
-    dims = proto.tensor_type.shape.dim
-    if not all(d.HasField("dim_value") for d in dims):
-        return None
-    return ir.DataType(proto.tensor_type.elem_type), tuple(d.dim_value for d in dims)

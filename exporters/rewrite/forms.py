@@ -39,6 +39,9 @@ _OPAQUE = 2
 _MOST_ROWS = 2**16
 """A Gather of more rows than this is not considered: where rows are many, they are short, and their index is long."""
 
+MOST_AXES = 6
+"""A Transpose of more axes is not considered: kernels for many are slow, and TensorRT ends at 8."""
+
 _CACHE_LINE = 64
 """Rows shorter than this, in bytes, are gathered at the price of a whole line."""
 
@@ -86,13 +89,20 @@ Plan = tuple[Move, ...]
 def plans(index_map: IndexMap, source: Dims, result: Dims) -> list[Plan]:
     """Return every form that the map can be written in, from a source shape to a result shape."""
     if index_map.is_identity:
-        return [_reshape(source, result)] if _expressible(result) else []
-    found = [*_strided_forms(index_map, source, result), *_row_forms(index_map, source, result)]
-    return [plan for plan in found if all(_expressible(m.dims) for m in plan if m.op == "Reshape")]
+        return view_plans(index_map, source, result)
+    return [*view_plans(index_map, source, result), *_written(_row_forms(index_map, source, result))]
 
 
-def _expressible(dims: Dims) -> bool:
-    return reshape_target(dims) is not None
+def view_plans(index_map: IndexMap, source: Dims, result: Dims) -> list[Plan]:
+    """Return those of the forms that gather no rows."""
+    if index_map.is_identity:
+        return _written([_reshape(source, result)])
+    return _written(_strided_forms(index_map, source, result))
+
+
+def _written(plans: Iterable[Plan]) -> list[Plan]:
+    """Leave out the plans with a shape that no Reshape can be told."""
+    return [plan for plan in plans if all(reshape_target(m.dims) is not None for m in plan if m.op == "Reshape")]
 
 
 def _reshape(source: Dims, result: Dims) -> Plan:
@@ -118,7 +128,7 @@ def _strided_forms(index_map: IndexMap, source: Dims, result: Dims) -> Iterator[
         refined = _split_at_result(digits, _strides(result)) if by_result else digits
         refined = _split_at_source(refined, _strides(source)) if by_source else refined
         plan = _strided_form(offset, refined, total, source, result)
-        if plan is not None:
+        if plan is not None and all(len(m.dims) <= MOST_AXES for m in plan if m.op == "Transpose"):
             yield plan
 
 

@@ -29,6 +29,13 @@ def elements(dims: Dims, batch: int = 1) -> int:
     return math.prod(substitute(d, batch) for d in dims)
 
 
+def numbered(dims: Dims, batch: int) -> Array:
+    """Return an array of a shape whose elements are their own flat indices, in half the bytes where they fit."""
+    shape = tuple(substitute(d, batch) for d in dims)
+    count = math.prod(shape)
+    return np.arange(count, dtype=np.int32 if count <= np.iinfo(np.int32).max else np.int64).reshape(shape)
+
+
 @dataclass(frozen=True)
 class IndexMap:
     """Where each element of one sample comes from.
@@ -120,16 +127,18 @@ def per_sample(runs: Sequence[Array], source: Dims, result: Dims) -> IndexMap | 
     if not dynamic_axes(source):
         if dynamic_axes(result) or any(not np.array_equal(run, runs[0]) for run in runs):
             return "depends on the batch size, but its source does not"
-        return IndexMap(runs[0].reshape(-1), elements(source), 1)
+        return IndexMap(runs[0].reshape(-1).astype(np.int64), elements(source), 1)
     if not dynamic_axes(result):
         return "reads one sample of the batch"
     size, span = elements(result), elements(source)
     first = runs[0].reshape(-1)[:size]
     if first.max(initial=NOWHERE) >= span:
         return "mixes the samples of a batch, or the batch is not the outermost axis"
+    nowhere = np.flatnonzero(first == NOWHERE)
     for batch, run in zip(RUNS, runs, strict=True):
-        expected = first + np.arange(batch)[:, None] * span
-        expected[:, first == NOWHERE] = NOWHERE
-        if not np.array_equal(run.reshape(batch, size), expected):
-            return "mixes the samples of a batch, or the batch is not the outermost axis"
-    return IndexMap(first, span, BATCH)
+        for i, sample in enumerate(run.reshape(batch, size)):
+            expected = first + np.asarray(i * span, first.dtype)
+            expected[nowhere] = NOWHERE
+            if not np.array_equal(sample, expected):
+                return "mixes the samples of a batch, or the batch is not the outermost axis"
+    return IndexMap(first.astype(np.int64), span, BATCH)

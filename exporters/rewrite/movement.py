@@ -22,13 +22,14 @@ import numpy as np
 from exporters.rewrite.builder import Builder, replace
 from exporters.rewrite.forms import LAUNCH, VIEW, Move, Plan, plans
 from exporters.rewrite.graph_pass import GraphPass
-from exporters.rewrite.index_map import RUNS, IndexMap, elements, per_sample
+from exporters.rewrite.index_map import RUNS, IndexMap, elements, numbered, per_sample
 from exporters.rewrite.movement_ops import NOWHERE, data_operands, move
+from exporters.rewrite.splits import joint_plans, split_groups, swaps_last_axes
 from exporters.rewrite.unique import label
 from exporters.steps import Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     import onnx_ir as ir
 
@@ -111,18 +112,19 @@ class _Folder:
         self._builder = Builder(graph, facts)
         self._graph = graph
         self._known: dict[object, list[Plan] | str] = {}
+        self._known_jointly: dict[tuple[object, ...], list[tuple[Plan, ...]]] = {}
         self._interned: dict[object, int] = {}
         self.refusals: list[Refusal] = []
 
     def fold(self, region: Region) -> bool:
         """Rewrite a region as a whole, or else sink by sink, where that is cheaper."""
-        forms = self._forms(region)
+        forms, joint = self._forms(region)
         for sink, options in forms.items():
             if isinstance(options, str):
                 producer = sink.producer()
                 assert producer is not None
                 self.refusals.append(Refusal(label(producer), options))
-        chosen = self._choose(region, {sink: o for sink, o in forms.items() if not isinstance(o, str)})
+        chosen = self._choose(region, {sink: o for sink, o in forms.items() if not isinstance(o, str)}, joint)
         if len(chosen) == len(region.sinks) and self._take(region, chosen):
             return True
         modified = False
@@ -137,35 +139,41 @@ class _Folder:
     def _take(self, region: Region, chosen: dict[ir.Value, Plan]) -> bool:
         """Write these sinks in these forms, if that costs less than what it frees."""
         freed = _freed(region, chosen)
-        cost = self._cost(chosen.values(), region) + VIEW * _identities(region, chosen)
+        cost = self._cost(chosen, region) + VIEW * _identities(region, chosen)
         if cost >= sum(self._node_cost(node) for node in freed):
             return False
         self._emit(region, chosen)
         self._graph.remove(freed, safe=True)
         return True
 
-    def _choose(self, region: Region, options: dict[ir.Value, list[Plan]]) -> dict[ir.Value, Plan]:
-        """Return the cheapest set of plans: each sink for itself, or all as strided views, which share a Split."""
+    def _choose(
+        self, region: Region, options: dict[ir.Value, list[Plan]], joint: list[tuple[Plan, ...]]
+    ) -> dict[ir.Value, Plan]:
+        """Return the cheapest set of plans: each sink for itself, all as strided views, or all moved as one."""
 
-        def rank(plan: Plan) -> tuple[int, int, list[tuple[str, Dims]]]:
-            return self._cost([plan], region), len(plan), [(m.op, m.dims) for m in plan]
+        def rank(sink: ir.Value, plan: Plan) -> tuple[int, int, list[tuple[str, Dims]]]:
+            return self._cost({sink: plan}, region), len(plan), [(m.op, m.dims) for m in plan]
 
-        chosen = {sink: min(plans, key=rank) for sink, plans in options.items()}
+        def each(options: dict[ir.Value, list[Plan]]) -> dict[ir.Value, Plan]:
+            return {sink: min(plans, key=lambda plan: rank(sink, plan)) for sink, plans in options.items()}
+
+        candidates = [each(options)]
         strided = {sink: [p for p in plans if not any(m.is_row_gather for m in p)] for sink, plans in options.items()}
         if len(options) > 1 and all(strided.values()):
-            together = {sink: min(plans, key=rank) for sink, plans in strided.items()}
-            return min(together, chosen, key=lambda c: self._cost(c.values(), region))
-        return chosen
+            candidates.append(each(strided))  # they share a Split
+        candidates += [dict(zip(region.sinks, plans, strict=True)) for plans in joint]
+        return min(candidates, key=lambda chosen: self._cost(chosen, region))
 
-    def _forms(self, region: Region) -> dict[ir.Value, list[Plan] | str]:
-        """Return, for every sink, the forms of its index map or the reason why it has none."""
+    def _forms(self, region: Region) -> tuple[dict[ir.Value, list[Plan] | str], list[tuple[Plan, ...]]]:
+        """Return the forms of every sink's index map, or the reason why it has none, and those of all sinks as one."""
         keys = self._signatures(region)
-        if any(keys[sink] not in self._known for sink in region.sinks):
+        jointly = tuple(keys[sink] for sink in region.sinks)
+        if jointly not in self._known_jointly:
             source = self._dims(region.source)
             try:
                 maps = self._index_maps(region, source)
             except ValueError as error:
-                return dict.fromkeys(region.sinks, str(error))
+                return dict.fromkeys(region.sinks, str(error)), []
             for sink in region.sinks:
                 index_map = maps[sink]
                 if isinstance(index_map, IndexMap):
@@ -174,7 +182,12 @@ class _Folder:
                     )
                 else:
                     self._known[keys[sink]] = index_map
-        return {sink: self._known[keys[sink]] for sink in region.sinks}
+            found = [index_map for index_map in maps.values() if isinstance(index_map, IndexMap)]
+            is_joint = 1 < len(found) == len(region.sinks)
+            self._known_jointly[jointly] = (
+                list(joint_plans(found, source, [self._dims(sink) for sink in region.sinks])) if is_joint else []
+            )
+        return {sink: self._known[keys[sink]] for sink in region.sinks}, self._known_jointly[jointly]
 
     def _signatures(self, region: Region) -> dict[ir.Value, object]:
         """Return a key for every value: regions of the same operators and shapes share their maps."""
@@ -201,7 +214,7 @@ class _Folder:
         """Run the region on arange."""
         runs: dict[ir.Value, list[Array]] = {sink: [] for sink in region.sinks}
         for batch in RUNS:
-            arrays = {region.source: np.arange(elements(source, batch)).reshape(self._shape(region.source, batch))}
+            arrays = {region.source: numbered(source, batch)}
             for node in region.nodes:
                 operands = [self._operand(node, i, arrays, batch) for i in range(len(node.inputs))]
                 arrays.update(zip(node.outputs, move(node, operands, zero=NOWHERE), strict=True))
@@ -234,11 +247,14 @@ class _Folder:
         assert fact is not None
         return math.ceil(fact.dtype.itemsize)
 
-    def _cost(self, chosen: Iterable[Plan], region: Region) -> int:
+    def _cost(self, chosen: Mapping[ir.Value, Plan], region: Region) -> int:
         """Cost of a set of plans that share their common beginnings; Slices that tile an axis are one Split."""
-        prefixes = {plan[: i + 1] for plan in chosen for i in range(len(plan))}
+        prefixes = {plan[: i + 1] for plan in chosen.values() for i in range(len(plan))}
         source, itemsize = self._dims(region.source), self._itemsize(region.source)
         cost = sum(prefix[-1].cost(itemsize) for prefix in prefixes)
+        for sink, plan in chosen.items():
+            if plan and plan[-1].op == "Transpose" and _is_read_in_place(sink, plan[-1].values, region.nodes):
+                cost += VIEW - plan[-1].cost(itemsize)
         return cost - LAUNCH * sum(len(tiles) - 1 for tiles in split_groups(prefixes, source).values())
 
     def _node_cost(self, node: ir.Node) -> int:
@@ -253,6 +269,8 @@ class _Folder:
             axis = node.attributes.get_int("axis", 0) % (len(dims[0]) - len(indices) + 1)
             row = elements(dims[0][axis + len(indices) :])
             return Move("Gather", dims[0], shape=indices, row=row).cost(itemsize)
+        if node.op_type == "Transpose" and _is_read_in_place(node.outputs[0], node.attributes.get_ints("perm", ())):
+            return VIEW
         return LAUNCH + sum(elements(d) * itemsize for d in dims)
 
     def _emit(self, region: Region, chosen: dict[ir.Value, Plan]) -> None:
@@ -282,24 +300,23 @@ class _Folder:
         made.update(((*parent, tile), output) for tile, output in zip(tiles, node.outputs, strict=True))
 
 
+def _is_read_in_place(value: ir.Value, perm: Sequence[int], besides: Collection[ir.Node] = ()) -> bool:
+    """Say whether only products read a transposed value: they read such an operand where it lies.
+
+    ONNX Runtime fuses the Transpose into the product, TensorRT sets a flag of it.
+
+    Args:
+        value: the transposed value.
+        perm: the permutation.
+        besides: readers that are about to be written anew.
+    """
+    readers = [reader for reader in value.consumers() if reader not in besides]
+    products = all(reader.op_type == "MatMul" and reader.domain == "" for reader in readers)
+    return bool(readers) and products and not value.is_graph_output() and swaps_last_axes(perm)
+
+
 def _may_be_renamed(value: ir.Value) -> bool:
     return value.producer() is not None and not value.is_graph_output()
-
-
-def split_groups(prefixes: Iterable[Plan], source: Dims) -> dict[tuple[Plan, int], list[Move]]:
-    """Group the Slices that together tile one axis of one value: they are one Split."""
-    groups: dict[tuple[Plan, int], list[Move]] = {}
-    for prefix in prefixes:
-        if prefix[-1].op == "Slice":
-            groups.setdefault((prefix[:-1], prefix[-1].axis), []).append(prefix[-1])
-    tiled = {}
-    for (parent, axis), tiles in groups.items():
-        tiles.sort(key=lambda tile: tile.values)
-        ends = [0, *(sum(tile.values) for tile in tiles)]
-        whole = (parent[-1].dims if parent else source)[axis]
-        if len(tiles) > 1 and [tile.values[0] for tile in tiles] == ends[:-1] and ends[-1] == whole:
-            tiled[parent, axis] = tiles
-    return tiled
 
 
 def _identities(region: Region, chosen: dict[ir.Value, Plan]) -> int:

@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from onnx_ir.passes import common
 
+from exporters.collector import collector_paused
 from exporters.rewrite.additive import SumAdditiveConstants
 from exporters.rewrite.broadcast import DropExpand
+from exporters.rewrite.class_token import AddClassToken
 from exporters.rewrite.constants import FoldConstants
+from exporters.rewrite.cost import graph_cost
 from exporters.rewrite.facts import Facts
+from exporters.rewrite.fusions import FuseGelu, FuseNormalization
 from exporters.rewrite.inference import DropInferenceNoOps
 from exporters.rewrite.movement import FoldMovement
+from exporters.rewrite.onnx_attention import EmitAttention
+from exporters.rewrite.permutations import CommutePermutations
 from exporters.rewrite.projections import MergeProjections
+from exporters.rewrite.repeated import ReadOnceForAllSamples
+from exporters.rewrite.row_shapes import ShapeRows
+from exporters.rewrite.scale import FoldScale
+from exporters.rewrite.selections import HoistSelections
+from exporters.rewrite.softmax_guard import DropSoftmaxGuard
+from exporters.rewrite.tidying import LiftConstants, Sort, sweep
 from exporters.rewrite.windows import WindowsIntoHeads
 from exporters.steps import Refusal, Step
 
@@ -33,20 +46,44 @@ OLDEST_OPSET = 13
 
 _TIDY: tuple[Callable[[], ir.passes.PassBase], ...] = (
     common.InlinePass,  # functions hide the movement that is in them
-    common.TopologicalSortPass,  # runtimes take files that are not sorted; every pass below reads in order
-    lambda: common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),  # one kind of constant
+    Sort,  # runtimes take files that are not sorted; every pass below reads in order
+    LiftConstants,  # one kind of constant
     common.RemoveUnusedNodesPass,  # what nothing reads looks shared
 )
 
 _REWRITE: tuple[tuple[str, type[GraphPass]], ...] = (
     ("drop-no-ops", DropInferenceNoOps),  # a Dropout or a Cast would end a region of movement
     ("fold-constants", FoldConstants),  # first: shapes and indices must be known before movement can be read
+    ("fuse-normalization", FuseNormalization),  # before scales, which would go into half of an operator
+    ("fuse-gelu", FuseGelu),
     ("drop-expand", DropExpand),  # before additive constants: a mask that is spelled out for a batch is no constant
+    ("unrepeat-constants", ReadOnceForAllSamples),  # the same for masks that were spelled out and then computed with
+    ("drop-softmax-guards", DropSoftmaxGuard),  # after masks are constants: it asks whether they are finite
+    ("hoist-selections", HoistSelections),  # before projections are merged: the query of a few rows is one for itself
     ("merge-projections", MergeProjections),  # before movement: query, key and value are then one region
+    ("fold-scale", FoldScale),  # after merged projections, whose columns it scales; a scale would end a region
     ("fold-movement", FoldMovement),  # needs constant operands; brings the additions of a block together
+    ("add-class-token", AddClassToken),  # before the sum, which gives it the position embedding
     ("sum-additive-constants", SumAdditiveConstants),  # bias and mask meet across one Reshape
     ("windows-into-heads", WindowsIntoHeads),  # after the sum: the one constant that is left moves to four dimensions
+    ("commute-permutations", CommutePermutations),  # after movement is folded: each permutation is one by then
+    ("shape-rows", ShapeRows),  # after permutations: what is left between operators on rows are views
+    ("fold-movement-again", FoldMovement),  # the views of windows-into-heads meet the splitting of query, key and value
 )
+
+_ON_REQUEST: tuple[tuple[str, type[GraphPass]], ...] = (
+    ("emit-attention", EmitAttention),  # last: it takes what the others made canonical
+)
+
+_LATE = 1 + [name for name, _ in _REWRITE].index("fold-scale")
+"""From here on passes move data; where what stands before them finds work once more, they run once more."""
+
+_MORE_ROUNDS = 3
+
+_AGAIN = "-again"
+
+PASSES = tuple(dict.fromkeys(name.removesuffix(_AGAIN) for name, _ in _REWRITE))
+"""Names of the passes that may be left out."""
 
 _CLEAN: tuple[Callable[[], ir.passes.PassBase], ...] = (
     common.RemoveUnusedNodesPass,  # and the initializers that only they read
@@ -55,12 +92,16 @@ _CLEAN: tuple[Callable[[], ir.passes.PassBase], ...] = (
 )
 
 
-def rewrite(model: ir.Model, *, without: frozenset[str] = frozenset()) -> list[Step]:
+@collector_paused()
+def rewrite(
+    model: ir.Model, *, without: frozenset[str] = frozenset(), also: frozenset[str] = frozenset()
+) -> list[Step]:
     """Rewrite a model in place.
 
     Args:
         model: the model.
         without: names of passes to leave out.
+        also: names of passes to run that are off by default: ``emit-attention``.
 
     Returns:
         One step a pass, with what it refused.
@@ -74,18 +115,42 @@ def rewrite(model: ir.Model, *, without: frozenset[str] = frozenset()) -> list[S
         return [*steps, _step("rewrite", model, time.perf_counter(), [Refusal(model.graph.name or "", reason)])]
     start = time.perf_counter()
     facts = Facts(model.graph)
-    steps.append(_step("infer", model, start))
-    for name, make in _REWRITE:
-        if name in without:
-            continue
-        start = time.perf_counter()
-        graph_pass = make(facts)
-        graph_pass(model)
-        common.RemoveUnusedNodesPass()(model)  # what nothing reads any more would look shared to the next pass
-        steps.append(_step(name, model, start, graph_pass.refusals))
+    steps.append(_step("infer", model, start, facts=facts))
+    early, late = (
+        [(name, make) for name, make in part if name.removesuffix(_AGAIN) not in without]
+        for part in (_REWRITE[:_LATE], _REWRITE[_LATE:])
+    )
+    _apply((*early, *late), model, facts, steps)
+    for _ in range(_MORE_ROUNDS):  # a view or a permutation that is gone may have stood between two projections
+        if not _apply(early, model, facts, steps, again=True):
+            break
+        _apply(late, model, facts, steps, again=True)
+    _apply([(name, make) for name, make in _ON_REQUEST if name in also], model, facts, steps)
     start = time.perf_counter()
     _run(model, _CLEAN)
-    return [*steps, _step("clean", model, start)]
+    return [*steps, _step("clean", model, start, facts=facts)]
+
+
+def _apply(
+    passes: Iterable[tuple[str, type[GraphPass]]],
+    model: ir.Model,
+    facts: Facts,
+    steps: list[Step],
+    *,
+    again: bool = False,
+) -> bool:
+    """Run passes and note a step for each; a pass that runs again is noted where it changes something."""
+    any_modified = False
+    for name, make in passes:
+        start = time.perf_counter()
+        graph_pass = make(facts)
+        modified = graph_pass(model).modified
+        any_modified |= modified
+        modified |= sweep(model.graph)  # what nothing reads any more would look shared to the next pass
+        step = _step(name, model, start, graph_pass.refusals, facts if modified else None)
+        if modified or not again:  # counting takes longer than most passes
+            steps.append(step if modified else replace(step, cost=steps[-1].cost))
+    return any_modified
 
 
 def tidy(model: ir.Model) -> None:
@@ -98,5 +163,9 @@ def _run(model: ir.Model, passes: tuple[Callable[[], ir.passes.PassBase], ...]) 
         make()(model)
 
 
-def _step(name: str, model: ir.Model, start: float, refusals: Iterable[Refusal] = ()) -> Step:
-    return Step(name, model.graph.num_nodes(), time.perf_counter() - start, tuple(refusals))
+def _step(
+    name: str, model: ir.Model, start: float, refusals: Iterable[Refusal] = (), facts: Facts | None = None
+) -> Step:
+    seconds = time.perf_counter() - start
+    cost = None if facts is None else graph_cost(model.graph, facts)
+    return Step(name, model.graph.num_nodes(), seconds, tuple(refusals), cost)

@@ -1,16 +1,24 @@
-"""Swin-T, dynamic batch: the plain dynamo export of timm's, OnnxSlim's result on it, and ours; same weights, one run.
+"""Swin-T, dynamic batch: timm's plain dynamo export, what OnnxSlim, onnxsim and we make of it, and our own export.
 
-python -m tests.benchmarks.export_swin [--rounds 15] [--export-rounds 3]
+python -m tests.benchmarks.export_swin [--rounds 9]
+
+All have the same weights and are timed in one run, in ONNX Runtime and, where it is installed, in OpenVINO.
+
+How long the exports themselves take: `tests.benchmarks.export_time`.
 """
 
 import argparse
+import importlib.util
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tests.benchmarks.measure import graph_figures, interleaved, onnxruntime_runner
+from tests.benchmarks.measure import graph_figures, interleaved, onnxruntime_runner, openvino_runner
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 PLAIN_EXPORT = """
 import sys, warnings
@@ -38,59 +46,61 @@ torch.save(state, sys.argv[1])
 """
 
 
-def _seconds(command: list[str]) -> float:
-    start = time.perf_counter()
-    subprocess.run(command, check=True, capture_output=True)
-    return time.perf_counter() - start
-
-
 def main() -> None:
     """Measure and print Markdown."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--export-rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=9)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        weights, plain, slim = root / "weights.pth", root / "plain.onnx", root / "slim.onnx"
-        subprocess.run([sys.executable, "-c", MAKE_WEIGHTS, str(weights)], check=True)
-        theirs = [sys.executable, "-c", PLAIN_EXPORT, str(weights), str(plain)]
-        ours = [sys.executable, "-m", "deploycli", "export", "swin_t", "--checkpoint", str(weights), "-o", str(root)]
-        ratios, pairs = [], []
-        for _ in range(arguments.export_rounds):
-            pairs.append((_seconds(theirs), _seconds(ours)))
-            ratios.append(pairs[-1][1] / pairs[-1][0])
-        subprocess.run([sys.executable, "-m", "onnxslim", str(plain), str(slim)], check=True, capture_output=True)
+        weights, plain = root / "weights.pth", root / "plain.onnx"
+        slim, simple, optimized = (root / f"{name}.onnx" for name in ("slim", "simple", "optimized"))
+        python = [sys.executable]
+        export = [*python, "-m", "deploycli", "export", "swin_t", "--checkpoint", str(weights), "-o", str(root)]
+        for command in (
+            [*python, "-c", MAKE_WEIGHTS, str(weights)],
+            [*python, "-c", PLAIN_EXPORT, str(weights), str(plain)],
+            [*python, "-m", "onnxslim", str(plain), str(slim)],
+            [*python, "-m", "onnxsim", str(plain), str(simple)],
+            [*python, "-m", "deploycli", "optimize", str(plain), "-o", str(optimized)],
+            [*export, "--name", "traced", "--no-rewrite"],
+            [*export, "--name", "ours"],
+            [*export, "--name", "five", "--attention", "5d"],
+        ):
+            subprocess.run(command, check=True, capture_output=True)
         files = {
             "plain dynamo export (timm)": plain,
             "OnnxSlim of it": slim,
-            "deploycli": root / "swin_t" / "model.onnx",
+            "onnxsim of it": simple,
+            "`deploycli optimize` of it": optimized,
+            "`deploycli export --no-rewrite`": root / "traced" / "model.onnx",
+            "`deploycli export`": root / "ours" / "model.onnx",
+            "`deploycli export --attention 5d`": root / "five" / "model.onnx",
         }
-        latency = {
-            batch: interleaved(
-                {name: onnxruntime_runner(path, batch) for name, path in files.items()}, arguments.rounds
-            )
-            for batch in (1, 8)
-        }
-        baseline = next(iter(files))
-        print("| Swin-T, dynamic batch | nodes | movement nodes | moved per image | ORT batch 1 | ORT batch 8 |")
-        print("|---|---|---|---|---|---|")
-        for name, path in files.items():
-            figures = graph_figures(path)
-            speed = [f"{latency[batch][name] / latency[batch][baseline]:.2f}" for batch in (1, 8)]
-            print(
-                f"| {name} | {figures.nodes} | {figures.movement_nodes} | {figures.moved_bytes / 1e6:.1f} MB "
-                f"| {speed[0]} | {speed[1]} |"
-            )
-        print()
-        best = sorted(ratios)[len(ratios) // 2]
-        print(
-            f"ORT: median latency of {arguments.rounds} interleaved runs over the plain export's. "
-            f"`deploycli export swin_t`, which also runs the model and checks the file, took {best:.2f} times the wall "
-            f"time of the plain `torch.onnx.export` (median of {len(ratios)} pairs of processes: "
-            + ", ".join(f"{b:.1f} s / {a:.1f} s" for a, b in pairs)
-            + ")."
-        )
+        show(files, arguments.rounds)
+
+
+def show(files: dict[str, Path], rounds: int) -> None:
+    """Time the files and print the table."""
+    makers: dict[str, Callable[[Path, int], Callable[[], object]]] = {"ORT": onnxruntime_runner}
+    if importlib.util.find_spec("openvino") is not None:
+        makers["OpenVINO"] = openvino_runner
+    speed: dict[str, list[str]] = {name: [] for name in files}
+    columns = []
+    for runtime, make in makers.items():
+        for batch in (1, 8):
+            columns.append(f"{runtime} batch {batch}")
+            seconds = interleaved({name: make(path, batch) for name, path in files.items()}, rounds)
+            base = next(iter(seconds.values()))
+            for name, value in seconds.items():
+                speed[name].append(f"{base / value:.2f}")
+    print("| Swin-T, dynamic batch | nodes | movement nodes | moved per image |", " | ".join(columns), "|")
+    print("|---" * (4 + len(columns)) + "|")
+    for name, path in files.items():
+        figures = graph_figures(path)
+        moved = f"{figures.moved_bytes / 1e6:.1f} MB"
+        print("|", " | ".join([name, str(figures.nodes), str(figures.movement_nodes), moved, *speed[name]]), "|")
+    print(f"\nSpeeds are times that of the first row, median of {rounds} interleaved runs.")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """What the benchmarks measure, the same for every graph, whoever made it."""
 
-import math
 import statistics
 import time
 from collections.abc import Callable
@@ -8,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 
-COPIES = {"Concat", "Expand", "Gather", "GatherElements", "GatherND", "Pad", "Slice", "Split", "Tile", "Transpose"}
+from exporters.rewrite.cost import COPIES, graph_cost
+from exporters.rewrite.facts import Facts
+
 VIEWS = {"Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"}
 
 
@@ -33,39 +34,15 @@ class GraphFigures:
 
 
 def graph_figures(path: Path) -> GraphFigures:
-    """Count a graph at batch 1, by ONNX's own shape inference."""
-    model = onnx.load(path, load_external_data=False)
-    for value in model.graph.input:
-        value.type.tensor_type.shape.dim[0].dim_value = 1
-    del model.graph.value_info[:]
-    for value in model.graph.output:
-        value.type.tensor_type.ClearField("shape")
-    shapes = {i.name: tuple(i.dims) for i in model.graph.initializer}
-    for initializer in model.graph.initializer:  # large weights do not matter to shapes, and 2 GiB is a message's end
-        if len(initializer.raw_data) > 4096:
-            initializer.ClearField("raw_data")
-            initializer.data_location = onnx.TensorProto.EXTERNAL
-    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True).graph
-    for value in (*inferred.value_info, *inferred.input, *inferred.output):
-        shapes[value.name] = tuple(d.dim_value for d in value.type.tensor_type.shape.dim)
+    """Count a graph at batch 1, as `deploycli inspect` does."""
+    graph = ir.load(path).graph
+    cost = graph_cost(graph, Facts(graph))
     return GraphFigures(
-        nodes=len(inferred.node),
-        movement_nodes=sum(node.op_type in COPIES | VIEWS for node in inferred.node),
-        moved_bytes=sum(
-            4 * math.prod(shapes[name]) for node in inferred.node if node.op_type in COPIES for name in node.output
-        ),
-        multiply_adds=sum(_multiply_adds(node, shapes) for node in inferred.node),
+        nodes=graph.num_nodes(),
+        movement_nodes=sum(node.op_type in COPIES | VIEWS for node in graph),
+        moved_bytes=cost.movement_bytes or 0,
+        multiply_adds=cost.multiply_adds or 0,
     )
-
-
-def _multiply_adds(node: onnx.NodeProto, shapes: dict[str, tuple[int, ...]]) -> int:
-    if node.op_type not in ("MatMul", "Gemm", "Conv"):
-        return 0
-    result, first, second = shapes[node.output[0]], shapes[node.input[0]], shapes[node.input[1]]
-    if node.op_type == "Conv":
-        return math.prod(result) * math.prod(second[1:])  # [O, I / groups, kh, kw]
-    transposed = any(a.name == "transA" and a.i for a in node.attribute)
-    return math.prod(result) * first[0 if transposed else -1]
 
 
 def interleaved(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
@@ -89,3 +66,15 @@ def onnxruntime_runner(path: Path, batch: int) -> Callable[[], object]:
     (info,) = session.get_inputs()
     feed = {info.name: np.random.default_rng(0).standard_normal((batch, *info.shape[1:])).astype(np.float32)}
     return lambda: session.run(None, feed)
+
+
+def openvino_runner(path: Path, batch: int) -> Callable[[], object]:
+    """Return a call that runs the file once in OpenVINO on the CPU, in FP32 where it is not INT8."""
+    import openvino
+
+    core = openvino.Core()
+    request = core.compile_model(
+        str(path), "CPU", {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    ).create_infer_request()
+    images = np.random.default_rng(0).standard_normal((batch, 3, 224, 224)).astype(np.float32)
+    return lambda: request.infer({0: images})

@@ -30,7 +30,7 @@ from exporters.precision.typed import cast_bundle
 from exporters.tensorrt.lint import lint
 from models.build import build
 from models.registry import resolve
-from tests.benchmarks.measure import interleaved, onnxruntime_runner
+from tests.benchmarks.measure import interleaved, onnxruntime_runner, openvino_runner
 from tests.weights import golden_weight
 
 SAMPLES = 8
@@ -123,18 +123,6 @@ def counts(path: Path) -> tuple[int, int]:
     """Return the number of QuantizeLinear and of DequantizeLinear nodes."""
     ops = [node.op_type for node in onnx.load(path, load_external_data=False).graph.node]
     return ops.count("QuantizeLinear"), ops.count("DequantizeLinear")
-
-
-def openvino_runner(path: Path, batch: int) -> Callable[[], object]:
-    """Return a call that runs the file once in OpenVINO on the CPU, in FP32 where it is not INT8."""
-    import openvino
-
-    core = openvino.Core()
-    request = core.compile_model(
-        str(path), "CPU", {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-    ).create_infer_request()
-    images = np.random.default_rng(0).standard_normal((batch, 3, 224, 224)).astype(np.float32)
-    return lambda: request.infer({0: images})
 
 
 def show_accuracy(name: str, bundle: Bundle, root: Path, modelopt: str | None) -> dict[str, Path]:

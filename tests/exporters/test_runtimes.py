@@ -139,3 +139,30 @@ def test_missing_onnxruntime_says_what_to_install(model_file: Path, monkeypatch:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(EnvironmentUnsuitable, match="pip install onnxruntime"):
         OrtRuntime(model_file)
+
+
+class Careless(torch.nn.Module):
+    """Reads memory that nothing has written."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images + torch.empty_like(images)
+
+
+def test_memory_that_nothing_has_written_is_not_a_number() -> None:
+    with EagerRuntime(Careless(), ["images"], ["logits"]) as eager:
+        assert np.isnan(eager.run({"images": IMAGES})["logits"]).all()
+
+
+@pytest.mark.parametrize("poison", [True, False])
+def test_poison_is_of_no_consequence_to_a_careful_model(poison: bool) -> None:
+    with EagerRuntime(Linear(), ["images"], ("logits", "features")) as eager:
+        expected = eager.run({"images": IMAGES})
+    torch.utils.deterministic.fill_uninitialized_memory = not poison  # type: ignore[attr-defined]
+    try:
+        with EagerRuntime(Linear(), ["images"], ("logits", "features"), poison=poison) as eager:
+            outputs = eager.run({"images": IMAGES})
+        assert torch.utils.deterministic.fill_uninitialized_memory is not poison  # type: ignore[attr-defined]
+    finally:
+        torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
+    for name, array in expected.items():
+        assert outputs[name].tobytes() == array.tobytes()

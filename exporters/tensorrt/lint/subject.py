@@ -148,6 +148,15 @@ def load(path: Path) -> tuple[ir.Model, dict[str, str]]:
     Raises:
         UsageError: no such file, or it is no ONNX file.
     """
+    return from_message(read_message(path), path)
+
+
+def read_message(path: Path) -> onnx.ModelProto:
+    """Read an ONNX file as a message, without its external data.
+
+    Raises:
+        UsageError: no such file, or it is no ONNX file.
+    """
     if not path.is_file():
         raise UsageError(f"there is no file {path}", expected="an ONNX file")
     try:
@@ -156,6 +165,15 @@ def load(path: Path) -> tuple[ir.Model, dict[str, str]]:
         raise UsageError(f"{path} is no ONNX file: {first_line(error)}", expected="an ONNX file") from error
     if not proto.HasField("graph") or not (proto.ir_version or proto.opset_import):
         raise UsageError(f"{path} is no ONNX file: it holds no graph", expected="an ONNX file")
+    return proto
+
+
+def from_message(proto: onnx.ModelProto, path: Path) -> tuple[ir.Model, dict[str, str]]:
+    """Return the model in a message of a file, and what is wrong with external data entries, by tensor name.
+
+    Raises:
+        UsageError: the graph cannot be drawn.
+    """
     wrong = external.repair_entries(proto)
     try:
         model = ir.from_proto(proto)

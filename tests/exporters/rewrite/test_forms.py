@@ -15,8 +15,8 @@ from exporters.rewrite.evaluate import evaluate
 from exporters.rewrite.facts import substitute
 from exporters.rewrite.forms import Move, Plan, as_indices, plans, slice_bounds
 from exporters.rewrite.index_map import RUNS, IndexMap, per_sample
-from exporters.rewrite.movement import split_groups
 from exporters.rewrite.movement_ops import MOVEMENT, NOWHERE, move
+from exporters.rewrite.splits import split_groups
 from tests.exporters.rewrite.graphs import load
 from tests.exporters.rewrite.programs import B, programs
 from tests.exporters.rewrite.test_properties import examples

@@ -1,0 +1,76 @@
+"""What people read of an optimized graph."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+from deploycli.render import show_steps, size_text, stdout, table_of
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from exporters.graph_check import Check
+    from exporters.optimize import Optimized
+
+
+def show_optimized(result: Optimized, *, verbose: bool) -> None:
+    """Print a graph before and after, how the check went, and where it is."""
+    console = stdout()
+    console.print(_comparison(result))
+    if verbose:
+        show_steps(console, result.steps)
+    elif refusals := sum(len(step.refusals) for step in result.steps):
+        console.print(f"{refusals} refusals; -v shows them")
+    console.print(_verdict(result.check), soft_wrap=True)
+    for path in result.unread:
+        console.print(Text(f"{path} is no longer read by {result.source.name}", "yellow"), soft_wrap=True)
+    written = " and ".join(map(str, result.files)) or "nothing: a dry run"
+    console.print("wrote", Text(written, "bold"), soft_wrap=True)
+
+
+def _comparison(result: Optimized) -> Table:
+    before, after = result.before, result.after
+    table = table_of("", "before", "after", "")
+    for op in sorted({*before.ops, *after.ops}, key=lambda op: (-before.ops.get(op, 0), -after.ops.get(op, 0), op)):
+        one, other = before.ops.get(op, 0), after.ops.get(op, 0)
+        table.add_row(op, str(one or ""), str(other or ""), _change(one, other))
+    table.add_section()
+    rows = (
+        ("nodes", before.nodes, after.nodes, str),
+        ("moved in a run", before.cost.movement_bytes, after.cost.movement_bytes, size_text),
+        ("multiply-adds of a run", before.cost.multiply_adds, after.cost.multiply_adds, count_text),
+        ("constants", before.cost.constant_bytes, after.cost.constant_bytes, size_text),
+        ("file size", before.size, after.size, size_text),
+    )
+    for name, old, new, text in rows:
+        known = ["not known" if figure is None else text(figure) for figure in (old, new)]
+        table.add_row(Text(name, "bold"), *known, _change(old, new))
+    return table
+
+
+def _change(before: int | None, after: int | None) -> str:
+    """Return the change in per cent, or nothing where there is none or it is not known."""
+    if before is None or after is None or before == after:
+        return ""
+    return f"{100 * (after - before) / before:+.1f} %" if before else "new"
+
+
+def count_text(count: int) -> str:
+    """Return a number of multiply-adds in words."""
+    return f"{count / 1e9:.2f} G" if count >= 1e7 else f"{count:,}"
+
+
+def _verdict(check: Check | None) -> Text:
+    if check is None:
+        return Text("not checked (--check 0)", "yellow")
+    error = max((output.max_rel_error for output in check.outputs), default=0.0)
+    same = all(output.identical for output in check.outputs)
+    seen = "identical" if same else f"largest relative error {error:.1e}, {check.budget.upper()} budget"
+    shapes = "; ".join(dict.fromkeys(check.runs))
+    text = Text.assemble(("checked ", "green"), f"in ONNX Runtime on {len(check.runs)} inputs ({shapes}): {seen}")
+    for output in check.outputs:
+        if output.vacuous:
+            text.append(f"\noutput {output.name} proves little: {output.vacuous}", "yellow")
+    return text

@@ -1,0 +1,286 @@
+"""Two graphs, the same inputs: are the answers the same?
+
+The graphs come from anywhere, so an output may rightly be constant, empty, infinite or no tensor at all. What is judged
+is therefore the difference: the same shapes and types, NaN and infinity in the same places, equal integers, and
+floating-point numbers within a budget of `exporters.compare`. ONNX Runtime runs both node by node, as written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from exporters.compare import BUDGETS
+from exporters.runtimes import OrtRuntime
+from models.errors import EnvironmentUnsuitable, ExportError, NumericsError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+
+    from exporters.runtimes import TensorInfo
+
+    Feed = dict[str, Any]  # arrays, and lists of arrays where an input is a sequence
+    Shapes = Mapping[str, tuple[int, ...]]
+
+BATCHES = (3, 1)
+"""Sizes of a symbolic batch, in turn; 1 is not the first, because there all samples are one."""
+
+_IMAGE, _CHANNELS, _LENGTH = 224, 3, 16
+"""Sizes of other symbolic axes: height and width [B, C, H, W], channels, all else."""
+
+_HIGHEST = (10, 2)
+"""Integers are drawn below these, the smaller one where an index of a small table must be meant."""
+
+UNCHECKED = "--check 0 leaves the check out"
+
+
+@dataclass(frozen=True)
+class OutputCheck:
+    """What was seen of one output.
+
+    Attributes:
+        name: its name.
+        max_rel_error: largest absolute error over the largest reference magnitude, of any run.
+        identical: bit for bit, in every run.
+        vacuous: why agreement proves little, such as ``zero in every run``; empty where it proves something.
+    """
+
+    name: str
+    max_rel_error: float
+    identical: bool
+    vacuous: str
+
+
+@dataclass(frozen=True)
+class Check:
+    """Both graphs were run, and agree.
+
+    Attributes:
+        runs: the inputs of each run, such as ``images:3x3x224x224``.
+        budget: ``fp32``, ``fp16`` or ``bf16``: what the error was judged by.
+        outputs: one an output.
+    """
+
+    runs: tuple[str, ...]
+    budget: str
+    outputs: tuple[OutputCheck, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the check as JSON values."""
+        return asdict(self)
+
+
+def check_graphs(
+    reference: Path,
+    candidate: Path,
+    *,
+    samples: int,
+    budget: str = "fp32",
+    shapes: Shapes | None = None,
+    seed: int = 0,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Check:
+    """Run two ONNX files on the same random inputs.
+
+    One file is in memory at a time.
+
+    Args:
+        reference: the file that is right.
+        candidate: the file that is judged.
+        samples: number of runs.
+        budget: key of `BUDGETS`; its largest relative error is the limit.
+        shapes: input name -> its shape, where an axis is symbolic.
+        seed: of the inputs.
+        progress: is told what runs.
+
+    Raises:
+        UsageError: a shape that does not fit, or inputs that the reference does not run on.
+        EnvironmentUnsuitable: ONNX Runtime cannot load the reference.
+        NumericsError: the outputs differ, or the candidate does not run.
+    """
+    progress("running the graph as it was")
+    feeds, expected = _answers(reference, samples, shapes or {}, seed)
+    progress("running the optimized graph")
+    runs, found = [], []
+    try:
+        with OrtRuntime(candidate, optimize=False) as runtime:
+            for feed in feeds():
+                runs.append(" ".join(f"{name}:{_shape_text(value)}" for name, value in feed.items()))
+                found.append(runtime.run(feed))
+    except ExportError as error:
+        raise NumericsError(
+            f"the optimized graph does not run, the original does: {error.found}",
+            expected="equal outputs",
+            hint="--without PASS, to find the pass that is at fault; please report it",
+        ) from error
+    outputs = [_judge(name, [(e[name], f[name]) for e, f in zip(expected, found, strict=True)]) for name in expected[0]]
+    limit = BUDGETS[budget].max_rel_error
+    wrong = [f"{name}: {why}" for name, why, _ in outputs if why]
+    wrong += [
+        f"{seen.name}: relative error {seen.max_rel_error:.3g} exceeds {limit:.3g}"
+        for _, why, seen in outputs
+        if not why and not seen.max_rel_error <= limit
+    ]
+    if wrong:
+        raise NumericsError(
+            "the optimized graph answers otherwise: output " + "; ".join(wrong),
+            expected=f"equal outputs within the {budget.upper()} budget, on {'; '.join(dict.fromkeys(runs))}",
+            hint="--without PASS, to find the pass that is at fault; please report it",
+        )
+    return Check(tuple(runs), budget, tuple(seen for _, _, seen in outputs))
+
+
+def _answers(
+    path: Path, samples: int, shapes: Shapes, seed: int
+) -> tuple[Callable[[], Iterator[Feed]], list[dict[str, Any]]]:
+    """Return what makes the inputs of every run, one at a time, and what the reference answers."""
+    try:
+        runtime = OrtRuntime(path, optimize=False)
+    except ExportError as error:
+        raise EnvironmentUnsuitable(
+            f"the graph cannot be checked: {error.found}", expected="a graph that ONNX Runtime runs", hint=UNCHECKED
+        ) from error
+    with runtime:
+        for highest in _HIGHEST:
+            feeds = partial(_feeds, runtime.inputs, shapes, seed, highest, samples)
+            try:
+                return feeds, [runtime.run(feed) for feed in feeds()]
+            except ExportError as error:
+                failure = error
+    raise UsageError(
+        f"the graph cannot be checked: {failure.found}",
+        expected="inputs that the graph as it is runs on",
+        hint=f"--shape NAME:1x3x224x224 for an axis that is not fixed; {UNCHECKED}",
+    ) from failure
+
+
+# --- inputs ----------------------------------------------------------------------------------------------------------
+
+
+def _feeds(inputs: tuple[TensorInfo, ...], shapes: Shapes, seed: int, highest: int, samples: int) -> Iterator[Feed]:
+    """Yield the inputs of each run, the same for the same arguments."""
+    given = _given(inputs, shapes)
+    rng = np.random.default_rng(seed)
+    for i in range(samples):
+        sizes: dict[str | None, int] = {}
+        for info in inputs:  # the first symbol on axis 0 is the batch, and so is what has no name there
+            if info.shape and not isinstance(info.shape[0], int):
+                sizes = {info.shape[0]: BATCHES[i % len(BATCHES)], None: BATCHES[i % len(BATCHES)]}
+                break
+        sizes.update(given)
+        yield {info.name: _values(info, _sizes(info, sizes, shapes), rng, highest) for info in inputs}
+
+
+def _given(inputs: tuple[TensorInfo, ...], shapes: Shapes) -> dict[str | None, int]:
+    """Return the symbols that the given shapes bind."""
+    known = {info.name: info for info in inputs}
+    bound: dict[str | None, int] = {}
+    for name, shape in shapes.items():
+        if name not in known:
+            raise UsageError(f"the graph has no input {name}", expected=f"one of {', '.join(known) or 'none'}")
+        declared = known[name].shape
+        pairs = list(zip(declared, shape, strict=False))
+        if len(declared) != len(shape) or any(isinstance(d, int) and d != size for d, size in pairs):
+            raise UsageError(
+                f"--shape {name}:{'x'.join(map(str, shape))} is no shape of this input",
+                expected=f"{name}:{'x'.join('?' if d is None else str(d) for d in declared)}",
+            )
+        for dim, size in pairs:
+            if isinstance(dim, str) and bound.setdefault(dim, size) != size:
+                raise UsageError(f"--shape makes the axis {dim} both {bound[dim]} and {size}", expected="one size")
+    return bound
+
+
+def _sizes(info: TensorInfo, symbols: Mapping[str | None, int], shapes: Shapes) -> tuple[int, ...]:
+    if info.name in shapes:
+        return shapes[info.name]
+    sizes = []
+    for axis, dim in enumerate(info.shape):
+        if isinstance(dim, int):
+            sizes.append(dim)
+        elif dim is not None and dim in symbols:
+            sizes.append(symbols[dim])
+        elif dim is None and axis == 0:
+            sizes.append(symbols.get(None, BATCHES[0]))
+        elif len(info.shape) == 4:
+            sizes.append({1: _CHANNELS, 2: _IMAGE, 3: _IMAGE}.get(axis, _LENGTH))
+        else:
+            sizes.append(_LENGTH)
+    return tuple(sizes)
+
+
+def _values(info: TensorInfo, shape: tuple[int, ...], rng: np.random.Generator, highest: int) -> Any:
+    """Return an input; of one that is optional its value, of a sequence two tensors."""
+    *wrappers, kind = info.dtype.rstrip(")").split("(")  # such as optional(seq(tensor(float)))
+    value = _array(info.name, _NUMPY_NAMES.get(kind, kind), shape, rng, highest)
+    return [value, value] if "seq" in wrappers else value
+
+
+_NUMPY_NAMES = {"float": "float32", "double": "float64"}
+
+
+def _array(name: str, kind: str, shape: tuple[int, ...], rng: np.random.Generator, highest: int) -> Any:
+    if kind == "string":
+        return rng.choice(np.array(["a", "b", "ab"], object), shape)
+    try:
+        dtype = np.dtype(kind)
+    except TypeError as error:
+        raise UsageError(
+            f"the graph cannot be checked: its input {name} has the type {kind}", expected="numbers", hint=UNCHECKED
+        ) from error
+    if dtype.kind == "f":
+        return rng.standard_normal(shape).astype(dtype)
+    if dtype == np.uint8 and len(shape) >= 3:  # pixels
+        return rng.integers(0, 256, shape, dtype)
+    return rng.integers(0, 2 if dtype.kind == "b" else highest, shape).astype(dtype)
+
+
+def _shape_text(value: Any) -> str:
+    return "x".join(map(str, value.shape)) if isinstance(value, np.ndarray) else f"{len(value)} tensors"
+
+
+# --- verdict ---------------------------------------------------------------------------------------------------------
+
+
+def _judge(name: str, pairs: list[tuple[Any, Any]]) -> tuple[str, str, OutputCheck]:
+    """Return an output's name, what is wrong with it whatever the budget is, and what was seen."""
+    error, identical, proves = 0.0, True, False
+    for expected, found in pairs:
+        left, right = _flat(expected), _flat(found)
+        if len(left) != len(right):
+            return name, f"{len(right)} tensors, not {len(left)}", OutputCheck(name, np.inf, False, "")
+        for a, b in zip(left, right, strict=True):
+            difference = _difference(a, b)
+            if isinstance(difference, str):
+                return name, difference, OutputCheck(name, np.inf, False, "")
+            error = max(error, difference)
+            identical = identical and a.tobytes() == b.tobytes()
+            proves = proves or bool(a.size and (a.dtype.kind not in "fiub" or np.isfinite(a[a != 0]).any()))
+    return name, "", OutputCheck(name, error, identical, "" if proves else "empty, zero or not finite in every run")
+
+
+def _flat(value: Any) -> list[Any]:
+    """Return the tensors of a value; an optional one that is absent has none."""
+    if value is None:
+        return []
+    return [np.asarray(x) for x in value] if isinstance(value, list) else [np.asarray(value)]
+
+
+def _difference(a: Any, b: Any) -> float | str:
+    """Return the relative error, or what is wrong."""
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return f"{b.dtype}{list(b.shape)} instead of {a.dtype}{list(a.shape)}"
+    if a.dtype.kind != "f":
+        wrong = int((a != b).sum())
+        return f"{wrong} of {a.size} values differ" if wrong else 0.0
+    left, right = a.astype(np.float64), b.astype(np.float64)
+    usual = np.isfinite(left)
+    if not np.array_equal(usual, np.isfinite(right)) or not np.array_equal(left[~usual], right[~usual], equal_nan=True):
+        return "NaN or infinity in other places"
+    error = float(np.abs(left[usual] - right[usual]).max(initial=0.0))
+    scale = float(np.abs(left[usual]).max(initial=0.0))
+    return error / scale if scale else (np.inf if error else 0.0)

@@ -1,0 +1,246 @@
+"""``deploycli optimize``: the rewriting passes on any ONNX file.
+
+The file is read, rewritten, written under another name, and run beside the original; only then does it take its place.
+The same graph always gives the same bytes, however its nodes were sorted, and a second run changes nothing.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import onnx_ir as ir
+
+from exporters.export import ATTENTION_OPSET
+from exporters.graph_check import UNCHECKED, Check, check_graphs
+from exporters.model_place import place, same_file, temporary_folder, write_beside
+from exporters.precision.external import map_external
+from exporters.rewrite.any_model import optimized
+from exporters.rewrite.cost import constant_bytes, graph_cost
+from exporters.rewrite.facts import Facts
+from exporters.rewrite.pipeline import PASSES
+from exporters.steps import GraphCost, Step
+from exporters.tensorrt.lint import external as external_data
+from exporters.tensorrt.lint.subject import from_message, quiet, read_message
+from models.errors import ExportError, IntegrityError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+
+    from exporters.onnx_file import ExternalData
+
+Attention = Literal["4d", "5d", "onnx"]
+
+_RANDOM = frozenset(
+    {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+)
+_QUANTIZED = frozenset({"DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear", "QLinearConv", "QLinearMatMul"})
+
+
+@dataclass(frozen=True)
+class OptimizeRequest:
+    """What to optimize, and how.
+
+    Attributes:
+        source: the ONNX file.
+        target: where the result goes, which may be the same file; None writes nothing.
+        without: names of passes to leave out.
+        attention: ``4d``, ``5d`` to leave the scores of masked windows in five dimensions, or ``onnx`` for the operator
+            Attention, in a graph of opset 23 or above.
+        check: number of random inputs on which both graphs are run and compared; 0 leaves the check out.
+        shapes: input name -> its shape in the check, where an axis is symbolic.
+        seed: of the inputs of the check.
+        external: where the weights are stored.
+    """
+
+    source: Path
+    target: Path | None
+    without: frozenset[str] = frozenset()
+    attention: Attention = "4d"
+    check: int = 3
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    seed: int = 0
+    external: ExternalData = "auto"
+
+
+@dataclass(frozen=True)
+class Side:
+    """A graph, before or after.
+
+    Attributes:
+        nodes: number of nodes, those of inner graphs too.
+        ops: operator type, with its domain where that is not ONNX's -> number of nodes.
+        size: bytes on disk, external data included.
+        cost: what it costs to run and to keep.
+    """
+
+    nodes: int
+    ops: Mapping[str, int]
+    size: int
+    cost: GraphCost
+
+
+@dataclass(frozen=True)
+class Optimized:
+    """What became of a file.
+
+    Attributes:
+        source: the file that was read.
+        files: the files that were written, the model first; none in a dry run.
+        before: the graph as it was.
+        after: the graph as it is.
+        steps: what each pass did and refused.
+        check: how the two graphs compare, or None where they were not run.
+        unread: data files beside the target that no longer belong to it.
+    """
+
+    source: Path
+    files: tuple[Path, ...]
+    before: Side
+    after: Side
+    steps: tuple[Step, ...]
+    check: Check | None
+    unread: tuple[Path, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as JSON values."""
+        return {
+            "source": str(self.source),
+            "files": [str(path) for path in self.files],
+            "before": asdict(self.before),
+            "after": asdict(self.after),
+            "steps": [step.to_json() for step in self.steps],
+            "check": None if self.check is None else self.check.to_json(),
+            "unread": [str(path) for path in self.unread],
+        }
+
+
+def optimize(request: OptimizeRequest, *, progress: Callable[[str], None] = lambda _: None) -> Optimized:
+    """Optimize an ONNX file.
+
+    Args:
+        request: what and how.
+        progress: is told what runs.
+
+    Raises:
+        UsageError: the file is no ONNX file, an argument does not fit, or the graph cannot be checked as asked.
+        ExportError: the graph is invalid.
+        IntegrityError: its external data are missing, of another length, or outside its folder.
+        EnvironmentUnsuitable: ONNX Runtime cannot run the original, or the result cannot be written.
+        NumericsError: the two graphs answer differently.
+    """
+    if unknown := sorted(request.without - set(PASSES)):
+        raise UsageError(f"there is no pass {', '.join(unknown)}", expected=f"some of {', '.join(PASSES)}")
+    if request.target is not None and request.target.is_dir():
+        raise UsageError(f"{request.target} is a folder", expected="the name of a file", hint="-o FOLDER/NAME.onnx")
+    progress("reading")
+    model = load(request.source)
+    data = _data_files(model, request.source)
+    size = request.source.stat().st_size + sum(path.stat().st_size for path in data)
+    nodes, ops = _count(model)
+    stored = constant_bytes(model.graph)
+    opset = model.opset_imports.get("", 0)
+    if request.attention == "onnx" and opset < ATTENTION_OPSET:
+        raise UsageError(
+            f"--attention onnx, and the graph is of opset {opset}",
+            expected=f"opset {ATTENTION_OPSET} or above",
+            hint="--attention 4d",
+        )
+    progress("rewriting")
+    without = request.without | ({"windows-into-heads"} if request.attention == "5d" else set())
+    also = frozenset({"emit-attention"} if request.attention == "onnx" else ())
+    model, steps = optimized(model, without=without, also=also)
+    cost = graph_cost(model.graph, Facts(model.graph))
+    first = next((step.cost for step in steps if step.cost is not None), cost)
+    before = Side(nodes, ops, size, GraphCost(first.movement_bytes, first.multiply_adds, stored))
+    if request.check and (drawn := next((n for n in model.graph.all_nodes() if n.op_type in _RANDOM), None)):
+        raise UsageError(
+            f"the graph cannot be checked: {drawn.name or drawn.op_type} draws random numbers, other ones every time",
+            hint=UNCHECKED,
+        )
+    budget, (nodes, ops) = _budget(model), _count(model)
+    with temporary_folder(request.target) as folder:
+        name = (request.target or request.source).name
+        progress("writing")
+        files = write_beside(model, folder / name, request.external)
+        after = Side(nodes, ops, sum(path.stat().st_size for path in files), cost)
+        del model
+        gc.collect()  # graphs are cycles, and hold the weights: the check needs their memory
+        check = None
+        if request.check:
+            check = check_graphs(
+                request.source, files[0], samples=request.check, budget=budget, shapes=request.shapes,
+                seed=request.seed, progress=progress,
+            )  # fmt: skip
+        replaced = data if request.target is not None and same_file(request.source, request.target) else ()
+        placed = () if request.target is None else place(files, request.target.parent)
+    left = tuple(path for path in replaced if path.name not in {file.name for file in placed})
+    return Optimized(request.source, placed, before, after, tuple(steps), check, left)
+
+
+def load(path: Path) -> ir.Model:
+    """Read an ONNX file from anywhere; external data are read when they are asked for.
+
+    Raises:
+        UsageError: there is no such file, it is no ONNX file, or it holds what is not read.
+        IntegrityError: external data that are missing, of another length, or outside the file's folder.
+        ExportError: a tensor that is not as long as its shape says.
+    """
+    with quiet():
+        message = read_message(path)
+        for name, found in (
+            ("training information", message.training_info),
+            ("sparse", message.graph.sparse_initializer),
+        ):
+            if len(found):
+                raise UsageError(f"{path} holds {name}", expected="an inference graph with dense constants")
+        model, wrong = from_message(message, path)
+    if "ai.onnx" in model.opset_imports:  # the other name of ""
+        model.opset_imports[""] = model.opset_imports.pop("ai.onnx")
+    for tensor in _tensors(model):
+        if isinstance(tensor, ir.ExternalTensor):
+            if fault := wrong.get(tensor.name or "") or external_data.fault(tensor):
+                raise IntegrityError(
+                    f"{path}: {tensor.name}: {fault}", expected="external data in the folder of the model, whole"
+                )
+        elif fault := external_data.inline_fault(tensor):
+            raise ExportError(f"the graph in {path} is invalid: {tensor.name}: {fault}", expected="a valid ONNX graph")
+    map_external(model)
+    return model
+
+
+# --- what is in a graph ----------------------------------------------------------------------------------------------
+
+
+def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+    graphs = [model.graph, *(function.graph for function in model.functions.values())]
+    for graph in [*graphs, *(inner for g in graphs for inner in g.subgraphs())]:
+        yield from (v.const_value for v in graph.initializers.values() if v.const_value is not None)
+        for node in graph:
+            for attribute in node.attributes.values():
+                if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
+                    yield attribute.value
+
+
+def _data_files(model: ir.Model, path: Path) -> tuple[Path, ...]:
+    found = {str(tensor.location) for tensor in _tensors(model) if isinstance(tensor, ir.ExternalTensor)}
+    return tuple(path.parent / location for location in sorted(found))
+
+
+def _count(model: ir.Model) -> tuple[int, dict[str, int]]:
+    nodes = list(model.graph.all_nodes())
+    named = Counter(f"{node.domain}::{node.op_type}" if node.domain else node.op_type for node in nodes)
+    return len(nodes), dict(sorted(named.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _budget(model: ir.Model) -> str:
+    """Return the budget of the least exact arithmetic in a graph: another order of additions rounds otherwise."""
+    nodes = list(model.graph.all_nodes())
+    types = {v.dtype for node in nodes for v in (*node.inputs, *node.outputs) if v is not None}
+    if ir.DataType.BFLOAT16 in types:
+        return "bf16"
+    half = ir.DataType.FLOAT16 in types or any(node.op_type in _QUANTIZED for node in nodes)
+    return "fp16" if half else "fp32"

@@ -1,0 +1,255 @@
+"""Which operators are row-wise, and along which axes.
+
+An operator is row-wise along an axis of its result if each row there is computed from the same row of its operands, or
+from operands that all rows share: addition along every axis, LayerNormalization along all but the normalised ones, a
+product along the rows of the left and the columns of the right operand. For such an axis, and for those that movement
+reorders, the question "which rows of the operands do these rows of the result need?" has an exact answer. Along any
+other axis, and for an operator that is not listed, all rows are needed.
+
+Source of the semantics: https://onnx.ai/onnx/operators/ (opsets 13 to 24).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from exporters.rewrite.axes import MOST_ROWS, Join, Links, Relation, Take, View
+from exporters.rewrite.facts import dynamic_axes, substitute
+from exporters.rewrite.movement_ops import move
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import onnx_ir as ir
+
+    from exporters.rewrite.facts import Dims, Facts
+    from exporters.rewrite.movement_ops import Array
+
+
+def relation(node: ir.Node, position: int, facts: Facts) -> Relation | None:
+    """Return how one result of a node follows from its operands, or None where nothing is known of that.
+
+    Args:
+        node: the operator.
+        position: which of its results.
+        facts: what is known of the graph.
+    """
+    read = _RELATIONS.get(node.op_type) if node.domain == "" else None
+    inputs = [() if value is None else facts.dims(value) for value in node.inputs]
+    result = facts.dims(node.outputs[position])
+    if read is None or result is None or 0 in result or any(dims is None or 0 in dims for dims in inputs):
+        return None
+    if node.op_type != "Split" and any(o.uses() or o.is_graph_output() for o in node.outputs[1:]):
+        return None
+    return read(_Case(node, position, [dims or () for dims in inputs], result, facts))
+
+
+@dataclass(frozen=True)
+class _Case:
+    """A node whose shapes are known: those of its operands (none for one that is absent), and that of one result."""
+
+    node: ir.Node
+    position: int
+    inputs: list[Dims]
+    result: Dims
+    facts: Facts
+
+    def axis(self, default: int, rank: int | None = None) -> int:
+        """Return the axis attribute, counted from the front."""
+        axis = self.node.attributes.get_int("axis", default)
+        return axis + (len(self.result) if rank is None else rank) if axis < 0 else axis
+
+    def constant(self, position: int) -> Array | None:
+        """Return an operand's value."""
+        value = self.node.inputs[position] if position < len(self.node.inputs) else None
+        return self.facts.constant(value)
+
+    def rest(self) -> tuple[tuple[int | None, ...], ...]:
+        """Return the links of all operands but the first: there are none."""
+        return tuple((None,) * len(dims) for dims in self.inputs[1:])
+
+
+def _elementwise(case: _Case) -> Relation | None:
+    return _broadcast(case, range(len(case.result)))
+
+
+def _broadcast(case: _Case, free: Sequence[int]) -> Links | None:
+    """Align the operands at their last axes."""
+    links = []
+    for dims in case.inputs:
+        offset = len(case.result) - len(dims)
+        if offset < 0 or any(dim not in (1, case.result[offset + i]) for i, dim in enumerate(dims)):
+            return None
+        links.append(tuple(None if dim == 1 else offset + i for i, dim in enumerate(dims)))
+    return Links(frozenset(free), tuple(links))
+
+
+def _row_wise_before(case: _Case) -> Relation | None:
+    """Normalisations over all axes from a given one on."""
+    return _broadcast(case, range(case.axis(-1)))
+
+
+def _row_wise_beside(case: _Case) -> Relation | None:
+    """Normalisations over one axis."""
+    return _broadcast(case, [i for i in range(len(case.result)) if i != case.axis(-1)])
+
+
+def _matmul(case: _Case) -> Relation | None:
+    a, b = case.inputs
+    rank = len(case.result)
+    if min(len(a), len(b)) < 2:
+        return None
+    links = []
+    for dims, linked in ((a, -2), (b, -1)):
+        offset = rank - len(dims)
+        outer = [None if dim == 1 else offset + i for i, dim in enumerate(dims[:-2])]
+        links.append((*outer, *(rank + i if i == linked else None for i in (-2, -1))))
+    return Links(frozenset(range(rank)), tuple(links))
+
+
+def _gemm(case: _Case) -> Relation | None:
+    a, b = (bool(case.node.attributes.get_int(name, 0)) for name in ("transA", "transB"))
+    bias = Links(frozenset(), ())
+    if len(case.inputs) > 2 and case.node.inputs[2] is not None:
+        found = _broadcast(_Case(case.node, 0, case.inputs[2:3], case.result, case.facts), ())
+        if found is None:
+            return None
+        bias = found
+    links = ((None, 0) if a else (0, None), (1, None) if b else (None, 1), *(bias.inputs or ((),)))
+    return Links(frozenset((0, 1)), links[: len(case.inputs)])
+
+
+def _attention(case: _Case) -> Relation | None:
+    """Along the queries [B, N, S, D], where neither their place nor what came before them matters."""
+    node = case.node
+    stateful = any(value is not None for value in node.inputs[4:])
+    if len(case.inputs[0]) != 4 or stateful or node.attributes.get_int("is_causal", 0) != 0:
+        return None
+    links: list[tuple[int | None, ...]] = [(None, None, 2, None), (None,) * 4, (None,) * 4]
+    for mask in case.inputs[3:4]:
+        spread = [None] * max(len(mask) - 2, 0)
+        links.append((*spread, None if mask[-2] == 1 else 2, None) if len(mask) > 1 else (None,) * len(mask))
+    return Links(frozenset((2,)), tuple(links))
+
+
+def _reduction(case: _Case) -> Relation | None:
+    rank = len(case.inputs[0])
+    if case.node.op_type.startswith("Arg"):
+        axes = [case.node.attributes.get_int("axis", 0)]
+    elif len(case.node.inputs) > 1 and case.node.inputs[1] is not None:
+        operand = case.constant(1)
+        if operand is None:
+            return None
+        axes = operand.reshape(-1).tolist()
+    else:
+        axes = list(case.node.attributes.get_ints("axes", ()))
+    gone = {axis % rank for axis in axes}
+    if not gone:
+        return None  # all axes, or none
+    keeps = case.node.attributes.get_int("keepdims", 1) != 0
+    left = [i for i in range(rank) if keeps or i not in gone]
+    links = tuple(None if i in gone else left.index(i) for i in range(rank))
+    return Links(frozenset(link for link in links if link is not None), (links, *case.rest()))
+
+
+def _transpose(case: _Case) -> Relation | None:
+    rank = len(case.result)
+    order = list(case.node.attributes.get_ints("perm", ()) or range(rank)[::-1])
+    return Links(frozenset(range(rank)), (tuple(order.index(i) for i in range(rank)),))
+
+
+def _expand(case: _Case) -> Relation | None:
+    """Only where the target is constant: a selection on an axis that is repeated changes it."""
+    spread = _broadcast(_Case(case.node, 0, case.inputs[:1], case.result, case.facts), range(len(case.result)))
+    return None if spread is None or case.constant(1) is None else Links(spread.free, (*spread.inputs, (None,)))
+
+
+def _view(case: _Case) -> Relation | None:
+    return View(case.inputs[0], case.result)
+
+
+def _concat(case: _Case) -> Relation | None:
+    axis = case.axis(0)
+    return Join(axis, tuple(dims[axis] for dims in case.inputs))
+
+
+def _gather(case: _Case) -> Relation | None:
+    data, indices = case.inputs[:2]
+    axis = case.axis(0, len(data))
+    constant = case.constant(1)
+    if constant is not None and not dynamic_axes((data[axis],)) and data[axis] <= MOST_ROWS:
+        rows_taken = np.where(constant < 0, constant + data[axis], constant)
+        return Take(data, tuple(rows_taken if i == axis else None for i in range(len(data))))
+    # Row-wise in the indices, and along the other axes of the data.
+    shift = len(indices) - 1
+    of_data = tuple(None if i == axis else i + (shift if i > axis else 0) for i in range(len(data)))
+    of_indices = tuple(range(axis, axis + len(indices)))
+    return Links(frozenset(range(len(case.result))), (of_data, of_indices))
+
+
+def _slice(case: _Case) -> Relation | None:
+    """Run it on the numbers of the rows, axis by axis."""
+    data = case.inputs[0]
+    operands = [case.constant(i) for i in range(1, len(case.node.inputs))]
+    if any((value is None) != (operand is None) for value, operand in zip(case.node.inputs[1:], operands, strict=True)):
+        return None
+    small = tuple(substitute(dim, 2) for dim in data)
+    indices: list[Array | None] = []
+    for axis, dim in enumerate(data):
+        if dynamic_axes((dim,)):
+            if case.result[axis] != dim or _has_a_step(case, axis):
+                return None
+            indices.append(None)
+            continue
+        # [dim] -> [1, ..., dim, ..., 1] -> [..., dim, ...]
+        numbers = np.arange(dim).reshape([dim if i == axis else 1 for i in range(len(data))])
+        moved = move(case.node, [np.broadcast_to(numbers, small), *operands])[case.position]
+        taken = np.moveaxis(moved, axis, -1).reshape(-1, case.result[axis])[0]
+        indices.append(None if taken.size == dim and np.array_equal(taken, np.arange(dim)) else taken)
+    if any(index is not None and dim > MOST_ROWS for index, dim in zip(indices, data, strict=True)):
+        return None
+    return Take(data, tuple(indices))
+
+
+def _has_a_step(case: _Case, axis: int) -> bool:
+    """Say whether a Slice has another step than 1 on an axis, and so another order."""
+    steps = case.constant(4) if case.node.op_type == "Slice" else None
+    if steps is None:
+        return False
+    sliced = case.constant(3)
+    on = range(steps.size) if sliced is None else sliced.tolist()
+    return any(i % len(case.result) == axis and step != 1 for i, step in zip(on, steps.tolist(), strict=True))
+
+
+def _table() -> dict[str, Callable[[_Case], Relation | None]]:
+    elementwise = (
+        "Abs Acos Acosh Add And Asin Asinh Atan Atanh BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cast Ceil "
+        "Celu Clip Cos Cosh Div Elu Equal Erf Exp Floor Gelu Greater GreaterOrEqual HardSigmoid HardSwish Identity "
+        "IsInf IsNaN LeakyRelu Less LessOrEqual Log Max Mean Min Mish Mod Mul Neg Not Or PRelu Pow Reciprocal Relu "
+        "Round Selu Shrink Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Sub Sum Swish Tan Tanh ThresholdedRelu Where "
+        "Xor"
+    )
+    reductions = "ArgMax ArgMin ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin " + (
+        "ReduceProd ReduceSum ReduceSumSquare"
+    )
+    return {
+        **dict.fromkeys(elementwise.split(), _elementwise),
+        **dict.fromkeys(reductions.split(), _reduction),
+        **dict.fromkeys(("LayerNormalization", "RMSNormalization"), _row_wise_before),
+        **dict.fromkeys(("Hardmax", "LogSoftmax", "LpNormalization", "Softmax"), _row_wise_beside),
+        **dict.fromkeys(("Flatten", "Reshape", "Squeeze", "Unsqueeze"), _view),
+        **dict.fromkeys(("Slice", "Split"), _slice),
+        "Attention": _attention,
+        "Concat": _concat,
+        "Expand": _expand,
+        "Gather": _gather,
+        "Gemm": _gemm,
+        "MatMul": _matmul,
+        "Transpose": _transpose,
+    }
+
+
+_RELATIONS = _table()

@@ -1,0 +1,167 @@
+"""Shapes of a node's outputs, by ONNX's own shape inference, asked once for all nodes that are alike.
+
+A network repeats its blocks: of a Swin's operators few are unlike all before them. What inference may depend on is the
+operator, its attributes, and its operands' types, shapes and short values; that is the key.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from exporters.rewrite.affine import BATCH, ENDS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from exporters.rewrite.movement_ops import Array
+
+Dims: TypeAlias = "tuple[int, ...]"
+Known: TypeAlias = "tuple[ir.DataType, Dims, Dims]"
+_Inferred: TypeAlias = "list[Known | None] | None"
+
+INTEGERS_LIMIT = 4096
+"""Largest integer operand that inference looks into, elements. Shapes are shorter; tensors of data are longer."""
+
+FLOATS_LIMIT = 16
+"""The same for other types: the scales of a Resize."""
+
+_MOST = 8192
+"""So many results are kept."""
+
+
+class Operand(NamedTuple):
+    """What inference may read of an operand.
+
+    Attributes:
+        dtype: element type.
+        dims: shape, with the batch written as multiples of the stand-in.
+        ends: its value at each end; None where it is not known.
+    """
+
+    dtype: ir.DataType
+    dims: Dims
+    ends: tuple[Array, Array] | None
+
+
+def substitute(dim: int, batch: int) -> int:
+    """Replace the stand-in in one dimension by a batch size."""
+    return dim // BATCH * batch if dim % BATCH == 0 else dim
+
+
+class NodeShapes:
+    """Infers the outputs of nodes; graphs with the same opsets share what was found.
+
+    Args:
+        opset_imports: domain -> version.
+    """
+
+    def __init__(self, opset_imports: Mapping[str, int]) -> None:
+        self._opset_imports = opset_imports
+        self._known = _KNOWN.setdefault(tuple(sorted(opset_imports.items())), {})
+
+    def infer(self, node: ir.Node, operands: Sequence[Operand | None]) -> _Inferred:
+        """Return type and shapes at both ends of every output, None where they are not known.
+
+        Args:
+            node: the operator.
+            operands: its inputs, None where an optional one is absent.
+        """
+        key = _key(node, operands)
+        if key is None:
+            return self._infer(node, operands)
+        if key not in self._known:
+            if len(self._known) >= _MOST:
+                self._known.clear()
+            self._known[key] = self._infer(node, operands)
+        return self._known[key]
+
+    def _infer(self, node: ir.Node, operands: Sequence[Operand | None]) -> _Inferred:
+        version = self._opset_imports.get(node.domain)
+        if version is None or not onnx.defs.has(node.op_type, node.domain):
+            return None
+        low, high = (_infer_at(end, node, operands, version, self._opset_imports) for end in range(len(ENDS)))
+        if low is None or high is None:
+            return None
+        return [
+            None if at_low is None or at_high is None else (*at_low, at_high[1])
+            for at_low, at_high in zip(low, high, strict=True)
+        ]
+
+
+_KNOWN: dict[tuple[tuple[str, int], ...], dict[object, _Inferred]] = {}
+
+_PLAIN = frozenset({ir.AttributeType.FLOAT, ir.AttributeType.INT, ir.AttributeType.STRING})
+_LISTS = frozenset({ir.AttributeType.FLOATS, ir.AttributeType.INTS, ir.AttributeType.STRINGS})
+
+
+def _key(node: ir.Node, operands: Sequence[Operand | None]) -> object | None:
+    """Return all that inference may depend on, or None where that is too much to compare: a tensor, a subgraph."""
+    attributes = []
+    for name, attribute in node.attributes.items():
+        if attribute.type in _PLAIN:
+            attributes.append((name, attribute.type, attribute.value))
+        elif attribute.type in _LISTS:
+            attributes.append((name, attribute.type, tuple(attribute.value)))
+        else:
+            return None
+    return (
+        node.op_type,
+        node.domain,
+        frozenset(attributes),
+        tuple(None if x is None else (x.dtype, x.dims, _value_key(x)) for x in operands),
+        tuple(bool(output.name) for output in node.outputs),
+    )
+
+
+def _value_key(operand: Operand) -> object:
+    if operand.ends is None or not _is_read(operand.ends):
+        return None
+    low, high = operand.ends
+    return low.tobytes() if low is high else (low.tobytes(), high.tobytes(), low.shape, high.shape)
+
+
+def _is_read(ends: tuple[Array, Array]) -> bool:
+    limit = INTEGERS_LIMIT if ends[0].dtype.kind in "iub" else FLOATS_LIMIT
+    return all(array.size <= limit for array in ends)
+
+
+def _infer_at(
+    end: int,
+    node: ir.Node,
+    operands: Sequence[Operand | None],
+    version: int,
+    opset_imports: Mapping[str, int],
+) -> list[tuple[ir.DataType, Dims] | None] | None:
+    """Run ONNX's own shape inference on one node at one batch size."""
+    proto = ir.serde.serialize_node(node)
+    types, data = {}, {}
+    for i, operand in enumerate(operands):
+        if operand is None:
+            continue
+        proto.input[i] = name = f"x{i}"
+        shape = tuple(substitute(dim, ENDS[end]) for dim in operand.dims)
+        types[name] = onnx.helper.make_tensor_type_proto(int(operand.dtype), shape)
+        if operand.ends is not None and _is_read(operand.ends):
+            data[name] = onnx.numpy_helper.from_array(np.asarray(operand.ends[end], order="C"), name)
+    for i, output in enumerate(node.outputs):
+        proto.output[i] = f"y{i}" if output.name else ""
+    try:
+        schema = onnx.defs.get_schema(node.op_type, version, node.domain)
+        opsets = [onnx.helper.make_opsetid(domain, v) for domain, v in opset_imports.items()]
+        inferred = onnx.shape_inference.infer_node_outputs(schema, proto, types, data, None, opsets, 10)
+    except (onnx.shape_inference.InferenceError, onnx.defs.SchemaError, onnx.checker.ValidationError):
+        return None
+    return [_read_type(inferred.get(f"y{i}")) for i in range(len(node.outputs))]
+
+
+def _read_type(proto: onnx.TypeProto | None) -> tuple[ir.DataType, Dims] | None:
+    if proto is None or not proto.HasField("tensor_type") or not proto.tensor_type.HasField("shape"):
+        return None
+    dims = proto.tensor_type.shape.dim
+    if not all(d.HasField("dim_value") for d in dims):
+        return None
+    return ir.DataType(proto.tensor_type.elem_type), tuple(d.dim_value for d in dims)

@@ -1,0 +1,241 @@
+from __future__ import annotations
+
+import json
+import re
+import signal
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import pytest
+
+from exporters import model_place
+from tests.deploycli.commands import assert_refused, files, run, start
+from tests.digits import checkpoint, registered
+from tests.exporters.bundles import make
+from tests.exporters.rewrite.graphs import ops, parse
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from exporters.bundle import Bundle
+    from tests.deploycli.conftest import Command
+
+ROLL = """g (float[batch, 8, 4] x) => (float[batch, 8, 4] y) {
+    tail = Slice (x, three, end, one) head = Slice (x, zero, three, one) y = Concat <axis: int = 1> (tail, head)
+}"""
+
+
+@pytest.fixture
+def roll(tmp_path: Path) -> Path:
+    model = parse(ROLL, zero=[0], one=[1], three=[3], end=[2**63 - 1])
+    onnx.save(model, tmp_path / "in.onnx")
+    return tmp_path / "in.onnx"
+
+
+def test_the_table_shows_every_operator_before_and_after(deploycli: Command, roll: Path) -> None:
+    result = deploycli("optimize", roll, "-o", "out.onnx")
+    assert result.code == 0, result.err
+    rows = {line.split("  ")[0]: line.split()[-3:] for line in result.out.splitlines()}
+    assert re.search(r"^Slice +2 +-100\.0 % *$", result.out, re.MULTILINE)
+    assert re.search(r"^Gather +1 +new *$", result.out, re.MULTILINE)
+    assert re.search(r"^nodes +3 +1 +-66\.7 % *$", result.out, re.MULTILINE)
+    assert {"moved in a run", "multiply-adds of a run", "constants", "file size"} <= rows.keys()
+    assert "checked in ONNX Runtime on 3 inputs (x:3x8x4; x:1x8x4): identical" in result.out
+    assert "wrote out.onnx" in result.out
+    assert ops(onnx.load(roll.parent / "out.onnx")) == {"Gather": 1}
+    assert "fold-movement" not in result.out
+    assert "fold-movement" in deploycli("optimize", roll, "-o", "out.onnx", "-v").out
+
+
+def test_json_has_all_that_the_table_has(deploycli: Command, roll: Path) -> None:
+    shown = deploycli("optimize", roll, "-o", "out.onnx", "--json", "--check", 1).json()
+    assert shown["before"]["ops"] == {"Slice": 2, "Concat": 1}
+    assert shown["after"]["ops"] == {"Gather": 1}
+    assert shown["after"]["cost"] == {"movement_bytes": 128, "multiply_adds": 0, "constant_bytes": 64}
+    assert shown["check"]["runs"] == ["x:3x8x4"]
+    assert shown["files"] == ["out.onnx"]
+    assert {"name", "nodes", "seconds", "refusals", "cost"} == set(shown["steps"][0])
+
+
+def test_a_dry_run_writes_nothing(deploycli: Command, roll: Path) -> None:
+    before = files(roll.parent)
+    result = deploycli("optimize", roll, "--dry-run", "-o", "out.onnx", "--check", "0")
+    assert result.code == 0
+    assert "not checked (--check 0)" in result.out
+    assert "wrote nothing: a dry run" in result.out
+    assert files(roll.parent) == before
+
+
+def test_in_place_and_again(deploycli: Command, roll: Path) -> None:
+    assert deploycli("optimize", roll, "-o", roll).code == 0
+    once = files(roll.parent)
+    assert list(once) == ["in.onnx"]
+    assert deploycli("optimize", roll, "-o", roll).code == 0
+    assert files(roll.parent) == once
+
+
+def test_other_answers_are_exit_5_and_nothing_is_written(
+    deploycli: Command, roll: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = files(roll.parent)
+    monkeypatch.setattr(model_place, "write_model", _wrong(model_place.write_model))
+    result = deploycli("optimize", roll, "-o", roll)
+    assert_refused(result, 5, "the optimized graph answers otherwise: output y", "--without PASS")
+    assert files(roll.parent) == before
+
+
+def _wrong(write: object) -> object:
+    def write_model(model: object, path: Path, *arguments: object, **options: object) -> list[Path]:
+        written: list[Path] = write(model, path, *arguments, **options)  # type: ignore[operator]  # as declared there
+        message = onnx.load(path)
+        message.graph.initializer[0].CopyFrom(
+            onnx.numpy_helper.from_array(np.arange(8), message.graph.initializer[0].name)
+        )
+        onnx.save(message, path)
+        return written
+
+    return write_model
+
+
+def custom(folder: Path) -> Path:
+    text = '<ir_version: 10, opset_import: ["" : 20, "d" : 1]> g (float[2] x) => (float[2] y) { y = d.Mine (x) }'
+    onnx.save(onnx.parser.parse_model(text), folder / "custom.onnx")
+    return folder / "custom.onnx"
+
+
+def test_what_cannot_be_run_here_is_exit_7_unless_it_is_not_to_be_checked(deploycli: Command, tmp_path: Path) -> None:
+    path = custom(tmp_path)
+    assert_refused(deploycli("optimize", path, "-o", "out.onnx"), 7, "cannot be checked", "Mine", "--check 0")
+    assert not (tmp_path / "out.onnx").exists()
+    result = deploycli("optimize", path, "-o", "out.onnx", "--check", 0)
+    assert result.code == 0
+    assert re.search(r"^multiply-adds of a run +not known +not known *$", result.out, re.MULTILINE)
+    assert re.search(r"^d::Mine +1 +1 *$", result.out, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["in.onnx"], 2, "Missing option '-o' / '--output'"),
+        (["absent.onnx", "-o", "out.onnx"], 2, "there is no file absent.onnx"),
+        (["text.onnx", "-o", "out.onnx"], 2, "text.onnx is no ONNX file"),
+        (["in.onnx", "-o", "."], 2, "is a folder"),
+        (["in.onnx", "-o", "out.onnx", "--without", "magic"], 2, "there is no pass magic"),
+        (["in.onnx", "-o", "out.onnx", "--shape", "x"], 2, "write name:1x3x224x224"),
+        (["in.onnx", "-o", "out.onnx", "--shape", "x:3x8"], 2, "expected: x:batchx8x4"),
+        (["in.onnx", "-o", "out.onnx", "--check", "-1"], 2, "--check"),
+        (["invalid.onnx", "-o", "out.onnx"], 3, "the graph is invalid"),
+        (["outside.onnx", "-o", "out.onnx"], 8, "leaves the folder of the model"),
+        (["in.onnx", "-o", "text.onnx/out.onnx"], 7, "cannot write"),
+    ],
+)
+def test_what_fails_is_one_message(
+    deploycli: Command, roll: Path, arguments: list[str], code: int, message: str
+) -> None:
+    folder = roll.parent
+    (folder / "text.onnx").write_text("text")
+    invalid = onnx.load(roll)
+    invalid.graph.node[0].input[0] = "nowhere"
+    onnx.save(invalid, folder / "invalid.onnx")
+    outside = onnx.load(roll)
+    tensor = outside.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.ClearField("int64_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="../secret")
+    (folder / "outside.onnx").write_bytes(outside.SerializeToString())
+    before = files(folder)
+    assert_refused(deploycli("optimize", *arguments), code, message)
+    assert files(folder) == before
+
+
+def test_typed_graphs_of_ours_are_judged_by_their_own_budget(deploycli: Command, tmp_path: Path) -> None:
+    with registered():
+        assert deploycli("export", "digits_swin", "--checkpoint", checkpoint("digits_swin")).code == 0
+        random = ("--allow-random-calibration", "--samples", 2, "--around", "fp32")
+        assert deploycli("quantize", "digits_swin", *random).code == 0
+        assert deploycli("cast", "digits_swin").code == 0
+    for precision in ("fp16", "int8"):
+        path = tmp_path / "artifacts/digits_swin" / f"model.{precision}.onnx"
+        shown = deploycli("optimize", path, "-o", "out.onnx", "--json").json()
+        assert shown["check"]["budget"] == "fp16"
+        assert [output["vacuous"] for output in shown["check"]["outputs"]] == [""]
+        kept = ("QuantizeLinear", "DequantizeLinear", "Cast", "Softmax", "LayerNormalization", "MatMul")
+        assert [shown["after"]["ops"].get(op) for op in kept] == [shown["before"]["ops"].get(op) for op in kept]
+        assert shown["after"]["nodes"] <= shown["before"]["nodes"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_leaves_the_folder_as_it_was(true_bundle: Bundle, tmp_path: Path, number: int) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes((true_bundle.path / "model.onnx").read_bytes())
+    before = files(tmp_path)
+    process = start("optimize", "model.onnx", "-o", "model.onnx", "--check", "100000", cwd=tmp_path)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "running the graph" in line:
+            break
+    time.sleep(0.2)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert "nothing was written" in err
+    assert files(tmp_path) == before
+
+
+def test_a_process_of_its_own_does_the_same(roll: Path) -> None:
+    result = run("optimize", "in.onnx", "-o", "sub/out.onnx", "--json", cwd=roll.parent)
+    assert json.loads(result.out)["files"] == ["sub/out.onnx"]
+    assert ops(onnx.load(roll.parent / "sub/out.onnx")) == {"Gather": 1}
+
+
+# --- the costs in a bundle -------------------------------------------------------------------------------------------
+
+
+def test_inspect_shows_what_every_pass_cost(deploycli: Command, true_bundle: Bundle) -> None:
+    printed = deploycli("inspect", true_bundle.path).out
+    heading = next(line for line in printed.splitlines() if line.startswith("step "))
+    assert re.findall(r"\S+(?: MB)?", heading) == [
+        "step", "nodes", "moved MB", "GMACs", "constants MB", "seconds", "refusals",
+    ]  # fmt: skip
+    shown = deploycli("inspect", true_bundle.path, "--json").json()
+    steps = {step["name"]: step["cost"] for step in shown["artifacts"][0]["steps"]}
+    assert steps["trace"] is None
+    assert steps["clean"]["movement_bytes"] < steps["infer"]["movement_bytes"]
+    assert 0 < steps["clean"]["multiply_adds"] <= steps["infer"]["multiply_adds"]
+    row = next(line for line in printed.splitlines() if line.startswith("clean "))
+    assert row.split()[2:5] == [
+        f"{steps['clean']['movement_bytes'] / 1e6:.1f}",
+        f"{steps['clean']['multiply_adds'] / 1e9:.2f}",
+        f"{steps['clean']['constant_bytes'] / 1e6:.1f}",
+    ]
+
+
+def test_inspect_counts_a_file(deploycli: Command, roll: Path, tmp_path: Path) -> None:
+    printed = deploycli("inspect", roll).out
+    assert re.search(r"^costs +0\.0 MB moved, 0\.00 GMACs, 0\.0 MB of constants *$", printed, re.MULTILINE)
+    counted = {"movement_bytes": 256, "multiply_adds": 0, "constant_bytes": 32}
+    assert deploycli("inspect", roll, "--json").json()["cost"] == counted
+    broken = onnx.load(roll)
+    broken.graph.node[0].input[0] = "y"
+    onnx.save(broken, tmp_path / "circle.onnx")
+    result = deploycli("inspect", "circle.onnx")
+    assert result.code == 0
+    assert "costs" not in result.out
+
+
+def test_a_bundle_of_before_costs_were_counted_is_read(deploycli: Command, tmp_path: Path) -> None:
+    bundle = make(tmp_path / "artifacts")
+    path = bundle.path / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for artifact in manifest["artifacts"]:
+        for step in artifact["steps"]:
+            del step["cost"]
+    path.write_text(json.dumps(manifest))
+    result = deploycli("inspect", "linear")
+    assert result.code == 0, result.err
+    manifest["artifacts"][0]["steps"][0]["cost"] = {"movement_bytes": "much", "multiply_adds": 1, "constant_bytes": 1}
+    path.write_text(json.dumps(manifest))
+    assert_refused(deploycli("inspect", "linear"), 8, "manifest.json is malformed", "is no cost")
