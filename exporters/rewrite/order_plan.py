@@ -292,7 +292,7 @@ class Planner:
             return 0
         key = (matrix.channels * matrix.itemsize, self.orders.then(self.orders.inverse(have), want))
         if key not in self._costs:
-            self._costs[key] = _copy_cost(self.orders[key[1]], matrix.rows, *_sizes(matrix, matrix.channels))
+            self._costs[key] = _copy_cost(self.orders[key[1]], matrix.rows, matrix, matrix.channels)
         return self._costs[key]
 
     def _shuffle_cost(self, shuffle: Shuffle, have: int | None, want: int) -> int:
@@ -305,7 +305,7 @@ class Planner:
             if pieces.size == count and np.array_equal(pieces, np.arange(count)):
                 self._costs[key] = 0 if same else VIEW
             else:
-                self._costs[key] = _copy_cost(pieces, count, *_sizes(shuffle.result, shuffle.unit))
+                self._costs[key] = _copy_cost(pieces, count, shuffle.result, shuffle.unit)
         return self._costs[key]
 
     def _is_strided(self, shuffle: Shuffle, want: int) -> bool:
@@ -326,19 +326,16 @@ def operands(event: Event) -> tuple[Matrix, ...]:
     return event.operands if isinstance(event, Compute) else (event.source,)
 
 
-def _sizes(matrix: Matrix, unit: int) -> tuple[int, int]:
-    return matrix.rows * matrix.channels * matrix.itemsize, unit * matrix.itemsize
-
-
 def _is_strided(index: Array, source: int, unit: int) -> bool:
     """Say whether a Transpose of few axes moves these pieces."""
     read = IndexMap(index, source, 1).digits()
     return read is not None and len(read[1]) + (unit > 1) + 1 <= MOST_AXES  # and the batch
 
 
-def _copy_cost(index: Array, source: int, total: int, piece: int) -> int:
-    """Return what it costs to move pieces, by the measure of forms.py, in bytes for one sample."""
-    if _is_strided(index, source, piece):
+def _copy_cost(index: Array, source: int, result: Matrix, unit: int) -> int:
+    """Return what it costs to move pieces of so many elements, by the measure of forms.py, in bytes for one sample."""
+    total = result.rows * result.channels * result.itemsize
+    if _is_strided(index, source, unit):
         return LAUNCH + total + 2 * VIEW
     padding = LAUNCH + total if NOWHERE in index else 0
-    return LAUNCH + total * (_OPAQUE + _CACHE_LINE // piece) + padding
+    return LAUNCH + total * (_OPAQUE + _CACHE_LINE // (unit * result.itemsize)) + padding

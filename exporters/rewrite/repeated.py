@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx_ir as ir
 
 from exporters.rewrite.affine import BATCH, grows
 from exporters.rewrite.builder import Builder, replace
@@ -27,8 +28,6 @@ from exporters.rewrite.unique import label
 from exporters.steps import Refusal
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
-
     from exporters.rewrite.facts import Dims, Facts
     from exporters.rewrite.movement_ops import Array
 
@@ -45,6 +44,7 @@ class ReadOnceForAllSamples(GraphPass):
         """Run the pass; see the module's documentation."""
         builder = Builder(graph, facts)
         modified = False
+        self._hopeless = set[ir.Value]()  # asked in the order of the graph, so that no chain is followed twice
         for node in list(graph):
             if node.op_type not in _BINARY or node.domain != "" or node.outputs[0].is_graph_output():
                 continue
@@ -66,7 +66,7 @@ class ReadOnceForAllSamples(GraphPass):
             return None
         if elements(dims) > GROWTH or facts.constant(value) is not None:
             return None
-        runs = [run for batch in RUNS if (run := _computed(value, batch, facts, {})) is not None]
+        runs = [run for batch in RUNS if (run := _computed(value, batch, facts, {}, self._hopeless)) is not None]
         if len(runs) < len(RUNS):
             return None
         rows = dims[0] // BATCH
@@ -77,18 +77,29 @@ class ReadOnceForAllSamples(GraphPass):
         return block
 
 
-def _computed(value: ir.Value, batch: int, facts: Facts, known: dict[ir.Value, Array | None]) -> Array | None:
+def _computed(
+    value: ir.Value, batch: int, facts: Facts, known: dict[ir.Value, Array | None], hopeless: set[ir.Value]
+) -> Array | None:
     """Compute a value at a batch size, if that and constants are all that it is made of."""
     fact = facts[value]
     if fact is not None and fact.ends is not None:
         return fact.value(batch)
-    if value in known:
-        return known[value]
-    known[value] = None
+    if value not in known and value not in hopeless:
+        known[value] = _made(value, batch, facts, known, hopeless)
+        if known[value] is None:
+            hopeless.add(value)
+    return known.get(value)
+
+
+def _made(
+    value: ir.Value, batch: int, facts: Facts, known: dict[ir.Value, Array | None], hopeless: set[ir.Value]
+) -> Array | None:
     node = value.producer()
     if node is None or not can_evaluate(node) or not _repeats(node, facts):
         return None
-    operands = [None if operand is None else _computed(operand, batch, facts, known) for operand in node.inputs]
+    operands = [
+        None if operand is None else _computed(operand, batch, facts, known, hopeless) for operand in node.inputs
+    ]
     if any(array is None and operand is not None for array, operand in zip(operands, node.inputs, strict=True)):
         return None
     assert node.graph is not None, "it stands in the graph"
