@@ -14,7 +14,6 @@ their order.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,8 +21,8 @@ import numpy as np
 from exporters.rewrite.builder import Builder, replace
 from exporters.rewrite.forms import LAUNCH, VIEW, Move, Plan, plans
 from exporters.rewrite.graph_pass import GraphPass
-from exporters.rewrite.index_map import RUNS, IndexMap, elements, numbered, per_sample
-from exporters.rewrite.movement_ops import NOWHERE, data_operands, move
+from exporters.rewrite.index_map import IndexMap, elements
+from exporters.rewrite.regions import RegionMaps, find_regions
 from exporters.rewrite.splits import joint_plans, split_groups, swaps_last_axes
 from exporters.rewrite.unique import label
 from exporters.steps import Refusal
@@ -34,24 +33,9 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from exporters.rewrite.facts import Dims, Facts
-    from exporters.rewrite.movement_ops import Array
+    from exporters.rewrite.regions import Region
 
 _VIEWS = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
-
-
-@dataclass
-class Region:
-    """Movement operators with one source.
-
-    Attributes:
-        source: the value that is moved.
-        nodes: the operators, in topological order.
-        sinks: the results that are read from outside the region.
-    """
-
-    source: ir.Value
-    nodes: dict[ir.Node, None] = field(default_factory=dict)
-    sinks: list[ir.Value] = field(default_factory=list)
 
 
 class FoldMovement(GraphPass):
@@ -67,43 +51,6 @@ class FoldMovement(GraphPass):
         return modified
 
 
-def find_regions(graph: ir.Graph, facts: Facts) -> list[Region]:
-    """Return the movement regions of a graph. Every movement operator on data belongs to one or is a boundary."""
-    regions: dict[ir.Value, Region] = {}
-    source_of: dict[ir.Value, ir.Value] = {}
-    for node in graph:
-        source = _common_source(node, source_of, facts)
-        if source is None:
-            continue
-        regions.setdefault(source, Region(source)).nodes[node] = None
-        source_of.update((output, source) for output in node.outputs)
-    for region in regions.values():
-        for node in region.nodes:
-            for value in node.outputs:
-                if value.is_graph_output() or any(reader not in region.nodes for reader in value.consumers()):
-                    region.sinks.append(value)
-    return list(regions.values())
-
-
-def _common_source(node: ir.Node, source_of: dict[ir.Value, ir.Value], facts: Facts) -> ir.Value | None:
-    """Return what the node moves, or None where it is no movement or moves several things together."""
-    if not facts.only_moves(node) or any(facts.dims(output) is None for output in node.outputs):
-        return None
-    if facts.constant(node.outputs[0]) is not None:
-        return None  # left to constant folding
-    sources = set()
-    for i in data_operands(node):
-        value = node.inputs[i]
-        if value is None or facts.dims(value) is None:
-            return None
-        if not facts.is_zero(value):
-            sources.add(source_of.get(value, value))
-    if len(sources) != 1:
-        return None
-    (source,) = sources
-    return source if source.const_value is None else None
-
-
 class _Folder:
     """Folds regions one by one and remembers the maps and forms of those that look alike."""
 
@@ -111,9 +58,7 @@ class _Folder:
         self._facts = facts
         self._builder = Builder(graph, facts)
         self._graph = graph
-        self._known: dict[object, list[Plan] | str] = {}
-        self._known_jointly: dict[tuple[object, ...], list[tuple[Plan, ...]]] = {}
-        self._interned: dict[object, int] = {}
+        self._maps = RegionMaps.of(facts)
         self.refusals: list[Refusal] = []
 
     def fold(self, region: Region) -> bool:
@@ -166,76 +111,24 @@ class _Folder:
 
     def _forms(self, region: Region) -> tuple[dict[ir.Value, list[Plan] | str], list[tuple[Plan, ...]]]:
         """Return the forms of every sink's index map, or the reason why it has none, and those of all sinks as one."""
-        keys = self._signatures(region)
-        jointly = tuple(keys[sink] for sink in region.sinks)
-        if jointly not in self._known_jointly:
-            source = self._dims(region.source)
-            try:
-                maps = self._index_maps(region, source)
-            except ValueError as error:
-                return dict.fromkeys(region.sinks, str(error)), []
-            for sink in region.sinks:
-                index_map = maps[sink]
-                if isinstance(index_map, IndexMap):
-                    self._known[keys[sink]] = plans(index_map, source, self._dims(sink)) or (
+        keys = self._maps.signatures(region)
+        jointly = ("jointly", *(keys[sink] for sink in region.sinks))
+        known = self._maps.forms
+        if jointly not in known:
+            source, maps = self._dims(region.source), self._maps(region)
+            for sink, found in maps.items():
+                if isinstance(found, IndexMap):
+                    known[keys[sink]] = plans(found, source, self._dims(sink)) or (
                         "neither a strided view, nor rows gathered on one axis"
                     )
                 else:
-                    self._known[keys[sink]] = index_map
-            found = [index_map for index_map in maps.values() if isinstance(index_map, IndexMap)]
-            is_joint = 1 < len(found) == len(region.sinks)
-            self._known_jointly[jointly] = (
-                list(joint_plans(found, source, [self._dims(sink) for sink in region.sinks])) if is_joint else []
+                    known[keys[sink]] = found
+            index_maps = [found for found in maps.values() if isinstance(found, IndexMap)]
+            is_joint = 1 < len(index_maps) == len(region.sinks)
+            known[jointly] = (
+                list(joint_plans(index_maps, source, [self._dims(sink) for sink in region.sinks])) if is_joint else []
             )
-        return {sink: self._known[keys[sink]] for sink in region.sinks}, self._known_jointly[jointly]
-
-    def _signatures(self, region: Region) -> dict[ir.Value, object]:
-        """Return a key for every value: regions of the same operators and shapes share their maps."""
-        keys: dict[ir.Value, object] = {region.source: self._facts.dims(region.source)}
-        for node in region.nodes:
-            operands = tuple(self._operand_key(value, keys) for value in node.inputs)
-            attributes = tuple(sorted((a.name, str(a.value)) for a in node.attributes.values()))
-            key = (node.op_type, attributes, operands, len(node.outputs))
-            # An integer stands for the key, so that a diamond of operators does not hash its top twice.
-            number = self._interned.setdefault(key, len(self._interned))
-            keys.update((output, (number, i)) for i, output in enumerate(node.outputs))
-        return keys
-
-    def _operand_key(self, value: ir.Value | None, keys: dict[ir.Value, object]) -> object:
-        if value is None or value in keys:
-            return None if value is None else keys[value]
-        fact = self._facts[value]
-        assert fact is not None
-        if fact.ends is None:
-            return fact.dims  # zeros
-        return tuple((end.dtype.str, end.shape, end.tobytes()) for end in fact.ends)
-
-    def _index_maps(self, region: Region, source: Dims) -> dict[ir.Value, IndexMap | str]:
-        """Run the region on arange."""
-        runs: dict[ir.Value, list[Array]] = {sink: [] for sink in region.sinks}
-        for batch in RUNS:
-            arrays = {region.source: numbered(source, batch)}
-            for node in region.nodes:
-                operands = [self._operand(node, i, arrays, batch) for i in range(len(node.inputs))]
-                arrays.update(zip(node.outputs, move(node, operands, zero=NOWHERE), strict=True))
-            for sink in region.sinks:
-                runs[sink].append(arrays[sink])
-        return {sink: per_sample(runs[sink], source, self._dims(sink)) for sink in region.sinks}
-
-    def _operand(self, node: ir.Node, position: int, arrays: dict[ir.Value, Array], batch: int) -> Array | None:
-        value = node.inputs[position]
-        if value is None or value in arrays:
-            return None if value is None else arrays[value]
-        if position in data_operands(node):  # a Concat with zeros pads
-            return np.broadcast_to(NOWHERE, self._shape(value, batch))
-        fact = self._facts[value]
-        return None if fact is None else fact.value(batch)
-
-    def _shape(self, value: ir.Value, batch: int) -> Dims:
-        fact = self._facts[value]
-        shape = None if fact is None else fact.shape(batch)
-        assert shape is not None, "regions hold only values of known shape"
-        return shape
+        return {sink: known[keys[sink]] for sink in region.sinks}, known[jointly]
 
     def _dims(self, value: ir.Value) -> Dims:
         dims = self._facts.dims(value)

@@ -48,7 +48,7 @@ class CommutePermutations(GraphPass):
 
     def transform(self, graph: ir.Graph, facts: Facts) -> bool:
         """Run the pass; see the module's documentation."""
-        maps = RegionMaps(facts)
+        maps = RegionMaps.of(facts)
         modified = False
         for _ in range(_PLANS):  # what one plan made room for, the next one finds
             planner = Planner(read_events(graph, facts, maps))
@@ -87,11 +87,11 @@ class _Writer:
 
     def _compute(self, event: Compute, order: int) -> None:
         node = event.operator.node
-        for matrix in event.operands:
+        places = {m.value: [i for i in event.operator.operands if node.inputs[i] is m.value] for m in event.operands}
+        for matrix in event.operands:  # one may be read in an order that is another one's own
             value = self._get(matrix, order, node)
-            for i in event.operator.operands:
-                if node.inputs[i] is matrix.value:
-                    _read(node, i, value)
+            for i in places[matrix.value]:
+                _read(node, i, value)
         if order != self._own(event.result):
             for i in event.operator.varying:
                 constant = self._builder.facts.constant(node.inputs[i])

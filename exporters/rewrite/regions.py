@@ -7,7 +7,8 @@ found by running the region on arange, and remembered for all regions of the sam
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary, proxy
 
 import numpy as np
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
     from exporters.rewrite.facts import Dims, Facts
     from exporters.rewrite.movement_ops import Array
+
+
+_SHARED: WeakKeyDictionary[Facts, RegionMaps] = WeakKeyDictionary()
 
 
 @dataclass
@@ -74,12 +78,24 @@ def _common_source(node: ir.Node, source_of: dict[ir.Value, ir.Value], facts: Fa
 
 
 class RegionMaps:
-    """Finds the index maps of regions and remembers those that look alike."""
+    """Finds the index maps of regions and remembers those that look alike.
+
+    Attributes:
+        forms: what a pass found out about regions, by their signatures.
+    """
 
     def __init__(self, facts: Facts) -> None:
         self._facts = facts
+        self.forms: dict[object, Any] = {}
         self._known: dict[object, IndexMap | str] = {}
         self._interned: dict[object, int] = {}
+
+    @classmethod
+    def of(cls, facts: Facts) -> RegionMaps:
+        """Return the maps that all passes over a graph share: most regions outlive a pass."""
+        if facts not in _SHARED:
+            _SHARED[facts] = cls(proxy(facts))
+        return _SHARED[facts]
 
     def __call__(self, region: Region) -> dict[ir.Value, IndexMap | str]:
         """Return, for every sink, its index map or the reason why it has none."""

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from tests.deploycli.conftest import Command
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-BLOCKS = {  # all, and those with shifted windows
-    "swin_tiny_patch4_window7_224": (12, 5),
-    "swin_base_patch4_window12_384": (24, 11),
+BLOCKS = {  # all of them, and how often the order of the windows changes from one to the next
+    "swin_tiny_patch4_window7_224": (12, 7),
+    "swin_base_patch4_window12_384": (24, 19),
 }
 MOVEMENT = {"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"}
 
@@ -46,8 +46,8 @@ def official_checkpoint(model: str, path: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "options", "limit"),
     [
-        ("swin_tiny_patch4_window7_224", [], 420),
-        ("swin_base_patch4_window12_384", ["--batch", 1], 800),
+        ("swin_tiny_patch4_window7_224", [], 350),
+        ("swin_base_patch4_window12_384", ["--batch", 1], 650),
     ],
 )
 def test_golden_logits(deploycli: Command, tmp_path: Path, model: str, options: list[object], limit: int) -> None:
@@ -85,16 +85,12 @@ def assert_only_the_model_is_left(graph: onnx.GraphProto, model: str, *, fixed: 
         *("MatMul", "Mul", "ReduceMean", "Softmax", "Split"),
         *(("Slice",) if fixed else ()),  # of queries, keys and values; a roll would need a Concat as well
     }
-    blocks, shifted = BLOCKS[model]
+    blocks, changes = BLOCKS[model]
     assert ops["Softmax"] == blocks
     constants = {tensor.name: tensor for tensor in graph.initializer}
     producers = {name: node for node in graph.node for name in node.output}
     gathers = [node for node in graph.node if node.op_type == "Gather" and is_permutation(node, constants)]
-    per_block = Counter(".".join(node.name.partition("/")[0].split(".")[:4]) for node in gathers)
-    assert len(per_block) <= shifted
-    assert max(per_block.values()) <= 2  # shift and partition, reverse and unshift
-    # What else is gathered comes apart: queries, keys and values, or the corners of a merging.
-    assert ops["Gather"] - len(gathers) <= 3 * blocks
+    assert ops["Gather"] == len(gathers) <= changes + 3  # and patch merging
     for node in graph.node:
         if node.op_type == "Softmax":
             assert additions_of_constants(node, producers, constants) == 1  # bias and mask in one

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 from hypothesis import HealthCheck, Phase, find, settings
 
-from exporters.rewrite import additive, builder, constants, facts, forms, index_map, movement, movement_ops
+from exporters.rewrite import additive, builder, constants, facts, forms, index_map, movement, movement_ops, regions
 from exporters.rewrite.pipeline import rewrite
 from tests.exporters.rewrite.graphs import differences, load, parse
 from tests.exporters.rewrite.programs import programs
@@ -110,7 +110,7 @@ MUTANTS = {
     "offset dropped": patched(index_map.IndexMap, "digits", lambda real: lambda self: (r := real(self)) and (0, r[1])),
     "padding dropped": patched(index_map.IndexMap, "rows", nothing_is_padded),
     "lost use": patched(movement, "replace", lost_use),
-    "no proof that samples stay apart": patched(movement, "per_sample", first_sample_only),
+    "no proof that samples stay apart": patched(regions, "per_sample", first_sample_only),
     "roll the other way": patched(
         movement_ops, "MOVEMENT",
         lambda real: {**real, "Concat": lambda node, inputs, zero: real["Concat"](node, inputs[::-1], zero)},

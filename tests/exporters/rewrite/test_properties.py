@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
-from exporters.rewrite import forms, movement
+from exporters.rewrite import forms, movement, regions
 from exporters.rewrite.additive import SumAdditiveConstants
 from exporters.rewrite.constants import FoldConstants
 from exporters.rewrite.inference import DropInferenceNoOps
@@ -119,7 +119,7 @@ def test_where_no_form_is_cheaper_every_node_stays_as_it_was(plain: onnx.ModelPr
     model = load(plain)
     before = as_bytes(model)
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(movement, "per_sample", lambda *_: "no proof")
+        monkeypatch.setattr(regions, "per_sample", lambda *_: "no proof")
         graph_pass = FoldMovement()
         assert not graph_pass(model).modified
     assert as_bytes(model) == before
