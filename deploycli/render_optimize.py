@@ -47,6 +47,8 @@ def _comparison(result: Optimized) -> Table:
     for name, old, new, text in rows:
         known = ["not known" if figure is None else text(figure) for figure in (old, new)]
         table.add_row(Text(name, "bold"), *known, _change(old, new))
+    if before.opset != after.opset:
+        table.add_row(Text("opset", "bold"), str(before.opset), str(after.opset))
     return table
 
 

@@ -74,12 +74,14 @@ class Side:
         nodes: number of nodes, those of inner graphs too.
         ops: operator type, with its domain where that is not ONNX's -> number of nodes.
         size: bytes on disk, external data included.
+        opset: version of ONNX's operators; the passes raise it where a newer operator says what the graph spells out.
         cost: what it costs to run and to keep.
     """
 
     nodes: int
     ops: Mapping[str, int]
     size: int
+    opset: int
     cost: GraphCost
 
 
@@ -155,18 +157,18 @@ def optimize(request: OptimizeRequest, *, progress: Callable[[str], None] = lamb
     model, steps = optimized(model, without=without, also=also)
     cost = graph_cost(model.graph, Facts(model.graph))
     first = next((step.cost for step in steps if step.cost is not None), cost)
-    before = Side(nodes, ops, size, GraphCost(first.movement_bytes, first.multiply_adds, stored))
+    before = Side(nodes, ops, size, opset, GraphCost(first.movement_bytes, first.multiply_adds, stored))
     if request.check and (drawn := next((n for n in model.graph.all_nodes() if n.op_type in _RANDOM), None)):
         raise UsageError(
             f"the graph cannot be checked: {drawn.name or drawn.op_type} draws random numbers, other ones every time",
             hint=UNCHECKED,
         )
-    budget, (nodes, ops) = _budget(model), _count(model)
+    budget, (nodes, ops), opset = _budget(model), _count(model), model.opset_imports.get("", 0)
     with temporary_folder(request.target) as folder:
         name = (request.target or request.source).name
         progress("writing")
         files = write_beside(model, folder / name, request.external)
-        after = Side(nodes, ops, sum(path.stat().st_size for path in files), cost)
+        after = Side(nodes, ops, sum(path.stat().st_size for path in files), opset, cost)
         del model
         gc.collect()  # graphs are cycles, and hold the weights: the check needs their memory
         check = None

@@ -2,7 +2,7 @@
 
 Four relations are enough. :class:`Links`: each row is computed from the same row of the operands. :class:`Take`: rows
 are chosen. :class:`Join`: operands follow each other. :class:`View`: the elements are counted in another way.
-:mod:`exporters.rewrite.row_wise` says which operator has which.
+:mod:`exporters.rewrite.relations` says which operator has which.
 """
 
 from __future__ import annotations

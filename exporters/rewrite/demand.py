@@ -16,7 +16,7 @@ import numpy as np
 from exporters.rewrite.axes import Relation, Take, View
 from exporters.rewrite.boxes import Box, covers, is_whole, merge, sizes, volume, whole
 from exporters.rewrite.forms import LAUNCH, VIEW
-from exporters.rewrite.row_wise import relation
+from exporters.rewrite.relations import relation
 from exporters.rewrite.unique import label
 from exporters.steps import Refusal
 

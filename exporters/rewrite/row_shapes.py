@@ -23,16 +23,15 @@ import onnx_ir as ir
 from exporters.rewrite.builder import Builder, annotate
 from exporters.rewrite.facts import reshape_target
 from exporters.rewrite.graph_pass import GraphPass
+from exporters.rewrite.rows import REDUCTIONS, row_wise
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from exporters.rewrite.facts import Dims, Facts
 
-_UNARY = frozenset(
-    {"Elu", "Erf", "Gelu", "HardSwish", "LeakyRelu", "Mish", "Relu", "Sigmoid", "Softplus", "Sqrt", "Tanh"}
-)
-_BINARY = frozenset({"Add", "Div", "Mul", "Pow", "Sub"})
+_OF_ONE_RANK = frozenset({"Gemm", *REDUCTIONS})
+"""Row-wise operators that count axes from the front, or take two."""
 
 _ROUNDS = 8
 """Improvements of single operators, after the best shape for all is found: a few suffice, and none makes it worse."""
@@ -74,24 +73,13 @@ class ShapeRows(GraphPass):
 
 
 def _row_operands(node: ir.Node, facts: Facts) -> tuple[int, ...]:
-    """Return the operands whose rows a node works on one by one; none where it does not."""
-    dims = facts.dims(node.outputs[0]) if len(node.outputs) == 1 else None
-    if node.domain != "" or not dims or len(dims) < 2 or node.outputs[0].is_graph_output():
+    """Return the operands whose rows a node works on one by one, in whatever shape; none where it does not."""
+    operator = row_wise(node, facts)
+    if operator is None or operator.varying or operator.result.is_graph_output() or node.op_type in _OF_ONE_RANK:
         return ()
-    operands = [facts.dims(value) for value in node.inputs]
-    if node.op_type in _UNARY:
-        return (0,) if operands[0] == dims else ()
-    if node.op_type == "LayerNormalization":
-        last = node.attributes.get_int("axis", -1) in (-1, len(dims) - 1)
-        return (0,) if last and operands[0] == dims and all(d is not None and len(d) <= 1 for d in operands[1:]) else ()
-    if node.op_type == "MatMul":
-        x, weight = operands
-        return (0,) if x is not None and len(x) > 1 and weight is not None and len(weight) == 2 else ()
-    if node.op_type in _BINARY:
-        rows = tuple(i for i, d in enumerate(operands) if d == dims and facts.constant(node.inputs[i]) is None)
-        shared = [d for i, d in enumerate(operands) if i not in rows]
-        return rows if rows and all(d is not None and len(d) <= 1 for d in shared) else ()
-    return ()
+    shared = [facts.dims(value) for i, value in enumerate(node.inputs) if value and i not in operator.operands]
+    most = 2 if node.op_type == "MatMul" else 1  # axes of what all rows share: with more, it is part of the shape
+    return operator.operands if all(dims is not None and len(dims) <= most for dims in shared) else ()
 
 
 class _Shaper:

@@ -33,7 +33,8 @@ _ELEMENTWISE = frozenset(
     }
 )
 _NORMALIZATIONS = frozenset({"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"})
-_REDUCTIONS = frozenset({"ReduceL1", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum"})
+REDUCTIONS = frozenset({"ReduceL1", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum"})
+"""Reductions whose axes are known where they are constant."""
 
 
 @dataclass(frozen=True)
@@ -121,14 +122,14 @@ def _keeps_rows(node: ir.Node, dims: Dims, facts: Facts) -> bool:
         return node.attributes.get_int("axis", -1) in (-1, rank - 1) and all(c.ndim == 1 for c in arrays)
     if node.op_type in ("Softmax", "LogSoftmax"):
         return node.attributes.get_int("axis", -1) in (-1, rank - 1)
-    if node.op_type in _REDUCTIONS:
+    if node.op_type in REDUCTIONS:
         return reduced_axes(node, rank, facts) == (rank - 1,) and node.attributes.get_int("keepdims", 1) == 1
     return False
 
 
 def reduced_axes(node: ir.Node, rank: int, facts: Facts) -> tuple[int, ...] | None:
     """Return the axes that a reduction sums over, ascending; None where they are not known."""
-    if node.domain != "" or node.op_type not in _REDUCTIONS:
+    if node.domain != "" or node.op_type not in REDUCTIONS:
         return None
     axes = facts.constant(node.inputs[1]) if len(node.inputs) > 1 and node.inputs[1] is not None else None
     listed = node.attributes.get_ints("axes", None) if axes is None else [int(a) for a in axes.reshape(-1)]

@@ -7,7 +7,7 @@ Before -> after, for a classifier that reads the class token (of N tokens) behin
        attention, + Slice(x, token 0), MLP [B, 1, C], Reshape
 
 From the last node to the first, each value is asked which of its rows anybody reads. Where these are not all, and the
-operator is row-wise (see :mod:`exporters.rewrite.row_wise`), they alone are computed; masks and weights are cut to
+operator is row-wise (see :mod:`exporters.rewrite.relations`), they alone are computed; masks and weights are cut to
 them. Where rows of a value are read whose other rows somebody else needs, they are taken once. Each row that is left is
 the same sum of the same products; a kernel may add them in another order, so the result is equal within rounding.
 

@@ -20,7 +20,7 @@ from exporters.rewrite.axes import View
 from exporters.rewrite.boxes import Rows, covers, hull, is_whole, merge, rows, sizes, volume, whole
 from exporters.rewrite.evaluate import evaluate
 from exporters.rewrite.facts import Facts, substitute
-from exporters.rewrite.row_wise import relation
+from exporters.rewrite.relations import relation
 from tests.exporters.rewrite.graphs import END, Array, load
 
 if TYPE_CHECKING:
