@@ -33,7 +33,7 @@ LAUNCH = 256 * 1024
 VIEW = 8 * 1024
 """Cost of one Reshape, in bytes: it copies nothing, but it is a node."""
 
-_OPAQUE = 2
+OPAQUE = 2
 """Weight of the bytes of a Gather: a compiler reads a transposed operand in place, a gathered one it copies."""
 
 _MOST_ROWS = 2**16
@@ -42,7 +42,7 @@ _MOST_ROWS = 2**16
 MOST_AXES = 6
 """A Transpose of more axes is not considered: kernels for many are slow, and TensorRT ends at 8."""
 
-_CACHE_LINE = 64
+CACHE_LINE = 64
 """Rows shorter than this, in bytes, are gathered at the price of a whole line."""
 
 
@@ -79,7 +79,7 @@ class Move:
             return VIEW
         moved = elements(self.dims) * itemsize
         if self.is_row_gather:
-            moved *= _OPAQUE + _CACHE_LINE // (self.row * itemsize)
+            moved *= OPAQUE + CACHE_LINE // (self.row * itemsize)
         return LAUNCH + moved
 
 

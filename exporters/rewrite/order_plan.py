@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from exporters.rewrite.forms import LAUNCH, MOST_AXES, VIEW
+from exporters.rewrite.forms import CACHE_LINE, LAUNCH, MOST_AXES, OPAQUE, VIEW
 from exporters.rewrite.index_map import IndexMap
 from exporters.rewrite.movement_ops import NOWHERE
 from exporters.rewrite.rows import Orders, is_permutation
@@ -33,8 +33,6 @@ _STATES = 48
 
 _DEMANDS = 4
 """Orders that are tried because a reader further on asks for them, nearest first."""
-
-_OPAQUE, _CACHE_LINE = 2, 64  # as in forms.py
 
 
 @dataclass(frozen=True)
@@ -338,4 +336,4 @@ def _copy_cost(index: Array, source: int, result: Matrix, unit: int) -> int:
     if _is_strided(index, source, unit):
         return LAUNCH + total + 2 * VIEW
     padding = LAUNCH + total if NOWHERE in index else 0
-    return LAUNCH + total * (_OPAQUE + _CACHE_LINE // (unit * result.itemsize)) + padding
+    return LAUNCH + total * (OPAQUE + CACHE_LINE // (unit * result.itemsize)) + padding
