@@ -193,7 +193,14 @@ def _weighted(request: ExportRequest, variant: Variant) -> tuple[nn.Module, Mode
     from models.checkpoint import load
     from models.spec import Weights
 
-    checkpoint = request.checkpoint or _own_checkpoint(variant.spec)
+    own = None if request.checkpoint is not None else _own_checkpoint(variant.spec)
+    if own is not None and request.pretrained:
+        raise UsageError(
+            f"{request.model} brings its own weights, and others were asked for",
+            expected="one source of weights",
+            hint="leave out --pretrained and --pretrained-from, or give a --checkpoint FILE",
+        )
+    checkpoint = request.checkpoint or own
     if checkpoint is not None:
         loaded = load(variant.spec, checkpoint, num_classes=request.num_classes)
     elif request.pretrained:

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
+from exporters.export import ExportRequest, export
 from models.build import build
 from models.checkpoint import load
 from models.describe import describe, own_checkpoint
@@ -17,6 +18,7 @@ from models.errors import DeployError, EnvironmentUnsuitable, UsageError
 from models.foreign import make
 from models.hub import fetch
 from models.outputs import flatten
+from models.registry import HubFile
 from models.sources import Source, parse_source
 from models.spec import TensorSpec
 from tests.hub_server import COMMIT, Hub, serving
@@ -180,6 +182,14 @@ def test_a_transformers_folder_brings_its_weights(saved: tuple[Path, nn.Module])
     images = torch.randn(2, 3, 32, 32)
     with torch.inference_mode():
         torch.testing.assert_close(load(variant.spec, path).model(images).logits, model(images).logits)
+
+
+def test_other_weights_than_its_own_are_refused(saved: tuple[Path, nn.Module], tmp_path: Path) -> None:
+    folder, _ = saved
+    request = ExportRequest(f"hf:{folder}", tmp_path / "artifacts", pretrained=HubFile("owner/name"))
+    with pytest.raises(UsageError, match="brings its own weights"):
+        export(request)
+    assert not list((tmp_path / "artifacts").glob("*"))
 
 
 def test_a_transformers_repository_is_pinned(
