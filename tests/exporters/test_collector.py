@@ -25,6 +25,7 @@ def dead_ring() -> weakref.ref[Ring]:
 
 @pytest.fixture(autouse=True)
 def collector() -> Iterator[None]:
+    gc.unfreeze()  # what an earlier test of this process has set aside, such as one of the command's end
     yield
     gc.unfreeze()
     gc.enable()
