@@ -28,6 +28,24 @@ output_option = click.option(
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON to stdout.")
 
+attention_option = click.option(
+    "--attention",
+    type=click.Choice(["4d", "5d", "onnx"]),
+    default="4d",
+    show_default=True,
+    help="Scores of masked windows: [B, nW*N, S, S], which TensorRT documents to fuse, or [B, nW, N, S, S]; "
+    "or the ONNX operator Attention, of opset 23.",
+)
+
+external_option = click.option(
+    "--external-data",
+    "external",
+    type=click.Choice(["auto", "always", "never"]),
+    default="auto",
+    show_default=True,
+    help="Weights beside the file; auto: only above 2 GiB.",
+)
+
 SEEDS = click.IntRange(0, 2**32 - 1)
 """What both NumPy and PyTorch take for a seed."""
 
@@ -84,11 +102,26 @@ def json_object(text: str) -> dict[str, Any]:
 
 def tensor_spec(text: str) -> TensorSpec:
     """Read ``images:2x3x224x224``: a name, and a shape whose first axis is the batch."""
+    name, dims = _named_dims(text, "no input; write name:2x3x224x224, the batch first", axes=2)
+    return TensorSpec(name, dims[1:])
+
+
+def input_shape(text: str) -> tuple[str, tuple[int, ...]]:
+    """Read ``images:1x3x224x224``: a name, and a whole shape, which may be empty of elements."""
+    return _named_dims(text, "no shape of an input; write name:1x3x224x224", least=0)
+
+
+def profile_shape(text: str) -> tuple[str, tuple[int, ...]]:
+    """Read ``images:1x3x224x224``, as trtexec writes it."""
+    return _named_dims(text, "no shape; write images:1x3x224x224")
+
+
+def _named_dims(text: str, otherwise: str, *, least: int = 1, axes: int = 1) -> tuple[str, tuple[int, ...]]:
     name, _, shape = text.rpartition(":")
     dims = shape.lower().split("x")
-    if not name or len(dims) < 2 or not all(dim.isdigit() and int(dim) > 0 for dim in dims):
-        raise click.BadParameter(f"{text!r} is no input; write name:2x3x224x224, the batch first")
-    return TensorSpec(name, tuple(int(dim) for dim in dims[1:]))
+    if not name or len(dims) < axes or not all(dim.isdigit() and int(dim) >= least for dim in dims):
+        raise click.BadParameter(f"{text!r} is {otherwise}")
+    return name, tuple(int(dim) for dim in dims)
 
 
 def open_bundles(root: Path, names: tuple[str, ...]) -> list[Bundle]:

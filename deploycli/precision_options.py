@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from deploycli.options import SEEDS
 from models.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,6 +21,31 @@ samples_option = click.option(
     "--samples", type=click.IntRange(min=1), default=512, show_default=True, metavar="N",
     help="At most N samples, evenly over the classes.",
 )  # fmt: skip
+
+scheme_option = click.option(
+    "--scheme", type=click.Choice(["gemm", "attention", "full"]), default="gemm", show_default=True,
+    help="INT8 in products with weights; in those of the attention too; on residual branches too.",
+)  # fmt: skip
+
+
+def calibration_options(function: F) -> F:
+    """Add where ranges come from, beside the data themselves."""
+    for option in reversed(
+        (
+            samples_option,
+            click.option(
+                "--cache", type=_FILE, metavar="FILE",
+                help="Ranges of an earlier calibration: model.int8.calibration.json of a bundle.",
+            ),
+            click.option(
+                "--allow-random-calibration", is_flag=True,
+                help="Calibrate on random numbers. The artifact is marked: it must not be released.",
+            ),
+            click.option("--seed", type=SEEDS, default=0, show_default=True, help="Seed of the random numbers."),
+        )
+    ):  # fmt: skip
+        function = option(function)
+    return function
 
 
 def typing_options(function: F) -> F:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from deploycli.options import SEEDS, json_option, open_bundles, output_option
-from deploycli.precision_options import expressions, names, samples_option, typing_options
+from deploycli.options import json_option, open_bundles, output_option, profile_shape
+from deploycli.precision_options import calibration_options, expressions, names, scheme_option, typing_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,19 +25,10 @@ def _batch_range(text: str) -> tuple[int, int, int]:
     return low, best, high
 
 
-def _shape(text: str) -> tuple[str, tuple[int, ...]]:
-    """Read ``images:1x3x224x224``, as trtexec writes it."""
-    name, _, dims = text.rpartition(":")
-    sizes = dims.lower().split("x")
-    if not name or not all(size.isdigit() and int(size) > 0 for size in sizes):
-        raise click.BadParameter(f"{text!r} is no shape; write images:1x3x224x224")
-    return name, tuple(int(size) for size in sizes)
-
-
 def _shapes(which: str) -> Callable[[F], F]:
     return click.option(
         f"--{which}-shapes",
-        type=_shape,
+        type=profile_shape,
         multiple=True,
         metavar="NAME:SHAPE",
         help=f"{which.capitalize()} shape of an input, in place of --batch: images:1x3x224x224. Repeatable.",
@@ -101,22 +92,8 @@ def _shapes(which: str) -> Callable[[F], F]:
     "otherwise. Repeatable.  [default: fp32>=90%, fp16>=80%, int8>=50%]",
 )
 @click.option("--calibrate", metavar="DATA", help="Data to calibrate int8 with.  [default: the bundle's INT8 graph]")
-@samples_option
-@click.option(
-    "--cache",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="Ranges of an earlier calibration.",
-)
-@click.option("--allow-random-calibration", is_flag=True, help="Calibrate on random numbers: not for release.")
-@click.option("--seed", type=SEEDS, default=0, show_default=True, help="Seed of the random numbers.")
-@click.option(
-    "--scheme",
-    type=click.Choice(["gemm", "attention", "full"]),
-    default="gemm",
-    show_default=True,
-    help="What is INT8, see deploycli quantize.",
-)
+@calibration_options
+@scheme_option
 @typing_options
 @click.option(
     "--tensorrt",

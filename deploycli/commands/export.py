@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from deploycli.options import SEEDS, batch_size, image_size, json_object, json_option, output_option, tensor_spec
+from deploycli.options import (
+    SEEDS,
+    attention_option,
+    batch_size,
+    external_option,
+    image_size,
+    json_object,
+    json_option,
+    output_option,
+    tensor_spec,
+)
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -53,22 +63,9 @@ def _complete_model(_ctx: click.Context, _param: click.Parameter, incomplete: st
 )
 @click.option("--batch", type=batch_size, default="dynamic", show_default=True, metavar="N|dynamic", help="Batch axis.")
 @click.option("--opset", default=20, show_default=True, help="ONNX operator set, 18 to 23.")
-@click.option(
-    "--attention",
-    type=click.Choice(["4d", "5d", "onnx"]),
-    default="4d",
-    show_default=True,
-    help="Scores of masked windows: [B, nW*N, S, S], which TensorRT documents to fuse, or [B, nW, N, S, S]; "
-    "or the ONNX operator Attention, with --opset 23.",
-)
+@attention_option
 @click.option("--no-rewrite", is_flag=True, help="Keep the plain traced graph.")
-@click.option(
-    "--external-data",
-    type=click.Choice(["auto", "always", "never"]),
-    default="auto",
-    show_default=True,
-    help="Weights beside the file; auto: only above 2 GiB.",
-)
+@external_option
 @click.option("-v", "--verbose", is_flag=True, help="Show every step, and what the passes refused.")
 @json_option
 def command(
@@ -89,7 +86,7 @@ def command(
     opset: int,
     attention: str,
     no_rewrite: bool,
-    external_data: str,
+    external: str,
     verbose: bool,
     as_json: bool,
 ) -> int:
@@ -126,7 +123,7 @@ def command(
         batch=batch or None,
         rewrite=not no_rewrite,
         attention=attention,  # type: ignore[arg-type]  # click checked the choice
-        external=external_data,  # type: ignore[arg-type]  # click checked the choice
+        external=external,  # type: ignore[arg-type]  # click checked the choice
     )
     with Progress() as progress:
         bundle = export(request, progress=progress)

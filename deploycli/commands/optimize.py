@@ -7,16 +7,7 @@ from typing import Literal
 
 import click
 
-from deploycli.options import SEEDS, json_option
-
-
-def _named_shape(text: str) -> tuple[str, tuple[int, ...]]:
-    """Read ``images:1x3x224x224``: a name, and a whole shape."""
-    name, _, shape = text.rpartition(":")
-    dims = shape.lower().split("x")
-    if not name or not all(dim.isdigit() for dim in dims):
-        raise click.BadParameter(f"{text!r} is no shape of an input; write name:1x3x224x224")
-    return name, tuple(int(dim) for dim in dims)
+from deploycli.options import SEEDS, attention_option, external_option, input_shape, json_option
 
 
 @click.command("optimize")
@@ -42,27 +33,14 @@ def _named_shape(text: str) -> tuple[str, tuple[int, ...]]:
     "--shape",
     "shapes",
     multiple=True,
-    type=_named_shape,
+    type=input_shape,
     metavar="NAME:1x3x224x224",
     help="Shape of an input in the check, where an axis is symbolic. Repeatable.",
 )
 @click.option("--seed", type=SEEDS, default=0, show_default=True, help="Seed of these inputs.")
 @click.option("--without", multiple=True, metavar="PASS", help="Leave out a pass. Repeatable.")
-@click.option(
-    "--attention",
-    type=click.Choice(["4d", "5d", "onnx"]),
-    default="4d",
-    show_default=True,
-    help="Scores of masked windows: windows folded into the heads, or an axis of their own; or the operator Attention.",
-)
-@click.option(
-    "--external-data",
-    "external",
-    type=click.Choice(["auto", "always", "never"]),
-    default="auto",
-    show_default=True,
-    help="Weights in a file of their own; auto: above 2 GiB.",
-)
+@attention_option
+@external_option
 @click.option("-v", "--verbose", is_flag=True, help="Show every step, and what each pass refused and why.")
 @json_option
 def command(

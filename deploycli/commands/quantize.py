@@ -8,8 +8,8 @@ from typing import Literal
 import click
 from click.core import ParameterSource
 
-from deploycli.options import SEEDS, json_option, labels_source, open_bundles, output_option
-from deploycli.precision_options import expressions, names, samples_option, typing_options
+from deploycli.options import json_option, labels_source, open_bundles, output_option
+from deploycli.precision_options import calibration_options, expressions, names, scheme_option, typing_options
 
 _STAGES = "patch-embed, head, mlp.fc2, patch-merging"
 
@@ -22,26 +22,8 @@ _STAGES = "patch-embed, head, mlp.fc2, patch-merging"
     metavar="DATA",
     help="Data to measure ranges on: a folder of pictures, .npy, .npz, or package.module:factory.",
 )
-@samples_option
-@click.option(
-    "--cache",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="Ranges of an earlier calibration: model.int8.calibration.json of a bundle.",
-)
-@click.option(
-    "--allow-random-calibration",
-    is_flag=True,
-    help="Calibrate on random numbers. The artifact is marked: it must not be released.",
-)
-@click.option("--seed", type=SEEDS, default=0, show_default=True, help="Seed of the random numbers.")
-@click.option(
-    "--scheme",
-    type=click.Choice(["gemm", "attention", "full"]),
-    default="gemm",
-    show_default=True,
-    help="INT8 in products with weights; in those of the attention too; on residual branches too.",
-)
+@calibration_options
+@scheme_option
 @click.option("--exclude", multiple=True, metavar="REGEX", help="Leave matching operators alone. Repeatable.")
 @click.option(
     "--exclude-file",

@@ -7,16 +7,16 @@ the candidate before, which spin for a while when they have nothing to do.
 
 from __future__ import annotations
 
-import gc
 import math
 import time
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from exporters.collector import collector_paused
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     import numpy.typing as npt
 
@@ -61,7 +61,7 @@ def interleave(
     rng = np.random.default_rng(options.seed)
     rounds: list[list[float]] = []
     tick(*_progress(0, 0.0, options))
-    with _no_garbage_collection():
+    with collector_paused():
         begin = told = clock()
         while not _enough(len(rounds), clock() - begin, options):
             row = [0.0] * len(runs)
@@ -88,15 +88,3 @@ def _enough(rounds: int, seconds: float, options: BenchOptions) -> bool:
 def _progress(rounds: int, seconds: float, options: BenchOptions) -> tuple[int, int]:
     done, total = (seconds, options.seconds) if options.rounds is None else (rounds, options.rounds)
     return min(int(done), math.ceil(total) - 1), math.ceil(total)
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """A collection would be somebody's slowest run."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

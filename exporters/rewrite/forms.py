@@ -36,7 +36,7 @@ VIEW = 8 * 1024
 OPAQUE = 2
 """Weight of the bytes of a Gather: a compiler reads a transposed operand in place, a gathered one it copies."""
 
-_MOST_ROWS = 2**16
+MOST_ROWS = 2**16
 """A Gather of more rows than this is not considered: where rows are many, they are short, and their index is long."""
 
 MOST_AXES = 6
@@ -241,7 +241,7 @@ def _row_forms(index_map: IndexMap, source: Dims, result: Dims) -> Iterator[Plan
     for leading, unit in sorted(divisions):
         if leading % index_map.repeats == 0 and unit % BATCH:
             rows = index_map.rows(leading // index_map.repeats, unit)
-            if rows is not None and rows.size <= _MOST_ROWS:
+            if rows is not None and rows.size <= MOST_ROWS:
                 yield from _row_form(index_map, leading, unit, rows, source, result)
 
 

@@ -115,7 +115,6 @@ class Reduce:
     """A reduction over groups of consecutive rows: the order within a group does not matter."""
 
     source: Matrix
-    position: int
     group: int
     anchor: ir.Node
 

@@ -25,7 +25,6 @@ from exporters.rewrite.graph_pass import GraphPass
 from exporters.rewrite.index_map import IndexMap
 from exporters.rewrite.movement_ops import NOWHERE
 from exporters.rewrite.order_plan import Compute, Planner, ReadAsIs, Reduce, Shuffle
-from exporters.rewrite.regions import RegionMaps
 from exporters.rewrite.row_events import read_events
 from exporters.rewrite.rows import permuted
 from exporters.rewrite.tidying import sweep
@@ -48,10 +47,9 @@ class CommutePermutations(GraphPass):
 
     def transform(self, graph: ir.Graph, facts: Facts) -> bool:
         """Run the pass; see the module's documentation."""
-        maps = RegionMaps.of(facts)
         modified = False
         for _ in range(_PLANS):  # what one plan made room for, the next one finds
-            planner = Planner(read_events(graph, facts, maps))
+            planner = Planner(read_events(graph, facts))
             before = planner.cost_as_it_is()
             after, choices = planner.plan()
             if after >= before:
@@ -122,7 +120,7 @@ class _Writer:
             value for order, value in self._orders_of(event.source).items() if self._planner.serves(event, order)
         ]
         value = serving[0] if serving else self._get(event.source, own, event.anchor)
-        _read(event.anchor, event.position, value)
+        _read(event.anchor, 0, value)
 
     def _own(self, matrix: Matrix) -> int:
         return self._planner.orders.identity(matrix.rows)

@@ -18,22 +18,16 @@ if TYPE_CHECKING:
     from exporters.rewrite.regions import Region
 
 
-def read_events(graph: ir.Graph, facts: Facts, maps: RegionMaps | None = None) -> list[Event]:
-    """Return what happens to rows, in the order of the graph.
-
-    Args:
-        graph: the graph.
-        facts: what is known of its values.
-        maps: knows index maps of regions already.
-    """
-    return _Reader(graph, facts, maps or RegionMaps(facts)).events()
+def read_events(graph: ir.Graph, facts: Facts) -> list[Event]:
+    """Return what happens to rows, in the order of the graph."""
+    return _Reader(graph, facts).events()
 
 
 class _Reader:
-    def __init__(self, graph: ir.Graph, facts: Facts, maps: RegionMaps) -> None:
+    def __init__(self, graph: ir.Graph, facts: Facts) -> None:
         self._graph = graph
         self._facts = facts
-        self._maps = maps
+        self._maps = RegionMaps.of(facts)
         self._place = {node: i for i, node in enumerate(graph)}
 
     def events(self) -> list[Event]:
@@ -97,4 +91,4 @@ class _Reader:
         axes = reduced_axes(node, len(matrix.dims), self._facts)
         if axes is None or axes[0] == 0 or axes != tuple(range(axes[0], len(matrix.dims) - 1)):
             return None
-        return Reduce(matrix, 0, math.prod(matrix.dims[axes[0] : -1]), node)
+        return Reduce(matrix, math.prod(matrix.dims[axes[0] : -1]), node)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from exporters.rewrite.affine import BATCH
+from exporters.rewrite.forms import MOST_ROWS
 from exporters.rewrite.index_map import elements
 
 if TYPE_CHECKING:
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
 
     from exporters.rewrite.facts import Dims, Facts
     from exporters.rewrite.movement_ops import Array
-
-MOST_ROWS = 2**16
-"""Orders of more rows than this are not considered: their index would be as long as what it moves."""
 
 _ELEMENTWISE = frozenset(
     {

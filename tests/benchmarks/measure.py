@@ -37,11 +37,13 @@ def graph_figures(path: Path) -> GraphFigures:
     """Count a graph at batch 1, as `deploycli inspect` does."""
     graph = ir.load(path).graph
     cost = graph_cost(graph, Facts(graph))
+    if cost.movement_bytes is None or cost.multiply_adds is None:
+        raise ValueError(f"{path} has operators of unknown shape: it cannot be counted")
     return GraphFigures(
         nodes=graph.num_nodes(),
         movement_nodes=sum(node.op_type in COPIES | VIEWS for node in graph),
-        moved_bytes=cost.movement_bytes or 0,
-        multiply_adds=cost.multiply_adds or 0,
+        moved_bytes=cost.movement_bytes,
+        multiply_adds=cost.multiply_adds,
     )
 
 

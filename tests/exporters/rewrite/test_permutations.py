@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 import pytest
-from hypothesis import HealthCheck, Phase, find, given, settings
+from hypothesis import HealthCheck, find, given, settings
 
 from exporters.rewrite import order_plan, permutations, row_events
 from exporters.rewrite.facts import Facts
@@ -16,6 +16,8 @@ from exporters.rewrite.row_shapes import ShapeRows
 from exporters.rewrite.rows import Orders
 from tests.exporters.rewrite.graphs import apply, differences, load, ops, parse, proto, session
 from tests.exporters.rewrite.networks import MOVES, networks
+from tests.exporters.rewrite.test_mutants import SEARCH as FIND
+from tests.exporters.rewrite.test_mutants import patched
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -184,14 +186,7 @@ def test_a_value_that_an_inner_graph_reads_keeps_its_order() -> None:
         assert np.array_equal(one, other)
 
 
-SEARCH = settings(
-    max_examples=1500,
-    phases=[Phase.generate],
-    derandomize=True,
-    database=None,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],
-)
+SEARCH = settings(FIND, max_examples=1500)
 
 
 def reported(plain: onnx.ModelProto, *makes: Any) -> list[str]:
@@ -240,13 +235,6 @@ def test_the_plan_never_costs_more_than_the_graph_as_it_is(plain: onnx.ModelProt
     model = load(plain)
     planner = Planner(row_events.read_events(model.graph, Facts(model.graph)))
     assert planner.plan()[0] <= planner.cost_as_it_is()
-
-
-def patched(target: Any, name: str, make: Callable[[Any], Any]) -> Patch:
-    def patch(monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(target, name, make(getattr(target, name)))
-
-    return patch
 
 
 MUTANTS = {
