@@ -11,22 +11,25 @@ not bit for bit. Refused, for one: a first sum that something else reads as well
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from exporters.rewrite.builder import Builder, replace
-from exporters.rewrite.constants import GROWTH
+from exporters.rewrite.constants import GROWTH, narrowed
+from exporters.rewrite.facts import dynamic_axes
 from exporters.rewrite.graph_pass import GraphPass
-from exporters.rewrite.index_map import RUNS
-from exporters.rewrite.movement_ops import move
+from exporters.rewrite.index_map import IndexMap
+from exporters.rewrite.movement_ops import NOWHERE
+from exporters.rewrite.regions import moved
 from exporters.rewrite.unique import label
 from exporters.steps import Refusal
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from exporters.rewrite.facts import Dims, Facts
+    from exporters.rewrite.facts import Facts
     from exporters.rewrite.movement_ops import Array
 
 
@@ -48,9 +51,9 @@ class SumAdditiveConstants(GraphPass):
         operands = _sum_with_constant(second, facts)
         if operands is None:
             return False
-        moved, b = operands
+        summand, b = operands
         path: list[ir.Node] = []
-        first = moved.producer()
+        first = summand.producer()
         while first is not None and (inner := _sum_with_constant(first, facts)) is None:
             source = first.inputs[0] if first.inputs else None
             if source is None or not facts.only_moves(first) or len(first.outputs) != 1 or first.op_type == "Concat":
@@ -63,9 +66,7 @@ class SumAdditiveConstants(GraphPass):
             self.refusals.append(Refusal(label(second), "the first sum is read elsewhere too"))
             return False
         x, a = inner
-        total = _moved_sum(first.outputs[0], a, path, b, moved, facts)
-        if not isinstance(total, str) and total.nbytes > a.nbytes + b.nbytes + GROWTH:
-            total = f"{total.nbytes} bytes of constants from {a.nbytes + b.nbytes}"
+        total = _moved_sum(first.outputs[0], a, path, b, facts)
         if isinstance(total, str):
             self.refusals.append(Refusal(label(second), total))
             return False
@@ -90,37 +91,27 @@ def _sum_with_constant(node: ir.Node, facts: Facts) -> tuple[ir.Value, Array] | 
     return None
 
 
-def _moved_sum(
-    source: ir.Value, a: Array, path: list[ir.Node], b: Array, result: ir.Value, facts: Facts
-) -> Array | str:
+def _moved_sum(source: ir.Value, a: Array, path: list[ir.Node], b: Array, facts: Facts) -> Array | str:
     """Return ``move(a) + b``, as small as broadcasting allows, or the reason why there is no such constant."""
-    totals: list[Array] = []
-    for batch in RUNS:
-        total: Array = np.broadcast_to(a, _shape(source, batch, facts))
+    dims, most = facts.dims(source), a.nbytes + b.nbytes + GROWTH
+    assert dims is not None, "both sums have a known shape"
+    small = narrowed(a)
+    try:
+        index_map = IndexMap.identity(small.shape).broadcast_to(dims)
         for node in path:
-            rest = [None if value is None else _value(value, batch, facts) for value in node.inputs[1:]]
-            (total,) = move(node, [total, *rest])
-        with np.errstate(over="ignore"):
-            total = np.broadcast_to(total + b, _shape(result, batch, facts))
-        for axis in range(total.ndim):
-            first = total.take([0], axis)
-            if np.array_equal(total, np.broadcast_to(first, total.shape)):
-                total = first
-        totals.append(total)
-    if any(t.shape != totals[0].shape or not np.array_equal(t, totals[0]) for t in totals):
+            assert node.inputs[0] is not None, "movement has an operand"
+            (index_map,) = moved(node, {node.inputs[0]: index_map}, facts)
+        block = index_map.block()
+    except ValueError as error:
+        return str(error)
+    if dynamic_axes(block.shape):
         return "the constant would depend on the batch size"
-    if np.isfinite(a).all() and np.isfinite(b).all() and not np.isfinite(totals[0]).all():
+    size = math.prod(np.broadcast_shapes(block.shape, b.shape)) * a.itemsize
+    if size > most:
+        return f"{size} bytes of constants from {a.nbytes + b.nbytes}"
+    index = block.dense()
+    with np.errstate(over="ignore"):
+        total = narrowed(np.where(index == NOWHERE, a.dtype.type(0), small.reshape(-1)[index]) + b)
+    if np.isfinite(a).all() and np.isfinite(b).all() and not np.isfinite(total).all():
         return "the sum of the constants overflows"  # a row that is masked twice would become NaN
-    return totals[0]
-
-
-def _shape(value: ir.Value, batch: int, facts: Facts) -> Dims:
-    fact = facts[value]
-    shape = None if fact is None else fact.shape(batch)
-    assert shape is not None, "both sums have a known shape"
-    return shape
-
-
-def _value(value: ir.Value, batch: int, facts: Facts) -> Array | None:
-    fact = facts[value]
-    return None if fact is None else fact.value(batch)
+    return total

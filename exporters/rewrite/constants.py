@@ -12,6 +12,8 @@ it. Refused, for one: a result much larger than what it is made of, such as an E
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import onnx_ir as ir
 
@@ -20,6 +22,9 @@ from exporters.rewrite.facts import Facts, reshape_target
 from exporters.rewrite.graph_pass import GraphPass
 from exporters.rewrite.unique import label
 from exporters.steps import Refusal
+
+if TYPE_CHECKING:
+    from exporters.rewrite.movement_ops import Array
 
 GROWTH = 16 * 2**20
 """A constant may be this much larger than what it is made of, bytes."""
@@ -67,6 +72,15 @@ def _takes_constant_target(node: ir.Node, builder: Builder) -> bool:
         return False
     node.replace_input_with(1, builder.constant(np.array(target, np.int64)))
     return True
+
+
+def narrowed(array: Array) -> Array:
+    """Return an array as small as broadcasting allows: axes along which nothing changes are 1 long."""
+    for axis in range(array.ndim):
+        first = array.take([0], axis)
+        if np.array_equal(array, np.broadcast_to(first, array.shape)):
+            array = first
+    return array
 
 
 def _bytes(value: ir.Value, facts: Facts) -> int:

@@ -199,11 +199,10 @@ class Facts:
 
 
 def _batch_symbol(graph: ir.Graph) -> str | None:
-    """Return the name of the batch axis: the symbol that stands on axis 0 of the first input that has one there."""
-    for value in graph.inputs:
-        if value.shape is not None and len(value.shape) and isinstance(value.shape[0], ir.SymbolicDim):
-            return value.shape[0].value
-    return None
+    """Return the name of the batch axis: the first symbol on axis 0 of an input, or else on any axis."""
+    shapes = [value.shape for value in graph.inputs if value.shape is not None]
+    axes = [*(shape[0] for shape in shapes if len(shape)), *(dim for shape in shapes for dim in shape)]
+    return next((dim.value for dim in axes if isinstance(dim, ir.SymbolicDim) and dim.value is not None), None)
 
 
 def _all_zero(array: Array) -> bool:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from exporters.rewrite.affine import BATCH
-from exporters.rewrite.facts import reshape_target
+from exporters.rewrite.facts import dynamic_axes, reshape_target
 from exporters.rewrite.index_map import IndexMap, elements
 from exporters.rewrite.movement_ops import NOWHERE
 
@@ -57,7 +57,7 @@ class Move:
         values: permutation of a Transpose; ``(start, size)`` of a Slice.
         indices: indices of a Gather, flat, as the bytes of int64: quick to compare, however many there are.
         shape: shape of the Gather's indices.
-        row: elements in a gathered row.
+        row: elements in a gathered row, of one sample.
     """
 
     op: Literal["Reshape", "Transpose", "Slice", "Gather", "Pad"]
@@ -115,34 +115,20 @@ Digits = list[tuple[int, int]]
 
 
 def _strided_forms(index_map: IndexMap, source: Dims, result: Dims) -> Iterator[Plan]:
-    read = index_map.digits()
-    if read is None:
+    digits, total = index_map.strides, index_map.source
+    if digits is None or any(stride <= 0 for _, stride in digits):
         return
-    offset, digits = read
-    if index_map.repeats != 1:
-        digits = [(index_map.repeats, index_map.source), *digits]
-    digits = _merge(digits)
-    total = index_map.source * index_map.repeats
     # Finer digits may fit the shapes that are there already and so save a Reshape.
     for by_source, by_result in product((False, True), repeat=2):
         refined = _split_at_result(digits, _strides(result)) if by_result else digits
         refined = _split_at_source(refined, _strides(source)) if by_source else refined
-        plan = _strided_form(offset, refined, total, source, result)
+        plan = _strided_form(index_map.offset, refined, total, source, result)
         if plan is not None and all(len(m.dims) <= MOST_AXES for m in plan if m.op == "Transpose"):
             yield plan
 
 
 def _strides(dims: Dims) -> list[int]:
     return [math.prod(dims[i + 1 :]) for i in range(len(dims))]
-
-
-def _merge(digits: Digits) -> Digits:
-    merged: Digits = []
-    for size, stride in digits:
-        if merged and merged[-1][1] == size * stride:
-            size *= merged.pop()[0]
-        merged.append((size, stride))
-    return merged
 
 
 def _split_at_source(digits: Digits, cuts: Iterable[int]) -> Digits:
@@ -199,6 +185,8 @@ def _strided_form(offset: int, digits: Digits, total: int, source: Dims, result:
     elif dims != source:
         moves.append(Move("Reshape", dims))
     cut = [i for i, size in enumerate(sizes) if size != dims[i]]
+    if dynamic_axes(tuple(dims[i] for i in cut)):
+        return None  # how much is cut off would be a number of samples
     if len(cut) == 1 and sizes[cut[0]] == 1:
         axis = cut[0]
         dims = dims[:axis] + dims[axis + 1 :]
@@ -232,21 +220,22 @@ def _with_unit_axes(
 
 def _row_forms(index_map: IndexMap, source: Dims, result: Dims) -> Iterator[Plan]:
     """Write the map as one Gather on one axis, with every division into outer x rows x unit that the shapes suggest."""
-    divisions = {(index_map.repeats, index_map.unit)}
+    batch = BATCH if dynamic_axes(source) else 1
+    divisions = {(batch, index_map.unit)}
     for dims in (source, result):
         strides, outers = _strides(dims), [math.prod(dims[:i]) for i in range(len(dims))]
         # Rows as long as can be, or else an axis that is there already.
         divisions |= {(outer, index_map.unit) for outer in outers}
         divisions |= {(outer, stride) for i, stride in enumerate(strides) for outer in outers[: i + 1]}
     for leading, unit in sorted(divisions):
-        if leading % index_map.repeats == 0 and unit % BATCH:
-            rows = index_map.rows(leading // index_map.repeats, unit)
-            if rows is not None and rows.size <= MOST_ROWS:
+        if math.prod(result) <= leading * unit * MOST_ROWS:
+            rows = index_map.rows(leading, unit)
+            if rows is not None:
                 yield from _row_form(index_map, leading, unit, rows, source, result)
 
 
 def _row_form(index_map: IndexMap, leading: int, unit: int, rows: Array, source: Dims, result: Dims) -> Iterator[Plan]:
-    source_rows = index_map.source * index_map.repeats // (leading * unit)
+    source_rows = index_map.source // (leading * unit)
     indices = np.where(rows == NOWHERE, source_rows, rows).astype(np.int64).tobytes()
     pads = NOWHERE in rows
     for view in dict.fromkeys(_row_views(leading, source_rows, unit, source, result)):
@@ -259,7 +248,7 @@ def _row_form(index_map: IndexMap, leading: int, unit: int, rows: Array, source:
             moves.append(Move("Pad", dims, axis))
         shape = _index_shape(dims, axis, rows.size, result)
         dims = (*dims[:axis], *shape, *dims[axis + 1 :])
-        moves.append(Move("Gather", dims, axis, indices=indices, shape=shape, row=unit))
+        moves.append(Move("Gather", dims, axis, indices=indices, shape=shape, row=elements((unit,))))
         yield (*moves, *_reshape(dims, result))
 
 

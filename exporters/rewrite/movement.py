@@ -125,9 +125,7 @@ class _Folder:
                     known[keys[sink]] = found
             index_maps = [found for found in maps.values() if isinstance(found, IndexMap)]
             is_joint = 1 < len(index_maps) == len(region.sinks)
-            known[jointly] = (
-                list(joint_plans(index_maps, source, [self._dims(sink) for sink in region.sinks])) if is_joint else []
-            )
+            known[jointly] = list(joint_plans(index_maps, source)) if is_joint else []
         return {sink: known[keys[sink]] for sink in region.sinks}, known[jointly]
 
     def _dims(self, value: ir.Value) -> Dims:

@@ -110,8 +110,10 @@ def _split(node: ir.Node, inputs: Operands, _zero: int) -> list[Array]:
         count = len(node.outputs)
         chunk = -(-data.shape[axis] // count)  # the last chunk may be smaller
         sizes = [min(chunk, data.shape[axis] - i * chunk) for i in range(count)]
-    cuts = np.cumsum(sizes)[:-1]
-    return list(np.split(data, cuts, axis))
+    outer: list[Any] = [slice(None)] * (axis % data.ndim)
+    ends = np.cumsum(sizes).tolist()
+    parts = ((*outer, slice(end - size, end)) for size, end in zip(sizes, ends, strict=True))
+    return [data[part] for part in parts]
 
 
 def _concat(node: ir.Node, inputs: Operands, _zero: int) -> list[Array]:
@@ -127,7 +129,7 @@ def _gather(node: ir.Node, inputs: Operands, _zero: int) -> list[Array]:
 def _gather_elements(node: ir.Node, inputs: Operands, _zero: int) -> list[Array]:
     data, indices = _required(inputs[0]), _required(inputs[1])
     axis = node.attributes.get_int("axis", 0)
-    where: list[Array] = list(np.indices(indices.shape))
+    where: list[Array] = list(np.indices(indices.shape, sparse=True))
     where[axis] = indices
     return [data[tuple(where)]]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -61,7 +62,7 @@ class Shuffle:
     Attributes:
         source: what is moved; where it has no rows that are moved as wholes, it is read as it stands.
         result: what comes out.
-        index: for every piece of ``unit`` elements of the result where it comes from, or NOWHERE.
+        moves: for every piece of ``unit`` elements of a result row, which piece of the source it is.
         unit: elements of a piece: a row of the source, or 1.
         by_rows: pieces are rows of the source.
         pinned: the result is read where orders cannot be told: it has to stand as it does.
@@ -70,13 +71,24 @@ class Shuffle:
 
     source: Matrix
     result: Matrix
-    index: Array
+    moves: IndexMap
     unit: int
     by_rows: bool
     pinned: bool
     anchor: ir.Node
 
-    def pieces(self, source: Array | None, result: Array) -> Array:
+    @cached_property
+    def index(self) -> Array:
+        """Which row of the source each piece of the result is, or NOWHERE; only where pieces are rows."""
+        return self.moves.dense().reshape(-1)
+
+    def pieces(self, source: Array | None, result: Array) -> IndexMap:
+        """Return the map where source and result stand in other orders; None for the order that is."""
+        if not self.by_rows:
+            return self.moves.take(result, 0)
+        return IndexMap.of(self.rows(source, result), self.moves.source)
+
+    def rows(self, source: Array | None, result: Array) -> Array:
         """Return the index where source and result stand in other orders; None for the order that is."""
         # [rows * pieces] -> [rows, pieces] -> reordered -> flat
         moved = self.index.reshape(self.result.rows, -1)[result].reshape(-1)
@@ -246,8 +258,8 @@ class Planner:
         if isinstance(event, Shuffle):
             if not event.by_rows:
                 return
-            pieces = [event.pieces(None, self.orders[order]) for order in wanted or [own]]
-            wanted = [self.orders.number(p) for p in pieces if is_permutation(p, event.source.rows)]
+            rows = [event.rows(None, self.orders[order]) for order in wanted or [own]]
+            wanted = [self.orders.number(r) for r in rows if is_permutation(r, event.source.rows)]
         for matrix in operands(event):
             known = self._demands.get(matrix.value, [])
             self._demands[matrix.value] = list(dict.fromkeys([*wanted, *known]))[:_DEMANDS]
@@ -289,7 +301,7 @@ class Planner:
             return 0
         key = (matrix.channels * matrix.itemsize, self.orders.then(self.orders.inverse(have), want))
         if key not in self._costs:
-            self._costs[key] = _copy_cost(self.orders[key[1]], matrix.rows, matrix, matrix.channels)
+            self._costs[key] = _copy_cost(IndexMap.of(self.orders[key[1]], matrix.rows), matrix, matrix.channels)
         return self._costs[key]
 
     def _shuffle_cost(self, shuffle: Shuffle, have: int | None, want: int) -> int:
@@ -298,23 +310,21 @@ class Planner:
         key = (kind, have, want)
         if key not in self._costs:
             pieces = shuffle.pieces(None if have is None else self.orders[have], self.orders[want])
-            count = shuffle.source.rows * shuffle.source.channels // shuffle.unit
-            if pieces.size == count and np.array_equal(pieces, np.arange(count)):
+            if pieces.is_identity:
                 self._costs[key] = 0 if same else VIEW
             else:
-                self._costs[key] = _copy_cost(pieces, count, shuffle.result, shuffle.unit)
+                self._costs[key] = _copy_cost(pieces, shuffle.result, shuffle.unit)
         return self._costs[key]
 
     def _is_strided(self, shuffle: Shuffle, want: int) -> bool:
         key = ("strided", self._map_of[id(shuffle)], want)
         if key not in self._costs:
-            pieces = shuffle.pieces(None, self.orders[want])
-            self._costs[key] = _is_strided(pieces, pieces.size, shuffle.unit)
+            self._costs[key] = _is_strided(shuffle.pieces(None, self.orders[want]), shuffle.unit)
         return bool(self._costs[key])
 
     def _number_of(self, shuffle: Shuffle) -> int:
         """Return a number that movements of the same rows share."""
-        key = (shuffle.index.tobytes(), shuffle.source.rows, shuffle.source.channels, shuffle.result.rows)
+        key = (shuffle.moves.key, shuffle.source.rows, shuffle.source.channels, shuffle.result.rows)
         return self._maps.setdefault(key, len(self._maps))
 
 
@@ -323,16 +333,17 @@ def operands(event: Event) -> tuple[Matrix, ...]:
     return event.operands if isinstance(event, Compute) else (event.source,)
 
 
-def _is_strided(index: Array, source: int, unit: int) -> bool:
+def _is_strided(pieces: IndexMap, unit: int) -> bool:
     """Say whether a Transpose of few axes moves these pieces."""
-    read = IndexMap(index, source, 1).digits()
-    return read is not None and len(read[1]) + (unit > 1) + 1 <= MOST_AXES  # and the batch
+    read = pieces.strides
+    is_view = read is not None and all(stride > 0 for _, stride in read)
+    return is_view and len(read or ()) + (unit > 1) + 1 <= MOST_AXES  # and the batch
 
 
-def _copy_cost(index: Array, source: int, result: Matrix, unit: int) -> int:
+def _copy_cost(pieces: IndexMap, result: Matrix, unit: int) -> int:
     """Return what it costs to move pieces of so many elements, by the measure of forms.py, in bytes for one sample."""
     total = result.rows * result.channels * result.itemsize
-    if _is_strided(index, source, unit):
+    if _is_strided(pieces, unit):
         return LAUNCH + total + 2 * VIEW
-    padding = LAUNCH + total if NOWHERE in index else 0
+    padding = LAUNCH + total if pieces.pads else 0
     return LAUNCH + total * (OPAQUE + CACHE_LINE // (unit * result.itemsize)) + padding

@@ -13,17 +13,14 @@ windows, which would have to be spelled out in another order.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from exporters.rewrite.affine import BATCH
 from exporters.rewrite.builder import Builder, replace
 from exporters.rewrite.facts import dynamic_axes
 from exporters.rewrite.forms import plans
 from exporters.rewrite.graph_pass import GraphPass
 from exporters.rewrite.index_map import IndexMap
-from exporters.rewrite.movement_ops import NOWHERE
 from exporters.rewrite.order_plan import Compute, Planner, ReadAsIs, Reduce, Shuffle
 from exporters.rewrite.row_events import read_events
 from exporters.rewrite.rows import permuted
@@ -34,7 +31,6 @@ if TYPE_CHECKING:
 
     from exporters.rewrite.facts import Dims, Facts
     from exporters.rewrite.forms import Plan
-    from exporters.rewrite.movement_ops import Array
     from exporters.rewrite.order_plan import Matrix
 
 
@@ -134,16 +130,18 @@ class _Writer:
         if order not in have:
             origin, _ = self._planner.nearest(matrix, tuple(have), order)
             orders = self._planner.orders
-            index = orders[orders.then(orders.inverse(origin), order)]
+            index = IndexMap.of(orders[orders.then(orders.inverse(origin), order)], matrix.rows)
             have[order] = self._move(have[origin], index, matrix.channels, matrix.dims, matrix.dims, anchor)
         return have[order]
 
-    def _move(self, value: ir.Value, pieces: Array, unit: int, source: Dims, result: Dims, anchor: ir.Node) -> ir.Value:
+    def _move(
+        self, value: ir.Value, pieces: IndexMap, unit: int, source: Dims, result: Dims, anchor: ir.Node
+    ) -> ir.Value:
         fact = self._builder.facts[value]
         assert fact is not None
-        key = (pieces.tobytes(), unit, source, result)
+        key = (pieces.key, unit, source, result)
         if key not in self._plans:
-            self._plans[key] = _cheapest(pieces, unit, source, result, int(np.ceil(fact.dtype.itemsize)))
+            self._plans[key] = _cheapest(pieces, unit, source, result, math.ceil(fact.dtype.itemsize))
         for move in self._plans[key]:
             value = self._builder.move(move, value, anchor)
         return value
@@ -154,11 +152,9 @@ def _read(node: ir.Node, position: int, value: ir.Value) -> None:
         node.replace_input_with(position, value)
 
 
-def _cheapest(pieces: Array, unit: int, source: Dims, result: Dims, itemsize: int) -> Plan:
+def _cheapest(pieces: IndexMap, unit: int, source: Dims, result: Dims, itemsize: int) -> Plan:
     """Return the cheapest form of a movement of pieces."""
-    # [pieces] -> [pieces, unit] -> [elements]
-    index = np.where(pieces[:, None] == NOWHERE, NOWHERE, pieces[:, None] * unit + np.arange(unit)).reshape(-1)
-    repeats = BATCH if dynamic_axes(source) else 1
-    count = int(np.prod([d if d % BATCH else d // BATCH for d in source], dtype=np.int64))
-    found = plans(IndexMap(index, count, repeats), source, result)
+    # [pieces] -> [pieces, unit] -> [B, pieces, unit]
+    index_map = pieces.of_pieces(unit)
+    found = plans(index_map.in_every_sample() if dynamic_axes(source) else index_map, source, result)
     return min(found, key=lambda plan: (sum(m.cost(itemsize) for m in plan), len(plan), [m.op for m in plan]))

@@ -1,25 +1,28 @@
 """Regions of pure data movement, and what they mean.
 
 A region is a maximal set of movement operators with one source. Its meaning is an index map for each of its results:
-found by running the region on arange, and remembered for all regions of the same operators and shapes.
+found by running the region on the map that moves nothing, and remembered for all regions of the same operators and
+shapes.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary, proxy
 
-import numpy as np
-
-from exporters.rewrite.index_map import RUNS, IndexMap, numbered, per_sample
+from exporters.rewrite.affine import BATCH, grows
+from exporters.rewrite.facts import dynamic_axes
+from exporters.rewrite.index_map import IndexMap
 from exporters.rewrite.movement_ops import NOWHERE, data_operands, move
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     import onnx_ir as ir
 
     from exporters.rewrite.facts import Dims, Facts
-    from exporters.rewrite.movement_ops import Array
+    from exporters.rewrite.movement_ops import Array, Operands
 
 
 _SHARED: WeakKeyDictionary[Facts, RegionMaps] = WeakKeyDictionary()
@@ -101,10 +104,7 @@ class RegionMaps:
         """Return, for every sink, its index map or the reason why it has none."""
         keys = self.signatures(region)
         if any(keys[sink] not in self._known for sink in region.sinks):
-            try:
-                self._known.update((keys[sink], found) for sink, found in self._evaluate(region).items())
-            except ValueError as error:
-                return dict.fromkeys(region.sinks, str(error))
+            self._known.update((keys[sink], found) for sink, found in self._evaluate(region).items())
         return {sink: self._known[keys[sink]] for sink in region.sinks}
 
     def signatures(self, region: Region) -> dict[ir.Value, object]:
@@ -129,34 +129,86 @@ class RegionMaps:
         return tuple((end.dtype.str, end.shape, end.tobytes()) for end in fact.ends)
 
     def _evaluate(self, region: Region) -> dict[ir.Value, IndexMap | str]:
-        """Run the region on arange."""
+        """Run the region on the map that moves nothing."""
         source = self._dims(region.source)
-        runs: dict[ir.Value, list[Array]] = {sink: [] for sink in region.sinks}
-        for batch in RUNS:
-            arrays = {region.source: numbered(source, batch)}
-            for node in region.nodes:
-                operands = [self._operand(node, i, arrays, batch) for i in range(len(node.inputs))]
-                arrays.update(zip(node.outputs, move(node, operands, zero=NOWHERE), strict=True))
-            for sink in region.sinks:
-                runs[sink].append(arrays[sink])
-        return {sink: per_sample(runs[sink], source, self._dims(sink)) for sink in region.sinks}
-
-    def _operand(self, node: ir.Node, position: int, arrays: dict[ir.Value, Array], batch: int) -> Array | None:
-        value = node.inputs[position]
-        if value is None or value in arrays:
-            return None if value is None else arrays[value]
-        if position in data_operands(node):  # a Concat with zeros pads
-            return np.broadcast_to(NOWHERE, self._shape(value, batch))
-        fact = self._facts[value]
-        return None if fact is None else fact.value(batch)
-
-    def _shape(self, value: ir.Value, batch: int) -> Dims:
-        fact = self._facts[value]
-        shape = None if fact is None else fact.shape(batch)
-        assert shape is not None, "regions hold only values of known shape"
-        return shape
+        if 0 in source:
+            return dict.fromkeys(region.sinks, "holds no elements")
+        maps: dict[ir.Value, IndexMap | str] = {region.source: IndexMap.identity(source)}
+        for node in region.nodes:
+            read = [found for value in node.inputs if value is not None and (found := maps.get(value)) is not None]
+            reason = next((found for found in read if isinstance(found, str)), None)
+            if reason is None:
+                try:
+                    maps.update(zip(node.outputs, moved(node, maps, self._facts), strict=True))
+                    continue
+                except ValueError as error:
+                    reason = str(error)
+            maps.update(dict.fromkeys(node.outputs, reason))
+        return {sink: _for_every_batch(maps[sink], source, self._dims(sink)) for sink in region.sinks}
 
     def _dims(self, value: ir.Value) -> Dims:
         dims = self._facts.dims(value)
         assert dims is not None, "regions hold only values of known shape"
         return dims
+
+
+def moved(node: ir.Node, maps: Mapping[ir.Value, IndexMap | str], facts: Facts) -> list[IndexMap]:
+    """Return what a movement operator makes of index maps.
+
+    Args:
+        node: an operator that only moves.
+        maps: the maps of the values that it moves; what has none is zero.
+        facts: what is known of the graph.
+
+    Raises:
+        ValueError: the movement has no map; the message says why.
+    """
+    operands: list[Array | IndexMap | None] = []
+    for i, value in enumerate(node.inputs):
+        fact = None if value is None else facts[value]
+        if value is None or fact is None:
+            operands.append(None)
+        elif i in data_operands(node):
+            found = maps.get(value)
+            assert not isinstance(found, str), "callers follow what has a map"
+            operands.append(IndexMap.nowhere(fact.dims or ()) if found is None else found)
+        elif grows(fact.ends) and not _only_sizes_grow(node, facts):
+            raise ValueError("depends on the batch size")
+        else:
+            operands.append(fact.value(BATCH))
+    # A map answers to what movement asks of an array.
+    return cast("list[IndexMap]", move(node, cast("Operands", operands), zero=NOWHERE))
+
+
+def _only_sizes_grow(node: ir.Node, facts: Facts) -> bool:
+    """Say whether an operator reads the batch size only to say how long the axes of the batch are."""
+    if node.op_type in ("Expand", "Reshape"):
+        return True
+    dims = facts.dims(node.inputs[0])
+    if node.op_type != "Slice" or dims is None:
+        return False
+    starts, ends, axes, steps = (facts[value] if value is not None else None for value in _four(node.inputs[1:]))
+    if any(fact is not None and grows(fact.ends) for fact in (axes, steps)):
+        return False
+    bounds = [fact.ends for fact in (starts, ends) if fact is not None and fact.ends is not None]
+    named = None if axes is None else axes.constant
+    on = range(len(bounds[0][0])) if named is None else [int(axis) % len(dims) for axis in named]
+    growing = {axis for low, high in bounds for axis, a, b in zip(on, low, high, strict=True) if a != b}
+    return growing <= set(dynamic_axes(dims))
+
+
+def _four(operands: Sequence[ir.Value | None]) -> tuple[ir.Value | None, ...]:
+    return (*operands, None, None)[:4]
+
+
+def _for_every_batch(index_map: IndexMap | str, source: Dims, result: Dims) -> IndexMap | str:
+    """Return a map if it can be written for every batch size, or the reason why not."""
+    if len(dynamic_axes(source)) > 1 or len(dynamic_axes(result)) > 1:
+        return "grows with the batch on two axes"
+    if dynamic_axes(result) and not dynamic_axes(source):
+        return "depends on the batch size, but its source does not"
+    if dynamic_axes(source) and not dynamic_axes(result):
+        return "reads one sample of the batch"
+    if isinstance(index_map, IndexMap) and index_map.shape != result:
+        return f"makes {list(index_map.shape)}, not {list(result)} as was inferred"
+    return index_map

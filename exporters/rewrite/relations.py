@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from exporters.rewrite.axes import MOST_ROWS, Join, Links, Relation, Take, View
-from exporters.rewrite.facts import dynamic_axes, substitute
-from exporters.rewrite.movement_ops import move
+from exporters.rewrite.facts import dynamic_axes
+from exporters.rewrite.index_map import IndexMap
+from exporters.rewrite.regions import moved
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -193,10 +194,8 @@ def _gather(case: _Case) -> Relation | None:
 def _slice(case: _Case) -> Relation | None:
     """Run it on the numbers of the rows, axis by axis."""
     data = case.inputs[0]
-    operands = [case.constant(i) for i in range(1, len(case.node.inputs))]
-    if any((value is None) != (operand is None) for value, operand in zip(case.node.inputs[1:], operands, strict=True)):
+    if any(value is not None and case.facts.constant(value) is None for value in case.node.inputs[1:]):
         return None
-    small = tuple(substitute(dim, 2) for dim in data)
     indices: list[Array | None] = []
     for axis, dim in enumerate(data):
         if dynamic_axes((dim,)):
@@ -204,13 +203,12 @@ def _slice(case: _Case) -> Relation | None:
                 return None
             indices.append(None)
             continue
-        # [dim] -> [1, ..., dim, ..., 1] -> [..., dim, ...]
-        numbers = np.arange(dim).reshape([dim if i == axis else 1 for i in range(len(data))])
-        moved = move(case.node, [np.broadcast_to(numbers, small), *operands])[case.position]
-        taken = np.moveaxis(moved, axis, -1).reshape(-1, case.result[axis])[0]
-        indices.append(None if taken.size == dim and np.array_equal(taken, np.arange(dim)) else taken)
-    if any(index is not None and dim > MOST_ROWS for index, dim in zip(indices, data, strict=True)):
-        return None
+        assert case.node.inputs[0] is not None, "its shape is known"
+        numbers = {case.node.inputs[0]: IndexMap.coordinate(data, axis)}
+        taken = moved(case.node, numbers, case.facts)[case.position].line(axis)
+        if dim > MOST_ROWS and not taken.is_identity:
+            return None
+        indices.append(None if taken.is_identity else taken.dense())
     return Take(data, tuple(indices))
 
 

@@ -19,17 +19,20 @@ import onnx_ir as ir
 
 from exporters.rewrite.affine import BATCH, grows
 from exporters.rewrite.builder import Builder, replace
-from exporters.rewrite.constants import GROWTH
+from exporters.rewrite.constants import GROWTH, narrowed
 from exporters.rewrite.evaluate import can_evaluate, evaluate
 from exporters.rewrite.facts import dynamic_axes
 from exporters.rewrite.graph_pass import GraphPass
-from exporters.rewrite.index_map import RUNS, elements
+from exporters.rewrite.index_map import elements
 from exporters.rewrite.unique import label
 from exporters.steps import Refusal
 
 if TYPE_CHECKING:
     from exporters.rewrite.facts import Dims, Facts
     from exporters.rewrite.movement_ops import Array
+
+RUNS = (2, 3)
+"""Batch sizes at which such a constant is computed. Not 1, where all samples are one."""
 
 _BINARY = frozenset({"Add", "Div", "Mul", "Sub"})
 _ELEMENTWISE = _BINARY | {"And", "Cast", "Equal", "Greater", "Less", "Neg", "Not", "Or", "Where"}
@@ -136,17 +139,8 @@ def _write(node: ir.Node, position: int, block: Array, builder: Builder) -> None
     rows = len(block)
     split: Dims = dims if rows == 1 else (BATCH, rows, *dims[1:])
     # [rows, ...] -> [1, rows, ...]
-    constant = builder.constant(_narrowed(block if rows == 1 else block[None]))
+    constant = builder.constant(narrowed(block if rows == 1 else block[None]))
     seen = x if rows == 1 else builder.reshape(x, split, node)
     operands = [constant, seen] if position == 0 else [seen, constant]
     value = builder.value(node.op_type, operands, node)
     replace(result, value if rows == 1 else builder.reshape(value, dims, node))
-
-
-def _narrowed(array: Array) -> Array:
-    """Return an array as small as broadcasting allows."""
-    for axis in range(array.ndim):
-        first = array.take([0], axis)
-        if np.array_equal(array, np.broadcast_to(first, array.shape)):
-            array = first
-    return array

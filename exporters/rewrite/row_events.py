@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from exporters.rewrite.index_map import elements
+from exporters.rewrite.index_map import IndexMap, elements
 from exporters.rewrite.order_plan import Compute, Matrix, ReadAsIs, Reduce, Shuffle
 from exporters.rewrite.regions import RegionMaps, find_regions
 from exporters.rewrite.rows import reduced_axes, row_wise, rows_of
@@ -76,14 +76,18 @@ class _Reader:
     def _shuffles(self, region: Region) -> list[Shuffle]:
         source, found = self._matrix(region.source), []
         for sink, index_map in self._maps(region).items():
-            anchor = sink.producer()
-            if isinstance(index_map, str) or anchor is None or rows_of(self._facts.dims(sink)) is None:
+            anchor, sample = sink.producer(), None if isinstance(index_map, str) else index_map.sample()
+            if sample is None or anchor is None or rows_of(self._facts.dims(sink)) is None:
                 continue
             result, unit = self._matrix(sink), source.channels
-            by_rows = source.rows > 1 and index_map.unit % unit == 0 and result.channels % unit == 0
-            index = index_map.index[::unit] // unit if by_rows else index_map.index  # NOWHERE // unit is NOWHERE
+            moves = sample.reshape((result.rows, result.channels))
+            by_rows = source.rows > 1 and sample.unit % unit == 0 and result.channels % unit == 0
+            if by_rows:
+                index = sample.rows(1, unit)
+                assert index is not None, "its unit is a multiple"
+                moves = IndexMap.of(index.reshape(result.rows, -1), source.rows)
             pinned = self._is_pinned(sink)
-            found.append(Shuffle(source, result, index, unit if by_rows else 1, by_rows, pinned, anchor))
+            found.append(Shuffle(source, result, moves, unit if by_rows else 1, by_rows, pinned, anchor))
         return found
 
     def _reduce(self, matrix: Matrix, node: ir.Node) -> Reduce | None:

@@ -15,6 +15,7 @@ else reads as well.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,8 +24,9 @@ import numpy as np
 from exporters.rewrite.builder import Builder, replace
 from exporters.rewrite.facts import dynamic_axes
 from exporters.rewrite.graph_pass import GraphPass
-from exporters.rewrite.index_map import RUNS
-from exporters.rewrite.movement_ops import NOWHERE, data_operands, move
+from exporters.rewrite.index_map import IndexMap
+from exporters.rewrite.movement_ops import data_operands
+from exporters.rewrite.regions import moved
 from exporters.rewrite.unique import label
 from exporters.steps import Refusal
 
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
-    from exporters.rewrite.facts import Facts
+    from exporters.rewrite.facts import Dims, Facts
     from exporters.rewrite.movement_ops import Array
 
 Use = tuple["ir.Node", int]
@@ -142,7 +144,7 @@ class _Folder:
             return "" if reason is not None and reason.startswith(_NO_PROJECTION) else reason
         if scale.factor.size != 1:
             return "its scale is not one number"
-        uses = self._uses(origin, np.zeros(self._shape(origin), np.int8))
+        uses = self._uses(origin, IndexMap.identity(self._dims(origin)))
         if [None if use is None else use[0] for use, _ in uses] != [scale.node]:
             return "the scores are read elsewhere too"
         reasons = []
@@ -198,30 +200,27 @@ class _Folder:
 
     def _columns(self, projection: _Projection, use: Use) -> Array | None:
         """Return which columns a use reads, as a mask; None where others read one of them too."""
-        shape = self._shape(projection.result)
-        count = shape[projection.axis]
-        number = np.arange(count, dtype=np.int32).reshape(
-            [-1 if i == projection.axis else 1 for i in range(len(shape))]
-        )
-        mine, others = (np.zeros(count + 1, bool) for _ in range(2))  # the last one is NOWHERE
-        for found, columns in self._uses(projection.result, np.broadcast_to(number, shape)):
-            (mine if found == use else others)[columns.reshape(-1)] = True
-        return None if (mine & others)[:NOWHERE].any() else mine[:NOWHERE]
+        dims = self._dims(projection.result)
+        count = dims[projection.axis]
+        mine, others = np.zeros(count, bool), np.zeros(count, bool)
+        for found, columns in self._uses(projection.result, IndexMap.coordinate(dims, projection.axis)):
+            read = columns.reached(count)
+            (mine if found == use else others)[slice(None) if read is None else read] = True
+        return None if (mine & others).any() else mine
 
-    def _uses(self, value: ir.Value, array: Array) -> Iterator[tuple[Use | None, Array]]:
-        """Yield what reads a value, through all movement, and what it reads of the array; None for a graph output."""
-        waiting = [(value, array)]
+    def _uses(self, value: ir.Value, index_map: IndexMap) -> Iterator[tuple[Use | None, IndexMap]]:
+        """Yield what reads a value, through all movement, and what of it; None for a graph output."""
+        waiting = [(value, index_map)]
         while waiting:
-            value, array = waiting.pop()
+            value, index_map = waiting.pop()
             if value.is_graph_output():
-                yield None, array
+                yield None, index_map
             for reader, position in value.uses():
                 if self._moves(reader):
-                    operands = [None if v is None else self._facts[v] for v in reader.inputs[1:]]
-                    rest = [None if fact is None else fact.value(RUNS[0]) for fact in operands]
-                    waiting += zip(reader.outputs, move(reader, [array, *rest], zero=NOWHERE), strict=True)
-                else:
-                    yield (reader, position), array
+                    with contextlib.suppress(ValueError):  # it may move anything that it reads
+                        waiting += zip(reader.outputs, moved(reader, {value: index_map}, self._facts), strict=True)
+                        continue
+                yield (reader, position), index_map
 
     def _origin(self, value: ir.Value) -> ir.Value:
         """Return what a value was before it was moved."""
@@ -236,11 +235,10 @@ class _Folder:
         known = node.graph is self._graph and self._facts.only_moves(node) and len(data_operands(node)) == 1
         return known and all(self._facts.dims(value) is not None for value in (node.inputs[0], *node.outputs))
 
-    def _shape(self, value: ir.Value) -> tuple[int, ...]:
-        fact = self._facts[value]
-        shape = None if fact is None else fact.shape(RUNS[0])
-        assert shape is not None, "callers have looked at it"
-        return shape
+    def _dims(self, value: ir.Value) -> Dims:
+        dims = self._facts.dims(value)
+        assert dims is not None, "callers have looked at it"
+        return dims
 
     def _projection(self, result: ir.Value) -> _Projection | None:
         """Read a value as the result of a projection and of additions to it."""

@@ -15,44 +15,44 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from exporters.rewrite.facts import dynamic_axes, substitute
+from exporters.rewrite.facts import dynamic_axes
 from exporters.rewrite.forms import Move, Plan, view_plans
-from exporters.rewrite.index_map import IndexMap
+from exporters.rewrite.index_map import concatenate
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from exporters.rewrite.facts import Dims
-    from exporters.rewrite.movement_ops import Array
+    from exporters.rewrite.index_map import IndexMap
 
 
-def joint_plans(maps: Sequence[IndexMap], source: Dims, results: Sequence[Dims]) -> Iterator[tuple[Plan, ...]]:
+def joint_plans(maps: Sequence[IndexMap], source: Dims) -> Iterator[tuple[Plan, ...]]:
     """Yield the forms that move several results as one.
 
     Args:
         maps: index map of each result.
         source: shape of the common source.
-        results: shape of each result.
 
     Yields:
         One plan a result. They share everything up to the Slices, which tile the last common value.
     """
-    rows = [_by_rows(index_map, dims) for index_map, dims in zip(maps, results, strict=True)]
-    keys = [(dims, index.tobytes()) for index, dims, _ in rows]  # a result and its transposed twin are one part
-    parts = {key: index for key, (index, _, _) in zip(keys, rows, strict=True)}
-    order = sorted(parts, key=lambda key: int(parts[key].flat[0]))
-    first, _ = keys[0]
+    rows = [_by_rows(index_map) for index_map in maps]
+    parts = {index_map.key: index_map for index_map, _ in rows}  # a result and its transposed twin are one part
+    ordered = sorted(parts.values(), key=lambda part: part.at(*(0,) * part.ndim))
+    first = rows[0][0].shape
     for axis in range(len(first)) if len(parts) > 1 else ():
-        if any(not _agree(dims, first, axis) for dims, _ in keys):
+        if any(not _agree(part.shape, first, axis) for part in ordered):
             continue
-        index = np.concatenate([parts[key] for key in order], axis).reshape(-1)
-        ends = np.cumsum([0, *(dims[axis] for dims, _ in order)])
-        starts = {key: int(start) for key, start in zip(order, ends[:-1], strict=True)}
-        whole = (*first[:axis], int(ends[-1]), *first[axis + 1 :])
-        for plan in view_plans(IndexMap(index, maps[0].source, maps[0].repeats), source, whole):
+        ends = np.cumsum([0, *(part.shape[axis] for part in ordered)]).tolist()
+        starts = {part.key: start for part, start in zip(ordered, ends, strict=False)}
+        try:
+            whole = concatenate(ordered, axis)
+        except ValueError:
+            continue
+        for plan in view_plans(whole, source, whole.shape):
             yield tuple(
-                (*plan, Move("Slice", key[0], axis, (starts[key], key[0][axis])), *_swap(key[0], swapped=swapped))
-                for key, (_, _, swapped) in zip(keys, rows, strict=True)
+                (*plan, Move("Slice", m.shape, axis, (starts[m.key], m.shape[axis])), *_swap(m.shape, swapped=swapped))
+                for m, swapped in rows
             )
 
 
@@ -64,23 +64,18 @@ def _agree(one: Dims, other: Dims, axis: int) -> bool:
     )
 
 
-def _by_rows(index_map: IndexMap, dims: Dims) -> tuple[Array, Dims, bool]:
-    """Return the map of one sample in the result's shape, the shape, and whether its last two axes were swapped.
+def _by_rows(index_map: IndexMap) -> tuple[IndexMap, bool]:
+    """Return a map, with its last two axes swapped where that makes rows of neighbours, and whether they were.
 
-    They are where that makes rows of neighbours: a key that is transposed for its product is a key that was split off.
+    A key that is transposed for its product is a key that was split off.
     """
-    index = index_map.index.reshape([substitute(d, 1) for d in dims])
-    first = index[(0,) * max(0, index.ndim - 2)]
-    turned = (
-        index.ndim > 1
-        and min(first.shape) > 1
-        and first[0, 1] - first[0, 0] != 1
-        and first[1, 0] - first[0, 0] == 1
-        and not {len(dims) - 1, len(dims) - 2}.intersection(dynamic_axes(dims))
-    )
-    if not turned:
-        return index, dims, False
-    return index.swapaxes(-1, -2), (*dims[:-2], dims[-1], dims[-2]), True
+    rank, dims = index_map.ndim, index_map.shape
+    if rank < 2 or min(dims[-2:]) < 2 or dynamic_axes(dims[-2:]):
+        return index_map, False
+    origin = (0,) * (rank - 2)
+    here, right, below = (index_map.at(*origin, *place) for place in ((0, 0), (0, 1), (1, 0)))
+    swapped = right - here != 1 and below - here == 1
+    return (index_map.swapaxes(-1, -2) if swapped else index_map), swapped
 
 
 def _swap(dims: Dims, *, swapped: bool) -> Plan:

@@ -337,7 +337,8 @@ def programs(draw: Any, *, chain: bool = False, pure: bool = False, whole: bool 
     while samples(tuple(body)) > LIMIT // 2:
         body[body.index(max(body))] //= 2
     lead = B if dynamic else draw(st.sampled_from([1, 2, 3]))
-    dims = (lead, *body)
+    place = draw(st.integers(0, rank - 1)) if draw(st.booleans()) else 0
+    dims = (*body[:place], lead, *body[place:])
     p.pool["x"] = dims
     inputs = [helper.make_tensor_value_info("x", p.elem_type, declared(dims))]
     for _ in range(draw(st.integers(1, 8))):

@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
-import pytest
 from hypothesis import assume, given, note
 from hypothesis import strategies as st
 
 from exporters.rewrite.affine import BATCH
 from exporters.rewrite.evaluate import evaluate
-from exporters.rewrite.facts import substitute
+from exporters.rewrite.facts import Facts, substitute
 from exporters.rewrite.forms import Move, Plan, as_indices, plans, slice_bounds
-from exporters.rewrite.index_map import RUNS, IndexMap, per_sample
+from exporters.rewrite.index_map import IndexMap
 from exporters.rewrite.movement_ops import MOVEMENT, NOWHERE, move
+from exporters.rewrite.regions import RegionMaps, find_regions
 from exporters.rewrite.splits import split_groups
 from tests.exporters.rewrite.graphs import load
 from tests.exporters.rewrite.programs import B, programs
@@ -37,17 +37,29 @@ def moved(model: ir.Model, batch: int) -> Any:
     (source,) = model.graph.inputs
     shape = [substitute(d, batch) for d in dims_of(source)]
     arrays: dict[Any, Any] = {source: np.arange(np.prod(shape, dtype=int)).reshape(shape)}
+    following = {source}
     arrays |= {value: value.const_value.numpy() for value in model.graph.initializers.values() if value.const_value}
     for node in model.graph:
         operands = [arrays.get(value) for value in node.inputs]
-        if node.op_type == "Concat":  # programs concatenate with zeros only, besides what they move
-            operands = [np.full_like(x, NOWHERE, int) if x is not None and x.dtype.kind == "f" else x for x in operands]
+        moves = node.op_type in MOVEMENT and not following.isdisjoint(node.inputs)
+        if node.op_type == "Concat" and moves:  # programs concatenate with zeros only, besides what they move
+            values = zip(node.inputs, operands, strict=True)
+            operands = [x if value in following else np.full_like(x, NOWHERE, int) for value, x in values]
+        following.update(node.outputs if moves else ())
         if node.op_type in MOVEMENT:
             results: Any = move(node, operands, zero=NOWHERE)
         else:
             results = evaluate(node, operands, model.opset_imports)
         arrays.update(zip(node.outputs, results, strict=True))
     return arrays[model.graph.outputs[0]]
+
+
+def map_of(model: ir.Model) -> IndexMap | str:
+    """Return the map of a program of movement, or why it has none."""
+    regions = [r for r in find_regions(model.graph, Facts(model.graph)) if r.source is model.graph.inputs[0]]
+    if not regions or model.graph.outputs[0] not in regions[0].sinks:
+        return "no region"
+    return RegionMaps(Facts(model.graph))(regions[0])[model.graph.outputs[0]]
 
 
 def execute(plan: Plan, data: Any, batch: int) -> Any:
@@ -73,7 +85,7 @@ def wrong_plans(plain: onnx.ModelProto, *, batches: tuple[int, ...] = (1, 4)) ->
     """Return the plans of a program's map that do not reproduce it; None where it has no map."""
     model = load(plain)
     source, result = dims_of(model.graph.inputs[0]), dims_of(model.graph.outputs[0])
-    index_map = per_sample([moved(model, batch) for batch in RUNS], source, result)
+    index_map = map_of(model)
     if isinstance(index_map, str):
         return None
     found = plans(index_map, source, result)
@@ -113,20 +125,17 @@ def maps(draw: Any) -> IndexMap:
         for size, stride in draw(st.lists(st.tuples(st.integers(1, 3), st.integers(0, 4)), min_size=1, max_size=3)):
             index = index[..., None] + np.arange(size) * stride
         index = index % 12
-    return IndexMap(index.reshape(-1), 12, 1)
+    return IndexMap.of(index.reshape(-1), 12)
 
 
 @examples(150)
 @given(maps())
 def test_a_strided_reading_says_what_the_map_says(index_map: IndexMap) -> None:
-    read = index_map.digits()
-    assume(read is not None)
-    assert read is not None
-    offset, digits = read
-    total = np.zeros((), int) + offset
-    for size, stride in digits:
+    assume(index_map.strides is not None)
+    total = np.zeros((), int) + index_map.offset
+    for size, stride in index_map.strides or ():
         total = total[..., None] + np.arange(size) * stride
-    assert np.array_equal(total.reshape(-1), index_map.index)
+    assert np.array_equal(total.reshape(-1), index_map.dense())
 
 
 @examples(150)
@@ -137,43 +146,23 @@ def test_a_reading_as_rows_says_what_the_map_says(index_map: IndexMap, outer: in
     assert rows is not None
     table = np.where(rows[:, None] == NOWHERE, NOWHERE, rows[:, None] * unit + np.arange(unit)).reshape(-1)
     span = np.arange(outer)[:, None] * (index_map.source // outer)
-    assert np.array_equal(np.where(table == NOWHERE, NOWHERE, table + span).reshape(-1), index_map.index)
+    assert np.array_equal(np.where(table == NOWHERE, NOWHERE, table + span).reshape(-1), index_map.dense())
 
 
 @examples(150)
 @given(maps())
 def test_the_unit_is_the_longest_row(index_map: IndexMap) -> None:
+    index = index_map.dense()
+
     def is_row(u: int) -> bool:
-        if index_map.index.size % u or index_map.source % u:
+        if index.size % u or index_map.source % u:
             return False
-        table = index_map.index.reshape(-1, u)
+        table = index.reshape(-1, u)
         starts = table[:, 0]
         runs = np.where(starts[:, None] == NOWHERE, NOWHERE, starts[:, None] + np.arange(u))
         return bool(np.array_equal(table, runs) and not (starts[starts != NOWHERE] % u).any())
 
     assert index_map.unit == max(u for u in range(1, 13) if is_row(u))
-
-
-def test_a_proof_needs_both_runs() -> None:
-    """The same at batch 2, another at batch 3."""
-    two, three = np.arange(8).reshape(2, 4), np.arange(12).reshape(3, 4)
-    assert isinstance(per_sample([two, three], (BATCH, 4), (BATCH, 4)), IndexMap)
-    assert isinstance(per_sample([two, three[::-1]], (BATCH, 4), (BATCH, 4)), str)
-    assert isinstance(per_sample([two[::-1], three], (BATCH, 4), (BATCH, 4)), str)
-
-
-@pytest.mark.parametrize(
-    ("source", "result", "reason"),
-    [
-        ((BATCH, 0), (BATCH, 0), "holds no elements"),
-        ((BATCH, 4, BATCH), (BATCH, 4), "grows with the batch on two axes"),
-        ((BATCH, 4), (4,), "reads one sample of the batch"),
-        ((4,), (BATCH, 4), "depends on the batch size, but its source does not"),
-    ],
-)
-def test_what_has_no_map_says_why(source: tuple[int, ...], result: tuple[int, ...], reason: str) -> None:
-    runs = [np.zeros([substitute(d, batch) for d in result], int) for batch in RUNS]
-    assert per_sample(runs, source, result) == reason
 
 
 def test_slices_that_tile_an_axis_are_one_split() -> None:

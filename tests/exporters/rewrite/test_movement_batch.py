@@ -40,22 +40,42 @@ def test_a_concat_with_the_batch_size_does_not() -> None:
     ("body", "out", "reason"),
     [
         ("y = Slice (x, zero, one, zero)", "1, 6, 4", "reads one sample of the batch"),
-        ("y = Slice (x, minus, far, zero, minus)", "batch, 6, 4", "mixes the samples"),
-        ("f = Reshape (x, merged) y = Transpose (f)", "4, rows", "mixes the samples"),
+        ("y = Slice (x, minus, far, zero, minus)", "batch, 6, 4", "neither a strided view"),
+        ("t = Transpose (x) y = Reshape (t, uneven)", "rows, 8", "mixes the samples"),
         ("f = Reshape (x, merged) y = Reshape (f, swapped) ", "6, batch, 4", None),
-        ("t = Transpose <perm: ints = [1, 0, 2]> (x) y = Reshape (t, merged)", "rows, 4", "mixes the samples"),
     ],
 )
 def test_what_mixes_the_samples_is_refused(body: str, out: str, reason: str | None) -> None:
     counts, refusals, modified = fold(
         f"g (float[batch, 6, 4] x) => (float[{out}] y) {{ {body} }}",
-        zero=[0], one=[1], minus=[-1], far=[-END], merged=[-1, 4], swapped=[6, -1, 4],
+        zero=[0], one=[1], minus=[-1], far=[-END], merged=[-1, 4], swapped=[6, -1, 4], uneven=[-1, 8],
     )  # fmt: skip
     if reason is None:  # the samples stay in their order: this is a view, whatever its axes are called
         assert (counts, modified) == ({"Reshape": 1}, True)
     else:
         assert any(reason in r for r in refusals)
         assert not modified
+
+
+@pytest.mark.parametrize(
+    ("body", "out", "counts"),
+    [
+        # Four axes back and forth, the batch among them: what is left is one Transpose.
+        ("t = Transpose <perm: ints = [1, 0, 2]> (x) u = Transpose <perm: ints = [1, 2, 0]> (t) "
+         "y = Transpose <perm: ints = [2, 0, 1]> (u)", "6, batch, 4", {"Transpose": 1}),
+        ("t = Transpose <perm: ints = [1, 0, 2]> (x) f = Reshape (t, merged) g = Reshape (f, swapped) "
+         "y = Transpose <perm: ints = [1, 0, 2]> (g)", "batch, 6, 4", {"Identity": 1}),
+        ("t = Transpose <perm: ints = [1, 0, 2]> (x) a = Gather <axis: int = 0> (t, order) "
+         "b = Gather <axis: int = 0> (a, order) y = Transpose <perm: ints = [1, 0, 2]> (b)",
+         "batch, 6, 4", {"Gather": 1}),
+    ],
+)  # fmt: skip
+def test_the_batch_may_stand_behind_other_axes(body: str, out: str, counts: dict[str, int]) -> None:
+    found, _, modified = fold(
+        f"g (float[batch, 6, 4] x) => (float[{out}] y) {{ {body} }}",
+        merged=[-1, 4], swapped=[6, -1, 4], order=[1, 0, 3, 5, 2, 4],
+    )  # fmt: skip
+    assert (found, modified) == (counts, True)
 
 
 @pytest.mark.parametrize(("start", "end"), [([0], [3]), ([0], [16]), ([-3], [END]), ([2], [END]), ([0], [-1])])

@@ -119,7 +119,7 @@ def test_where_no_form_is_cheaper_every_node_stays_as_it_was(plain: onnx.ModelPr
     model = load(plain)
     before = as_bytes(model)
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(regions, "per_sample", lambda *_: "no proof")
+        monkeypatch.setattr(regions, "_for_every_batch", lambda *_: "no proof")
         graph_pass = FoldMovement()
         assert not graph_pass(model).modified
     assert as_bytes(model) == before
