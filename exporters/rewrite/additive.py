@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from exporters.rewrite.builder import Builder, replace
-from exporters.rewrite.constants import GROWTH, narrowed
-from exporters.rewrite.facts import dynamic_axes
+from exporters.rewrite.constants import narrowed
+from exporters.rewrite.facts import GROWTH, dynamic_axes
 from exporters.rewrite.graph_pass import GraphPass
 from exporters.rewrite.index_map import IndexMap
 from exporters.rewrite.movement_ops import NOWHERE

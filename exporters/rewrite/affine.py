@@ -7,21 +7,19 @@ to look at, ``min(B, 16)`` or ``B // 8``; so it is the operator that decides, no
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
+import onnx_ir as ir
 
-from exporters.rewrite.evaluate import INTEGERS
 from exporters.rewrite.movement_ops import MOVEMENT, Array, data_operands
-
-if TYPE_CHECKING:
-    import onnx_ir as ir
 
 BATCH = 1_000_003
 """Stand-in for the symbolic batch: a prime above every dimension of a real model."""
 
 ENDS = (1, BATCH)
 """The batch sizes at which shape arithmetic is done. Together they decide ``a*B + c``."""
+
+INTEGERS = {int(ir.DataType.INT32): np.int32, int(ir.DataType.INT64): np.int64}
+"""Types of shape arithmetic, by their number in ONNX."""
 
 _LINEAR = frozenset({"Add", "Neg", "Sub"})
 _ORDERED = frozenset({"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Min"})

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from exporters.rewrite.facts import dynamic_axes
-from exporters.rewrite.index_map import elements
+from exporters.rewrite.shapes import elements
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -96,12 +96,14 @@ def annotate(value: ir.Value, facts: Facts) -> None:
     if fact is None:
         return
     value.type = ir.TensorType(fact.dtype)
-    if fact.dims is not None:
-        name = facts.batch_name or "batch"
-        value.shape = ir.Shape([_dimension(d, name) for d in fact.dims])
+    if fact.axes is not None and (value.shape is None or fact.dims is not None):
+        name = (None if facts.batch is None else facts.batch.name) or "batch"
+        value.shape = ir.Shape([_dimension(d, name) for d in fact.axes])
 
 
-def _dimension(dim: int, name: str) -> int | ir.SymbolicDim:
+def _dimension(dim: int | None, name: str) -> int | ir.SymbolicDim:
+    if dim is None:
+        return ir.SymbolicDim(None)
     if dim == 0 or dim % BATCH:
         return dim
     factor = dim // BATCH

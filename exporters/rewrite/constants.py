@@ -26,17 +26,13 @@ from exporters.steps import Refusal
 if TYPE_CHECKING:
     from exporters.rewrite.movement_ops import Array
 
-GROWTH = 16 * 2**20
-"""A constant may be this much larger than what it is made of, bytes."""
-
 
 class FoldConstants(GraphPass):
     """Replace every value that is known by an initializer. Bit-equal to ONNX Runtime's own evaluation."""
 
     def transform(self, graph: ir.Graph, facts: Facts) -> bool:
         """Run the pass; see the module's documentation."""
-        made_of: dict[ir.Value, int] = {}
-        folded = dict.fromkeys(node for node in graph if self._folds(node, facts, made_of))
+        folded = dict.fromkeys(node for node in graph if _folds(node, facts))
         for node in folded:
             for output in node.outputs:
                 if any(reader not in folded for reader in output.consumers()):
@@ -44,21 +40,14 @@ class FoldConstants(GraphPass):
         graph.remove(folded, safe=True)
         builder = Builder(graph, facts)
         targets = [node for node in graph if _takes_constant_target(node, builder)]
+        self.refusals = [Refusal(label(node), why) for node, why in facts.weighed.items() if node.graph is graph]
         return bool(folded or targets)
 
-    def _folds(self, node: ir.Node, facts: Facts, made_of: dict[ir.Value, int]) -> bool:
-        """Decide on a node, and note of how many stored bytes its outputs are made."""
-        read = [output for output in node.outputs if output.uses()]
-        values = [facts.constant(output) for output in read]
-        if not read or any(v is None for v in values) or any(output.is_graph_output() for output in node.outputs):
-            return False
-        made = sum(v.nbytes for v in values if v is not None)
-        given = sum(made_of.get(v, _bytes(v, facts)) for v in node.inputs if v is not None)
-        folds = made <= given + GROWTH
-        made_of.update(dict.fromkeys(read, made if folds else given))
-        if not folds:
-            self.refusals.append(Refusal(label(node), f"{made} bytes of constants from {given}"))
-        return folds
+
+def _folds(node: ir.Node, facts: Facts) -> bool:
+    read = [output for output in node.outputs if output.uses()]
+    known = all(facts.constant(output) is not None for output in read)
+    return bool(read) and known and not any(output.is_graph_output() for output in node.outputs)
 
 
 def _takes_constant_target(node: ir.Node, builder: Builder) -> bool:
@@ -81,11 +70,6 @@ def narrowed(array: Array) -> Array:
         if np.array_equal(array, np.broadcast_to(first, array.shape)):
             array = first
     return array
-
-
-def _bytes(value: ir.Value, facts: Facts) -> int:
-    constant = facts.constant(value)
-    return 0 if constant is None else constant.nbytes  # a shape costs nothing
 
 
 def _store(output: ir.Value, graph: ir.Graph, facts: Facts) -> None:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from exporters.rewrite.index_map import elements
+from exporters.rewrite.shapes import elements
 from exporters.steps import GraphCost
 
 if TYPE_CHECKING:
@@ -123,14 +123,26 @@ def _keeps_order(node: ir.Node, facts: Facts) -> bool:
 
 
 def _products(node: ir.Node, facts: Facts) -> int | None:
-    """Return the multiply-adds of a node; None where they are not known."""
-    if node.domain != "":
+    """Return the multiply-adds of a node of the graph; None where they are not known."""
+    if node.domain == "" and node.op_type not in _COUNTS and node.op_type not in _RECURRENT:
+        return 0
+    inputs = [None if value is None else facts.dims(value) for value in node.inputs]
+    return multiply_adds(node, inputs, facts.dims(node.outputs[0]))
+
+
+def multiply_adds(node: ir.Node, inputs: list[Dims | None], result: Dims | None) -> int | None:
+    """Return the multiply-adds of an operator; None where they are not known.
+
+    Args:
+        node: the operator.
+        inputs: shapes of its operands; that of one that is absent does not matter.
+        result: shape of its first result.
+    """
+    if node.domain != "" or node.op_type in _RECURRENT:
         return None
     count = _COUNTS.get(node.op_type)
     if count is None:
-        return None if node.op_type in _RECURRENT else 0
-    inputs = [None if value is None else facts.dims(value) for value in node.inputs]
-    result = facts.dims(node.outputs[0])
+        return 0
     return None if result is None else count(node, inputs, result)
 
 

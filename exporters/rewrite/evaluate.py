@@ -2,16 +2,23 @@
 
 Movement and integer arithmetic are exact by nature and run in numpy, where a node costs microseconds. Everything else
 runs in ONNX Runtime itself, so that a folded constant is the number that the graph would have computed.
+
+What comes out is weighed before it is computed: how large it will be follows from shapes, and a few bytes of a file can
+ask for terabytes.
 """
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
 
+from exporters.rewrite.affine import INTEGERS
+from exporters.rewrite.cost import multiply_adds
 from exporters.rewrite.movement_ops import is_movement, move
+from exporters.rewrite.shapes import NodeShapes, Operand
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -27,9 +34,6 @@ _QUANTIZATION = frozenset({"DequantizeLinear", "DynamicQuantizeLinear", "Quantiz
 """These say in which type a weight is kept: folding one would undo the quantization."""
 
 _NEVER = _RANDOM | _QUANTIZATION
-
-INTEGERS = {int(ir.DataType.INT32): np.int32, int(ir.DataType.INT64): np.int64}
-"""Types of shape arithmetic, by their number in ONNX."""
 
 
 def _truncating_division(a: Array, b: Array) -> Array:
@@ -70,12 +74,19 @@ def can_evaluate(node: ir.Node) -> bool:
     )
 
 
-def evaluate(node: ir.Node, operands: Operands, opset_imports: Mapping[str, int]) -> Sequence[Array | None]:
+def evaluate(node: ir.Node, operands: Operands, opset_imports: Mapping[str, int], most: int) -> Sequence[Array | None]:
     """Return the node's outputs for constant operands; None for an optional output that is absent.
+
+    Args:
+        node: the operator.
+        operands: its inputs, None where an optional one is absent.
+        opset_imports: domain -> version.
+        most: bytes that the outputs may take; a view of what is there already takes none.
 
     Raises:
         ValueError: the node cannot be evaluated; the message says why.
     """
+    _weigh(node, operands, opset_imports, most)
     if is_movement(node, operands):
         return move(node, operands)
     present = [x for x in operands if x is not None]
@@ -94,6 +105,53 @@ def evaluate(node: ir.Node, operands: Operands, opset_imports: Mapping[str, int]
     return _in_onnxruntime(node, operands, opset_imports)
 
 
+_MADE_AS_VIEWS = frozenset({"ConstantOfShape", "Expand"})
+_SIZED_BY_VALUE = frozenset(
+    {"CenterCropPad", "Col2Im", "Einsum", "OneHot", "Pad", "Range", "Resize", "Tile", "Upsample"}
+)
+"""Operators whose result may be large though their operands are small."""
+
+_SMALL = 512
+"""Operands of no more elements than this, all together, make no large result by broadcasting."""
+
+_NO_LARGER = frozenset({"Compress", "NonZero", "Unique"})
+"""Operators of which only the values say how large the results are, but no larger than a few times the operands."""
+
+MOST_SPELLED_OUT = 256 * 2**20
+"""Bytes of operands that are one number repeated, and that ONNX Runtime wants whole."""
+
+MOST_PRODUCTS = 4 * 10**9
+"""Multiply-adds of one constant: some seconds."""
+
+
+def _weigh(node: ir.Node, operands: Operands, opset_imports: Mapping[str, int], most: int) -> None:
+    """Refuse what is too large to be computed.
+
+    Raises:
+        ValueError: with the size that it would have.
+    """
+    present = [x for x in operands if x is not None]
+    if node.op_type in _MADE_AS_VIEWS or node.op_type == "Shape":
+        return
+    if sum(x.size for x in present) <= _SMALL and node.op_type not in _SIZED_BY_VALUE:
+        return
+    if node.op_type in _NO_LARGER:
+        size = sum(8 * x.size * max(x.ndim, 3) for x in present)
+    else:
+        known = [None if x is None else Operand(ir.DataType.from_numpy(x.dtype), x.shape, (x, x)) for x in operands]
+        inferred = NodeShapes(opset_imports).infer(node, known)
+        outputs = [out for i, out in enumerate(inferred or ()) if node.outputs[i].name]
+        if not outputs or any(out is None or None in out[2] for out in outputs):
+            raise ValueError(f"how large the result of {node.op_type} is, is not known before it is computed")
+        shapes = [(dtype, [d for d in axes if d is not None]) for dtype, _, axes in filter(None, outputs)]
+        size = sum(math.ceil(math.prod(dims) * dtype.itemsize) for dtype, dims in shapes)
+        products = multiply_adds(node, [() if x is None else x.shape for x in operands], tuple(shapes[0][1]))
+        if products is None or products > MOST_PRODUCTS:
+            raise ValueError(f"{products} multiply-adds of constants")
+    if size > most:
+        raise ValueError(f"{size} bytes of constants")
+
+
 def _arity(node: ir.Node) -> int:
     """Operands that the numpy function of the same meaning takes; Max and Min of ONNX take any number."""
     return {"Abs": 1, "Neg": 1, "Not": 1, "Where": 3}.get(node.op_type, 2)
@@ -103,6 +161,9 @@ def _in_onnxruntime(node: ir.Node, operands: Operands, opset_imports: Mapping[st
     import onnx
     import onnxruntime as ort
 
+    views = sum(x.nbytes for x in operands if x is not None and 0 in x.strides)
+    if views > MOST_SPELLED_OUT:
+        raise ValueError(f"{views} bytes of constants, spelled out")
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1

@@ -3,6 +3,9 @@
 A symbolic dimension is written as a multiple of the stand-in :data:`BATCH`, so that ``[64*B, 49, 96]`` is a tuple of
 plain integers on which all arithmetic works. The graph is interpreted at batch 1 and at batch :data:`BATCH`: so far
 apart that a dimension which is clipped, rounded or padded on its way is a multiple of the batch at one end only.
+
+One symbol is the batch. An axis of another one, one that has no name, and one that is declared -1 are not known; what
+follows of the other axes is known all the same.
 """
 
 from __future__ import annotations
@@ -14,17 +17,25 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 import onnx_ir as ir
 
-from exporters.rewrite.affine import BATCH, ENDS, at, stays_affine
+from exporters.rewrite.affine import BATCH, ENDS, at, grows, stays_affine
 from exporters.rewrite.evaluate import can_evaluate, evaluate
 from exporters.rewrite.movement_ops import MOVEMENT, data_operands, is_movement
-from exporters.rewrite.shapes import NodeShapes, Operand
+from exporters.rewrite.shapes import Axes, NodeShapes, Operand
 from exporters.rewrite.shapes import substitute as substitute  # also for those who read shapes
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from exporters.rewrite.movement_ops import Array
 
 Dims: TypeAlias = tuple[int, ...]
 _Ends: TypeAlias = "tuple[Array, Array]"
+
+GROWTH = 16 * 2**20
+"""A constant may be this much larger than what it is made of, bytes."""
+
+SCRATCH = 256 * 2**20
+"""All constants that are computed may take this much more than twice those that are stored, bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,20 +44,31 @@ class Fact:
 
     Attributes:
         dtype: element type.
-        dims: shape, with the batch written as multiples of :data:`BATCH`; None where it is not of that form.
+        axes: shape, with the batch written as multiples of :data:`BATCH`; None for an axis that is not of that form, or
+            for all if not even their number is known.
         ends: the value at each batch size of :data:`ENDS`, one object if it is constant; None where it is not known.
         zero: every element is zero, however many there are.
+        stored: bytes of the stored constants that its value is made of.
+        is_large: its value is spelled out nowhere, and would be too large for a stored constant.
     """
 
     dtype: ir.DataType
-    dims: Dims | None
+    axes: Axes | None
     ends: _Ends | None = None
     zero: bool = False
+    stored: int = 0
+    is_large: bool = False
+
+    @property
+    def dims(self) -> Dims | None:
+        """The shape, where all of it is known."""
+        return None if self.axes is None or None in self.axes else self.axes  # type: ignore[return-value]  # none is None
 
     @property
     def constant(self) -> Array | None:
-        """The value, where it is the same at every batch size."""
-        return None if self.ends is None or self.ends[0] is not self.ends[1] else self.ends[0]
+        """The value, where it is the same at every batch size, and not too large to be stored."""
+        known = self.ends is not None and self.ends[0] is self.ends[1] and not self.is_large
+        return self.ends[0] if known and self.ends is not None else None
 
     def shape(self, batch: int) -> Dims | None:
         """The shape for a batch size."""
@@ -75,7 +97,11 @@ class Facts:
         self._graph = graph
         self._facts: dict[ir.Value, Fact] = {}
         self._shapes = NodeShapes(graph.opset_imports)
-        self.batch_name = _batch_symbol(graph)
+        stored = (value.const_value.nbytes for value in graph.initializers.values() if value.const_value is not None)
+        self._scratch = SCRATCH + 2 * sum(stored)
+        self.weighed: dict[ir.Node, str] = {}
+        """Why the value of a node is not known, though all that it is made of is."""
+        self.batch = _batch_axis(graph)
         for value in graph.inputs:
             self._add_input(value)
         for node in graph:
@@ -83,6 +109,11 @@ class Facts:
 
     def __getitem__(self, value: ir.Value) -> Fact | None:
         return self._facts.get(value) or self._fact_of_initializer(value)
+
+    def axes(self, value: ir.Value | None) -> Axes | None:
+        """Return the shape of a value as far as it is known, None for an axis that is not; None if nothing is."""
+        fact = None if value is None else self[value]
+        return None if fact is None else fact.axes
 
     def dims(self, value: ir.Value | None) -> Dims | None:
         """Return the shape of a value, or None where it is not known."""
@@ -99,7 +130,7 @@ class Facts:
         fact = self[value]
         if fact is None or fact.zero:
             return fact is not None
-        return fact.constant is not None and _all_zero(fact.constant)
+        return fact.ends is not None and all(_all_zero(end) for end in fact.ends)
 
     def only_moves(self, node: ir.Node) -> bool:
         """Say whether a node moves data, and where to is known for every batch size."""
@@ -108,7 +139,7 @@ class Facts:
         if not is_movement(node, operands):
             return False
         facts = [self[value] for i, value in enumerate(node.inputs) if value is not None and i not in moved]
-        return all(fact is not None and fact.ends is not None for fact in facts)
+        return all(fact is not None and fact.ends is not None and not fact.is_large for fact in facts)
 
     def infer(self, node: ir.Node) -> None:
         """Record what follows for the outputs of a node whose inputs are known."""
@@ -120,13 +151,10 @@ class Facts:
                 return
             facts.append(fact)
             # A shape that is not known ends inference, but not the evaluation of constants.
-            operands.append(None if fact is None or fact.dims is None else Operand(fact.dtype, fact.dims, fact.ends))
+            operands.append(None if fact is None or fact.axes is None else Operand(fact.dtype, fact.axes, fact.ends))
         values = self._evaluate(node, facts)
         if values is not None:
-            for output, ends in zip(node.outputs, values, strict=True):
-                if ends is not None:
-                    dims = _fit(ends[0].shape, ends[1].shape)
-                    self._facts[output] = Fact(ir.DataType.from_numpy(ends[0].dtype), dims, ends)
+            self._note_values(node, values, facts)
             return
         if any(operand is None and fact is not None for operand, fact in zip(operands, facts, strict=True)):
             return
@@ -139,13 +167,30 @@ class Facts:
                 dtype, low, high = known
                 self._facts[output] = Fact(dtype, _fit(low, high), zero=zero)
 
+    def _note_values(self, node: ir.Node, values: list[_Ends | None], facts: list[Fact | None]) -> None:
+        """Record what the outputs of a node are, and whether they may be stored."""
+        given = _given(node, facts)
+        made = sum(ends[0].nbytes for ends in values if ends is not None)
+        is_large = made > given + GROWTH
+        if is_large:
+            self.weighed[node] = f"{made} bytes of constants from {given}"
+        for output, ends in zip(node.outputs, values, strict=True):
+            if ends is not None:
+                dtype, axes = ir.DataType.from_numpy(ends[0].dtype), _fit(ends[0].shape, ends[1].shape)
+                self._facts[output] = Fact(dtype, axes, ends, stored=given if is_large else made, is_large=is_large)
+
     def _add_input(self, value: ir.Value) -> None:
         if value.shape is None or value.dtype is None:
             return
-        symbols = {dim.value for dim in value.shape if isinstance(dim, ir.SymbolicDim)}
-        if symbols <= {self.batch_name} and None not in symbols:
-            low, high = (tuple(d if isinstance(d, int) else batch for d in value.shape) for batch in ENDS)
-            self._facts[value] = Fact(value.dtype, _fit(low, high))
+        low, high = (tuple(self._input_axis(value, i, batch) for i in range(len(value.shape))) for batch in ENDS)
+        self._facts[value] = Fact(value.dtype, _fit(low, high))
+
+    def _input_axis(self, value: ir.Value, axis: int, batch: int) -> int | None:
+        """Return how long an axis of an input is at a batch size."""
+        dim = None if value.shape is None else value.shape[axis]
+        if isinstance(dim, int) and dim >= 0:
+            return dim
+        return batch if self.batch is not None and self.batch.is_axis(value, axis) else None
 
     def _fact_of_initializer(self, value: ir.Value) -> Fact | None:
         tensor = value.const_value
@@ -156,36 +201,35 @@ class Facts:
         if not tensor.dtype.is_string():
             array = tensor.numpy()
             ends = (array, array)
-        fact = self._facts[value] = Fact(tensor.dtype, _fit(shape, shape), ends)
+        fact = self._facts[value] = Fact(tensor.dtype, _fit(shape, shape), ends, stored=tensor.nbytes)
         return fact
 
     def _evaluate(self, node: ir.Node, facts: list[Fact | None]) -> list[_Ends | None] | None:
         """Return the outputs at both ends, where they follow from constants and shapes alone."""
         if not can_evaluate(node) or not facts:
             return None
-        if node.op_type in ("Shape", "Size") and facts[0] is not None and facts[0].dims is not None:
-            return _measure(node, facts[0].dims)
+        if node.op_type in ("Shape", "Size") and facts[0] is not None and facts[0].axes is not None:
+            return _measure(node, facts[0].axes)
         if node.op_type == "CastLike" and facts[1] is not None:
             like = np.empty(0, facts[1].dtype.numpy())  # only its type is read
             facts = [facts[0], Fact(facts[1].dtype, (0,), (like, like))]
         if any(fact is not None and fact.ends is None for fact in facts):
             return None
         operands = [None if fact is None else fact.ends for fact in facts]
-        constant = all(fact is None or fact.constant is not None for fact in facts)
+        constant = not any(map(grows, operands))
         if not constant and not stays_affine(node, operands):
             return None
-        try:
-            low, high = (
-                evaluate(node, [None if x is None else x[end] for x in operands], self._graph.opset_imports)
-                if end == 0 or not constant
-                else None
-                for end in range(len(ENDS))
-            )
-        except ValueError:
-            return None
-        assert low is not None
-        if high is None:
-            return [None if x is None else (x, x) for x in low]
+        found: list[Sequence[Array | None]] = []
+        for end in range(1 if constant else len(ENDS)):
+            read = [None if x is None else x[end] for x in operands]
+            most = min(_given(node, facts) + GROWTH, self._scratch)
+            try:
+                found.append(evaluate(node, read, self._graph.opset_imports, most))
+            except ValueError as error:
+                self.weighed[node] = str(error)
+                return None
+            self._scratch -= sum(_own_bytes(x, read) for x in found[-1] if x is not None)
+        low, high = found[0], found[-1]
         return [None if x is None or y is None else _as_ends(x, y) for x, y in zip(low, high, strict=True)]
 
     def _makes_zeros(self, node: ir.Node) -> bool:
@@ -198,41 +242,100 @@ class Facts:
         return all(self.is_zero(value) for value in moved) and self.only_moves(node)
 
 
-def _batch_symbol(graph: ir.Graph) -> str | None:
-    """Return the name of the batch axis: the first symbol on axis 0 of an input, or else on any axis."""
-    shapes = [value.shape for value in graph.inputs if value.shape is not None]
-    axes = [*(shape[0] for shape in shapes if len(shape)), *(dim for shape in shapes for dim in shape)]
-    return next((dim.value for dim in axes if isinstance(dim, ir.SymbolicDim) and dim.value is not None), None)
+@dataclass(frozen=True)
+class _Batch:
+    """The one symbolic axis that is followed.
+
+    Attributes:
+        name: its symbol; None where it has none.
+        only: the input and the axis that it is, where it has no name; None where it is every axis of the name.
+    """
+
+    name: str | None
+    only: tuple[ir.Value, int] | None = None
+
+    def is_axis(self, value: ir.Value, axis: int) -> bool:
+        """Say whether a symbolic axis of an input is the batch."""
+        if self.only is not None:
+            return self.only == (value, axis)
+        dim = None if value.shape is None else value.shape[axis]
+        return isinstance(dim, ir.SymbolicDim) and dim.value == self.name
+
+
+def _batch_axis(graph: ir.Graph) -> _Batch | None:
+    """Return the axis that is followed: the first symbol on axis 0 of an input, else on any, else a lone axis without.
+
+    Two axes without a name may be of different lengths.
+    """
+    inputs = [value for value in graph.inputs if value.shape is not None and not value.is_initializer()]
+    places = [(value, i) for value in inputs for i in range(len(value.shape or ())) if not _is_static(value, i)]
+    named = [(name, i) for value, i in places if (name := _symbol(value, i)) is not None]
+    if named:
+        return _Batch(next((name for name, i in named if i == 0), named[0][0]))
+    return _Batch(None, places[0]) if len(places) == 1 else None
+
+
+def _is_static(value: ir.Value, axis: int) -> bool:
+    dim = None if value.shape is None else value.shape[axis]
+    return isinstance(dim, int) and dim >= 0
+
+
+def _symbol(value: ir.Value, axis: int) -> str | None:
+    dim = None if value.shape is None else value.shape[axis]
+    return dim.value if isinstance(dim, ir.SymbolicDim) else None
+
+
+def _given(node: ir.Node, facts: list[Fact | None]) -> int:
+    """Return the bytes of stored constants that a node reads, each operand once."""
+    read = {value: fact.stored for value, fact in zip(node.inputs, facts, strict=True) if value and fact is not None}
+    return sum(read.values())
+
+
+def _own_bytes(array: Array, operands: list[Array | None]) -> int:
+    """Return the bytes that an array takes besides those of the arrays that it may be a view of."""
+    is_view = any(x is not None and np.may_share_memory(array, x) for x in operands)
+    return 0 if is_view else _core(array).nbytes
+
+
+def _core(array: Array) -> Array:
+    """Return an array without the axes along which it is one number repeated, however long they are."""
+    return array[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in array.strides)]
 
 
 def _all_zero(array: Array) -> bool:
     """Say whether every bit is zero: the zero of a Pad is not a negative one."""
-    return not array.any() and not np.signbit(array).any() if array.dtype.kind == "f" else not array.any()
+    core = _core(array)
+    return not core.any() and not np.signbit(core).any() if core.dtype.kind == "f" else not core.any()
 
 
-def _measure(node: ir.Node, dims: Dims) -> list[_Ends | None] | None:
+def _measure(node: ir.Node, axes: Axes) -> list[_Ends | None] | None:
     """Evaluate Shape or Size."""
     start, end = node.attributes.get_int("start", 0), node.attributes.get_int("end", None)
-    low, high = ([substitute(d, batch) for d in dims[start:end]] for batch in ENDS)
+    dims = [d for d in axes[start:end] if d is not None]
+    if len(dims) < len(axes[start:end]):
+        return None
+    low, high = ([substitute(d, batch) for d in dims] for batch in ENDS)
     if node.op_type == "Shape":
         return [_as_ends(np.array(low, np.int64), np.array(high, np.int64))]
-    if len(dynamic_axes(dims)) > 1:
+    if len(dynamic_axes(tuple(dims))) > 1:
         return None
     return [_as_ends(np.array(math.prod(low), np.int64), np.array(math.prod(high), np.int64))]
 
 
 def _as_ends(low: Array, high: Array) -> _Ends:
-    return (low, low) if np.array_equal(low, high) else (low, high)
+    same = low is high or (low.shape == high.shape and low.nbytes <= GROWTH and np.array_equal(low, high))
+    return (low, low) if same else (low, high)
 
 
-def _fit(low: Dims, high: Dims) -> Dims | None:
-    """Return the dims that give these shapes at the ends, or None where they are not multiples of the batch."""
+def _fit(low: Axes, high: Axes) -> Axes | None:
+    """Return the axes that give these shapes at the ends, None for one that is no multiple of the batch."""
     if len(low) != len(high):
         return None
-    dims = []
-    for a, b in zip(low, high, strict=True):
-        is_static = a == b and (b == 0 or b % BATCH != 0)
-        if not is_static and (a == 0 or b != a * BATCH):
-            return None
-        dims.append(b)
-    return tuple(dims)
+    return tuple(_fit_axis(a, b) for a, b in zip(low, high, strict=True))
+
+
+def _fit_axis(low: int | None, high: int | None) -> int | None:
+    if low is None or high is None:
+        return None
+    is_static = low == high and (high == 0 or high % BATCH != 0)
+    return high if is_static or (low != 0 and high == low * BATCH) else None

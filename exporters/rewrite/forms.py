@@ -18,13 +18,14 @@ import numpy as np
 
 from exporters.rewrite.affine import BATCH
 from exporters.rewrite.facts import dynamic_axes, reshape_target
-from exporters.rewrite.index_map import IndexMap, elements
 from exporters.rewrite.movement_ops import NOWHERE
+from exporters.rewrite.shapes import elements
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from exporters.rewrite.facts import Dims
+    from exporters.rewrite.index_map import IndexMap
     from exporters.rewrite.movement_ops import Array
 
 LAUNCH = 256 * 1024

@@ -21,9 +21,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+import onnx_ir as ir
 
+from exporters.rewrite.affine import BATCH
 from exporters.rewrite.builder import Builder, replace
-from exporters.rewrite.facts import dynamic_axes
 from exporters.rewrite.graph_pass import GraphPass
 from exporters.rewrite.opset import raise_opset
 from exporters.rewrite.unique import label
@@ -32,9 +33,7 @@ from exporters.steps import Refusal
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    import onnx_ir as ir
-
-    from exporters.rewrite.facts import Facts
+    from exporters.rewrite.facts import Fact, Facts
     from exporters.rewrite.movement_ops import Array
 
 
@@ -89,8 +88,10 @@ class FuseNormalization(Fusion):
 def _read_normalization(node: ir.Node, facts: Facts) -> _Normalization | None:
     """Read a node as what is normalised, before its scale and shift."""
     for deviation, root in _quotients(node, facts):
-        moment = _operand_of(root, "Sqrt")
-        for variance, epsilon in () if moment is None else _with_number(moment, "Add", facts):
+        moment, axes = _operand_of(root, "Sqrt"), facts.axes(deviation)
+        if axes is None or moment is None or not _is_single(facts[deviation]):
+            continue
+        for variance, epsilon in _with_number(moment, "Add", facts, len(axes)):
             mean = _mean(variance, facts)
             if mean is None:
                 continue
@@ -101,9 +102,14 @@ def _read_normalization(node: ir.Node, facts: Facts) -> _Normalization | None:
     return None
 
 
+def _is_single(fact: Fact | None) -> bool:
+    """Say whether numbers are of a type that LayerNormalization keeps: it computes in, and has its epsilon in, FP32."""
+    return fact is not None and fact.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+
+
 def _quotients(node: ir.Node, facts: Facts) -> Iterator[tuple[ir.Value, ir.Value]]:
     """Yield numerator and denominator of ``a / b`` and of ``a * (1 / b)``."""
-    if node.domain != "" or len(node.inputs) != 2:
+    if node.domain != "" or node.op_type not in ("Div", "Mul"):
         return
     a, b = node.inputs
     assert a is not None, "an arithmetic operator has both operands"
@@ -113,7 +119,8 @@ def _quotients(node: ir.Node, facts: Facts) -> Iterator[tuple[ir.Value, ir.Value
     elif node.op_type == "Mul":
         for numerator, inverse in ((a, b), (b, a)):
             root, division = _operand_of(inverse, "Reciprocal"), _maker(inverse, "Div")
-            if division is not None and _number(division.inputs[0], facts) == 1:
+            rank = len(facts.axes(numerator) or ())
+            if division is not None and _number(division.inputs[0], facts, rank) == 1:
                 root = division.inputs[1]
             if root is not None:
                 yield numerator, root
@@ -124,14 +131,14 @@ def _mean(value: ir.Value, facts: Facts) -> tuple[ir.Value, int] | None:
     node = _maker(value, "ReduceMean")
     if node is None or node.inputs[0] is None or not node.attributes.get_int("keepdims", 1):
         return None
-    dims = facts.dims(node.inputs[0])
+    dims = facts.axes(node.inputs[0])
     given = facts.constant(node.inputs[1]) if len(node.inputs) > 1 else node.attributes.get_ints("axes", None)
     if dims is None or given is None:
         return None
     axes = sorted(int(axis) % len(dims) for axis in given)
     first = len(dims) - len(axes)
-    last = list(range(first, len(dims)))
-    return (node.inputs[0], first) if axes and axes == last and not set(axes) & set(dynamic_axes(dims)) else None
+    are_static = all(dim is not None and dim % BATCH for dim in dims[first:])
+    return (node.inputs[0], first) if axes == list(range(first, len(dims))) and axes and are_static else None
 
 
 def _deviation(value: ir.Value, axis: int, facts: Facts) -> ir.Value | None:
@@ -147,23 +154,25 @@ def _squares(value: ir.Value, facts: Facts) -> Iterator[ir.Value]:
     if node is None or node.domain != "" or len(node.inputs) != 2:
         return
     a, b = node.inputs
-    if a is not None and ((node.op_type == "Mul" and a is b) or (node.op_type == "Pow" and _number(b, facts) == 2)):
+    rank = len(facts.axes(a) or ())
+    is_square = (node.op_type == "Mul" and a is b) or (node.op_type == "Pow" and _number(b, facts, rank) == 2)
+    if a is not None and is_square:
         yield a
 
 
 def _write_normalization(node: ir.Node, read: _Normalization, builder: Builder) -> None:
     """Write a normalisation with the scale and the shift that follow, as far as they are constants."""
     facts, result = builder.facts, node.outputs[0]
-    dims, fact = facts.dims(read.x), facts[read.x]
+    dims, fact = facts.axes(read.x), facts[read.x]
     assert dims is not None, "its mean was read"
     assert fact is not None, "its mean was read"
-    shape = dims[read.axis :]
+    shape = tuple(dim for dim in dims[read.axis :] if dim is not None)
     scale: Array = np.ones(shape, fact.dtype.numpy())
     shift, last = None, node
-    following = _only_reader(result, "Mul", shape, facts)
+    following = _only_reader(result, "Mul", shape, len(dims), facts)
     if following is not None:
         last, scale = following
-    following = _only_reader(last.outputs[0], "Add", shape, facts)
+    following = _only_reader(last.outputs[0], "Add", shape, len(dims), facts)
     if following is not None:
         last, shift = following
     operands = [read.x, builder.constant(scale), *([] if shift is None else [builder.constant(shift)])]
@@ -172,7 +181,9 @@ def _write_normalization(node: ir.Node, read: _Normalization, builder: Builder) 
     replace(last.outputs[0], normed)
 
 
-def _only_reader(value: ir.Value, op_type: str, shape: tuple[int, ...], facts: Facts) -> tuple[ir.Node, Array] | None:
+def _only_reader(
+    value: ir.Value, op_type: str, shape: tuple[int, ...], rank: int, facts: Facts
+) -> tuple[ir.Node, Array] | None:
     """Return the operator that alone reads a value, and its constant, if that varies over the last axes only."""
     readers = list(value.uses())
     if len(readers) != 1 or value.is_graph_output():
@@ -181,11 +192,14 @@ def _only_reader(value: ir.Value, op_type: str, shape: tuple[int, ...], facts: F
     if node.op_type != op_type or node.domain != "":
         return None
     constant = facts.constant(node.inputs[1 - position])
-    if constant is None or facts.dims(node.outputs[0]) != facts.dims(value):
+    if constant is None or constant.ndim > rank:  # it would add axes to the result
         return None
     while constant.ndim > len(shape) and constant.shape[0] == 1:
         constant = constant[0]
-    return (node, np.broadcast_to(constant, shape)) if constant.ndim <= len(shape) else None
+    try:
+        return node, np.broadcast_to(constant, shape)
+    except ValueError:  # it varies over other axes
+        return None
 
 
 # --- GELU ------------------------------------------------------------------------------------------------------------
@@ -238,7 +252,7 @@ def _read_gelu(sigmoid: ir.Node, facts: Facts) -> tuple[ir.Value, ir.Value] | No
     for result in _below(sigmoid.outputs[0]):
         for x in sources:
             fact = facts[x]
-            if fact is None or fact.dims is None or fact.dims != facts.dims(result):
+            if fact is None or not fact.dtype.is_floating_point():
                 continue
             values = _function(result, x, facts)
             rounding = 4 * float(np.finfo(fact.dtype.numpy()).eps) * np.maximum(1, np.abs(_POINTS))
@@ -280,11 +294,12 @@ def _below(value: ir.Value) -> Iterator[ir.Value]:
 def _function(result: ir.Value, x: ir.Value, facts: Facts) -> Array | None:
     """Compute a value at the sample points of another; None where it is made of anything else as well."""
     known: dict[ir.Value, Array | None] = {x: _POINTS}
+    rank = len(facts.axes(x) or ())
 
     def compute(value: ir.Value | None, steps: int) -> Array | None:
         if value is None or value in known or not steps:
             return None if value is None else known.get(value)
-        number = _number(value, facts)
+        number = _number(value, facts, rank)
         node = value.producer()
         if number is not None:
             known[value] = np.array(number)
@@ -314,19 +329,20 @@ def _operand_of(value: ir.Value, op_type: str) -> ir.Value | None:
     return None if node is None else node.inputs[0]
 
 
-def _number(value: ir.Value | None, facts: Facts) -> float | None:
-    """Return a constant of one element."""
+def _number(value: ir.Value | None, facts: Facts, rank: int) -> float | None:
+    """Return a constant of one element, and of no more axes than what it meets, to which it would add axes."""
     constant = facts.constant(value)
-    is_one = constant is not None and constant.size == 1 and constant.dtype.kind not in "OSU"
-    return float(constant.reshape(())) if is_one and constant is not None else None
+    if constant is None or constant.size != 1 or constant.ndim > rank or constant.dtype.kind in "OSU":
+        return None
+    return float(constant.reshape(()))
 
 
-def _with_number(value: ir.Value, op_type: str, facts: Facts) -> Iterator[tuple[ir.Value, float]]:
+def _with_number(value: ir.Value, op_type: str, facts: Facts, rank: int) -> Iterator[tuple[ir.Value, float]]:
     """Yield the other operand and the number, where one of two operands is a number."""
     node = _maker(value, op_type)
     if node is None:
         return
     for operand, other in (node.inputs, node.inputs[::-1]):
-        number = _number(other, facts)
+        number = _number(other, facts, rank)
         if operand is not None and number is not None:
             yield operand, number

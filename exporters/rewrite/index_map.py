@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from exporters.rewrite.affine import BATCH
-from exporters.rewrite.facts import Dims, dynamic_axes, substitute
+from exporters.rewrite.facts import Dims, dynamic_axes
 from exporters.rewrite.movement_ops import NOWHERE, Array
 
 if TYPE_CHECKING:
@@ -41,11 +41,6 @@ _VOID = int(np.iinfo(np.int64).min)
 """Entry of a table where nothing is read. Entries are differences: any smaller number may be one."""
 
 _MOST = int(np.iinfo(np.int64).max)
-
-
-def elements(dims: Dims, batch: int = 1) -> int:
-    """Return the number of elements of a shape at a batch size."""
-    return math.prod(substitute(d, batch) for d in dims)
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,8 +21,9 @@ import numpy as np
 from exporters.rewrite.builder import Builder, replace
 from exporters.rewrite.forms import LAUNCH, VIEW, Move, Plan, plans
 from exporters.rewrite.graph_pass import GraphPass
-from exporters.rewrite.index_map import IndexMap, elements
+from exporters.rewrite.index_map import IndexMap
 from exporters.rewrite.regions import RegionMaps, find_regions
+from exporters.rewrite.shapes import elements
 from exporters.rewrite.splits import joint_plans, split_groups, swaps_last_axes
 from exporters.rewrite.unique import label
 from exporters.steps import Refusal

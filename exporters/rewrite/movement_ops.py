@@ -61,7 +61,7 @@ def _transpose(node: ir.Node, inputs: Operands, _zero: int) -> list[Array]:
 
 def _squeeze(node: ir.Node, inputs: Operands, _zero: int) -> list[Array]:
     data, axes = _required(inputs[0]), _axes(node, inputs, 1)
-    return [data.squeeze(None if axes is None else tuple(axes))]
+    return [data.squeeze(tuple(axes) if axes else None)]  # an empty list is none
 
 
 def _unsqueeze(node: ir.Node, inputs: Operands, _zero: int) -> list[Array]:

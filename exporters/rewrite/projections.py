@@ -61,11 +61,9 @@ class MergeProjections(GraphPass):
             projection = self._read(node, facts)
             if projection is not None and node.inputs[0] is not None:
                 groups.setdefault(node.inputs[0], []).append(projection)
-        merged = [
-            (x, group) for x, group in groups.items() if len(group) > 1 and len({len(p.weight) for p in group}) == 1
-        ]
-        for x, group in merged:
-            _merge(x, group, builder)
+        merged = [group for group in groups.values() if len(group) > 1 and len({len(p.weight) for p in group}) == 1]
+        for group in merged:
+            _merge(group, builder)
         return bool(merged)
 
     def _read(self, node: ir.Node, facts: Facts) -> _Projection | None:
@@ -86,8 +84,9 @@ class MergeProjections(GraphPass):
         return _Projection(node, None, weight, None)
 
 
-def _merge(x: ir.Value, group: list[_Projection], builder: Builder) -> None:
+def _merge(group: list[_Projection], builder: Builder) -> None:
     anchor = group[0].matmul  # stands before every reader of any result
+    x = anchor.inputs[0]  # which may be a part of a merged projection by now
     sizes = [projection.weight.shape[1] for projection in group]
     weight = np.concatenate([projection.weight for projection in group], axis=1)
     value = builder.value("MatMul", [x, builder.constant(weight)], anchor)

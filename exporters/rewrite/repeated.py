@@ -19,11 +19,11 @@ import onnx_ir as ir
 
 from exporters.rewrite.affine import BATCH, grows
 from exporters.rewrite.builder import Builder, replace
-from exporters.rewrite.constants import GROWTH, narrowed
+from exporters.rewrite.constants import narrowed
 from exporters.rewrite.evaluate import can_evaluate, evaluate
-from exporters.rewrite.facts import dynamic_axes
+from exporters.rewrite.facts import GROWTH, dynamic_axes
 from exporters.rewrite.graph_pass import GraphPass
-from exporters.rewrite.index_map import elements
+from exporters.rewrite.shapes import elements
 from exporters.rewrite.unique import label
 from exporters.steps import Refusal
 
@@ -107,7 +107,7 @@ def _made(
         return None
     assert node.graph is not None, "it stands in the graph"
     try:
-        results = evaluate(node, operands, node.graph.opset_imports)
+        results = evaluate(node, operands, node.graph.opset_imports, GROWTH)
     except ValueError:
         return None
     known.update(zip(node.outputs, results, strict=True))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from exporters.rewrite.index_map import IndexMap, elements
+from exporters.rewrite.index_map import IndexMap
 from exporters.rewrite.order_plan import Compute, Matrix, ReadAsIs, Reduce, Shuffle
 from exporters.rewrite.regions import RegionMaps, find_regions
 from exporters.rewrite.rows import reduced_axes, row_wise, rows_of
+from exporters.rewrite.shapes import elements
 
 if TYPE_CHECKING:
     import onnx_ir as ir

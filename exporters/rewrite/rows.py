@@ -14,7 +14,7 @@ import numpy as np
 
 from exporters.rewrite.affine import BATCH
 from exporters.rewrite.forms import MOST_ROWS
-from exporters.rewrite.index_map import elements
+from exporters.rewrite.shapes import elements
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -6,6 +6,7 @@ operator, its attributes, and its operands' types, shapes and short values; that
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
@@ -20,7 +21,10 @@ if TYPE_CHECKING:
     from exporters.rewrite.movement_ops import Array
 
 Dims: TypeAlias = "tuple[int, ...]"
-Known: TypeAlias = "tuple[ir.DataType, Dims, Dims]"
+Axes: TypeAlias = "tuple[int | None, ...]"
+"""A shape as far as it is known: None for an axis that is not."""
+
+Known: TypeAlias = "tuple[ir.DataType, Axes, Axes]"
 _Inferred: TypeAlias = "list[Known | None] | None"
 
 INTEGERS_LIMIT = 4096
@@ -32,24 +36,32 @@ FLOATS_LIMIT = 16
 _MOST = 8192
 """So many results are kept."""
 
+_MOST_ELEMENTS = 2**56
+"""A shape of more elements than this is taken for one that overflowed."""
+
 
 class Operand(NamedTuple):
     """What inference may read of an operand.
 
     Attributes:
         dtype: element type.
-        dims: shape, with the batch written as multiples of the stand-in.
+        axes: shape, with the batch written as multiples of the stand-in.
         ends: its value at each end; None where it is not known.
     """
 
     dtype: ir.DataType
-    dims: Dims
+    axes: Axes
     ends: tuple[Array, Array] | None
 
 
 def substitute(dim: int, batch: int) -> int:
     """Replace the stand-in in one dimension by a batch size."""
     return dim // BATCH * batch if dim % BATCH == 0 else dim
+
+
+def elements(dims: Dims, batch: int = 1) -> int:
+    """Return the number of elements of a shape at a batch size."""
+    return math.prod(substitute(d, batch) for d in dims)
 
 
 class NodeShapes:
@@ -112,7 +124,7 @@ def _key(node: ir.Node, operands: Sequence[Operand | None]) -> object | None:
         node.op_type,
         node.domain,
         frozenset(attributes),
-        tuple(None if x is None else (x.dtype, x.dims, _value_key(x)) for x in operands),
+        tuple(None if x is None else (x.dtype, x.axes, _value_key(x)) for x in operands),
         tuple(bool(output.name) for output in node.outputs),
     )
 
@@ -135,7 +147,7 @@ def _infer_at(
     operands: Sequence[Operand | None],
     version: int,
     opset_imports: Mapping[str, int],
-) -> list[tuple[ir.DataType, Dims] | None] | None:
+) -> list[tuple[ir.DataType, Axes] | None] | None:
     """Run ONNX's own shape inference on one node at one batch size."""
     proto = ir.serde.serialize_node(node)
     types, data = {}, {}
@@ -143,7 +155,7 @@ def _infer_at(
         if operand is None:
             continue
         proto.input[i] = name = f"x{i}"
-        shape = tuple(substitute(dim, ENDS[end]) for dim in operand.dims)
+        shape = tuple(None if dim is None else substitute(dim, ENDS[end]) for dim in operand.axes)
         types[name] = onnx.helper.make_tensor_type_proto(int(operand.dtype), shape)
         if operand.ends is not None and _is_read(operand.ends):
             data[name] = onnx.numpy_helper.from_array(np.asarray(operand.ends[end], order="C"), name)
@@ -158,10 +170,11 @@ def _infer_at(
     return [_read_type(inferred.get(f"y{i}")) for i in range(len(node.outputs))]
 
 
-def _read_type(proto: onnx.TypeProto | None) -> tuple[ir.DataType, Dims] | None:
+def _read_type(proto: onnx.TypeProto | None) -> tuple[ir.DataType, Axes] | None:
     if proto is None or not proto.HasField("tensor_type") or not proto.tensor_type.HasField("shape"):
         return None
     dims = proto.tensor_type.shape.dim
-    if not all(d.HasField("dim_value") for d in dims):
+    axes = tuple(d.dim_value if d.HasField("dim_value") and d.dim_value >= 0 else None for d in dims)
+    if math.prod(d for d in axes if d) > _MOST_ELEMENTS:  # it was inferred in 64 bits
         return None
-    return ir.DataType(proto.tensor_type.elem_type), tuple(d.dim_value for d in dims)
+    return ir.DataType(proto.tensor_type.elem_type), axes

@@ -4,14 +4,18 @@ Before -> after, as PyTorch decomposes scaled_dot_product_attention::
 
     Softmax(s) -> p; Where(IsNaN(p), 0, p) -> p
 
-The guard is for a query that sees no key at all: a row of minus infinities. Where no mask, or a finite one, is added to
-the scores, there is no such row. Bit-equal for all scores that are numbers. Refused, for one: a mask of infinities.
+The guard is for a query that sees no key at all: a row of minus infinities. Scores are bounded through all that is
+added to them and multiplied into them, in the type that they have there: two finite masks may overflow together. Where
+each row keeps a finite score, and none is plus infinity, there is no NaN. Bit-equal for all products far from overflow.
+Refused, for one: a constant mask that hides every key from some query.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import ml_dtypes
 import numpy as np
 
 from exporters.rewrite.builder import replace
@@ -20,11 +24,19 @@ from exporters.rewrite.unique import label
 from exporters.steps import Refusal
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import onnx_ir as ir
 
     from exporters.rewrite.facts import Facts
+    from exporters.rewrite.movement_ops import Array
 
-_ARITHMETIC = frozenset({"Add", "Div", "Mul", "Sub"})
+_ARITHMETIC: dict[str, Callable[[Array, Array], Array]] = {
+    "Add": np.add,
+    "Div": np.divide,
+    "Mul": np.multiply,
+    "Sub": np.subtract,
+}
 
 
 class DropSoftmaxGuard(GraphPass):
@@ -38,7 +50,7 @@ class DropSoftmaxGuard(GraphPass):
             if probabilities is None:
                 continue
             softmax = probabilities.producer()
-            if softmax is not None and softmax.inputs[0] is not None and _is_finite(softmax.inputs[0], facts):
+            if softmax is not None and _is_safe(softmax, facts):
                 replace(node.outputs[0], probabilities)
                 modified = True
             else:
@@ -61,18 +73,78 @@ def _guarded(node: ir.Node, facts: Facts) -> ir.Value | None:
     return value if facts.dims(node.outputs[0]) == facts.dims(value) else None
 
 
-def _is_finite(scores: ir.Value, facts: Facts) -> bool:
-    """Say whether scores are a product, perhaps scaled, with finite constants added."""
-    while (node := scores.producer()) is not None and node.domain == "" and node.op_type != "MatMul":
-        if facts.only_moves(node) and node.inputs[0] is not None and node.op_type == "Reshape":
-            scores = node.inputs[0]
-            continue
-        constants = [facts.constant(value) for value in node.inputs]
-        known = [i for i, constant in enumerate(constants) if constant is not None and np.isfinite(constant).all()]
-        if node.op_type not in _ARITHMETIC or len(known) != 1:
-            return False
-        operand = node.inputs[1 - known[0]]
-        if operand is None:
-            return False
-        scores = operand
-    return node is not None and node.domain == ""
+@dataclass(frozen=True)
+class _Bounds:
+    """Between which numbers each score lies; shapes broadcast to the scores'."""
+
+    lower: Array
+    upper: Array
+
+
+def _is_safe(softmax: ir.Node, facts: Facts) -> bool:
+    """Say whether no row of scores is hidden as a whole, and none overflows: its Softmax has no NaN then."""
+    scores = softmax.inputs[0]
+    bounds, axes = None if scores is None else _bounds(scores, facts), facts.axes(scores)
+    if bounds is None or axes is None:
+        return False
+    axis = softmax.attributes.get_int("axis", -1)
+    behind = -axis if axis < 0 else len(axes) - axis  # counted from the end, as broadcasting does
+    lower = bounds.lower if behind > bounds.lower.ndim else bounds.lower.max(-behind)
+    return bool(np.isfinite(lower).all() and (bounds.upper < np.inf).all())  # a NaN is neither
+
+
+def _bounds(scores: ir.Value, facts: Facts) -> _Bounds | None:
+    """Bound scores that are a product, with what is added to it and multiplied into it; None where they are not."""
+    path: list[ir.Node] = []
+    while (node := scores.producer()) is not None and (node.domain, node.op_type) != ("", "MatMul"):
+        moving = _varying(node, facts)
+        if moving is None:
+            return None
+        path.insert(0, node)
+        scores = moving
+    fact = facts[scores]
+    if node is None or fact is None or not fact.dtype.is_floating_point():
+        return None
+    most = np.array(_most(fact.dtype))
+    bounds = _Bounds(-most, most)
+    with np.errstate(all="ignore"):  # what overflows is the answer
+        for node in path:
+            bounds = _after(node, bounds, facts)
+    return bounds
+
+
+def _most(dtype: ir.DataType) -> float:
+    """Return a number that a product of queries and keys is taken to stay below: anything near overflow."""
+    largest = float(ml_dtypes.finfo(dtype.numpy()).max)  # type: ignore[no-untyped-call]  # it ships no types
+    return largest / 2 if largest < 1e6 else largest * 2.0**-28
+
+
+def _varying(node: ir.Node, facts: Facts) -> ir.Value | None:
+    """Return the operand of a node that is bounded by its own bounds, where all others are constant."""
+    if node.domain != "" or len(node.outputs) != 1:
+        return None
+    if node.op_type == "Cast" or (node.op_type != "Concat" and facts.only_moves(node)):
+        return node.inputs[0]
+    varying = [value for value in node.inputs if facts.constant(value) is None]
+    if node.op_type not in _ARITHMETIC or len(varying) != 1 or (node.op_type == "Div" and varying[0] is node.inputs[1]):
+        return None
+    return varying[0]
+
+
+def _after(node: ir.Node, bounds: _Bounds, facts: Facts) -> _Bounds:
+    """Return the bounds of what a node makes."""
+    if node.op_type in _ARITHMETIC:
+        operands = [facts.constant(value) for value in node.inputs]
+        ends = [
+            _ARITHMETIC[node.op_type](*(end if x is None else x.astype(np.float64) for x in operands))
+            for end in (bounds.lower, bounds.upper)
+        ]
+        bounds = _Bounds(np.minimum(*ends), np.maximum(*ends))  # either is NaN where one is
+    elif node.op_type != "Cast":  # where the numbers go is not followed
+        bounds = _Bounds(np.asarray(bounds.lower.min()), np.asarray(bounds.upper.max()))
+    fact = facts[node.outputs[0]]
+    if fact is None or not fact.dtype.is_floating_point():
+        return _Bounds(np.array(np.nan), np.array(np.nan))
+    # As it is rounded there.
+    lower, upper = (end.astype(fact.dtype.numpy()).astype(np.float64) for end in (bounds.lower, bounds.upper))
+    return _Bounds(lower, upper)

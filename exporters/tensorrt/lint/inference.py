@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from exporters.rewrite.affine import BATCH, ENDS, stays_affine
 from exporters.rewrite.evaluate import can_evaluate, evaluate
+from exporters.rewrite.facts import GROWTH
 from exporters.tensorrt.lint.element_types import allowed_types, derive, formal, is_onnx, schema_of
 from models.errors import first_line
 
@@ -199,7 +200,7 @@ class Inference:
             if not is_constant and not stays_affine(node, values):
                 return None
             low, high = (
-                evaluate(node, [None if v is None else v[end] for v in values], {"": self._opset})
+                evaluate(node, [None if v is None else v[end] for v in values], {"": self._opset}, GROWTH)
                 for end in (0, 0 if is_constant else 1)
             )
         except Exception:  # a file may give an operator any operands and attributes; then its value is not known

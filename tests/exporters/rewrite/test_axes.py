@@ -19,7 +19,7 @@ from exporters.rewrite.affine import BATCH
 from exporters.rewrite.axes import View
 from exporters.rewrite.boxes import Rows, covers, hull, is_whole, merge, rows, sizes, volume, whole
 from exporters.rewrite.evaluate import evaluate
-from exporters.rewrite.facts import Facts, substitute
+from exporters.rewrite.facts import GROWTH, Facts, substitute
 from exporters.rewrite.relations import relation
 from tests.exporters.rewrite.graphs import END, Array, load
 
@@ -99,7 +99,9 @@ def last_node(text: str) -> tuple[ir.Node, list[Array], Facts]:
     *before, node = graph
     for earlier in before:
         operands = [arrays[v.name or ""] for v in earlier.inputs if v is not None]
-        arrays.update(zip([o.name or "" for o in earlier.outputs], evaluate(earlier, operands, {"": 20}), strict=True))
+        arrays.update(
+            zip([o.name or "" for o in earlier.outputs], evaluate(earlier, operands, {"": 20}, GROWTH), strict=True)
+        )
     return node, [arrays[v.name or ""] for v in node.inputs if v is not None], Facts(graph)
 
 
@@ -133,7 +135,7 @@ def test_rows_follow_from_what_is_read(text: str) -> None:
     node, operands, facts = last_node(text)
     position = next(i for i, output in enumerate(node.outputs) if output.name == "y")
     found = relation(node, position, facts)
-    result = evaluate(node, operands, {"": 20})[position]
+    result = evaluate(node, operands, {"": 20}, GROWTH)[position]
     assert result is not None
     if found is None:
         assert not OPERATORS[text]
@@ -149,7 +151,7 @@ def test_rows_follow_from_what_is_read(text: str) -> None:
             continue
         reads = (*found.operands(box), *(None,) * len(operands))
         read_only = [spoilt(x, x.shape, read) for x, read in zip(operands, reads, strict=False)]
-        again = evaluate(node, read_only, {"": 20})[position]
+        again = evaluate(node, read_only, {"": 20}, GROWTH)[position]
         assert again is not None
         np.testing.assert_allclose(
             select(again, result.shape, box), select(result, result.shape, box), rtol=1e-6, atol=1e-6

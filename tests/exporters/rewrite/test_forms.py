@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from exporters.rewrite.affine import BATCH
 from exporters.rewrite.evaluate import evaluate
-from exporters.rewrite.facts import Facts, substitute
+from exporters.rewrite.facts import GROWTH, Facts, substitute
 from exporters.rewrite.forms import Move, Plan, as_indices, plans, slice_bounds
 from exporters.rewrite.index_map import IndexMap
 from exporters.rewrite.movement_ops import MOVEMENT, NOWHERE, move
@@ -49,7 +49,7 @@ def moved(model: ir.Model, batch: int) -> Any:
         if node.op_type in MOVEMENT:
             results: Any = move(node, operands, zero=NOWHERE)
         else:
-            results = evaluate(node, operands, model.opset_imports)
+            results = evaluate(node, operands, model.opset_imports, GROWTH)
         arrays.update(zip(node.outputs, results, strict=True))
     return arrays[model.graph.outputs[0]]
 

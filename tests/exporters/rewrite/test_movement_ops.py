@@ -11,6 +11,7 @@ from hypothesis import given
 from onnx import helper
 
 from exporters.rewrite.evaluate import evaluate
+from exporters.rewrite.facts import GROWTH
 from exporters.rewrite.movement_ops import is_movement, move
 from tests.exporters.rewrite.graphs import feeds, load, session
 from tests.exporters.rewrite.programs import programs
@@ -30,7 +31,7 @@ def test_random_programs(plain: onnx.ModelProto) -> None:
     arrays: dict[ir.Value | None, Any] = {value: inputs[value.name or ""] for value in model.graph.inputs}
     arrays |= {value: value.const_value.numpy() for value in model.graph.initializers.values() if value.const_value}
     for node in model.graph:
-        results = evaluate(node, [arrays.get(value) for value in node.inputs], model.opset_imports)
+        results = evaluate(node, [arrays.get(value) for value in node.inputs], model.opset_imports, GROWTH)
         arrays.update(zip(node.outputs, results, strict=True))
         for value, array in zip(node.outputs, results, strict=True):
             want = expected.get(value.name or "")

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 from hypothesis import HealthCheck, Phase, find, settings
 
-from exporters.rewrite import additive, builder, constants, facts, forms, index_map, movement, movement_ops
+from exporters.rewrite import additive, builder, constants, forms, index_map, movement, movement_ops
 from exporters.rewrite.pipeline import rewrite
 from tests.exporters.rewrite.graphs import differences, load, parse
 from tests.exporters.rewrite.programs import programs

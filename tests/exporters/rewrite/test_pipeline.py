@@ -28,9 +28,7 @@ def test_every_pass_leaves_a_step_with_its_node_count_and_refusals() -> None:
     assert names[-1] == "clean"
     assert len(set(names)) == len(names)
     assert {step.nodes for step in steps} == {4}
-    assert {r.reason for step in steps for r in step.refusals} == {
-        "mixes the samples of a batch"
-    }
+    assert {r.reason for step in steps for r in step.refusals} == {"mixes the samples of a batch"}
 
 
 def test_an_old_graph_passes_through_and_says_why() -> None:

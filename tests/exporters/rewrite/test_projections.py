@@ -4,6 +4,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from exporters.rewrite import projections
 from exporters.rewrite.builder import replace
@@ -111,3 +113,34 @@ def test_parts_that_go_to_the_wrong_readers_are_noticed(monkeypatch: pytest.Monk
     plain = parse(text, wq=constant(4, 6), wk=constant(4, 6))
     rewritten, _, _ = apply(MergeProjections, plain)
     assert differences(plain, rewritten) != []
+
+
+def test_projections_of_projections() -> None:
+    """One of what is merged is itself merged into: c and d read a part of the product that a and b became."""
+    text = """g (float[batch, 4] x) => (float[batch, 4] y) {
+        a = MatMul (x, wa) ab = Add (a, ba) b = MatMul (x, wb)
+        c = MatMul (ab, wc) d = MatMul (ab, wd) e = MatMul (c, we) f = MatMul (c, wf)
+        one = Add (b, d) two = Add (e, f) y = Add (one, two)
+    }"""
+    plain = parse(text, **{f"w{n}": constant(4, 4) for n in "abcdef"}, ba=constant(4))
+    rewritten, _, modified = apply(MergeProjections, plain)
+    assert differences(plain, rewritten) == []
+    assert (ops(rewritten)["MatMul"], modified) == (3, True)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 9), st.booleans()), min_size=2, max_size=10))
+def test_any_tree_of_projections(parents: list[tuple[int, bool]]) -> None:
+    """Every projection reads x or an earlier one, with a bias or without."""
+    lines, names, constants = [], ["x"], {}
+    for i, (parent, has_bias) in enumerate(parents):
+        constants[f"w{i}"] = RNG.integers(-1, 2, (3, 3)).astype(np.float32)
+        lines.append(f"m{i} = MatMul ({names[parent % len(names)]}, w{i})")
+        if has_bias:
+            constants[f"b{i}"] = constant(3)
+            lines.append(f"p{i} = Add (m{i}, b{i})")
+        names.append(f"p{i}" if has_bias else f"m{i}")
+    lines.append(f"y = Sum ({', '.join(names[1:])})")
+    plain = parse(f"g (float[batch, 3] x) => (float[batch, 3] y) {{ {chr(10).join(lines)} }}", **constants)
+    rewritten, _, _ = apply(MergeProjections, plain)
+    assert differences(plain, rewritten, (1, 3)) == []

@@ -50,7 +50,7 @@ def node(op_type: str, operands: list[Any], outputs: int = 1, **attributes: Any)
 def nodes(draw: st.DrawFn) -> tuple[ir.Node, list[Any]]:
     """Operators of which inference reads attributes, types, shapes, values, absent operands or absent outputs."""
     x = tensor(draw(dims), draw(dtypes))
-    rank = len(x.dims)
+    rank = len(x.axes)
     axis = draw(st.integers(-rank, rank - 1))
     ends = draw(st.sampled_from([{"high": None}, {"high": (3 * BATCH,)}]))
     makers: list[Callable[[], tuple[ir.Node, list[Any]]]] = [
@@ -58,9 +58,9 @@ def nodes(draw: st.DrawFn) -> tuple[ir.Node, list[Any]]:
         lambda: node("MatMul", [x, tensor(draw(dims), x.dtype)]),
         lambda: node("Softmax", [x], axis=axis),
         lambda: node("Gelu", [x], approximate=draw(st.sampled_from(["none", "tanh"]))),
-        lambda: node("LayerNormalization", [x, tensor(x.dims[-1:], x.dtype)], axis=axis, outputs=3),
+        lambda: node("LayerNormalization", [x, tensor(x.axes[-1:], x.dtype)], axis=axis, outputs=3),
         lambda: node("Transpose", [x], perm=list(draw(st.permutations(range(rank))))),
-        lambda: node("Concat", [x, tensor(x.dims, x.dtype)], axis=axis),
+        lambda: node("Concat", [x, tensor(x.axes, x.dtype)], axis=axis),
         lambda: node("Cast", [x], to=draw(st.sampled_from([1, 7, 10]))),
         lambda: node("Reshape", [x, ints(*draw(st.sampled_from([(-1,), (-1, 2), (0, -1), (1, -1, 2)])))]),
         lambda: node("Slice", [x, ints(0), ints(draw(st.integers(1, 4))), ints(axis)]),

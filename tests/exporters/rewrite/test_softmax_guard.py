@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from exporters.rewrite import softmax_guard
 from exporters.rewrite.softmax_guard import DropSoftmaxGuard
@@ -73,6 +75,92 @@ def test_another_choice_stays(old: str, new: str) -> None:
 
 def test_a_guard_that_is_always_dropped_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The mutant: any mask is taken for a finite one."""
-    monkeypatch.setattr(softmax_guard, "_is_finite", lambda *_: True)
+    monkeypatch.setattr(softmax_guard, "_is_safe", lambda *_: True)
     plain = parse(GUARDED, **{**NUMBERS, "mask": np.where(FINITE < 0, -np.inf, FINITE).astype(np.float32)})
     assert differences(plain, apply(DropSoftmaxGuard, plain)[0]) != []
+
+
+LOWEST = float(np.finfo(np.float32).min)
+
+
+def hidden(row: int, value: float) -> Any:
+    mask = np.zeros((3, 3), np.float32)
+    mask[row] = value
+    return mask
+
+
+@pytest.mark.parametrize(
+    ("scores", "constants"),
+    [
+        ("a = Add (raw, one) scores = Add (a, two)", {"one": hidden(1, LOWEST), "two": hidden(1, LOWEST)}),
+        ("a = Add (raw, one) scores = Mul (a, two)", {"one": hidden(1, -1e30), "two": np.float32(1e30)}),
+        ("a = Sub (raw, one) scores = Div (a, two)", {"one": hidden(1, 1e30), "two": np.float32(1e-30)}),
+        ("a = Add (raw, one) r = Reshape (a, s) b = Add (r, two) scores = Squeeze (b, axis)",
+         {"one": hidden(1, LOWEST), "two": hidden(1, LOWEST), "s": [-1, 1, 3, 3], "axis": [1]}),
+        ("h = Cast <to = 10> (raw) b = Add (h, one) scores = Cast <to = 1> (b)",
+         {"one": hidden(1, -65504).astype(np.float16)}),
+        ("a = Add (raw, one) b = Cast <to = 10> (a) scores = Cast <to = 1> (b)", {"one": hidden(1, -1e6)}),
+        ("scores = Add (raw, one)", {"one": hidden(1, np.nan)}),
+        ("scores = Add (raw, one)", {"one": hidden(1, np.inf)}),
+    ],
+)  # fmt: skip
+def test_constants_that_are_finite_alone_may_overflow_together(scores: str, constants: dict[str, Any]) -> None:
+    text = GUARDED.replace("scaled = Mul (raw, c)", "").replace("scores = Add (scaled, mask)", scores)
+    counts, refusals, modified = run(text, c=NUMBERS["c"], zero=NUMBERS["zero"], **constants)
+    assert (counts["Where"], refusals, modified) == (1, ["its mask may hide all keys from a query"], False)
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        hidden(1, LOWEST),  # beside the lowest number scores are lost: they are all equal, and no NaN
+        np.where(np.tril(np.ones((3, 3))) > 0, 0, -np.inf).astype(np.float32),  # causal: each query sees itself
+        np.float32([-np.inf, 0, -np.inf]),
+    ],
+)
+def test_a_mask_that_leaves_each_query_a_key_needs_no_guard(mask: Any) -> None:
+    counts, refusals, modified = run(GUARDED, **{**NUMBERS, "mask": mask})
+    assert ({"IsNaN", "Where"} & set(counts), refusals, modified) == (set(), [], True)
+
+
+def test_the_axis_of_the_softmax_says_what_is_hidden() -> None:
+    """Every query sees a key, but one key is seen by no query."""
+    column = np.float32([[0, 0, -np.inf]])
+    assert run(GUARDED, **{**NUMBERS, "mask": column})[2]
+    assert not run(GUARDED.replace("Softmax <axis = -1>", "Softmax <axis = 1>"), **{**NUMBERS, "mask": column})[2]
+
+
+NUMBERS_TO_ADD = st.sampled_from([0.0, 1.0, -1.0, -100.0, -1e30, 1e30, LOWEST, -LOWEST, -np.inf, 65504.0, -65504.0])
+
+
+@st.composite
+def guarded(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
+    """Scores that constants of any size and shape are combined with."""
+    lines, constants, name = [], {"zero": np.float32(0), "c": np.float32(0.1)}, "raw"
+    for i in range(draw(st.integers(1, 4))):
+        op = draw(st.sampled_from(["Add", "Sub", "Mul", "Div", "Reshape", "Cast"]))
+        if op == "Cast":
+            lines.append(f"h{i} = Cast <to = 10> ({name}) s{i} = Cast <to = 1> (h{i})")
+        elif op == "Reshape":
+            lines.append(f"r{i} = Reshape ({name}, flat) s{i} = Reshape (r{i}, square)")
+            constants |= {"flat": np.array([-1, 9]), "square": np.array([-1, 3, 3])}
+        else:
+            shape = draw(st.sampled_from([(), (3,), (3, 3), (1, 3, 1)]))
+            size = int(np.prod(shape))
+            numbers = NUMBERS_TO_ADD.filter(bool) if op == "Div" else NUMBERS_TO_ADD
+            constants[f"k{i}"] = np.reshape(draw(st.lists(numbers, min_size=size, max_size=size)), shape)
+            lines.append(f"s{i} = {op} ({name}, k{i})")
+        name = f"s{i}"
+    text = GUARDED.replace("scaled = Mul (raw, c)", "").replace("scores = Add (scaled, mask)", "\n".join(lines))
+    return text.replace("(scores)", f"({name})"), {
+        key: value if value.dtype == np.int64 else value.astype(np.float32) for key, value in constants.items()
+    }
+
+
+@settings(max_examples=200, deadline=None)
+@given(guarded())
+def test_a_guard_is_dropped_only_where_nothing_changes(case: tuple[str, dict[str, Any]]) -> None:
+    text, constants = case
+    plain = parse(text, **constants)
+    with np.errstate(all="ignore"):
+        assert differences(plain, apply(DropSoftmaxGuard, plain)[0]) == []
