@@ -34,6 +34,9 @@ _Ends: TypeAlias = "tuple[Array, Array]"
 GROWTH = 16 * 2**20
 """A constant may be this much larger than what it is made of, bytes."""
 
+_MOST_AXES = 64
+"""NumPy has no array of more axes."""
+
 SCRATCH = 256 * 2**20
 """All constants that are computed may take this much more than twice those that are stored, bytes."""
 
@@ -198,7 +201,7 @@ class Facts:
             return None
         shape = tuple(tensor.shape.numpy())
         ends = None
-        if not tensor.dtype.is_string():
+        if not tensor.dtype.is_string() and len(shape) <= _MOST_AXES:
             array = tensor.numpy()
             ends = (array, array)
         fact = self._facts[value] = Fact(tensor.dtype, _fit(shape, shape), ends, stored=tensor.nbytes)

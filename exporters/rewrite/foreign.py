@@ -10,13 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import onnx_ir as ir
-
 from exporters.rewrite.builder import annotate
+from exporters.rewrite.tidying import discard, inner_graphs
 from exporters.rewrite.unique import Names, value_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+
+    import onnx_ir as ir
 
     from exporters.rewrite.facts import Facts
 
@@ -30,10 +31,10 @@ def put_in_order(graph: ir.Graph) -> None:
     Nodes that no output needs are removed. A graph with a cycle stays unsorted; the ONNX checker refuses it.
     """
     for node in graph:
-        for inner in _inner_graphs(node):
+        for inner in inner_graphs(node):
             put_in_order(inner)
     order = _depth_first(graph)
-    graph.remove([node for node in graph if node not in order], safe=True)
+    discard(graph, [node for node in graph if node not in order])
     graph.extend(order)
     order_constants(graph)
 
@@ -68,20 +69,10 @@ def _depth_first(graph: ir.Graph) -> dict[ir.Node, None]:
 def _reads(node: ir.Node) -> Iterator[ir.Value]:
     """Yield what a node reads, and what the graphs inside it read."""
     yield from (value for value in node.inputs if value is not None)
-    for inner in _inner_graphs(node):
+    for inner in inner_graphs(node):
         for reader in inner:
             yield from _reads(reader)
         yield from inner.outputs
-
-
-def _inner_graphs(node: ir.Node) -> Iterator[ir.Graph]:
-    for attribute in node.attributes.values():
-        if attribute.is_ref():
-            continue
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            yield from attribute.as_graphs()
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from exporters.rewrite.row_shapes import ShapeRows
 from exporters.rewrite.scale import FoldScale
 from exporters.rewrite.selections import HoistSelections
 from exporters.rewrite.softmax_guard import DropSoftmaxGuard
-from exporters.rewrite.tidying import LiftConstants, Sort, sweep
+from exporters.rewrite.tidying import LiftConstants, Sort, Sweep, sweep
 from exporters.rewrite.windows import WindowsIntoHeads
 from exporters.steps import Refusal, Step
 
@@ -48,7 +48,8 @@ _TIDY: tuple[Callable[[], ir.passes.PassBase], ...] = (
     common.InlinePass,  # functions hide the movement that is in them
     Sort,  # runtimes take files that are not sorted; every pass below reads in order
     LiftConstants,  # one kind of constant
-    common.RemoveUnusedNodesPass,  # what nothing reads looks shared
+    Sweep,  # what nothing reads looks shared
+    common.RemoveUnusedNodesPass,  # optional outputs that nothing reads
 )
 
 _REWRITE: tuple[tuple[str, type[GraphPass]], ...] = (
@@ -86,7 +87,8 @@ PASSES = tuple(dict.fromkeys(name.removesuffix(_AGAIN) for name, _ in _REWRITE))
 """Names of the passes that may be left out."""
 
 _CLEAN: tuple[Callable[[], ir.passes.PassBase], ...] = (
-    common.RemoveUnusedNodesPass,  # and the initializers that only they read
+    Sweep,
+    common.RemoveUnusedNodesPass,  # optional outputs that nothing reads
     common.DeduplicateInitializersPass,  # equal shapes and masks are stored once
     common.RemoveUnusedOpsetsPass,
 )

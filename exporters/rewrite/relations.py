@@ -183,6 +183,8 @@ def _gather(case: _Case) -> Relation | None:
     constant = case.constant(1)
     if constant is not None and not dynamic_axes((data[axis],)) and data[axis] <= MOST_ROWS:
         rows_taken = np.where(constant < 0, constant + data[axis], constant)
+        if constant.size and not 0 <= rows_taken.min() <= rows_taken.max() < data[axis]:
+            return None  # whoever runs it says so
         return Take(data, tuple(rows_taken if i == axis else None for i in range(len(data))))
     # Row-wise in the indices, and along the other axes of the data.
     shift = len(indices) - 1

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection, Iterator
 
 _TENSORS: dict[str, Callable[[ir.Attr, str | None], ir.TensorProtocol]] = {
     "value": lambda attribute, _name: attribute.as_tensor(),
@@ -72,6 +72,27 @@ class Sort(common.TopologicalSortPass):
         return super().call(model)
 
 
+def inner_graphs(node: ir.Node) -> Iterator[ir.Graph]:
+    """Yield the graphs of an If, a Loop or a Scan."""
+    for attribute in node.attributes.values():
+        if attribute.is_ref():
+            continue
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()
+
+
+def discard(graph: ir.Graph, nodes: Collection[ir.Node]) -> None:
+    """Remove nodes that nothing reads; what the graphs inside them read is no longer read by them."""
+    for node in nodes:
+        for inner in inner_graphs(node):
+            for reader in inner.all_nodes():
+                for i in range(len(reader.inputs)):
+                    reader.replace_input_with(i, None)
+    graph.remove(nodes, safe=True)
+
+
 def _is_sorted(graph: ir.Graph) -> bool:
     """Say whether every node stands after those that it reads; of a graph with graphs inside it, not known."""
     seen = set[ir.Node]()
@@ -85,8 +106,20 @@ def _is_sorted(graph: ir.Graph) -> bool:
     return True
 
 
-def sweep(graph: ir.Graph) -> bool:
-    """Remove the nodes and initializers of a graph that nothing reads; what stands inside its nodes is left alone.
+class Sweep(ir.passes.InPlacePass):
+    """Remove what nothing reads, in subgraphs too."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Run the pass."""
+        return ir.passes.PassResult(model, sweep(model.graph, inside=True))
+
+
+def sweep(graph: ir.Graph, *, inside: bool = False) -> bool:
+    """Remove the nodes and initializers of a graph that nothing reads.
+
+    Args:
+        graph: the graph.
+        inside: sweep the graphs inside its nodes, too.
 
     Returns:
         Whether there were any.
@@ -94,8 +127,11 @@ def sweep(graph: ir.Graph) -> bool:
     dead = False
     for node in reversed(graph):
         if not any(output.uses() or output.is_graph_output() for output in node.outputs):
-            graph.remove(node, safe=True)
+            discard(graph, [node])
             dead = True
+        elif inside:
+            for inner in inner_graphs(node):
+                dead |= sweep(inner, inside=True)
     for name, value in list(graph.initializers.items()):
         if not (value.uses() or value.is_graph_output() or value.is_graph_input()):
             del graph.initializers[name]
