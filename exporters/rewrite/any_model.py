@@ -52,6 +52,8 @@ def optimized(
         name_what_is_new(model.graph, known, Facts(model.graph))
         for value, (name, kind, shape, doc, metadata) in zip(model.graph.outputs, outputs, strict=True):
             assert value.name == name, "passes keep the names of outputs"
+            if value.is_graph_input():  # declared twice in the file, once here
+                continue
             value.type, value.shape, value.doc_string = kind, shape, doc
             value.metadata_props.clear()
             value.metadata_props.update(metadata)

@@ -48,6 +48,9 @@ class Rows:
         return (self.outer, self.size, self.inner) == (other.outer, other.size, other.inner)
 
 
+_MOST_BOXES = 32
+"""A value is asked for so many parts at most; where it is asked for more, they are one."""
+
 Box: TypeAlias = "tuple[Rows | None, ...]"
 """A selection on every axis; None where all of the axis is meant."""
 
@@ -95,16 +98,17 @@ def covers(box: Box, other: Box) -> bool:
     )
 
 
-def hull(box: Box, other: Box) -> Box:
-    """Return the smallest box that holds both, axis by axis."""
-    return tuple(_union(mine, theirs) for mine, theirs in zip(box, other, strict=True))
+def hull(*boxes: Box) -> Box:
+    """Return the smallest box that holds all, axis by axis."""
+    return tuple(map(_union, zip(*boxes, strict=True)))
 
 
-def _union(a: Rows | None, b: Rows | None) -> Rows | None:
-    if a is None or b is None or not a.same_axis(b):
+def _union(selections: Sequence[Rows | None]) -> Rows | None:
+    first, present = selections[0], [rows for rows in selections if rows is not None]
+    if first is None or len(present) < len(selections) or not all(map(first.same_axis, present)):
         return None
-    kept = tuple(sorted({*a.kept, *b.kept}))
-    return None if len(kept) == a.size else Rows(a.outer, a.size, a.inner, kept)
+    kept = tuple(sorted({row for rows in present for row in rows.kept}))
+    return None if len(kept) == first.size else Rows(first.outer, first.size, first.inner, kept)
 
 
 def merge(dims: Dims, boxes: Iterable[Box]) -> tuple[Box, ...]:
@@ -116,6 +120,8 @@ def merge(dims: Dims, boxes: Iterable[Box]) -> tuple[Box, ...]:
     kept = list(dict.fromkeys(boxes))
     if any(is_whole(box) for box in kept):
         return (whole(dims),)
+    if len(kept) > _MOST_BOXES:
+        kept = [hull(*kept)]
     merging = True
     while merging:
         merging = False

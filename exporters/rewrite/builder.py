@@ -32,7 +32,8 @@ class Builder:
     def constant(self, array: Array, name: str = "constant") -> ir.Value:
         """Return an initializer that holds the array; the name is a wish."""
         array = np.asarray(array, order="C")
-        digest = hashlib.sha256(array.tobytes()).digest()  # the bytes of a weight are not to be held on to
+        # The bytes of a weight are not to be held on to, nor to be copied.
+        digest = hashlib.sha256(array.reshape(-1).view(np.uint8).data).digest()
         key = (array.dtype.name, array.shape, digest)
         value = self._constants.get(key)
         if value is None:

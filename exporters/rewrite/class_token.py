@@ -55,10 +55,13 @@ class AddClassToken(GraphPass):
     def transform(self, graph: ir.Graph, facts: Facts) -> bool:
         """Run the pass; see the module's documentation."""
         builder = Builder(graph, facts)
-        found = [tokens for node in list(graph) if (tokens := self._read(node, facts)) is not None]
-        for tokens in found:
-            _write(tokens, builder)
-        return bool(found)
+        modified = False
+        for node in list(graph):
+            tokens = self._read(node, facts)  # which may stand behind those that were written before
+            if tokens is not None:
+                _write(tokens, builder)
+                modified = True
+        return modified
 
     def _read(self, node: ir.Node, facts: Facts) -> _Tokens | None:
         dims = facts.dims(node.outputs[0]) if node.op_type == "Concat" and node.domain == "" else None

@@ -16,7 +16,7 @@ import numpy as np
 from exporters.rewrite.axes import Relation, Take, View
 from exporters.rewrite.boxes import Box, covers, is_whole, merge, sizes, volume, whole
 from exporters.rewrite.forms import LAUNCH, VIEW
-from exporters.rewrite.relations import relation
+from exporters.rewrite.relations import relations
 from exporters.rewrite.unique import label
 from exporters.steps import Refusal
 
@@ -52,7 +52,9 @@ class Demand:
         self._nodes = list(graph)
         self._pinned: set[ir.Value] = set()
         self._demanded: dict[ir.Value, dict[Box, None]] = {}
-        self._relations = {v: relation(node, i, facts) for node in self._nodes for i, v in enumerate(node.outputs)}
+        self._relations: dict[ir.Value, Relation | None] = {}
+        for node in self._nodes:
+            self._relations.update(zip(node.outputs, relations(node, facts), strict=True))
         self._spread()
         while pins := self._idle() or self._unprofitable():
             self._pinned |= pins

@@ -285,7 +285,7 @@ class Planner:
             cost += paid
             if order not in have:
                 at_hand[event.source.value] = (*have, order)
-        if isinstance(event, (Compute, Shuffle)):
+        if isinstance(event, (Compute, Shuffle)) and choice != self.own(event):  # what is not noted stands as it does
             at_hand[event.result.value] = (choice,)
         for matrix in operands(event):
             if self._last[matrix.value] == position:

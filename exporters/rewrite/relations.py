@@ -30,30 +30,31 @@ if TYPE_CHECKING:
     from exporters.rewrite.movement_ops import Array
 
 
-def relation(node: ir.Node, position: int, facts: Facts) -> Relation | None:
-    """Return how one result of a node follows from its operands, or None where nothing is known of that.
+def relations(node: ir.Node, facts: Facts) -> list[Relation | None]:
+    """Return how each result of a node follows from its operands, or None where nothing is known of that.
 
     Args:
         node: the operator.
-        position: which of its results.
         facts: what is known of the graph.
     """
+    unknown: list[Relation | None] = [None] * len(node.outputs)
     read = _RELATIONS.get(node.op_type) if node.domain == "" else None
     inputs = [() if value is None else facts.dims(value) for value in node.inputs]
-    result = facts.dims(node.outputs[position])
-    if read is None or result is None or 0 in result or any(dims is None or 0 in dims for dims in inputs):
-        return None
-    if node.op_type != "Split" and any(o.uses() or o.is_graph_output() for o in node.outputs[1:]):
-        return None
-    return read(_Case(node, position, [dims or () for dims in inputs], result, facts))
+    results = [facts.dims(output) for output in node.outputs]
+    if read is None or any(dims is None or 0 in dims for dims in inputs):
+        return unknown
+    if node.op_type == "Split":
+        return _taken(node, facts) if all(dims is not None and 0 not in dims for dims in results) else unknown
+    if results[0] is None or 0 in results[0] or any(o.uses() or o.is_graph_output() for o in node.outputs[1:]):
+        return unknown
+    return [read(_Case(node, [dims or () for dims in inputs], results[0], facts)), *unknown[1:]]
 
 
 @dataclass(frozen=True)
 class _Case:
-    """A node whose shapes are known: those of its operands (none for one that is absent), and that of one result."""
+    """A node whose shapes are known: those of its operands (none for one that is absent), and of its first result."""
 
     node: ir.Node
-    position: int
     inputs: list[Dims]
     result: Dims
     facts: Facts
@@ -115,7 +116,7 @@ def _gemm(case: _Case) -> Relation | None:
     a, b = (bool(case.node.attributes.get_int(name, 0)) for name in ("transA", "transB"))
     bias = Links(frozenset(), ())
     if len(case.inputs) > 2 and case.node.inputs[2] is not None:
-        found = _broadcast(_Case(case.node, 0, case.inputs[2:3], case.result, case.facts), ())
+        found = _broadcast(_Case(case.node, case.inputs[2:3], case.result, case.facts), ())
         if found is None:
             return None
         bias = found
@@ -164,7 +165,7 @@ def _transpose(case: _Case) -> Relation | None:
 
 def _expand(case: _Case) -> Relation | None:
     """Only where the target is constant: a selection on an axis that is repeated changes it."""
-    spread = _broadcast(_Case(case.node, 0, case.inputs[:1], case.result, case.facts), range(len(case.result)))
+    spread = _broadcast(_Case(case.node, case.inputs[:1], case.result, case.facts), range(len(case.result)))
     return None if spread is None or case.constant(1) is None else Links(spread.free, (*spread.inputs, (None,)))
 
 
@@ -194,34 +195,29 @@ def _gather(case: _Case) -> Relation | None:
 
 
 def _slice(case: _Case) -> Relation | None:
-    """Run it on the numbers of the rows, axis by axis."""
-    data = case.inputs[0]
-    if any(value is not None and case.facts.constant(value) is None for value in case.node.inputs[1:]):
+    return _taken(case.node, case.facts)[0]
+
+
+def _taken(node: ir.Node, facts: Facts) -> list[Relation | None]:
+    """Return which rows of its first operand each result of a node takes: run it on their numbers, axis by axis."""
+    source, data = node.inputs[0], facts.dims(node.inputs[0])
+    assert source is not None, "its shape is known"
+    assert data is not None, "its shape is known"
+    if any(value is not None and facts.constant(value) is None for value in node.inputs[1:]):
+        return [None] * len(node.outputs)
+    numbers = [
+        [part.line(axis) for part in moved(node, {source: IndexMap.coordinate(data, axis)}, facts)]
+        for axis in range(len(data))
+    ]
+    return [_take(data, rows) for rows in zip(*numbers, strict=True)]
+
+
+def _take(data: Dims, numbers: Sequence[IndexMap]) -> Relation | None:
+    """Return the rows of every axis that are taken; None where an axis has too many, or grows with the batch."""
+    chosen = [dim for dim, rows in zip(data, numbers, strict=True) if not rows.is_identity]
+    if dynamic_axes(tuple(chosen)) or max(chosen, default=0) > MOST_ROWS:
         return None
-    indices: list[Array | None] = []
-    for axis, dim in enumerate(data):
-        if dynamic_axes((dim,)):
-            if case.result[axis] != dim or _has_a_step(case, axis):
-                return None
-            indices.append(None)
-            continue
-        assert case.node.inputs[0] is not None, "its shape is known"
-        numbers = {case.node.inputs[0]: IndexMap.coordinate(data, axis)}
-        taken = moved(case.node, numbers, case.facts)[case.position].line(axis)
-        if dim > MOST_ROWS and not taken.is_identity:
-            return None
-        indices.append(None if taken.is_identity else taken.dense())
-    return Take(data, tuple(indices))
-
-
-def _has_a_step(case: _Case, axis: int) -> bool:
-    """Say whether a Slice has another step than 1 on an axis, and so another order."""
-    steps = case.constant(4) if case.node.op_type == "Slice" else None
-    if steps is None:
-        return False
-    sliced = case.constant(3)
-    on = range(steps.size) if sliced is None else sliced.tolist()
-    return any(i % len(case.result) == axis and step != 1 for i, step in zip(on, steps.tolist(), strict=True))
+    return Take(data, tuple(None if rows.is_identity else rows.dense() for rows in numbers))
 
 
 def _table() -> dict[str, Callable[[_Case], Relation | None]]:
@@ -241,7 +237,7 @@ def _table() -> dict[str, Callable[[_Case], Relation | None]]:
         **dict.fromkeys(("LayerNormalization", "RMSNormalization"), _row_wise_before),
         **dict.fromkeys(("Hardmax", "LogSoftmax", "LpNormalization", "Softmax"), _row_wise_beside),
         **dict.fromkeys(("Flatten", "Reshape", "Squeeze", "Unsqueeze"), _view),
-        **dict.fromkeys(("Slice", "Split"), _slice),
+        **dict.fromkeys(("Slice", "Split"), _slice),  # a Split has a relation for each of its results
         "Attention": _attention,
         "Concat": _concat,
         "Expand": _expand,

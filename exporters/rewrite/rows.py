@@ -97,8 +97,10 @@ def _elementwise(node: ir.Node, dims: Dims, facts: Facts) -> RowWise | None:
                 return None
             operands.append(i)
         elif any(d != 1 for d in shape[:-1]):
-            whole = tuple(1 if d == BATCH else d for d in dims[:-1])
-            if (dims[0] % BATCH == 0 and dims[0] != BATCH) or shape[:-1] not in (whole, whole[1:]):
+            # Without a symbolic batch the first axis is one of rows.
+            whole = (1, *dims[1:-1]) if dims[0] == BATCH else dims[:-1]
+            fits = shape[:-1] == whole or (whole[0] == 1 and shape[:-1] == whole[1:])
+            if (dims[0] % BATCH == 0 and dims[0] != BATCH) or not fits:
                 return None  # it repeats itself: in another order it would have to be spelled out
             varying.append(i)
     return RowWise(node, tuple(operands), tuple(varying)) if operands else None

@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from exporters.rewrite.facts import Dims, Facts
     from exporters.rewrite.movement_ops import Array
 
+_AT_A_TIME = 2**20
+"""Elements that are scaled at a time."""
+
 Use = tuple["ir.Node", int]
 """An operator and the position of the operand that it reads."""
 
@@ -57,10 +60,14 @@ class _Scale:
     factor: Array
 
     def apply(self, array: Array) -> Array:
-        """Scale an array; rounded once."""
-        exact, factor = array.astype(np.float64), float(self.factor.reshape(()))
+        """Scale an array; rounded once. Not more than some of its rows are in FP64 at a time."""
+        factor, scaled = float(self.factor.reshape(())), np.empty(array.shape, array.dtype)  # in C order
+        flat, made = array.reshape(-1), scaled.reshape(-1)
         with np.errstate(over="ignore"):
-            return (exact * factor if self.node.op_type == "Mul" else exact / factor).astype(array.dtype)
+            for start in range(0, flat.size, _AT_A_TIME):
+                exact = flat[start : start + _AT_A_TIME].astype(np.float64)
+                made[start : start + _AT_A_TIME] = exact * factor if self.node.op_type == "Mul" else exact / factor
+        return scaled
 
 
 @dataclass(frozen=True)

@@ -151,16 +151,18 @@ def _infer_at(
     """Run ONNX's own shape inference on one node at one batch size."""
     proto = ir.serde.serialize_node(node)
     types, data = {}, {}
+    del proto.input[:]
     for i, operand in enumerate(operands):
+        proto.input.append("" if operand is None else f"x{i}")
         if operand is None:
             continue
-        proto.input[i] = name = f"x{i}"
+        name = f"x{i}"
         shape = tuple(None if dim is None else substitute(dim, ENDS[end]) for dim in operand.axes)
         types[name] = onnx.helper.make_tensor_type_proto(int(operand.dtype), shape)
         if operand.ends is not None and _is_read(operand.ends):
             data[name] = onnx.numpy_helper.from_array(np.asarray(operand.ends[end], order="C"), name)
-    for i, output in enumerate(node.outputs):
-        proto.output[i] = f"y{i}" if output.name else ""
+    del proto.output[:]  # absent ones at the end may have been left out
+    proto.output.extend(f"y{i}" if output.name else "" for i, output in enumerate(node.outputs))
     try:
         schema = onnx.defs.get_schema(node.op_type, version, node.domain)
         opsets = [onnx.helper.make_opsetid(domain, v) for domain, v in opset_imports.items()]

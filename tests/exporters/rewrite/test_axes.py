@@ -20,7 +20,7 @@ from exporters.rewrite.axes import View
 from exporters.rewrite.boxes import Rows, covers, hull, is_whole, merge, rows, sizes, volume, whole
 from exporters.rewrite.evaluate import evaluate
 from exporters.rewrite.facts import GROWTH, Facts, substitute
-from exporters.rewrite.relations import relation
+from exporters.rewrite.relations import relations
 from tests.exporters.rewrite.graphs import END, Array, load
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def some_rows(dims: Dims, free: set[int], rng: np.random.Generator) -> Box:
 def test_rows_follow_from_what_is_read(text: str) -> None:
     node, operands, facts = last_node(text)
     position = next(i for i, output in enumerate(node.outputs) if output.name == "y")
-    found = relation(node, position, facts)
+    found = relations(node, facts)[position]
     result = evaluate(node, operands, {"": 20}, GROWTH)[position]
     assert result is not None
     if found is None:
@@ -160,7 +160,7 @@ def test_rows_follow_from_what_is_read(text: str) -> None:
 
 def test_a_product_reads_one_row_for_one_row() -> None:
     node, _, facts = last_node("y = MatMul (x, w)")
-    found = relation(node, 0, facts)
+    found = relations(node, facts)[0]
     assert found is not None
     assert found.operands((None, rows(5, [3]), rows(6, [1, 4]))) == (
         (None, rows(5, [3]), None),
@@ -171,9 +171,9 @@ def test_a_product_reads_one_row_for_one_row() -> None:
 def test_statistics_that_are_read_too_end_the_relation() -> None:
     text = "y, mean = LayerNormalization (x, gain)"
     graph = graph_of(f"g (float[2, 5, 4] x) => (float y, float mean) {{ {text} }}")
-    assert relation(graph[0], 0, Facts(graph)) is None
+    assert relations(graph[0], Facts(graph))[0] is None
     graph = graph_of(f"g (float[2, 5, 4] x) => (float y) {{ {text} }}")
-    assert relation(graph[0], 0, Facts(graph)) is not None
+    assert relations(graph[0], Facts(graph))[0] is not None
 
 
 def test_samples_of_a_batch_are_not_selected() -> None:
@@ -181,7 +181,7 @@ def test_samples_of_a_batch_are_not_selected() -> None:
     parts = "p = Slice (x, zero, three, zero) q = Slice (x, end, least, zero, minus)"
     wholes = "r = Slice (x, zero, end, zero) s = Slice (x, end, least, one, minus)"
     graph = graph_of(f"g (float[batch, 5] x) => (float p, float q, float r, float s) {{ {parts} {wholes} }}")
-    assert [relation(node, 0, Facts(graph)) is None for node in graph] == [True, True, False, False]
+    assert [relations(node, Facts(graph))[0] is None for node in graph] == [True, True, False, False]
 
 
 # --- views -----------------------------------------------------------------------------------------------------------
