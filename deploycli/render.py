@@ -287,12 +287,19 @@ def show_artifact(console: Console, bundle: Bundle, artifact: Artifact) -> None:
         soft_wrap=True,
     )
     refusals = sum(len(step.refusals) for step in artifact.steps)
+    show_remarks(console, artifact.steps)
     if artifact.source:
         console.print(f"  from {artifact.source}: {before} nodes before, {after} after")
     else:
         console.print(f"  {before} nodes traced, {after} written; {refusals} refusals")
     if artifact.unreleasable:
         console.print(Text(f"  NOT FOR RELEASE: {artifact.unreleasable}", "bold red"))
+
+
+def show_remarks(console: Console, steps: Sequence[Step]) -> None:
+    """Print what kept passes from acting on the graph as a whole."""
+    for remark in dict.fromkeys(step.remark for step in steps if step.remark):
+        console.print(Text(f"remark: {remark}", "yellow"), soft_wrap=True)
 
 
 def show_steps(console: Console, steps: Sequence[Step], *, refusals: bool = True) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from deploycli.render import show_steps, size_text, stdout, table_of
+from deploycli.render import show_remarks, show_steps, size_text, stdout, table_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -19,6 +19,7 @@ def show_optimized(result: Optimized, *, verbose: bool) -> None:
     """Print a graph before and after, how the check went, and where it is."""
     console = stdout()
     console.print(_comparison(result))
+    show_remarks(console, result.steps)
     if verbose:
         show_steps(console, result.steps)
     elif refusals := sum(len(step.refusals) for step in result.steps):

@@ -63,6 +63,7 @@ class Step:
         seconds: wall time of the step.
         refusals: what the step left alone, and why.
         cost: what the graph costs after the step; None where it was not counted.
+        remark: why passes could not act on the graph as a whole, or on large parts of it; empty where they could.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Step:
     seconds: float
     refusals: tuple[Refusal, ...] = ()
     cost: GraphCost | None = None
+    remark: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the step as JSON values."""
@@ -77,7 +79,7 @@ class Step:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Step:
-        """Rebuild a step from :meth:`to_json`; manifests of before costs were counted have none."""
+        """Rebuild a step from :meth:`to_json`; older manifests have no costs, or no remarks."""
         refusals = tuple(Refusal(r["node"], r["reason"]) for r in data["refusals"])
         cost = None if (counted := data.get("cost")) is None else GraphCost.from_json(counted)
-        return cls(data["name"], data["nodes"], data["seconds"], refusals, cost)
+        return cls(data["name"], data["nodes"], data["seconds"], refusals, cost, data.get("remark", ""))

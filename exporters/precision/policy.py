@@ -157,6 +157,8 @@ def _unsupported(node: ir.Node, policy: Policy) -> str | None:
     if name in _QDQ and opset < 19:
         return f"its scale is FP32 in opset {opset}; from 19 on it may be FP16"
     floats = [i for i, value in enumerate(node.inputs) if value is not None and value.dtype == ir.DataType.FLOAT]
+    if name == "BitCast":
+        return "it reads the bits of a number, which another type has not"
     if floats and not any(takes(node, i, target) for i in floats):
         return f"{name} of opset {opset} takes no {target.name}"
     built = operators(parse_version(DEFAULT_VERSION)).types.get(name, frozenset())

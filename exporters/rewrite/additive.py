@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from exporters.rewrite.builder import Builder, replace
+from exporters.rewrite.builder import Builder
 from exporters.rewrite.constants import narrowed
 from exporters.rewrite.facts import GROWTH, dynamic_axes
 from exporters.rewrite.graph_pass import GraphPass
 from exporters.rewrite.index_map import IndexMap
 from exporters.rewrite.movement_ops import NOWHERE
 from exporters.rewrite.regions import moved
+from exporters.rewrite.rewiring import remove, replace
 from exporters.rewrite.unique import label
 from exporters.steps import Refusal
 
@@ -74,7 +75,7 @@ class SumAdditiveConstants(GraphPass):
             x = builder.value(node.op_type, [x, *node.inputs[1:]], second, **node.attributes)
         constant = builder.constant(total, name=f"{second.outputs[0].name}_constant")
         replace(second.outputs[0], builder.value("Add", [x, constant], second))
-        builder.graph.remove([first, *path, second], safe=True)
+        remove(builder.graph, [first, *path, second])
         return True
 
 

@@ -38,6 +38,7 @@ def optimized(
     Raises:
         ExportError: the graph is invalid.
     """
+    _refuse_nameless(model.graph)
     model = _ordered(model)
     _take_in_inner_data(model)
     _give_constants_a_place(model)
@@ -65,6 +66,15 @@ def optimized(
     _give_constants_a_place(model)
     _validate(model, "the passes made an invalid graph")
     return model, steps
+
+
+def _refuse_nameless(graph: ir.Graph) -> None:
+    for kind, values in (("input", graph.inputs), ("output", graph.outputs)):
+        nameless = [i for i, value in enumerate(values) if not value.name]
+        if nameless:
+            raise ExportError(
+                f"the graph is invalid: {kind} {nameless[0]} has no name", expected="a name for every input and output"
+            )
 
 
 def _ordered(model: ir.Model) -> ir.Model:
@@ -105,6 +115,7 @@ def _validate(model: ir.Model, what: str) -> None:
     frame, body = without_initializers(model)
     message = onnx.ModelProto.FromString(frame)
     message.graph.ParseFromString(body)
+    _fill_in(message.graph)
     for name, value in model.graph.initializers.items():
         if value.dtype is not None:
             message.graph.initializer.add(name=name, data_type=int(value.dtype), dims=[0])
@@ -114,8 +125,26 @@ def _validate(model: ir.Model, what: str) -> None:
         raise ExportError(f"{what}: {first_line(error)}", expected="a valid ONNX graph") from error
 
 
+def _fill_in(graph: onnx.GraphProto) -> None:
+    """Give inputs and outputs the types and shapes that the checker asks for, and that runtimes infer."""
+    for value in (*graph.input, *graph.output):
+        if not value.HasField("type") or value.type.WhichOneof("value") is None:
+            value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+        if value.type.HasField("tensor_type"):
+            value.type.tensor_type.shape.SetInParent()
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs) if attribute.type in _GRAPHS else ():
+                _fill_in(inner)
+
+
+_GRAPHS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
+
+
 def _give_constants_a_place(model: ir.Model) -> None:
-    """Before version 4 of the format every constant was an input as well; those that the passes make are none."""
-    own = any(not value.is_graph_input() for value in model.graph.initializers.values())
-    if own and (model.ir_version or 0) < 4:
-        model.ir_version = 4
+    """Before version 4 of the format every constant had to be an input as well, and none could be replaced."""
+    if (model.ir_version or 0) >= 4:
+        return
+    model.ir_version = 4
+    for value in [value for value in model.graph.inputs if value.is_initializer()]:
+        model.graph.inputs.remove(value)

@@ -109,19 +109,3 @@ def _dimension(dim: int | None, name: str) -> int | ir.SymbolicDim:
         return dim
     factor = dim // BATCH
     return ir.SymbolicDim(name if factor == 1 else f"{factor}*{name}")
-
-
-def replace(old: ir.Value, new: ir.Value) -> None:
-    """Let everything that reads ``old`` read ``new``; a graph output keeps its name."""
-    if old.is_graph_output():
-        name, old.name = old.name, f"{old.name}_replaced"
-        new.name = name
-        new.shape, new.type = old.shape, old.type
-    old.replace_all_uses_with(new, replace_graph_outputs=True)
-
-
-def remove_dead(graph: ir.Graph, nodes: Sequence[ir.Node]) -> None:
-    """Remove those of the nodes that nothing reads any more, last first."""
-    for node in reversed(nodes):
-        if node.graph is graph and not any(o.uses() or o.is_graph_output() for o in node.outputs):
-            graph.remove(node, safe=True)

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from exporters.rewrite.builder import Builder, replace
+from exporters.rewrite.builder import Builder
 from exporters.rewrite.facts import dynamic_axes
 from exporters.rewrite.graph_pass import GraphPass
+from exporters.rewrite.rewiring import remove, replace
 from exporters.rewrite.unique import label
 from exporters.steps import Refusal
 
@@ -109,7 +110,7 @@ def _write(tokens: _Tokens, builder: Builder) -> None:
     middle = _zeros(dims, axis, dims[axis] - front - back, tokens)
     constant = np.concatenate([*tokens.before, middle, *tokens.after], axis)
     replace(concat.outputs[0], builder.value("Add", [padded, builder.constant(constant)], concat))
-    builder.graph.remove([concat], safe=True)
+    remove(builder.graph, [concat])
 
 
 def _zeros(dims: Dims, axis: int, size: int, tokens: _Tokens) -> Array:

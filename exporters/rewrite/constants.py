@@ -20,6 +20,7 @@ import onnx_ir as ir
 from exporters.rewrite.builder import Builder, initializer
 from exporters.rewrite.facts import Facts, reshape_target
 from exporters.rewrite.graph_pass import GraphPass
+from exporters.rewrite.rewiring import remove
 from exporters.rewrite.unique import label
 from exporters.steps import Refusal
 
@@ -37,7 +38,7 @@ class FoldConstants(GraphPass):
             for output in node.outputs:
                 if any(reader not in folded for reader in output.consumers()):
                     _store(output, graph, facts)
-        graph.remove(folded, safe=True)
+        remove(graph, folded)
         builder = Builder(graph, facts)
         targets = [node for node in graph if _takes_constant_target(node, builder)]
         self.refusals = [Refusal(label(node), why) for node, why in facts.weighed.items() if node.graph is graph]

@@ -87,6 +87,11 @@ def dynamic_axes(dims: Dims) -> list[int]:
     return [i for i, dim in enumerate(dims) if dim and dim % BATCH == 0]
 
 
+def squeezes_all(axes: Array | None) -> bool:
+    """Say whether the axes of a Squeeze are an empty list, which ONNX Runtime takes for none and ONNX does not."""
+    return axes is not None and axes.size == 0
+
+
 def reshape_target(dims: Dims) -> list[int] | None:
     """Return dims as a Reshape operand, -1 for the batch; None where two axes grow with it."""
     axes = dynamic_axes(dims)
@@ -161,6 +166,8 @@ class Facts:
             return
         if any(operand is None and fact is not None for operand, fact in zip(operands, facts, strict=True)):
             return
+        if node.op_type == "Squeeze" and len(facts) > 1 and facts[1] is not None and squeezes_all(facts[1].constant):
+            operands[1] = None
         inferred = self._shapes.infer(node, operands)
         if inferred is None:
             return
@@ -241,8 +248,42 @@ class Facts:
             return value is None or _all_zero(value.numpy())
         if node.op_type not in MOVEMENT:
             return False
-        moved = [value for i, value in enumerate(node.inputs) if value is not None and i in data_operands(node)]
-        return all(self.is_zero(value) for value in moved) and self.only_moves(node)
+        moved = (node.inputs[i] for i in data_operands(node))
+        return all(value is None or self.is_zero(value) for value in moved) and self.only_moves(node)
+
+
+def unknowns(graph: ir.Graph, facts: Facts) -> str:
+    """Say in one line what is not known of a graph that passes would have to know; empty where nothing is missing."""
+    found = []
+    shapes = [f"{value.name} {_shape_text(value, facts)}" for value in graph.inputs if not value.is_initializer()
+              and facts.dims(value) is None]  # fmt: skip
+    if shapes:
+        blind = sum(any(output.name and facts.dims(output) is None for output in node.outputs) for node in graph)
+        found.append(
+            f"not all axes of {_first(shapes)} are known, so the shapes of {blind} of {graph.num_nodes()} operators "
+            "are not: passes that need them left these alone"
+        )
+    defaults = [value.name or "" for value in graph.inputs if value.is_initializer()]
+    if defaults:
+        found.append(
+            f"{len(defaults)} constants are inputs too, and a caller may pass others: none of {_first(defaults)} was "
+            "taken for a constant"
+        )
+    return "; ".join(found)
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _shape_text(value: ir.Value, facts: Facts) -> str:
+    """Return a shape with a question mark where an axis is not known."""
+    axes = facts.axes(value)
+    if value.shape is None or axes is None:
+        return "of unknown shape"
+    known = (str(dim) if axis is not None else f"{_symbol(value, i) or ''}?" for i, (dim, axis) in
+             enumerate(zip(value.shape, axes, strict=True)))  # fmt: skip
+    return f"[{', '.join(known)}]"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from exporters.rewrite.builder import annotate
-from exporters.rewrite.tidying import discard, inner_graphs
+from exporters.rewrite.rewiring import inner_graphs, remove
 from exporters.rewrite.unique import Names, value_names
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def put_in_order(graph: ir.Graph) -> None:
         for inner in inner_graphs(node):
             put_in_order(inner)
     order = _depth_first(graph)
-    discard(graph, [node for node in graph if node not in order])
+    remove(graph, [node for node in graph if node not in order])
     graph.extend(order)
     order_constants(graph)
 

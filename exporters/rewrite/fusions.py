@@ -24,9 +24,10 @@ import numpy as np
 import onnx_ir as ir
 
 from exporters.rewrite.affine import BATCH
-from exporters.rewrite.builder import Builder, replace
+from exporters.rewrite.builder import Builder
 from exporters.rewrite.graph_pass import GraphPass
 from exporters.rewrite.opset import raise_opset
+from exporters.rewrite.rewiring import replace
 from exporters.rewrite.unique import label
 from exporters.steps import Refusal
 

@@ -633,7 +633,7 @@ def concatenate(parts: Sequence[IndexMap], axis: int = 0) -> IndexMap:
     for other in range(maps[0].ndim):
         if other != axis:
             maps = _alike(maps, other)
-    return _Join(maps, axis).map
+    return replace(_Join(maps, axis).map, source=max(m.source for m in maps))  # zeros have none
 
 
 def _alike(maps: list[IndexMap], axis: int) -> list[IndexMap]:

@@ -5,7 +5,9 @@ Before -> after::
     Dropout(x, ratio, training_mode=False) -> x
     Cast(x: float32, to=float32)           -> x
     Identity(x)                            -> x
+    Squeeze(x, axes=[])                    -> Squeeze(x)
 
+The last is how ONNX Runtime reads an empty list; other readers take it for no axis at all.
 Refused, for one: a Dropout whose mask is read.
 """
 
@@ -13,8 +15,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from exporters.rewrite.builder import replace
+from exporters.rewrite.facts import squeezes_all
 from exporters.rewrite.graph_pass import GraphPass
+from exporters.rewrite.rewiring import remove, replace
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -27,8 +30,11 @@ class DropInferenceNoOps(GraphPass):
 
     def transform(self, graph: ir.Graph, facts: Facts) -> bool:
         """Run the pass; see the module's documentation."""
-        dropped = []
+        dropped, modified = [], False
         for node in graph:
+            if node.op_type == "Squeeze" and len(node.inputs) > 1 and squeezes_all(facts.constant(node.inputs[1])):
+                node.resize_inputs(1)
+                modified = True
             source = node.inputs[0] if node.inputs else None
             if source is None or not _returns_its_operand(node, source, facts):
                 continue
@@ -36,8 +42,8 @@ class DropInferenceNoOps(GraphPass):
                 continue
             replace(node.outputs[0], source)
             dropped.append(node)
-        graph.remove(dropped, safe=True)
-        return bool(dropped)
+        remove(graph, dropped)
+        return modified or bool(dropped)
 
 
 def _returns_its_operand(node: ir.Node, source: ir.Value, facts: Facts) -> bool:

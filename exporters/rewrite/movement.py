@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from exporters.rewrite.builder import Builder, replace
+from exporters.rewrite.builder import Builder
 from exporters.rewrite.forms import LAUNCH, VIEW, Move, Plan, plans
 from exporters.rewrite.graph_pass import GraphPass
 from exporters.rewrite.index_map import IndexMap
 from exporters.rewrite.regions import RegionMaps, find_regions
+from exporters.rewrite.rewiring import remove, replace, replace_all
 from exporters.rewrite.shapes import elements
 from exporters.rewrite.splits import joint_plans, split_groups, swaps_last_axes
 from exporters.rewrite.unique import label
@@ -89,7 +90,7 @@ class _Folder:
         if cost >= sum(self._node_cost(node) for node in freed):
             return False
         self._emit(region, chosen)
-        self._graph.remove(freed, safe=True)
+        remove(self._graph, freed)
         return True
 
     def _choose(
@@ -169,6 +170,7 @@ class _Folder:
         prefixes = {plan[: i + 1] for plan in chosen.values() for i in range(len(plan))}
         splits = split_groups(prefixes, self._dims(region.source))
         made: dict[Plan, ir.Value] = {(): region.source}
+        results: dict[ir.Value, ir.Value] = {}
         for sink, plan in chosen.items():
             anchor = sink.producer()  # sinks come in topological order: what they share stands before the first
             assert anchor is not None
@@ -182,9 +184,11 @@ class _Folder:
                 else:
                     made[prefix] = self._builder.move(plan[i], made[plan[:i]], anchor)
             result = made[plan]
-            if sink.is_graph_output() and not _may_be_renamed(result):
-                result = self._builder.value("Identity", [result], anchor)
-            replace(sink, result)
+            if sink.is_graph_output():
+                replace(sink, result if _may_be_renamed(result) else self._builder.value("Identity", [result], anchor))
+            else:
+                results[sink] = result
+        replace_all(results)
 
     def _emit_split(self, made: dict[Plan, ir.Value], parent: Plan, tiles: list[Move], anchor: ir.Node) -> None:
         sizes = self._builder.constant(np.array([tile.values[1] for tile in tiles], np.int64))

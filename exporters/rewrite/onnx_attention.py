@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from exporters.rewrite.builder import Builder, replace
+from exporters.rewrite.builder import Builder
 from exporters.rewrite.fusions import Fusion
+from exporters.rewrite.rewiring import replace
 from exporters.rewrite.splits import swaps_last_axes
 from exporters.rewrite.unique import label
 from exporters.steps import Refusal

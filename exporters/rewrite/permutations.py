@@ -16,12 +16,13 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from exporters.rewrite.builder import Builder, replace
+from exporters.rewrite.builder import Builder
 from exporters.rewrite.facts import dynamic_axes
 from exporters.rewrite.forms import plans
 from exporters.rewrite.graph_pass import GraphPass
 from exporters.rewrite.index_map import IndexMap
 from exporters.rewrite.order_plan import Compute, Planner, ReadAsIs, Reduce, Shuffle
+from exporters.rewrite.rewiring import replace
 from exporters.rewrite.row_events import read_events
 from exporters.rewrite.rows import permuted
 from exporters.rewrite.tidying import sweep

@@ -15,7 +15,7 @@ from exporters.rewrite.broadcast import DropExpand
 from exporters.rewrite.class_token import AddClassToken
 from exporters.rewrite.constants import FoldConstants
 from exporters.rewrite.cost import graph_cost
-from exporters.rewrite.facts import Facts
+from exporters.rewrite.facts import Facts, unknowns
 from exporters.rewrite.fusions import FuseGelu, FuseNormalization
 from exporters.rewrite.inference import DropInferenceNoOps
 from exporters.rewrite.movement import FoldMovement
@@ -29,7 +29,7 @@ from exporters.rewrite.selections import HoistSelections
 from exporters.rewrite.softmax_guard import DropSoftmaxGuard
 from exporters.rewrite.tidying import LiftConstants, Sort, Sweep, sweep
 from exporters.rewrite.windows import WindowsIntoHeads
-from exporters.steps import Refusal, Step
+from exporters.steps import Step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from exporters.rewrite.graph_pass import GraphPass
+    from exporters.steps import Refusal
 
 # It warns of every initializer that is a graph output, which is legal and no business of the user.
 logging.getLogger(common.initializer_deduplication.__name__).setLevel(logging.ERROR)
@@ -113,11 +114,11 @@ def rewrite(
     steps = [_step("tidy", model, start)]
     opset = model.opset_imports.get("", 0)
     if opset < OLDEST_OPSET:
-        reason = f"the graph is of opset {opset}, the passes write {OLDEST_OPSET} and above"
-        return [*steps, _step("rewrite", model, time.perf_counter(), [Refusal(model.graph.name or "", reason)])]
+        reason = f"the graph is of opset {opset}, the passes write {OLDEST_OPSET} and above: it is only tidied"
+        return [*steps, replace(_step("rewrite", model, time.perf_counter()), remark=reason)]
     start = time.perf_counter()
     facts = Facts(model.graph)
-    steps.append(_step("infer", model, start, facts=facts))
+    steps.append(replace(_step("infer", model, start, facts=facts), remark=unknowns(model.graph, facts)))
     early, late = (
         [(name, make) for name, make in part if name.removesuffix(_AGAIN) not in without]
         for part in (_REWRITE[:_LATE], _REWRITE[_LATE:])

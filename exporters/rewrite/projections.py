@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from exporters.rewrite.builder import Builder, remove_dead, replace
+from exporters.rewrite.builder import Builder
 from exporters.rewrite.graph_pass import GraphPass
+from exporters.rewrite.rewiring import remove_dead, replace_all
 from exporters.rewrite.unique import label
 from exporters.steps import Refusal
 
@@ -96,6 +97,5 @@ def _merge(group: list[_Projection], builder: Builder) -> None:
         value = builder.value("Add", [value, builder.constant(np.concatenate(biases))], anchor)
     operands = [value, builder.constant(np.array(sizes, np.int64))]
     split = builder.node("Split", operands, anchor, len(group), axis=-1)
-    for projection, output in zip(group, split.outputs, strict=True):
-        replace(projection.result, output)
+    replace_all({projection.result: output for projection, output in zip(group, split.outputs, strict=True)})
     remove_dead(builder.graph, [node for p in group for node in (p.matmul, p.add) if node is not None])

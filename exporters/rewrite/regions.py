@@ -164,11 +164,12 @@ def moved(node: ir.Node, maps: Mapping[ir.Value, IndexMap | str], facts: Facts) 
         ValueError: the movement has no map; the message says why.
     """
     operands: list[Array | IndexMap | None] = []
+    followed = data_operands(node)
     for i, value in enumerate(node.inputs):
         fact = None if value is None else facts[value]
         if value is None or fact is None:
             operands.append(None)
-        elif i in data_operands(node):
+        elif i in followed:
             found = maps.get(value)
             assert not isinstance(found, str), "callers follow what has a map"
             operands.append(IndexMap.nowhere(fact.dims or ()) if found is None else found)

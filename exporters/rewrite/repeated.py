@@ -18,11 +18,12 @@ import numpy as np
 import onnx_ir as ir
 
 from exporters.rewrite.affine import BATCH, grows
-from exporters.rewrite.builder import Builder, replace
+from exporters.rewrite.builder import Builder
 from exporters.rewrite.constants import narrowed
 from exporters.rewrite.evaluate import can_evaluate, evaluate
 from exporters.rewrite.facts import GROWTH, dynamic_axes
 from exporters.rewrite.graph_pass import GraphPass
+from exporters.rewrite.rewiring import replace
 from exporters.rewrite.shapes import elements
 from exporters.rewrite.unique import label
 from exporters.steps import Refusal

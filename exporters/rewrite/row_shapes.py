@@ -108,6 +108,7 @@ class _Shaper:
     def groups(self) -> list[list[ir.Node]]:
         """Return the operators that are connected, in the order of the graph."""
         groups: dict[ir.Node, list[ir.Node]] = {}
+        seen = set[int]()
         for first in self._own:
             if first in groups:
                 continue
@@ -118,6 +119,9 @@ class _Shaper:
                 node = waiting.pop()
                 group.append(node)
                 for source in self._touched[node]:
+                    if id(source) in seen:  # one value may have thousands of readers
+                        continue
+                    seen.add(id(source))
                     for other in (source.maker, *(worker for worker, _ in source.workers)):
                         if other is not None and other not in groups:
                             groups[other] = group

@@ -21,12 +21,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from exporters.rewrite.builder import Builder, replace
+from exporters.rewrite.builder import Builder
 from exporters.rewrite.facts import dynamic_axes
 from exporters.rewrite.graph_pass import GraphPass
 from exporters.rewrite.index_map import IndexMap
 from exporters.rewrite.movement_ops import data_operands
 from exporters.rewrite.regions import moved
+from exporters.rewrite.rewiring import remove, replace
 from exporters.rewrite.unique import label
 from exporters.steps import Refusal
 
@@ -186,7 +187,7 @@ class _Folder:
             assert array is not None
             parameter.node.replace_input_with(parameter.position, self._builder.constant(array))
         replace(scale.node.outputs[0], scale.x)
-        self._graph.remove(scale.node, safe=True)
+        remove(self._graph, [scale.node])
         return None
 
     def _scaled(self, parameter: _Parameter, columns: Array, scale: _Scale) -> Array | None:

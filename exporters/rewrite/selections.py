@@ -23,10 +23,11 @@ import numpy as np
 
 from exporters.rewrite.axes import Join, Take, View
 from exporters.rewrite.boxes import Box, Rows, is_whole, sizes
-from exporters.rewrite.builder import Builder, remove_dead, replace
+from exporters.rewrite.builder import Builder
 from exporters.rewrite.demand import Demand, Reads, takes
 from exporters.rewrite.forms import Move
 from exporters.rewrite.graph_pass import GraphPass
+from exporters.rewrite.rewiring import remove_dead, replace
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 import ml_dtypes
 import numpy as np
 
-from exporters.rewrite.builder import replace
 from exporters.rewrite.graph_pass import GraphPass
+from exporters.rewrite.rewiring import replace
 from exporters.rewrite.unique import label
 from exporters.steps import Refusal
 

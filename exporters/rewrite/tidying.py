@@ -12,8 +12,10 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from exporters.rewrite.rewiring import inner_graphs, remove
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable
 
 _TENSORS: dict[str, Callable[[ir.Attr, str | None], ir.TensorProtocol]] = {
     "value": lambda attribute, _name: attribute.as_tensor(),
@@ -58,7 +60,7 @@ def _lift(node: ir.Node) -> bool:
     value.meta.update(output.meta)
     graph.register_initializer(value)
     output.replace_all_uses_with(value)
-    graph.remove(node, safe=True)
+    remove(graph, [node])
     return True
 
 
@@ -70,27 +72,6 @@ class Sort(common.TopologicalSortPass):
         if not model.functions and _is_sorted(model.graph):
             return ir.passes.PassResult(model, modified=False)
         return super().call(model)
-
-
-def inner_graphs(node: ir.Node) -> Iterator[ir.Graph]:
-    """Yield the graphs of an If, a Loop or a Scan."""
-    for attribute in node.attributes.values():
-        if attribute.is_ref():
-            continue
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            yield from attribute.as_graphs()
-
-
-def discard(graph: ir.Graph, nodes: Collection[ir.Node]) -> None:
-    """Remove nodes that nothing reads; what the graphs inside them read is no longer read by them."""
-    for node in nodes:
-        for inner in inner_graphs(node):
-            for reader in inner.all_nodes():
-                for i in range(len(reader.inputs)):
-                    reader.replace_input_with(i, None)
-    graph.remove(nodes, safe=True)
 
 
 def _is_sorted(graph: ir.Graph) -> bool:
@@ -127,7 +108,7 @@ def sweep(graph: ir.Graph, *, inside: bool = False) -> bool:
     dead = False
     for node in reversed(graph):
         if not any(output.uses() or output.is_graph_output() for output in node.outputs):
-            discard(graph, [node])
+            remove(graph, [node])
             dead = True
         elif inside:
             for inner in inner_graphs(node):

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from exporters.rewrite.builder import Builder, replace
+from exporters.rewrite.builder import Builder
 from exporters.rewrite.graph_pass import GraphPass
+from exporters.rewrite.rewiring import remove, replace
 from exporters.rewrite.unique import label
 from exporters.steps import Refusal
 
@@ -134,4 +135,4 @@ def _fold(attention: _WindowedAttention, builder: Builder) -> None:
     dims = facts.dims(a.mix.outputs[0])
     assert dims is not None, "it has the shape of v"
     replace(a.mix.outputs[0], builder.reshape(mixed, dims, a.mix))
-    builder.graph.remove([a.scores, a.split, a.add, a.join, a.softmax, a.mix], safe=True)
+    remove(builder.graph, [a.scores, a.split, a.add, a.join, a.softmax, a.mix])

@@ -56,7 +56,7 @@ def test_json_has_all_that_the_table_has(deploycli: Command, roll: Path) -> None
     assert shown["after"]["cost"] == {"movement_bytes": 128, "multiply_adds": 0, "constant_bytes": 64}
     assert shown["check"]["runs"] == ["x:3x8x4"]
     assert shown["files"] == ["out.onnx"]
-    assert {"name", "nodes", "seconds", "refusals", "cost"} == set(shown["steps"][0])
+    assert {"name", "nodes", "seconds", "refusals", "cost", "remark"} == set(shown["steps"][0])
 
 
 def test_a_dry_run_writes_nothing(deploycli: Command, roll: Path) -> None:

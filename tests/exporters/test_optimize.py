@@ -163,20 +163,39 @@ def test_an_old_opset_passes_through_and_says_why(tmp_path: Path) -> None:
     plain.opset_import[0].version, plain.ir_version = 11, 6
     result, written = run(plain, tmp_path)
     assert ops(written) == {"Slice": 2, "Concat": 1}
-    assert [r.reason for step in result.steps for r in step.refusals] == [
-        "the graph is of opset 11, the passes write 13 and above"
+    assert [step.remark for step in result.steps if step.remark] == [
+        "the graph is of opset 11, the passes write 13 and above: it is only tidied"
     ]
     assert result.after.cost.movement_bytes == 2 * 8 * 4 * 4
 
 
-def test_constants_that_are_inputs_stay_inputs_and_what_is_new_needs_format_4(tmp_path: Path) -> None:
-    plain = parse(ROLL, **CONSTANTS)
-    plain.ir_version = 3
+def scaled(ir_version: int) -> onnx.ModelProto:
+    """A graph whose scale is a constant, and an input."""
+    plain = parse(
+        "g (float[batch, 2] x) => (float[batch, 2] y) { a = Mul (x, scale) b = Identity (a) y = Add (b, one) }",
+        one=np.float32([1, 2]), scale=np.ones(1, np.float32),
+    )  # fmt: skip
+    plain.ir_version = ir_version
     plain.graph.input.append(helper.make_tensor_value_info("scale", TensorProto.FLOAT, [1]))
-    plain.graph.initializer.append(numpy_helper.from_array(np.ones(1, np.float32), "scale"))
-    _, written = run(plain, tmp_path)
-    assert written.ir_version == 4
+    return plain
+
+
+def test_constants_that_are_inputs_may_be_replaced_and_stay_inputs(tmp_path: Path) -> None:
+    result, written = run(scaled(4), tmp_path)
+    assert [value.name for value in written.graph.input] == ["x", "scale"]
     assert "scale" in [tensor.name for tensor in written.graph.initializer]
+    assert [step.remark for step in result.steps if step.remark] == [
+        "1 constants are inputs too, and a caller may pass others: none of scale was taken for a constant"
+    ]
+
+
+def test_before_format_4_every_constant_was_an_input_that_none_may_replace(tmp_path: Path) -> None:
+    source = save(scaled(3), tmp_path / "in.onnx")
+    result = optimize(OptimizeRequest(source, tmp_path / "out.onnx"))
+    written = onnx.load(tmp_path / "out.onnx")
+    assert [value.name for value in written.graph.input] == ["x"]
+    assert written.ir_version == 4
+    assert [step.remark for step in result.steps if step.remark] == []
 
 
 @pytest.mark.parametrize(

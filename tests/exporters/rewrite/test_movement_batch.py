@@ -166,3 +166,17 @@ def test_an_empty_slice_is_left() -> None:
     text = "g (float[batch, 6, 4] x) => (float[batch, 0, 4] y) { a = Identity (x) y = Slice (a, one, one, one) }"
     counts, refusals, _ = fold(text, one=[1])
     assert (counts, refusals) == ({"Identity": 1, "Slice": 1}, ["holds no elements"])
+
+
+def test_zeros_alone_are_padded_again() -> None:
+    """Nothing of the source is left in them, but they are not read from its first row."""
+    text = """g (float[batch, 3] x) => (float[batch, 4] y) {
+        a, b = Split <axis: int = 1> (x, two)
+        p = Pad (a, pads)
+        c, d = Split <axis: int = 1> (p, parts)
+        q = Pad (d, more)
+        y = Abs (q)
+    }"""
+    counts, _, modified = fold(text, two=[1, 2], pads=[0, 2, 0, 2], parts=[3, 2], more=[0, 1, 0, 1])
+    assert modified
+    assert "Split" not in counts

@@ -77,12 +77,12 @@ def nothing_is_padded(real: Any) -> Any:
 def lost_use(real: Any) -> Any:
     """One reader goes on reading what the move was made of."""
 
-    def replace_all(old: ir.Value, new: ir.Value) -> None:
+    def source(old: ir.Value, new: ir.Value) -> ir.Value:
         producer = new.producer()
-        source = producer.inputs[0] if producer is not None else None
-        real(old, source if source is not None and not old.is_graph_output() else new)
+        found = producer.inputs[0] if producer is not None else None
+        return found if found is not None and not old.is_graph_output() else new
 
-    return replace_all
+    return lambda values: real({old: source(old, new) for old, new in values.items()})
 
 
 def turned(self: index_map.IndexMap, axis: int, place: int) -> index_map.IndexMap:
@@ -110,7 +110,7 @@ MUTANTS = {
         forms, "_strided_form", lambda real: lambda offset, *rest: real(0, *rest)
     ),
     "padding dropped": patched(index_map.IndexMap, "rows", nothing_is_padded),
-    "lost use": patched(movement, "replace", lost_use),
+    "lost use": patched(movement, "replace_all", lost_use),
     "a table's base dropped": patched(index_map, "_apart", lambda real: lambda table: (0, *real(table)[1:])),
     "neighbours joined backwards": patched(
         index_map.IndexMap, "_join", lambda real: lambda self, axis, place: real(turned(self, axis, place), axis, place)

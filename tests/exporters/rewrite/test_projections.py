@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exporters.rewrite import projections
-from exporters.rewrite.builder import replace
 from exporters.rewrite.projections import MergeProjections
+from exporters.rewrite.rewiring import replace_all
 from tests.exporters.rewrite.graphs import apply, differences, ops, parse, reasons, transform
 
 if TYPE_CHECKING:
@@ -101,11 +101,10 @@ def test_a_product_that_is_read_without_its_bias_keeps_its_sum() -> None:
 def test_parts_that_go_to_the_wrong_readers_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The mutant: each reader gets its neighbour's part of the Split."""
 
-    def replace_by_next(old: Any, new: Any) -> None:
-        parts = new.producer().outputs
-        replace(old, parts[(new.index() + 1) % len(parts)])
+    def replace_by_next(values: dict[Any, Any]) -> None:
+        replace_all(dict(zip(values, [*list(values.values())[1:], *list(values.values())[:1]], strict=True)))
 
-    monkeypatch.setattr(projections, "replace", replace_by_next)
+    monkeypatch.setattr(projections, "replace_all", replace_by_next)
     text = """g (float[batch, 4] x) => (float[batch, 6] q, float[batch, 6] k) {
         q = MatMul (x, wq)
         k = MatMul (x, wk)
