@@ -34,8 +34,8 @@ _Ends: TypeAlias = "tuple[Array, Array]"
 GROWTH = 16 * 2**20
 """A constant may be this much larger than what it is made of, bytes."""
 
-_MOST_AXES = 64
-"""NumPy has no array of more axes."""
+_MOST_AXES = 32
+"""NumPy broadcasts no more axes. Of a value that has more nothing is known."""
 
 SCRATCH = 256 * 2**20
 """All constants that are computed may take this much more than twice those that are stored, bytes."""
@@ -185,7 +185,7 @@ class Facts:
         if is_large:
             self.weighed[node] = f"{made} bytes of constants from {given}"
         for output, ends in zip(node.outputs, values, strict=True):
-            if ends is not None:
+            if ends is not None and ends[0].ndim <= _MOST_AXES:
                 dtype, axes = ir.DataType.from_numpy(ends[0].dtype), _fit(ends[0].shape, ends[1].shape)
                 self._facts[output] = Fact(dtype, axes, ends, stored=given if is_large else made, is_large=is_large)
 
@@ -373,7 +373,7 @@ def _as_ends(low: Array, high: Array) -> _Ends:
 
 def _fit(low: Axes, high: Axes) -> Axes | None:
     """Return the axes that give these shapes at the ends, None for one that is no multiple of the batch."""
-    if len(low) != len(high):
+    if len(low) != len(high) or len(low) > _MOST_AXES:
         return None
     return tuple(_fit_axis(a, b) for a, b in zip(low, high, strict=True))
 

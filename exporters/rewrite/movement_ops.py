@@ -252,5 +252,5 @@ def move(node: ir.Node, operands: Operands, *, zero: int = 0) -> list[Array]:
     """
     try:
         return MOVEMENT[node.op_type](node, operands, zero)
-    except IndexError as error:  # an axis or an index outside the data
+    except (IndexError, RuntimeError) as error:  # an axis or an index outside the data, or too many axes
         raise ValueError(str(error)) from error

@@ -14,12 +14,14 @@ Source: https://onnx.ai/onnx/operators/onnx__Attention.html
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from exporters.rewrite.builder import Builder
+from exporters.rewrite.facts import GROWTH, dynamic_axes
 from exporters.rewrite.fusions import Fusion
 from exporters.rewrite.rewiring import replace
 from exporters.rewrite.splits import swaps_last_axes
@@ -97,6 +99,11 @@ def _read(softmax: ir.Node, facts: Facts) -> _Attention | str | None:
         if (constants[0] is None) == (constants[1] is None):
             return "its mask is no constant"
         mask = constants[0] if constants[1] is None else constants[1]
+        assert mask is not None, "one of them is a constant"
+        if dynamic_axes(dims[2:]):
+            return "its mask would have to be spelled out for every batch size"
+        if (size := math.prod((*mask.shape[:-2], *dims[2:])) * mask.itemsize) > mask.nbytes + GROWTH:
+            return f"{size} bytes of constants from {mask.nbytes}"
         scores_value = add.inputs[1] if constants[1] is None else add.inputs[0]
     scores = _maker(scores_value, "MatMul")
     mix = mixes[0].node

@@ -46,9 +46,10 @@ class LiftConstants(ir.passes.InPlacePass):
 
 
 def _lift(node: ir.Node) -> bool:
-    (attribute,), output, graph = node.attributes.values(), node.outputs[0], node.graph
-    if attribute.name not in _TENSORS or graph is None:
+    attributes, output, graph = list(node.attributes.values()), node.outputs[0], node.graph
+    if len(attributes) != 1 or attributes[0].name not in _TENSORS or graph is None:
         return False
+    (attribute,) = attributes
     tensor = _TENSORS[attribute.name](attribute, output.name)
     value = ir.Value(
         name=output.name,

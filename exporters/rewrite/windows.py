@@ -14,12 +14,14 @@ Refused, for one: scores that something else reads as well.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from exporters.rewrite.builder import Builder
+from exporters.rewrite.facts import GROWTH, dynamic_axes
 from exporters.rewrite.graph_pass import GraphPass
 from exporters.rewrite.rewiring import remove, replace
 from exporters.rewrite.unique import label
@@ -86,10 +88,15 @@ class WindowsIntoHeads(GraphPass):
         if split is None or scores is None or dims is None or folded is None or len(dims) != _SCORES_RANK:
             return None
         batch, windows, heads, *_ = dims
+        if dynamic_axes(dims[1:]):
+            return None
         if facts.dims(scores.outputs[0]) != folded or folded != (batch * windows, *dims[2:]):
             return None
         constant = facts.constant(add.inputs[sides[0]])
         if constant is None or np.broadcast_shapes(constant.shape, (1, *dims[1:])) != (1, *dims[1:]):
+            return None
+        if (size := math.prod(dims[1:]) * constant.itemsize) > constant.nbytes + GROWTH:
+            self.refusals.append(Refusal(label(softmax), f"{size} bytes of constants from {constant.nbytes}"))
             return None
         chain = (scores, split, add, join, softmax)
         if any(len(node.outputs[0].uses()) != 1 or node.outputs[0].is_graph_output() for node in chain):
