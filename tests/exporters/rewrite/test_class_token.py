@@ -39,6 +39,18 @@ def test_it_meets_the_position_embedding() -> None:
     assert ops(model) == {"Pad": 1, "Add": 1}
 
 
+def test_tokens_of_tokens() -> None:
+    """A distilled ViT that concatenates one after the other."""
+    text = VIT.replace(
+        "y = Add (tokens, position)", "again = Expand (other, shape) y = Concat <axis = 1> (again, tokens)"
+    )
+    plain = parse(text.replace("7, 4] y", "8, 4] y"), token=TOKEN, other=OTHER[:1], rest=np.array([1, 4]))
+    model = load(plain)
+    rewrite(model)
+    assert differences(plain, proto(model)) == []
+    assert "Expand" not in ops(model)
+
+
 def test_tokens_stand_before_and_behind() -> None:
     text = """g (float[batch, 6, 4] x) => (float[batch, 10, 4] y) {
         size = Shape <start = 0, end = 1> (x)

@@ -244,6 +244,51 @@ def test_a_scale_along_another_axis_stays_outside() -> None:
     assert fuse_norm(plain) == ({"LayerNormalization": 1, "Mul": 1, "Add": 1}, [], True)
 
 
+@pytest.mark.parametrize("opset", [13, 17])
+@pytest.mark.parametrize(("constant", "lines"), [("eps", ""), ("two", ""), ("eps", "square = Mul (d, d)")])
+def test_a_number_of_more_axes_makes_no_normalisation(constant: str, lines: str, opset: int) -> None:
+    """The result has as many; `fuse` compares the shapes that come out."""
+    text = NORM.replace("[batch, 4, 6] y", "[a, b, c, d] y")
+    text = text.replace("square = Pow (d, two)", lines or "square = Pow (d, two)")
+    counts, _, modified = fuse_norm(norm(text, opset, **{constant: np.reshape(PARAMETERS[constant], (1, 1, 1, 1))}))
+    assert ("LayerNormalization" in counts, modified) == (False, False)
+
+
+@pytest.mark.parametrize(("constant", "left"), [("gamma", {"Mul": 1, "Add": 1}), ("beta", {"Add": 1})])
+def test_a_scale_or_shift_of_more_axes_stays_outside(constant: str, left: dict[str, int]) -> None:
+    text = NORM.replace("[batch, 4, 6] y", "[a, b, c, d] y")
+    plain = norm(text, **{constant: np.reshape(PARAMETERS[constant], (1, 1, 1, 6))})
+    assert fuse_norm(plain) == ({"LayerNormalization": 1, **left}, [], True)
+
+
+@pytest.mark.parametrize("wide", ["half", "one", "root2"])
+def test_a_number_of_more_axes_makes_no_gelu(wide: str) -> None:
+    text = with_numbers(EXACT[0], outputs="float[a, b, c] y")
+    for tensor in text.graph.initializer:
+        if tensor.name == wide:
+            tensor.CopyFrom(numpy_helper.from_array(np.reshape(NUMBERS[wide], (1, 1, 1, 1)), wide))
+    text.graph.output[0].type.tensor_type.shape.dim.add(dim_param="d")
+    assert "Gelu" not in fuse_gelu(text)[0]
+
+
+@pytest.mark.parametrize("shape", ["batch, tokens, 6", "?, ?, 6", "?, 4, 6", "5, tokens, 6"])
+def test_what_is_normalised_may_have_axes_that_are_not_known(shape: str) -> None:
+    plain = norm(NORM.replace("[batch, 4, 6]", f"[{shape}]"))
+    assert fuse_norm(plain) == ({"LayerNormalization": 1}, [], True)
+    gelu = with_numbers(EXACT[0], outputs="float[a, b, c] y")
+    for value in gelu.graph.input:
+        value.CopyFrom(onnx.parser.parse_graph(f"g (float[{shape}] a) => () {{ }}").input[0])
+    assert fuse_gelu(gelu)[0]["Gelu"] == 1
+
+
+def test_doubles_stay_as_they_are_written() -> None:
+    """The operator has its epsilon in FP32, and computes in it."""
+    text = NORM.replace("float[", "double[")
+    plain = parse_at(17, text, **{k: np.float64(v) for k, v in PARAMETERS.items() if k != "one"})
+    rewritten, _, modified = apply(FuseNormalization, plain)
+    assert (ops(rewritten), modified) == (ops(plain), False)
+
+
 # --- properties ------------------------------------------------------------------------------------------------------
 
 

@@ -3,10 +3,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 
 from exporters.rewrite.inference import DropInferenceNoOps
-from tests.exporters.rewrite.graphs import apply, parse, transform
+from exporters.rewrite.pipeline import rewrite
+from tests.exporters.rewrite.graphs import apply, differences, load, parse, proto, transform
 
 HALF = np.float32(0.5)
 
@@ -63,3 +66,17 @@ def test_identities_of_an_inner_graph_stay() -> None:
         >
     }"""
     assert drop(text) == ({"If": 1}, True)
+
+
+@pytest.mark.parametrize("given", ["axes", "copy"])
+def test_a_squeeze_with_an_empty_list_squeezes_all_as_onnxruntime_does(given: str) -> None:
+    text = f"""g (float[1, 3, 1] x) => (float[a] y) {{
+        copy = Identity (axes) n = Neg (x) s = Squeeze (n, {given}) y = Abs (s)
+    }}"""
+    plain = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 20]>\n{text}')  # ONNX would complain
+    plain.graph.initializer.append(numpy_helper.from_array(np.zeros(0, np.int64), "axes"))
+    model = load(plain)
+    rewrite(model)
+    assert differences(plain, proto(model)) == []
+    (squeeze,) = [node for node in model.graph if node.op_type == "Squeeze"]
+    assert len(squeeze.inputs) == 1

@@ -270,3 +270,12 @@ def test_random_networks_find_the_fault(mutant: str, monkeypatch: pytest.MonkeyP
 
     steps = ("elementwise", "project", "position", "residual", "residual", *MOVES, "mix", "mix", "compare")
     find(networks(steps), is_reported, settings=SEARCH)  # raises where nothing is reported
+
+
+@pytest.mark.parametrize("table", [(2, 3), (1, 2, 3), (2, 2, 3), (1, 1, 3)])
+def test_a_table_of_some_of_the_axes_before_the_last(table: tuple[int, ...]) -> None:
+    """Without a symbolic batch the first axis is one of rows, and a table may be repeated along it."""
+    text = """g (float[2, 2, 3] x) => (float[2, 1, 3] y) {
+        t = Transpose <perm: ints = [1, 0, 2]> (x) m = Mul (t, table) y, z = Split <axis: int = 1> (m, parts)
+    }"""
+    commute(text, table=numbers(*table), parts=np.array([1, 1]))
