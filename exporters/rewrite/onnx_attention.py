@@ -24,6 +24,7 @@ from exporters.rewrite.builder import Builder
 from exporters.rewrite.facts import GROWTH, dynamic_axes
 from exporters.rewrite.fusions import Fusion
 from exporters.rewrite.rewiring import replace
+from exporters.rewrite.softmax_guard import far_from_overflow
 from exporters.rewrite.splits import swaps_last_axes
 from exporters.rewrite.unique import label
 from exporters.steps import Refusal
@@ -100,6 +101,8 @@ def _read(softmax: ir.Node, facts: Facts) -> _Attention | str | None:
             return "its mask is no constant"
         mask = constants[0] if constants[1] is None else constants[1]
         assert mask is not None, "one of them is a constant"
+        if mask.size and mask.max(-1, initial=-np.inf).min() < -far_from_overflow(mask.dtype):
+            return "its mask hides all keys from a query: a kernel may answer 0 there"
         if dynamic_axes(dims[2:]):
             return "its mask would have to be spelled out for every batch size"
         if (size := math.prod((*mask.shape[:-2], *dims[2:])) * mask.itemsize) > mask.nbytes + GROWTH:

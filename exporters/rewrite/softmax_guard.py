@@ -13,7 +13,7 @@ Refused, for one: a constant mask that hides every key from some query.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
@@ -105,7 +105,7 @@ def _bounds(scores: ir.Value, facts: Facts) -> _Bounds | None:
     fact = facts[scores]
     if node is None or fact is None or not fact.dtype.is_floating_point():
         return None
-    most = np.array(_most(fact.dtype))
+    most = np.array(far_from_overflow(fact.dtype.numpy()))
     bounds = _Bounds(-most, most)
     with np.errstate(all="ignore"):  # what overflows is the answer
         for node in path:
@@ -113,9 +113,9 @@ def _bounds(scores: ir.Value, facts: Facts) -> _Bounds | None:
     return bounds
 
 
-def _most(dtype: ir.DataType) -> float:
-    """Return a number that a product of queries and keys is taken to stay below: anything near overflow."""
-    largest = float(ml_dtypes.finfo(dtype.numpy()).max)  # type: ignore[no-untyped-call]  # it ships no types
+def far_from_overflow(dtype: np.dtype[Any]) -> float:
+    """Return a number that a product of queries and keys is taken to stay below, and a mask that hides is beyond."""
+    largest = float(ml_dtypes.finfo(dtype).max)  # type: ignore[no-untyped-call]  # it ships no types
     return largest / 2 if largest < 1e6 else largest * 2.0**-28
 
 

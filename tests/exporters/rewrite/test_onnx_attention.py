@@ -150,3 +150,13 @@ def test_graphs_of_old_opsets_are_raised() -> None:
     EmitAttention()(model)
     assert (model.opset_imports[""], model.ir_version >= 11) == (23, True)
     assert isinstance(model, ir.Model)
+
+
+@pytest.mark.parametrize("lowest", [float(np.finfo(np.float32).min), -1e32])
+def test_a_row_that_a_mask_hides_stays_written_out(lowest: float) -> None:
+    """Kernels answer 0 there, or the mean of the values."""
+    hidden = np.zeros((1, 2, 3, 3), np.float32)
+    hidden[0, 1, 2] = lowest
+    rewritten, refusals, modified = emit(ATTENTION, mask=hidden)
+    assert ("Attention" in ops(rewritten), modified) == (False, False)
+    assert refusals == ["its mask hides all keys from a query: a kernel may answer 0 there"]
