@@ -47,7 +47,23 @@ def relations(node: ir.Node, facts: Facts) -> list[Relation | None]:
         return _taken(node, facts) if all(dims is not None and 0 not in dims for dims in results) else unknown
     if results[0] is None or 0 in results[0] or any(o.uses() or o.is_graph_output() for o in node.outputs[1:]):
         return unknown
-    return [read(_Case(node, [dims or () for dims in inputs], results[0], facts)), *unknown[1:]]
+    case = _Case(node, [dims or () for dims in inputs], results[0], facts)
+    try:
+        found = read(case)
+    except _OutsideError:
+        return unknown
+    return [None if isinstance(found, Links) and not _fits(found, case) else found, *unknown[1:]]
+
+
+class _OutsideError(Exception):
+    """An attribute names an axis that is not there."""
+
+
+def _fits(links: Links, case: _Case) -> bool:
+    """Say whether axes that share their rows are of one length: a graph may be at odds with itself."""
+    pairs = zip(links.inputs, case.inputs, strict=False)
+    linked = [(axis, dim) for axes, dims in pairs for axis, dim in zip(axes, dims, strict=False) if axis is not None]
+    return all(axis < len(case.result) and case.result[axis] == dim for axis, dim in linked)
 
 
 @dataclass(frozen=True)
@@ -61,8 +77,10 @@ class _Case:
 
     def axis(self, default: int, rank: int | None = None) -> int:
         """Return the axis attribute, counted from the front."""
-        axis = self.node.attributes.get_int("axis", default)
-        return axis + (len(self.result) if rank is None else rank) if axis < 0 else axis
+        axis, rank = self.node.attributes.get_int("axis", default), len(self.result) if rank is None else rank
+        if not -rank <= axis < rank:
+            raise _OutsideError
+        return axis % rank
 
     def constant(self, position: int) -> Array | None:
         """Return an operand's value."""
@@ -148,6 +166,8 @@ def _reduction(case: _Case) -> Relation | None:
         axes = operand.reshape(-1).tolist()
     else:
         axes = list(case.node.attributes.get_ints("axes", ()))
+    if any(not -rank <= axis < rank for axis in axes):
+        return None
     gone = {axis % rank for axis in axes}
     if not gone:
         return None  # all axes, or none

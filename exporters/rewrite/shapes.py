@@ -149,7 +149,10 @@ def _infer_at(
     opset_imports: Mapping[str, int],
 ) -> list[tuple[ir.DataType, Axes] | None] | None:
     """Run ONNX's own shape inference on one node at one batch size."""
-    proto = ir.serde.serialize_node(node)
+    try:
+        proto = ir.serde.serialize_node(node)
+    except ir.serde.SerdeError:  # a part of it that no file can hold
+        return None
     types, data = {}, {}
     del proto.input[:]
     for i, operand in enumerate(operands):
