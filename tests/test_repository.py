@@ -35,13 +35,6 @@ def test_imports_point_one_way(package: str) -> None:
     assert not {path: found for path, found in guilty.items() if found}
 
 
-@pytest.mark.parametrize("package", LAYERS)
-def test_no_file_is_longer_than_400_lines(package: str) -> None:
-    lengths = {str(path.relative_to(ROOT)): len(path.read_text("utf-8").splitlines()) for path in sources(package)}
-    assert lengths
-    assert not {path: length for path, length in lengths.items() if length > 400}
-
-
 @pytest.mark.parametrize("arguments", [["check"], ["format", "--check"]])
 def test_ruff(arguments: list[str]) -> None:
     command = [sys.executable, "-m", "ruff", *arguments, "--no-cache", *LAYERS, "tests"]
