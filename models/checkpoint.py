@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-import pickle
-import re
-import warnings
-import zipfile
-import zlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
 
 from models.build import build
+from models.checkpoint_file import read_weights
 from models.errors import UsageError
 from models.families import Family, family
 from models.files import sha256_of
+from models.foreign import CLASSES, classes_of
 from models.spec import ModelSpec, Weights
+from models.values import converted, shown, some
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-CONTAINERS = ("model", "state_dict", "model_ema", "state_dict_ema")  # where training scripts put the weights, in order
-PREFIXES = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before each name
-FORMATS = ".safetensors, .pth or .npz"
-NAMED_IN_A_MESSAGE = 4
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -80,86 +71,136 @@ class Loaded:
 
 
 def load(
-    spec: ModelSpec, path: Path, *, num_classes: int | None = None, source: str = "checkpoint", origin: str = ""
+    spec: ModelSpec,
+    path: Path,
+    *,
+    num_classes: int | None = None,
+    entry: str | None = None,
+    source: str = "checkpoint",
+    origin: str = "",
 ) -> Loaded:
     """Build the model and load a checkpoint into it. Peak memory is about twice the weights.
 
     Args:
-        spec: the model; its ``num_classes`` gives way to the checkpoint's.
+        spec: the model; its number of classes gives way to the checkpoint's.
         path: a ``.safetensors`` file, one that ``torch.save`` wrote, or an ``.npz`` archive of JAX, by any names that
-            the family translates.
+            the family translates, with one prefix before all of them or none.
         num_classes: what the user asked for, None if nothing; an error if the checkpoint has another head.
+        entry: which of the file's sets of weights; see :func:`models.checkpoint_file.read_weights`.
         source: ``checkpoint`` or ``pretrained``, for the manifest.
         origin: the file's name in the manifest; by default the path as given.
 
     Raises:
         UsageError: the file cannot be read or holds pickled code; its keys, shapes or derived buffers do not belong to
             the model; it was made for another head, window or image size and cannot be adapted; or a weight is not
-            finite.
+            finite, or of a type that would lose more than digits.
     """
     kind = family(spec.family)
-    state, unprefixed = _strip_prefixes(read_state(path))
-    state, translated = kind.translate(state)
-    spec = adapt(spec, state, num_classes=num_classes)
-    kind.check_geometry(spec.config, state)
-    model = build(spec)
-    state, resampled = kind.resample(spec.config, state)
-    renamed = [translated.get(key, key) for key in unprefixed] + list(translated.values())
-    report = load_strictly(model, state, kind, renamed=renamed, resampled=resampled)
-    weights = Weights(source, path=origin or str(path), sha256=sha256_of(path), report=report.counts())
-    return Loaded(model, spec, weights, report)
+    stored = read_weights(path, entry)
+    sketch = _sketch(spec, kind)
+    bare, prefix = _without_prefix(stored.tensors, sketch.state_dict())
+    state, translated = kind.translate(bare)
+    fitted = adapt(spec, state, num_classes=num_classes, sketch=sketch)
+    kind.check_geometry(fitted.config, state)
+    if kind.head in state and state[kind.head].shape[1:] != sketch.get_parameter(kind.head).shape[1:]:
+        fitted = spec  # another model's head: refused below, and no reason to make one of its size
+    model = sketch if fitted == spec and kind.strange else build(fitted)
+    state, resampled = kind.resample(fitted.config, state)
+    names = dict.fromkeys(translated.values())
+    renamed = [translated.get(key, key) for key in bare] if prefix else list(names)
+    in_file = {translated.get(key, key): prefix + key for key in bare if prefix or key in translated}
+    report = load_strictly(model, state, kind, renamed=renamed, resampled=resampled, in_file=in_file)
+    weights = Weights(
+        source,
+        path=origin or str(path),
+        sha256=sha256_of(path),
+        report=report.counts(),
+        classes=classes_of(fitted.family, model),
+        entry=stored.entry,
+        others=stored.others,
+        prefix=prefix,
+    )
+    return Loaded(model, fitted, weights, report)
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a checkpoint by the names in the file; they stay mapped to it where its format allows.
-
-    Raises:
-        UsageError: there is no such file, it is damaged, it holds pickled code, or it holds no weights.
-    """
-    if not path.is_file():
-        raise UsageError(f"no checkpoint at {path}", expected=f"a {FORMATS} file", hint="check the path")
-    if path.suffix == ".npz":
-        return _state_dict(_read_npz(path), path)
-    if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise _unreadable(path, error) from error
-    try:
-        mappable = zipfile.is_zipfile(path)  # torch.save before 1.6 wrote bare pickles, which cannot be mapped
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # foreign pickles are warned about before they are refused
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mappable)
-    except pickle.UnpicklingError as error:
-        foreign = re.search(r"GLOBAL (\S+)", str(error))
-        if foreign is None:
-            raise _unreadable(path, ValueError("not what torch.save writes")) from error
-        raise _pickled(path, foreign[1]) from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        raise _unreadable(path, error) from error
-    return _state_dict(content, path)
-
-
-def adapt(spec: ModelSpec, state: Mapping[str, Tensor], *, num_classes: int | None = None) -> ModelSpec:
+def adapt(
+    spec: ModelSpec, state: Mapping[str, Tensor], *, num_classes: int | None = None, sketch: nn.Module | None = None
+) -> ModelSpec:
     """Return the spec with the number of classes that the checkpoint's head has.
 
     Args:
         spec: the model.
         state: the checkpoint by official names.
         num_classes: what the user asked for, None if nothing.
+        sketch: a stranger's model of that spec, for its names and shapes; by default it is made.
 
     Raises:
         UsageError: the user asked for another number.
     """
-    head = state.get(family(spec.family).head)
-    if head is None:
-        return spec  # reported as missing when it is loaded
-    classes = head.shape[0]
-    if num_classes not in (None, classes):
+    kind = family(spec.family)
+    if kind.strange:
+        classes = _head_of_another_size(state, sketch or build(spec), spec.family)
+    else:
+        classes = _head_size(state.get(kind.head))
+    if classes is None:
+        return spec  # the model's own, or a head that is reported when it is loaded
+    option = CLASSES.get(spec.family, "")
+    asked = num_classes or (spec.config["kwargs"].get(option) if kind.strange else None)
+    if asked not in (None, classes):
         raise UsageError(
-            f"the checkpoint's head has {classes} classes", expected=f"{num_classes}", hint=f"--num-classes {classes}"
+            f"the checkpoint's head has {classes} classes", expected=f"{asked}", hint=f"--num-classes {classes}"
         )
+    if kind.strange:
+        return replace(spec, config={**spec.config, "kwargs": {**spec.config["kwargs"], option: classes}})
     return replace(spec, config={**spec.config, "num_classes": classes})
+
+
+def _head_size(head: Tensor | None) -> int | None:
+    return head.shape[0] if head is not None and head.ndim and head.numel() else None
+
+
+def _head_of_another_size(state: Mapping[str, Tensor], sketch: nn.Module, library: str) -> int | None:
+    """Return how many classes a stranger's checkpoint has, where that is all that tells it from the model.
+
+    A library's head has no name that is known here: it is what has as many rows as the model has classes, and other
+    rows in the file.
+    """
+    own_classes = classes_of(library, sketch)
+    if own_classes is None:
+        return None
+    sizes = set()
+    for key, own in sketch.state_dict().items():
+        if (found := state.get(key)) is None or found.shape == own.shape:
+            continue
+        if not (own.ndim and own.shape[0] == own_classes and found.ndim and found.shape[1:] == own.shape[1:]):
+            return None
+        sizes.add(_head_size(found))
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+def _sketch(spec: ModelSpec, kind: Family) -> nn.Module:
+    """Return the model for its names and shapes; one of our own takes no memory for that, and no time."""
+    if kind.strange:
+        return build(spec)
+    with torch.device("meta"):
+        return kind.create(**spec.config)
+
+
+def _without_prefix(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    """Remove what stands before every name, such as ``module.`` and ``model.``; return the state, and what it was.
+
+    Wrappers put it there: DistributedDataParallel, torch.compile, a training framework. It is none where the model's
+    own names begin with it.
+    """
+    bare, prefix = dict(state), ""
+    while not any(key in own for key in bare):
+        first = {key.partition(".")[0] for key in bare if "." in key.strip(".")}
+        if len(first) != 1 or not all(key.partition(".")[2] for key in bare):
+            return dict(state), ""
+        outer = f"{first.pop()}."
+        prefix += outer
+        bare = {key.removeprefix(outer): value for key, value in bare.items()}
+    return bare, prefix
 
 
 def load_strictly(
@@ -169,6 +210,7 @@ def load_strictly(
     *,
     renamed: Sequence[str] = (),
     resampled: Sequence[str] = (),
+    in_file: Mapping[str, str] | None = None,
 ) -> LoadReport:
     """Copy a checkpoint into a model, casting to the model's types, and account for every key.
 
@@ -180,9 +222,11 @@ def load_strictly(
         kind: the model's family.
         renamed: official names of the keys that had another name in the file.
         resampled: official names of the keys that were interpolated for another image size.
+        in_file: official name -> the name in the file, where it is another.
 
     Raises:
-        UsageError: a key is missing or unexpected, a shape or a derived buffer differs, or a weight is not finite.
+        UsageError: a key is missing or unexpected, a shape or a derived buffer differs, or a weight is not finite, or
+            of a type that would lose more than digits.
     """
     own = model.state_dict()
     derived = {key for key in own if key.rpartition(".")[2] in kind.derived}
@@ -194,95 +238,35 @@ def load_strictly(
         missing=tuple(key for key in own if key not in state and key not in derived),
         unexpected=tuple(key for key in state if key not in own),
     )
-    _refuse_mismatch(report, own, state)
+    names = in_file or {}
+    _refuse_mismatch(report, own, state, names)
     with torch.no_grad():
         for key in report.loaded:
-            if not state[key].isfinite().all():
-                raise UsageError(f"{key} holds NaN or infinity", expected="finite weights", hint="another checkpoint")
-            own[key].copy_(state[key])
+            own[key].copy_(converted(key, state[key], own[key], in_file=names.get(key, key)))
     return report
 
 
-def _read_npz(path: Path) -> dict[str, Tensor]:
-    """Read a NumPy archive, as JAX models are published in."""
-    if not zipfile.is_zipfile(path):  # np.load would take it for a pickle
-        raise _unreadable(path, ValueError("not a complete zip archive"))
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: torch.from_numpy(archive[name]) for name in archive.files}
-    except (ValueError, TypeError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        if "allow_pickle" in str(error):
-            raise _pickled(path, "an array of objects") from error
-        raise _unreadable(path, error) from error
-
-
-def _state_dict(content: object, path: Path) -> dict[str, Tensor]:
-    """Find the weights in what a training script saved."""
-    for name in CONTAINERS:
-        if isinstance(content, dict) and isinstance(content.get(name), dict):
-            content = content[name]
-            break
-    if isinstance(content, dict) and content and all(isinstance(value, Tensor) for value in content.values()):
-        return dict(content)
-    raise UsageError(
-        f"{path} holds no state dict",
-        expected=f"names and tensors, at the top or under {', '.join(CONTAINERS)}",
-        hint="save model.state_dict()",
-    )
-
-
-def _strip_prefixes(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Remove wrappers' prefixes that every key has; return the state and the keys that were renamed."""
-    bare = dict(state)
-    stripped = False
-    while prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in bare)), None):
-        bare = {key.removeprefix(prefix): value for key, value in bare.items()}
-        stripped = True
-    return bare, list(bare) if stripped else []
-
-
-def _refuse_mismatch(report: LoadReport, own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+def _refuse_mismatch(
+    report: LoadReport, own: Mapping[str, Tensor], state: Mapping[str, Tensor], names: Mapping[str, str]
+) -> None:
     faults = []
     if report.missing:
-        faults.append(f"missing {_some(report.missing)}")
+        faults.append(f"missing {some(report.missing)}")
     if report.unexpected:
-        faults.append(f"unexpected {_some(report.unexpected)}")
+        faults.append(f"unexpected {some(report.unexpected)}")
     reshaped = [key for key in own if key in state and own[key].shape != state[key].shape]
     if reshaped:
         faults.append(
             "other shapes "
-            + _some([f"{key} {list(state[key].shape)} instead of {list(own[key].shape)}" for key in reshaped])
+            + some([f"{shown(key)} {list(state[key].shape)} instead of {list(own[key].shape)}" for key in reshaped])
         )
     else:
-        changed = [key for key in report.recomputed if not torch.equal(own[key], state[key].to(own[key].dtype))]
-        if changed:
-            faults.append(f"other values of derived buffers {_some(changed)}")
+        derived = {key: converted(key, state[key], own[key], in_file=names.get(key, key)) for key in report.recomputed}
+        if changed := [key for key, value in derived.items() if not torch.equal(own[key], value)]:
+            faults.append(f"other values of derived buffers {some(changed)}")
     if faults:
         raise UsageError(
             f"the checkpoint does not belong to this model: {'; '.join(faults)}",
             expected="exactly the model's own parameters",
             hint="another model name; `deploycli list` shows them",
         )
-
-
-def _some(keys: Sequence[str]) -> str:
-    """Name the first few keys, and say how many there are."""
-    more = len(keys) - NAMED_IN_A_MESSAGE
-    return f"({len(keys)}): {', '.join(keys[:NAMED_IN_A_MESSAGE])}{', ...' if more > 0 else ''}"
-
-
-def _pickled(path: Path, what: str) -> UsageError:
-    return UsageError(
-        f"{path} holds pickled code or objects ({what}), which would have to be run to be read",
-        expected="tensors only",
-        hint="where you trust the file, save its state dict alone, as safetensors or with torch.save",
-    )
-
-
-def _unreadable(path: Path, error: Exception) -> UsageError:
-    first_line = str(error).strip().partition("\n")[0][:200]
-    return UsageError(
-        f"{path} cannot be read as a checkpoint ({first_line or type(error).__name__})",
-        expected=f"a complete {FORMATS} file",
-        hint="copy or download it again",
-    )

@@ -59,4 +59,4 @@ def accept_any_geometry(config: Mapping[str, Any], state: Mapping[str, Tensor]) 
 def _group_size(state: Mapping[str, Tensor], stage: int) -> int | None:
     """Return the group size whose offsets, (2 * group_size - 1)**2, a stage's first block holds."""
     offsets = state.get(f"layers.{stage}.blocks.0.attn.biases")
-    return None if offsets is None else (math.isqrt(offsets.shape[0]) + 1) // 2
+    return None if offsets is None or offsets.ndim != 2 else (math.isqrt(offsets.shape[0]) + 1) // 2

@@ -31,7 +31,7 @@ class Family:
             for the keys that it renamed.
         check_geometry: raises UsageError where a checkpoint was made for another window or image size than the config,
             or for another variant, and ``resample`` cannot adapt it.
-        head: official name of the classifier's weight [num_classes, C].
+        head: official name of the classifier's weight [num_classes, C]; empty where none is known.
         derived: last parts of the names of buffers that follow from the config; a checkpoint may hold them or not.
         resample: adapts a checkpoint to the config, such as its learned tables to the image size; returns it with the
             official names of the tables that were resampled. By default it changes nothing.
@@ -43,6 +43,11 @@ class Family:
     head: str
     derived: frozenset[str]
     resample: Resample = _keep
+
+    @property
+    def strange(self) -> bool:
+        """Whether its models come from elsewhere: their head has no name that is known here."""
+        return not self.head
 
 
 def family(name: str) -> Family:
@@ -103,7 +108,7 @@ def family(name: str) -> Family:
             create=partial(foreign.make, name),
             translate=lambda state: (state, {}),
             check_geometry=lambda _config, _state: None,
-            head="",  # a stranger's head has no known name: its size is the model's own
+            head="",
             derived=frozenset(),
             resample=foreign.by_own_names if name == "hf" else _keep,
         )

@@ -5,21 +5,27 @@ from __future__ import annotations
 import importlib
 import re
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from models.errors import DeployError, EnvironmentUnsuitable, UsageError, first_line
 from models.factory import call_factory, raised_at
 from models.hub import fetch, parse
 from models.sources import FACTORY, LIBRARIES
+from models.values import converted, some
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from types import ModuleType
 
-    import torch
+    from torch import Tensor
+
+CLASSES = {"timm": "num_classes", "torchvision": "num_classes", "hf": "num_labels"}
+"""Library -> the keyword argument that says how many classes a model's head has."""
 
 
 def make(family: str, target: str, kwargs: Mapping[str, Any]) -> nn.Module:
@@ -45,6 +51,8 @@ def make(family: str, target: str, kwargs: Mapping[str, Any]) -> nn.Module:
     except DeployError:
         raise
     except Exception as error:  # a stranger's code raises what it likes; the user needs its message, not our traceback
+        if (misfit := _torchvision_misfit(target, error)) is not None:
+            raise misfit from error
         raise UsageError(
             f"{target} could not be made: {type(error).__name__}: {first_line(error)}{raised_at(error)}",
             expected="a function that returns an nn.Module",
@@ -55,16 +63,56 @@ def make(family: str, target: str, kwargs: Mapping[str, Any]) -> nn.Module:
     return module
 
 
+def classes_of(family: str, module: nn.Module) -> int | None:
+    """Return how many classes a model says that it has; None where it is no classifier, or says nothing."""
+    classes: object = None
+    if family == "hf":
+        config = getattr(module, "config", None)
+        classes = getattr(config, "num_labels", None) if _classifies(config) else None
+    elif family == "torchvision":  # its classifiers end in the head
+        classes = next((len(p) for p in reversed(list(module.parameters())) if p.ndim), None)
+    else:
+        classes = getattr(module, "num_classes", None) if family == "timm" else _rows(getattr(module, "head", None))
+    return classes if isinstance(classes, int) and classes > 0 else None
+
+
+def _rows(head: object) -> int | None:
+    return head.out_features if isinstance(head, nn.Linear) else None
+
+
 def _library(family: str) -> ModuleType:
     package = LIBRARIES[family]
     try:
         return importlib.import_module(package)
     except (ImportError, RuntimeError, OSError) as error:  # RuntimeError: torchvision beside another PyTorch
-        raise EnvironmentUnsuitable(
+        raise _torchvision_misfit(package, error) or EnvironmentUnsuitable(
             f"{package} cannot be imported: {first_line(error)}",
             expected=f"{package}, which {family}: models come from",
             hint=f"pip install {package}",
         ) from error
+
+
+def _torchvision_misfit(what: str, error: BaseException) -> EnvironmentUnsuitable | None:
+    """Explain an error of torchvision's compiled half, which fits one build of one PyTorch; None for any other error.
+
+    Its Python half registers kernels of operators that the compiled half was to define: `operator torchvision::nms does
+    not exist`. Or the library cannot be loaded: `_C.so: undefined symbol`.
+    """
+    text = str(error)
+    if "operator torchvision::" not in text and not ("undefined symbol" in text and "torchvision" in text):
+        return None
+    found = metadata.version("torchvision")
+    release, _, build = torch.__version__.partition("+")
+    major, minor = release.split(".")[:2]
+    # torchvision 0.15 came with PyTorch 2.0, and one more with each since. PyTorch's index has a folder for each build.
+    fitting = f'"torchvision==0.{int(minor) + 15}.*"' if major == "2" else "torchvision"
+    index = f" --index-url https://download.pytorch.org/whl/{build}" if build else ""
+    return EnvironmentUnsuitable(
+        f"{what} needs torchvision, and torchvision {found} does not fit PyTorch {torch.__version__}"
+        f" ({first_line(error)})",
+        expected=f"a torchvision that was built for PyTorch {release}{f' ({build})' if build else ''}",
+        hint=f"pip install --force-reinstall --no-deps {fitting}{index}",
+    )
 
 
 def _make_timm(target: str, kwargs: Mapping[str, Any]) -> object:
@@ -86,25 +134,33 @@ def _make_torchvision(target: str, kwargs: Mapping[str, Any]) -> object:
 def _make_transformers(target: str, kwargs: Mapping[str, Any]) -> object:
     """Make a model from its configuration; its weights are loaded as those of any checkpoint, strictly."""
     transformers = _library("hf")
-    config = transformers.AutoConfig.from_pretrained(transformers_folder(target), trust_remote_code=False)
+    config, rest = _configuration(target, kwargs)
     kind = transformers.AutoModelForImageClassification if _classifies(config) else transformers.AutoModel
     # Plain MatMul, Softmax, MatMul is what the passes read.
-    return kind.from_config(config, trust_remote_code=False, **{"attn_implementation": "eager", **kwargs})
+    return kind.from_config(config, trust_remote_code=False, **{"attn_implementation": "eager", **rest})
 
 
-def by_own_names(
-    config: Mapping[str, Any], state: dict[str, torch.Tensor]
-) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
+def _configuration(target: str, kwargs: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Read a transformers configuration; return it and the arguments that are not for it."""
+    rest = dict(kwargs)
+    labels = {CLASSES["hf"]: rest.pop(CLASSES["hf"])} if CLASSES["hf"] in rest else {}
+    folder = transformers_folder(target)
+    return _library("hf").AutoConfig.from_pretrained(folder, trust_remote_code=False, **labels), rest
+
+
+def by_own_names(config: Mapping[str, Any], state: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Bring a checkpoint to the names of the module: transformers keeps older ones in its files.
 
     Raises:
-        UsageError: transformers finds keys missing, unexpected or of another shape.
+        UsageError: transformers finds keys missing, unexpected or of another shape; or a weight is of a type that would
+            lose more than digits.
     """
-    kind = type(make("hf", **config))
-    folder = transformers_folder(config["target"])
+    own = make("hf", **config)
+    _refuse_what_would_be_cast(own.state_dict(), state)
+    kind = type(own)
     module, told = kind.from_pretrained(  # type: ignore[attr-defined]  # every transformers model has it
         None,
-        config=kind.config_class.from_pretrained(folder),  # type: ignore[attr-defined]
+        config=_configuration(config["target"], config["kwargs"])[0],
         state_dict=state,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # they are reported below, with the rest
@@ -113,11 +169,22 @@ def by_own_names(
     if faults:
         raise UsageError(
             "the checkpoint does not belong to this model: "
-            + "; ".join(f"{what} {', '.join(keys[:4])}" for what, keys in faults.items()),
+            + "; ".join(f"{what} {some(keys)}" for what, keys in faults.items()),
             expected="exactly the model's own parameters",
             hint="the model.safetensors that lies beside config.json",
         )
     return module.state_dict(), ()
+
+
+def _refuse_what_would_be_cast(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Judge the tensors before transformers casts them; under older names, by what is called so in the model."""
+    floats = {key.rpartition(".")[2] for key, value in own.items() if value.is_floating_point()}
+    for key, value in state.items():
+        if (like := own.get(key)) is not None:
+            if like.shape == value.shape:
+                converted(key, value, like)
+        elif value.is_complex() or key.rpartition(".")[2] in floats:
+            converted(key, value, torch.empty(0))
 
 
 def transformers_folder(target: str, *more: str) -> Path:

@@ -5,6 +5,7 @@ Everything here is frozen, converts to JSON and back, and imports nothing heavy.
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -92,11 +93,16 @@ class Weights:
     """Where the weights came from, for the manifest.
 
     Attributes:
-        source: ``random``, ``checkpoint`` or ``pretrained``.
-        seed: the seed of random weights, else None.
-        path: the checkpoint file as the user gave it, or ``repository@revision/file``; empty for random weights.
-        sha256: hash of the checkpoint file; empty for random weights.
+        source: ``random``, ``checkpoint``, ``pretrained``, or ``factory`` for those that a user's own function brings.
+        seed: the seed of random weights, and the one that a factory was called under; else None.
+        path: the checkpoint file as the user gave it, or ``repository@revision/file``; else empty.
+        sha256: hash of the checkpoint file; of a factory's state dict, be it random or not; else empty.
         report: counts of loaded, renamed, recomputed and resampled keys.
+        classes: how many classes the checkpoint's head has, where that is known.
+        entry: which of the file's sets of weights was read; empty where it is the whole file.
+        others: the file's other sets of weights.
+        prefix: what stood before every name in the file and was stripped.
+        drawn: how many of a factory's tensors, of how many, were drawn under the seed; None where none was.
     """
 
     source: str
@@ -104,9 +110,34 @@ class Weights:
     path: str = ""
     sha256: str = ""
     report: Mapping[str, int] = field(default_factory=dict)
+    classes: int | None = None
+    entry: str = ""
+    others: tuple[str, ...] = ()
+    prefix: str = ""
+    drawn: tuple[int, int] | None = None
+
+    @property
+    def from_file(self) -> bool:
+        """Whether a file holds them, which the eager model needs again."""
+        return self.source in ("checkpoint", "pretrained")
+
+    @property
+    def averaged(self) -> bool:
+        """Whether the entry's name says that it is an exponential moving average of the weights in training."""
+        return "ema" in re.split(r"[^a-z]", self.entry.lower())
 
     def describe(self) -> str:
-        """Return one readable line."""
+        """Return one readable line; names from the file are quoted, and escaped."""
         if self.source == "random":
             return f"random, seed {self.seed}"
-        return f"{self.source} {self.path} (sha256 {self.sha256[:12]})"
+        if self.source == "factory":
+            drawn = f"; {self.drawn[0]} of {self.drawn[1]} tensors drawn under seed {self.seed}" if self.drawn else ""
+            return f"of the factory (sha256 {self.sha256[:12]}){drawn}"
+        facts = [f"{self.source} {self.path} (sha256 {self.sha256[:12]})"]
+        if self.entry:
+            facts.append(f"entry {self.entry!r}{', the EMA' if self.averaged else ''}")
+        if self.prefix:
+            facts.append(f"prefix {self.prefix!r} stripped")
+        if self.classes is not None:
+            facts.append(f"{self.classes} class{'' if self.classes == 1 else 'es'}")
+        return ", ".join(facts)

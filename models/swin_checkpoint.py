@@ -75,7 +75,7 @@ def _patches(state: Mapping[str, Tensor], window: int, stages: int) -> int | Non
     """Return the number of patches of the images that the checkpoint was made for, where it shows."""
     if (embedding := state.get("absolute_pos_embed")) is not None and embedding.ndim == 3:
         return int(embedding.shape[1])
-    if (mask := state.get("layers.0.blocks.1.attn_mask")) is not None:
+    if (mask := state.get("layers.0.blocks.1.attn_mask")) is not None and mask.ndim == 3:
         return int(mask.shape[0]) * window * window
     last = _table_window(state, f"layers.{stages - 1}")
     if last is not None and last < window:  # the window shrank to the map
@@ -87,4 +87,4 @@ def _patches(state: Mapping[str, Tensor], window: int, stages: int) -> int | Non
 def _table_window(state: Mapping[str, Tensor], stage: str) -> int | None:
     """Return the window whose offsets, (2 * window - 1)**2, a stage's bias table holds."""
     table = state.get(f"{stage}.blocks.0.attn.relative_position_bias_table")
-    return None if table is None else (math.isqrt(table.shape[0]) + 1) // 2
+    return None if table is None or table.ndim != 2 else (math.isqrt(table.shape[0]) + 1) // 2

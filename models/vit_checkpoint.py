@@ -10,6 +10,7 @@ import torch
 
 from models.errors import UsageError
 from models.registry import variants
+from models.values import require_floats
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -54,7 +55,7 @@ def translate(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, st
         The state by official names, and ``{name in the file: official name}`` for the renamed keys.
 
     Raises:
-        UsageError: an array is missing, or queries, keys and values differ in shape.
+        UsageError: an array is missing or holds no floats, or queries, keys and values differ in shape.
     """
     if not any("/" in key for key in state):
         return state, {}
@@ -86,6 +87,8 @@ def _jax_sources(state: Mapping[str, Tensor]) -> dict[str, list[str]]:
 
 def _joined(names: list[str], state: Mapping[str, Tensor]) -> Tensor:
     """Return one array in PyTorch's layout, or queries, keys and values one below the other."""
+    for name in names:
+        require_floats(name, state[name])  # joined with floats, integers would become some
     parts = [_pytorch_layout(name, state[name]) for name in names]
     if any(part.shape != parts[0].shape for part in parts):
         raise UsageError(
@@ -138,7 +141,7 @@ def _told_by(state: Mapping[str, Tensor]) -> dict[str, Any]:
         told["depth"] = len(blocks)
     if "head.weight" in state:  # without a head, the layer before it may have been cut off as well
         layer = state.get("pre_logits.fc.weight")
-        told["representation_size"] = None if layer is None else layer.shape[0]
+        told["representation_size"] = None if layer is None or layer.ndim != 2 else layer.shape[0]
     return told
 
 
@@ -177,7 +180,7 @@ def resample(config: Mapping[str, Any], state: dict[str, Tensor]) -> tuple[dict[
         The state, and the names of what was resampled in it.
 
     Raises:
-        UsageError: the patches form no square, and are not as many as the model's.
+        UsageError: the patches form no square, and are not as many as the model's; or the embedding holds no floats.
     """
     positions = state.get(POSITIONS)  # [1, special + patches, C]
     if positions is None or positions.ndim != 3:
@@ -193,6 +196,7 @@ def resample(config: Mapping[str, Any], state: dict[str, Tensor]) -> tuple[dict[
             expected=f"{grid[0]}x{grid[1]} patches as in the model, or a square number of them to be resampled",
             hint="--img-size, as the checkpoint was trained",
         )
+    require_floats(POSITIONS, positions)
     table = positions[:, special:].float().transpose(1, 2)  # [1, side*side, C] -> [1, C, side*side]
     table = table.reshape(-1, positions.shape[2], side, side)
     table = torch.nn.functional.interpolate(table, size=grid, mode="bicubic", antialias=True)

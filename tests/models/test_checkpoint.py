@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from models.build import build
-from models.checkpoint import Loaded, load, read_state
+from models.checkpoint import Loaded, load
+from models.checkpoint_file import read_weights
 from models.errors import UsageError
 from models.families import family
 from models.files import sha256_of
@@ -102,7 +103,7 @@ def test_the_file_is_mapped_and_not_kept(official: State, tmp_path: Path) -> Non
     path = saved({"model": official}, tmp_path)
     loaded = load(tiny_spec(), path)
     storages = {p.untyped_storage().data_ptr() for p in loaded.model.parameters()}
-    assert storages.isdisjoint(value.untyped_storage().data_ptr() for value in read_state(path).values())
+    assert storages.isdisjoint(value.untyped_storage().data_ptr() for value in read_weights(path).tensors.values())
     path.write_bytes(b"\0" * path.stat().st_size)
     assert_same_weights(loaded, official)
 
