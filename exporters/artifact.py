@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import re
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import TYPE_CHECKING, Any
+from typing import Annotated
+
+from msgspec import Meta
 
 from exporters.steps import Step
-from models.errors import IntegrityError
+from models.codec import Count, Positive, Sha256
+from models.errors import IntegrityError, InvalidValue
 from models.files import sha256_of
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
 
 MANIFEST_NAME = "manifest.json"
 EXPORT_AGAIN = "export the model again, or restore the folder from where it was copied"
+
+Precision = Annotated[str, Meta(pattern=r"^(fp32|fp16|bf16|int8)\Z")]
+
+_LONGEST_NAME, _LONGEST_PATH = 255, 4096
 
 
 @dataclass(frozen=True)
@@ -29,8 +34,23 @@ class FileRecord:
     """
 
     path: str
-    sha256: str
-    size: int
+    sha256: Sha256
+    size: Count
+
+    def __post_init__(self) -> None:
+        """Refuse a path that leaves the folder, or that no system can have."""
+        # Both flavours, so that a manifest is judged alike on every system that reads it.
+        flavours = (PurePosixPath(self.path), PureWindowsPath(self.path))
+        if (
+            not any(flavours[0].parts)
+            or any(p.is_absolute() or p.drive or ".." in p.parts for p in flavours)
+            or not _can_be_a_name(self.path)
+        ):
+            raise InvalidValue(
+                f"the path {self.path!r}",
+                expected="a relative path inside the bundle's folder",
+                hint="do not use this bundle; export the model again",
+            )
 
     @classmethod
     def of(cls, folder: Path, path: str) -> FileRecord:
@@ -67,29 +87,6 @@ class FileRecord:
                 hint=EXPORT_AGAIN,
             )
 
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> FileRecord:
-        """Rebuild a record.
-
-        Raises:
-            ValueError: a hash or a size that is none.
-            IntegrityError: a path that leaves the folder.
-        """
-        path, digest, size = data["path"], data["sha256"], data["size"]
-        if not re.fullmatch(r"[0-9a-f]{64}", digest):
-            raise ValueError(f"{digest!r} is no sha256")
-        if type(size) is not int or size < 0:
-            raise ValueError(f"{size!r} is no file size")
-        # Both flavours, so that a manifest is judged alike on every system that reads it.
-        flavours = (PurePosixPath(path), PureWindowsPath(path))
-        if not path or "\0" in path or any(p.is_absolute() or p.drive or ".." in p.parts for p in flavours):
-            raise IntegrityError(
-                f"{MANIFEST_NAME} records the path {path!r}",
-                expected="a relative path inside the bundle's folder",
-                hint="do not use this bundle; export the model again",
-            )
-        return cls(path, digest, size)
-
 
 @dataclass(frozen=True)
 class CalibrationRecord:
@@ -108,30 +105,10 @@ class CalibrationRecord:
     method: str
     data: str
     samples: tuple[str, ...]
-    sha256: str
+    sha256: Sha256
     skipped: tuple[str, ...]
     random: bool
     cache: FileRecord
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> CalibrationRecord:
-        """Rebuild a record.
-
-        Raises:
-            ValueError: a hash that is none, or a mark that is neither true nor false.
-            IntegrityError: a path that leaves the folder.
-        """
-        if type(data["random"]) is not bool:
-            raise ValueError(f"{data['random']!r} is neither true nor false")
-        return cls(
-            data["method"],
-            data["data"],
-            tuple(data["samples"]),
-            data["sha256"],
-            tuple(data["skipped"]),
-            data["random"],
-            FileRecord.from_json(data["cache"]),
-        )
 
 
 @dataclass(frozen=True)
@@ -155,11 +132,11 @@ class Artifact:
 
     file: FileRecord
     external: tuple[FileRecord, ...]
-    precision: str
-    opset: int
-    batch: int | None
-    ops_before: Mapping[str, int]
-    ops_after: Mapping[str, int]
+    precision: Precision
+    opset: Positive
+    batch: Positive | None
+    ops_before: Mapping[str, Count]
+    ops_after: Mapping[str, Count]
     steps: tuple[Step, ...]
     source: str = ""
     calibration: CalibrationRecord | None = None
@@ -179,28 +156,10 @@ class Artifact:
         random = self.calibration is not None and self.calibration.random
         return "calibrated on random data" if random else ""
 
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Artifact:
-        """Rebuild an artifact.
 
-        Raises:
-            ValueError: a batch size that is none.
-            IntegrityError: a path that leaves the folder.
-        """
-        batch = data["batch"]
-        if batch is not None and (type(batch) is not int or batch < 1):
-            raise ValueError(f"{batch!r} is no batch size")
-        return cls(
-            FileRecord.from_json(data["file"]),
-            tuple(FileRecord.from_json(record) for record in data["external"]),
-            data["precision"],
-            data["opset"],
-            batch,
-            dict(data["ops_before"]),
-            dict(data["ops_after"]),
-            tuple(Step.from_json(step) for step in data["steps"]),
-            data.get("source", ""),
-            None if (calibration := data.get("calibration")) is None else CalibrationRecord.from_json(calibration),
-            tuple(data.get("quantized", ())),
-            tuple(data.get("reverted", ())),
-        )
+def _can_be_a_name(path: str) -> bool:
+    try:
+        parts = os.fsencode(path).split(b"/")
+    except UnicodeEncodeError:
+        return False
+    return b"\0" not in b"".join(parts) and max(map(len, parts)) <= _LONGEST_NAME and len(path) <= _LONGEST_PATH

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from msgspec import Meta
 
 from exporters.artifact import EXPORT_AGAIN, MANIFEST_NAME, Artifact, FileRecord
-from models.errors import IntegrityError, UsageError
+from models.codec import load
+from models.errors import InvalidValue, UsageError
 from models.spec import ModelSpec, Preprocessing, Weights
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 SCHEMA_VERSION = 1
@@ -39,9 +42,15 @@ class Manifest:
     spec: ModelSpec
     weights: Weights
     preprocessing: Preprocessing | None
-    artifacts: tuple[Artifact, ...]
+    artifacts: Annotated[tuple[Artifact, ...], Meta(min_length=1)]
     golden: FileRecord
     versions: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        """Refuse two records of one file: one of them would be wrong as soon as the other's file is written."""
+        paths = [record.path for record in self.files()]
+        if twice := {path for path in paths if paths.count(path) > 1 or path == MANIFEST_NAME}:
+            raise InvalidValue(f"the file {min(twice)!r} is recorded twice", expected="one record for each file")
 
     def artifact(self, file: str) -> Artifact | None:
         """Return the artifact of a file name."""
@@ -62,54 +71,12 @@ class Manifest:
         return json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n"
 
     @classmethod
-    def from_json(cls, data: Any) -> Manifest:
-        """Rebuild a manifest.
-
-        Args:
-            data: parsed JSON.
-
-        Raises:
-            UsageError: a schema version that this tool does not read.
-            IntegrityError: not the layout of a manifest, or a path that leaves the folder.
-        """
-        version = data.get("schema_version") if isinstance(data, dict) else None
-        if type(version) is int and version != SCHEMA_VERSION:
-            raise UsageError(
-                f"{MANIFEST_NAME} has schema version {version}",
-                expected=f"schema version {SCHEMA_VERSION}",
-                hint="export the model again, or use the deploycli that wrote the bundle",
-            )
-        try:
-            if type(version) is not int:
-                raise ValueError("no schema version")
-            if not data["artifacts"]:
-                raise ValueError("no artifacts")
-            preprocessing = data["preprocessing"]
-            return cls(
-                version,
-                data["tool_version"],
-                data["name"],
-                ModelSpec.from_json(data["spec"]),
-                Weights(**data["weights"]),
-                None if preprocessing is None else Preprocessing.from_json(preprocessing),
-                tuple(Artifact.from_json(artifact) for artifact in data["artifacts"]),
-                FileRecord.from_json(data["golden"]),
-                dict(data["versions"]),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise IntegrityError(
-                f"{MANIFEST_NAME} is malformed ({type(error).__name__}: {error})",
-                expected=f"a manifest of schema version {SCHEMA_VERSION}",
-                hint=EXPORT_AGAIN,
-            ) from error
-
-    @classmethod
     def read(cls, folder: Path) -> Manifest:
         """Read ``folder / manifest.json``.
 
         Raises:
             UsageError: there is none, or its schema version is unknown.
-            IntegrityError: it is malformed.
+            IntegrityError: it is malformed; the message names the field.
         """
         path = folder / MANIFEST_NAME
         if not path.is_file():
@@ -118,8 +85,4 @@ class Manifest:
                 expected="a folder that `deploycli export` wrote",
                 hint="deploycli export MODEL --fmt onnx",
             )
-        try:
-            data = json.loads(path.read_text("utf-8"))
-        except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-            raise IntegrityError(f"{path} is not JSON: {error}", expected="a manifest", hint=EXPORT_AGAIN) from error
-        return cls.from_json(data)
+        return load(path, cls, what="a manifest", hint=EXPORT_AGAIN, version=SCHEMA_VERSION)

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from msgspec import Meta
 
 from exporters.artifact import FileRecord
 from exporters.compare import BUDGETS
 from exporters.precision.whole_file import write_whole
+from models.codec import load
 from models.errors import DeployError, EnvironmentUnsuitable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
     from exporters.artifact import Artifact
@@ -30,7 +33,6 @@ PROOF_NAME = "reports/verify.json"
 SCHEMA_VERSION = 1
 
 _PACKAGES = ("numpy", "onnxruntime", "tensorrt", "torch")
-_MALFORMED = (DeployError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
 
 Status = Literal["ok", "failed", "not verified", "stale"]
 
@@ -67,30 +69,22 @@ class Judged:
         tolerances: output -> largest relative error, where the user allowed more than the budget does.
     """
 
-    files: tuple[FileRecord, ...]
+    files: Annotated[tuple[FileRecord, ...], Meta(min_length=1)]
     passed: bool
     failures: tuple[str, ...]
     checks: tuple[str, ...]
     runtimes: tuple[str, ...]
     tolerances: Mapping[str, float]
 
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Judged:
-        """Rebuild what was found.
 
-        Raises:
-            ValueError: a mark that is neither true nor false, or no file.
-        """
-        if type(data["passed"]) is not bool or not data["files"]:
-            raise ValueError("a judgement without a file, or without a verdict")
-        return cls(
-            tuple(FileRecord.from_json(record) for record in data["files"]),
-            data["passed"],
-            tuple(map(str, data["failures"])),
-            tuple(map(str, data["checks"])),
-            tuple(map(str, data["runtimes"])),
-            {str(name): float(bound) for name, bound in data["tolerances"].items()},
-        )
+@dataclass(frozen=True)
+class _Kept:
+    """What of the report is read back."""
+
+    judged: tuple[Judged, ...]
+    reference: str
+    time: str
+    tool_version: str
 
 
 @dataclass(frozen=True)
@@ -116,24 +110,13 @@ class Proof:
         """Read what `keep` wrote. A report that is missing or malformed proves nothing, and is no error."""
         path = bundle.path / PROOF_NAME
         try:
-            text = _inside(bundle, path).read_text("utf-8")
+            what = "a report of verify"
+            kept = load(_inside(bundle, path), _Kept, what=what, hint="", version=SCHEMA_VERSION, partial=True)
         except FileNotFoundError:
             return cls(obstacle="it was never verified")
-        except (OSError, ValueError, DeployError) as error:
+        except (OSError, DeployError) as error:
             return cls(obstacle=f"{PROOF_NAME} cannot be read ({_reason(error)})")
-        try:
-            data = json.loads(text)
-            if data["schema_version"] != SCHEMA_VERSION:
-                raise ValueError(f"schema version {data['schema_version']}")
-            judged = (Judged.from_json(item) for item in data["judged"])
-            return cls(
-                {item.files[0].path: item for item in judged},
-                str(data["reference"]),
-                str(data["time"]),
-                str(data["tool_version"]),
-            )
-        except _MALFORMED as error:
-            return cls(obstacle=f"{PROOF_NAME} is malformed ({_reason(error)})")
+        return cls({item.files[0].path: item for item in kept.judged}, kept.reference, kept.time, kept.tool_version)
 
     def passed(self, artifact: Artifact) -> bool:
         """Whether an artifact, as it is now, was verified and is within its budget."""

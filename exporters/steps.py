@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from msgspec import Meta
+
+from models.codec import Count
 
 
 @dataclass(frozen=True)
@@ -32,25 +33,9 @@ class GraphCost:
         constant_bytes: of all stored tensors.
     """
 
-    movement_bytes: int | None
-    multiply_adds: int | None
-    constant_bytes: int
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> GraphCost:
-        """Rebuild a cost.
-
-        Raises:
-            ValueError: a figure that is none.
-        """
-        moved, products, kept = data["movement_bytes"], data["multiply_adds"], data["constant_bytes"]
-        if not (_is_count(kept) and all(figure is None or _is_count(figure) for figure in (moved, products))):
-            raise ValueError(f"{dict(data)} is no cost")
-        return cls(moved, products, kept)
-
-
-def _is_count(figure: object) -> bool:
-    return type(figure) is int and figure >= 0
+    movement_bytes: Count | None
+    multiply_adds: Count | None
+    constant_bytes: Count
 
 
 @dataclass(frozen=True)
@@ -64,11 +49,13 @@ class Step:
         refusals: what the step left alone, and why.
         cost: what the graph costs after the step; None where it was not counted.
         remark: why passes could not act on the graph as a whole, or on large parts of it; empty where they could.
+
+    Older manifests have no costs, or no remarks.
     """
 
     name: str
-    nodes: int
-    seconds: float
+    nodes: Count
+    seconds: Annotated[float, Meta(ge=0)]
     refusals: tuple[Refusal, ...] = ()
     cost: GraphCost | None = None
     remark: str = ""
@@ -76,10 +63,3 @@ class Step:
     def to_json(self) -> dict[str, Any]:
         """Return the step as JSON values."""
         return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Step:
-        """Rebuild a step from :meth:`to_json`; older manifests have no costs, or no remarks."""
-        refusals = tuple(Refusal(r["node"], r["reason"]) for r in data["refusals"])
-        cost = None if (counted := data.get("cost")) is None else GraphCost.from_json(counted)
-        return cls(data["name"], data["nodes"], data["seconds"], refusals, cost, data.get("remark", ""))

@@ -13,7 +13,7 @@ from models.foreign import transformers_folder
 from models.hub import parse
 from models.outputs import output_names
 from models.registry import INPUT_NAME, HubFile, Variant
-from models.spec import ModelSpec, Preprocessing, TensorSpec
+from models.spec import INTERPOLATIONS, ModelSpec, Preprocessing, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -133,7 +133,7 @@ def _preprocessing(module: nn.Module, family: str, target: str, image: TensorSpe
     return replace(
         default,
         crop_pct=told.get("crop_pct", default.crop_pct),
-        interpolation=told.get("interpolation", default.interpolation),
+        interpolation=told["interpolation"] if told.get("interpolation") in INTERPOLATIONS else default.interpolation,
         mean=tuple(told.get("mean", default.mean)),
         std=tuple(told.get("std", default.std)),
     )

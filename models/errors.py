@@ -38,6 +38,10 @@ class UsageError(DeployError):
     exit_code = 2
 
 
+class InvalidValue(UsageError, ValueError):  # noqa: N818 - of a field; where it stands, its reader says
+    """A value that its field cannot have: the user's, unless `models.codec` read it from a file."""
+
+
 class ExportError(DeployError):
     """The model could not be traced or rewritten, or the rewritten graph disagrees with the traced one."""
 

@@ -5,15 +5,25 @@ Everything here is frozen, converts to JSON and back, and imports nothing heavy.
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from msgspec import Meta
+
+from models.codec import Positive, SomeSha256
+from models.errors import InvalidValue
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+LARGEST_SAMPLE = 2**31
+"""Elements of one sample of an input: TensorRT, too, counts those of a tensor in 31 bits."""
+
+ElementType = Annotated[str, Meta(pattern=r"^(bool|bfloat16|float(16|32|64)|u?int(8|16|32|64))\Z")]
+"""NumPy's name of an element type."""
 
 
 @dataclass(frozen=True)
@@ -21,8 +31,16 @@ class TensorSpec:
     """One graph input: its name, its shape without the batch axis, and its element type."""
 
     name: str
-    shape: tuple[int, ...]
-    dtype: str = "float32"
+    shape: tuple[Positive, ...]
+    dtype: ElementType = "float32"
+
+    def __post_init__(self) -> None:
+        """Refuse what no memory holds."""
+        if math.prod(self.shape) > LARGEST_SAMPLE:
+            raise InvalidValue(
+                f"a sample of the input {self.name} has {'x'.join(map(str, self.shape))} elements",
+                expected=f"at most {LARGEST_SAMPLE}",
+            )
 
 
 @dataclass(frozen=True)
@@ -40,18 +58,20 @@ class ModelSpec:
     name: str
     family: str
     config: Mapping[str, Any]
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[str, ...] = ("logits",)
+    inputs: Annotated[tuple[TensorSpec, ...], Meta(min_length=1)]
+    outputs: Annotated[tuple[str, ...], Meta(min_length=1)] = ("logits",)
 
     def to_json(self) -> dict[str, Any]:
         """Return the spec as JSON values."""
         return asdict(self)
 
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> ModelSpec:
-        """Rebuild a spec from :meth:`to_json`."""
-        inputs = tuple(TensorSpec(i["name"], tuple(i["shape"]), i["dtype"]) for i in data["inputs"])
-        return cls(data["name"], data["family"], dict(data["config"]), inputs, tuple(data["outputs"]))
+
+INTERPOLATIONS = ("bicubic", "bilinear", "box", "hamming", "lanczos", "nearest")
+"""Pillow's resampling filters."""
+
+Interpolation = Annotated[str, Meta(pattern=rf"^({'|'.join(INTERPOLATIONS)})\Z")]
+Side = Annotated[int, Meta(ge=1, le=2**16)]
+Scale = Annotated[float, Meta(gt=0)]
 
 
 @dataclass(frozen=True)
@@ -61,31 +81,20 @@ class Preprocessing:
     Attributes:
         size: height and width of the crop, pixels.
         crop_pct: the crop's share of the resized shorter side; the side is ``floor(size / crop_pct)`` as in timm.
-        interpolation: a Pillow resampling filter, ``bicubic`` or ``bilinear``.
+        interpolation: a Pillow resampling filter, one of `INTERPOLATIONS`.
         mean: per-channel mean after scaling to [0, 1], RGB.
         std: per-channel standard deviation, RGB.
     """
 
-    size: tuple[int, int]
-    crop_pct: float = 0.9
-    interpolation: str = "bicubic"
+    size: tuple[Side, Side]
+    crop_pct: Annotated[float, Meta(gt=0, le=100)] = 0.9
+    interpolation: Interpolation = "bicubic"
     mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    std: tuple[Scale, Scale, Scale] = IMAGENET_STD
 
     def to_json(self) -> dict[str, Any]:
         """Return the recipe as JSON values."""
         return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Preprocessing:
-        """Rebuild a recipe from :meth:`to_json`."""
-        height, width = data["size"]
-        return cls((height, width), data["crop_pct"], data["interpolation"], _rgb(data["mean"]), _rgb(data["std"]))
-
-
-def _rgb(values: Any) -> tuple[float, float, float]:
-    red, green, blue = values
-    return (red, green, blue)
 
 
 @dataclass(frozen=True)
@@ -108,7 +117,7 @@ class Weights:
     source: str
     seed: int | None = None
     path: str = ""
-    sha256: str = ""
+    sha256: SomeSha256 = ""
     report: Mapping[str, int] = field(default_factory=dict)
     classes: int | None = None
     entry: str = ""

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-import math
-import re
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from msgspec import Meta
 
 from exporters.precision.methods import Method
 from exporters.precision.ranges import check_ranges, listed
 from exporters.precision.whole_file import write_whole
-from models.errors import IntegrityError, UsageError
+from models.codec import Positive, Sha256, load
+from models.errors import EnvironmentUnsuitable, IntegrityError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from exporters.precision.calibrate import Calibration
@@ -37,8 +38,8 @@ class DataRecord:
     """
 
     description: str
-    count: int
-    sha256: str
+    count: Positive
+    sha256: Sha256
     skipped: tuple[str, ...]
     samples: tuple[str, ...] = ()
 
@@ -57,13 +58,13 @@ class CalibrationCache:
         ranges: tensor -> amax; the INT8 scale is ``amax / 127``.
     """
 
-    model: str
+    model: Sha256
     data: DataRecord
     preprocessing: Mapping[str, Any] | None
     method: Method
     random: bool
     tool_version: str
-    ranges: Mapping[str, float]
+    ranges: Annotated[Mapping[str, float], Meta(min_length=1)]
 
     @classmethod
     def of(
@@ -117,68 +118,17 @@ class CalibrationCache:
         Raises:
             UsageError: there is no such file, or its schema version is unknown.
             IntegrityError: it is malformed.
+            EnvironmentUnsuitable: it cannot be read.
             NumericsError: a degenerate range, see `check_ranges`.
         """
         if not path.is_file():
             raise UsageError(f"there is no calibration {path}", expected="a file that a calibration wrote")
         try:
-            data = json.loads(path.read_text("utf-8"))
-        except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-            raise IntegrityError(
-                f"{path} is not JSON: {error}", expected="a calibration", hint=_CALIBRATE_AGAIN
-            ) from error
-        return cls.from_json(data, str(path))
-
-    @classmethod
-    def from_json(cls, data: Any, where: str = "the calibration") -> CalibrationCache:
-        """Rebuild a cache from :meth:`to_json`.
-
-        Args:
-            data: parsed JSON.
-            where: what messages call it.
-
-        Raises:
-            UsageError, IntegrityError, NumericsError: see `load`.
-        """
-        version = data.get("schema_version") if isinstance(data, dict) else None
-        if type(version) is int and version != SCHEMA_VERSION:
-            raise UsageError(
-                f"{where} has schema version {version}",
-                expected=f"schema version {SCHEMA_VERSION}",
-                hint="calibrate again, or use the version of this tool that wrote it",
-            )
-        try:
-            cache = cls._parsed(data)
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, UsageError) as error:
-            why = error.found if isinstance(error, UsageError) else f"{type(error).__name__}: {error}"
-            raise IntegrityError(
-                f"{where} is malformed ({why})",
-                expected=f"a calibration of schema version {SCHEMA_VERSION}",
-                hint=_CALIBRATE_AGAIN,
-            ) from error
+            cache = load(path, cls, what="a calibration", hint=_CALIBRATE_AGAIN, version=SCHEMA_VERSION)
+        except OSError as error:
+            raise EnvironmentUnsuitable(f"cannot read {path}: {error.strerror or error}") from error
         check_ranges(cache.ranges)
         return cache
-
-    @classmethod
-    def _parsed(cls, data: Any) -> CalibrationCache:
-        if type(data["schema_version"]) is not int:
-            raise ValueError("no schema version")
-        record = data["data"]
-        return cls(
-            _sha256(data["model"]),
-            DataRecord(
-                _typed(str, record["description"]),
-                _count(record["count"]),
-                _sha256(record["sha256"]),
-                tuple(_typed(str, name) for name in _typed(list, record["skipped"])),
-                tuple(_typed(str, name) for name in _typed(list, record["samples"])),
-            ),
-            None if data["preprocessing"] is None else _typed(dict, data["preprocessing"]),
-            Method.from_json(data["method"]),
-            _typed(bool, data["random"]),
-            _typed(str, data["tool_version"]),
-            _ranges(data["ranges"]),
-        )
 
     def check(
         self,
@@ -228,30 +178,3 @@ def _as_json(value: Any) -> Any:
 
 def _shown(value: Any) -> str:
     return json.dumps(value, sort_keys=True)
-
-
-def _typed(kind: type[Any], value: Any) -> Any:
-    if type(value) is not kind:
-        raise TypeError(f"{value!r} is no {kind.__name__}")
-    return value
-
-
-def _sha256(value: Any) -> str:
-    if not re.fullmatch(r"[0-9a-f]{64}", value):
-        raise ValueError(f"{value!r} is no sha256")
-    return str(value)
-
-
-def _count(value: Any) -> int:
-    if type(value) is not int or value < 1:
-        raise ValueError(f"{value!r} is no number of samples")
-    return value
-
-
-def _ranges(values: Any) -> dict[str, float]:
-    """Return the ranges as floats; what is a number but no range is not judged here."""
-    if not values:
-        raise ValueError("no ranges")
-    if wrong := [name for name, value in values.items() if type(value) not in (int, float) or math.isnan(value)]:
-        raise ValueError(f"no number for {', '.join(wrong)}")
-    return {name: float(value) for name, value in values.items()}

@@ -7,6 +7,7 @@ import json
 import struct
 import zipfile
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,18 +15,26 @@ import numpy as np
 
 from exporters.precision.histogram import BINS, Histogram
 from exporters.precision.whole_file import write_whole
-from models.errors import first_line
+from models.codec import Count, decode
+from models.errors import IntegrityError, first_line
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
 _VERSION = 1
 # A wrong byte in the directory of a zip file is a size, a flag or a method that does not exist.
 _DAMAGED = (
     *(OSError, ValueError, KeyError, TypeError, IndexError, EOFError, RuntimeError, MemoryError),
-    *(zipfile.BadZipFile, zlib.error, struct.error),
+    *(zipfile.BadZipFile, zlib.error, struct.error, IntegrityError),
 )
+
+
+@dataclass(frozen=True)
+class _Header:
+    version: int
+    binding: Mapping[str, Any]
+    stop: Count
+    skipped: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -86,7 +95,7 @@ def load_state(path: Path, binding: Mapping[str, Any], tensors: tuple[str, ...])
     nothing = Measured({name: Histogram() for name in tensors})
     try:
         header, counts, ends = _read(path)
-        if header["version"] != _VERSION or header["binding"] != json.loads(json.dumps(binding)):
+        if header.version != _VERSION or header.binding != json.loads(json.dumps(binding)):
             return nothing, f"{path} is of another calibration: begun anew"
         if counts.shape != (len(tensors), BINS) or ends.shape != (len(tensors), 3):
             raise ValueError(f"shapes {counts.shape} and {ends.shape}")
@@ -94,7 +103,7 @@ def load_state(path: Path, binding: Mapping[str, Any], tensors: tuple[str, ...])
             name: Histogram(row, top, lowest, highest)
             for name, row, (top, lowest, highest) in zip(tensors, counts, ends.tolist(), strict=True)
         }
-        measured = Measured(histograms, header["stop"], tuple(header["skipped"]))
+        measured = Measured(histograms, header.stop, header.skipped)
     except FileNotFoundError:
         return nothing, ""
     except _DAMAGED as error:
@@ -102,11 +111,12 @@ def load_state(path: Path, binding: Mapping[str, Any], tensors: tuple[str, ...])
     return measured, f"{path}: continued after {measured.stop} samples"
 
 
-def _read(path: Path) -> tuple[dict[str, Any], Any, Any]:
+def _read(path: Path) -> tuple[_Header, Any, Any]:
     content = io.BytesIO(path.read_bytes())
     with zipfile.ZipFile(content) as archive:
         if archive.testzip() is not None:  # before NumPy parses what may be damaged
             raise ValueError("wrong checksum")
     content.seek(0)
     with np.load(content, allow_pickle=False) as file:
-        return json.loads(str(file["header"])), file["counts"].astype(np.int64), file["ends"].astype(np.float64)
+        header = decode(str(file["header"]), _Header, where="its header", what="a state of a calibration")
+        return header, file["counts"].astype(np.int64), file["ends"].astype(np.float64)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -15,11 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from exporters.precision.histogram import Histogram
-from models.errors import UsageError
+from models.errors import InvalidValue
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
     import numpy.typing as npt
 
     Floats = npt.NDArray[np.float64]
@@ -40,6 +39,16 @@ class Method:
     name: str
     parameters: Mapping[str, float]
 
+    def __post_init__(self) -> None:
+        """Refuse a method that there is not, and values outside its limits."""
+        defaults = _defaults(self.name)
+        if odd := sorted(self.parameters.keys() ^ defaults.keys()):
+            raise InvalidValue(
+                f"the calibration method {self.name} with or without the parameter {', '.join(odd)}",
+                expected=", ".join(defaults) or "no parameters",
+            )
+        self.amax(Histogram.of(np.ones(1)))  # the limits of the parameters stand in the functions
+
     @classmethod
     def of(cls, name: str, **parameters: float) -> Method:
         """Fill in the defaults.
@@ -47,21 +56,7 @@ class Method:
         Raises:
             UsageError: unknown name, unknown parameter, or a value outside its limits.
         """
-        if name not in METHODS:
-            raise UsageError(f"no calibration method is called {name!r}", expected=f"one of {', '.join(METHODS)}")
-        defaults = {
-            key: parameter.default
-            for key, parameter in inspect.signature(METHODS[name]).parameters.items()
-            if parameter.kind is parameter.KEYWORD_ONLY
-        }
-        if unknown := sorted(parameters.keys() - defaults.keys()):
-            raise UsageError(
-                f"the calibration method {name} has no parameter {', '.join(unknown)}",
-                expected=", ".join(defaults) or "no parameters",
-            )
-        method = cls(name, {key: float(parameters.get(key, default)) for key, default in defaults.items()})
-        method.amax(Histogram.of(np.ones(1)))  # the limits of the parameters stand in the functions
-        return method
+        return cls(name, {key: float(value) for key, value in (_defaults(name) | parameters).items()})
 
     def amax(self, histogram: Histogram) -> float:
         """Return the magnitude that the largest INT8 level, 127, stands for: the scale is ``amax / 127``.
@@ -76,18 +71,16 @@ class Method:
         """Return the method as JSON values."""
         return {"name": self.name, "parameters": dict(self.parameters)}
 
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Method:
-        """Rebuild a method from :meth:`to_json`.
-
-        Raises:
-            UsageError: see `of`.
-        """
-        return cls.of(data["name"], **data["parameters"])
-
     def __str__(self) -> str:
         parameters = ", ".join(f"{key} {value:g}" for key, value in self.parameters.items())
         return f"{self.name} ({parameters})" if parameters else self.name
+
+
+def _defaults(name: str) -> dict[str, float]:
+    if name not in METHODS:
+        raise InvalidValue(f"no calibration method is called {name!r}", expected=f"one of {', '.join(METHODS)}")
+    parameters = inspect.signature(METHODS[name]).parameters.items()
+    return {key: parameter.default for key, parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
 
 
 def maximum(histogram: Histogram) -> float:
@@ -104,7 +97,7 @@ def percentile(histogram: Histogram, *, percentile: float = 99.99) -> float:
         UsageError: a percentile outside (0, 100].
     """
     if not 0 < percentile <= 100:
-        raise UsageError(f"the percentile is {percentile:g}", expected="above 0, at most 100")
+        raise InvalidValue(f"the percentile is {percentile:g}", expected="above 0, at most 100")
     below = np.cumsum(histogram.counts)
     rank = math.ceil(Fraction(str(percentile)) / 100 * int(below[-1]))  # 99.9 % as it is written, not as it is rounded
     return float(np.searchsorted(below, rank) + 1) * histogram.width

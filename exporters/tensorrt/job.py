@@ -11,18 +11,17 @@ error.json    a failure that the child could explain
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from exporters.precision.whole_file import write_whole
 from exporters.tensorrt.settings import BuildSettings
 from exporters.tensorrt.sidecar import GpuRecord, IoTensor
 from models import errors
-from models.errors import BuildError, DeployError, UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from models.codec import Count, Sha256, load
+from models.errors import BuildError, DeployError, IntegrityError, UsageError, first_line
 
 JOB, LOG, PLAN, LAYERS, RESULT, ERROR = (
     "job.json",
@@ -80,15 +79,44 @@ class Job:
             UsageError: it is none.
         """
         try:
-            data = json.loads(path.read_text("utf-8"))
-            settings = BuildSettings.from_json(data["settings"])
-            return cls(
-                Path(data["onnx"]), str(data["onnx_sha256"]), settings, path.absolute().parent, data["verbose"] is True
-            )
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise UsageError(
-                f"{path} is no job: {type(error).__name__}: {error}", expected="a file that deploycli wrote"
-            ) from error
+            found = load(path, _JobFile, what="a job that deploycli wrote", hint="")
+        except OSError as error:
+            raise UsageError(f"{path} is no job: {error.strerror or error}") from error
+        except IntegrityError as error:
+            raise UsageError(error.found, expected=error.expected) from error
+        return cls(Path(found.onnx), found.onnx_sha256, found.settings, path.absolute().parent, found.verbose)
+
+
+@dataclass(frozen=True)
+class _JobFile:
+    onnx: str
+    onnx_sha256: Sha256
+    settings: BuildSettings
+    verbose: bool
+
+
+@dataclass(frozen=True)
+class _ResultFile:
+    plan: str
+    sha256: Sha256
+    size: Count
+    layers: str | None
+    log: str
+    tensorrt: str
+    gpu: GpuRecord
+    io: tuple[IoTensor, ...]
+    facts: Mapping[str, Any]
+    timing_cache: Mapping[str, Any] | None
+    lock: Mapping[str, Any] | None
+    seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class _ErrorFile:
+    kind: str
+    found: str
+    expected: str
+    hint: str
 
 
 @dataclass(frozen=True)
@@ -143,41 +171,32 @@ class BuildResult:
             BuildError: there is none, or it is malformed.
         """
         try:
-            data = json.loads(job.file(RESULT).read_text("utf-8"))
-            major, minor = data["gpu"]["compute_capability"]
-            return cls(
-                **{
-                    **data,
-                    "plan": job.file(PLAN),
-                    "layers": None if data["layers"] is None else job.file(LAYERS),
-                    "log": job.file(LOG),
-                    "gpu": GpuRecord(**{**data["gpu"], "compute_capability": (int(major), int(minor))}),
-                    "io": tuple(_io(tensor) for tensor in data["io"]),
-                }
-            )
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            what = "left no result" if isinstance(error, FileNotFoundError) else f"left a malformed result ({error!r})"
-            raise BuildError(f"the engine builder {what}") from error
+            found = load(job.file(RESULT), _ResultFile, what="a result", hint="")
+        except FileNotFoundError as error:
+            raise BuildError("the engine builder left no result") from error
+        except (OSError, DeployError) as error:
+            raise BuildError(f"the engine builder left a malformed result: {first_line(error)}") from error
+        fields = {field: getattr(found, field) for field in _ResultFile.__annotations__}
+        layers = None if found.layers is None else job.file(LAYERS)
+        return cls(**{**fields, "plan": job.file(PLAN), "layers": layers, "log": job.file(LOG)})
 
 
 def save_error(job: Job, error: DeployError) -> None:
     """Write why a job failed."""
-    fields = {"found": error.found, "expected": error.expected, "hint": error.hint}
-    write_json(job.file(ERROR), {"class": type(error).__name__, **fields})
+    told = _ErrorFile(type(error).__name__, error.found, error.expected, error.hint)
+    write_json(job.file(ERROR), asdict(told))
 
 
 def load_error(job: Job) -> DeployError | None:
     """Return why a job failed, or None where the child could not say."""
     try:
-        data = json.loads(job.file(ERROR).read_text("utf-8"))
-        kind = getattr(errors, data["class"])
-        if not issubclass(kind, DeployError):
-            return None
-        found, expected, hint = (str(data[name]) for name in ("found", "expected", "hint"))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        told = load(job.file(ERROR), _ErrorFile, what="an error", hint="")
+    except (OSError, DeployError):
         return None
-    error: DeployError = kind(found, expected=expected, hint=hint)
-    return error
+    kind = getattr(errors, told.kind, None)
+    if not isinstance(kind, type) or not issubclass(kind, DeployError):
+        return None
+    return kind(told.found, expected=told.expected, hint=told.hint)
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
@@ -187,8 +206,3 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
         EnvironmentUnsuitable: it cannot be written.
     """
     write_whole(path, json.dumps(data, indent=2).encode() + b"\n")
-
-
-def _io(data: Mapping[str, Any]) -> IoTensor:
-    profile = tuple(tuple(shape) for shape in data["profile"])
-    return IoTensor(data["name"], data["mode"], data["dtype"], tuple(data["shape"]), profile)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from models.errors import UsageError
+from models.codec import Count
+from models.errors import InvalidValue, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from models.spec import TensorSpec
 
@@ -32,24 +34,19 @@ class ShapeRange:
         max: largest.
     """
 
-    min: tuple[int, ...]
-    opt: tuple[int, ...]
-    max: tuple[int, ...]
+    min: tuple[Count, ...]
+    opt: tuple[Count, ...]
+    max: tuple[Count, ...]
 
     def __post_init__(self) -> None:
         """Refuse shapes that are no range."""
         shapes = (self.min, self.opt, self.max)
         ordered = all(0 < low <= opt <= high for low, opt, high in zip(*shapes, strict=False))
         if len({len(shape) for shape in shapes}) != 1 or not ordered:
-            raise UsageError(
+            raise InvalidValue(
                 "the shapes " + ", ".join("x".join(map(str, shape)) for shape in shapes) + " are no range",
                 expected="three shapes of one rank, each axis min <= opt <= max, all positive",
             )
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> ShapeRange:
-        """Rebuild a range."""
-        return cls(tuple(data["min"]), tuple(data["opt"]), tuple(data["max"]))
 
 
 @dataclass(frozen=True)
@@ -87,31 +84,25 @@ class BuildSettings:
         """Refuse what no builder takes."""
         level, streams = self.optimization_level, self.max_aux_streams
         if self.hardware_compatibility not in HARDWARE_COMPATIBILITY:
-            raise UsageError(
+            raise InvalidValue(
                 f"hardware compatibility {self.hardware_compatibility!r}", expected=", ".join(HARDWARE_COMPATIBILITY)
             )
         if level is not None and not 0 <= level <= 5:
-            raise UsageError(f"builder optimization level {level}", expected="0 to 5")
+            raise InvalidValue(f"builder optimization level {level}", expected="0 to 5")
         if streams is not None and streams < 0:
-            raise UsageError(f"{streams} auxiliary streams", expected="0 or more")
+            raise InvalidValue(f"{streams} auxiliary streams", expected="0 or more")
         if self.error_on_timing_cache_miss and self.timing_cache is None:
-            raise UsageError("an error on a timing cache miss was asked for", expected="--timing-cache FILE as well")
+            raise InvalidValue("an error on a timing cache miss was asked for", expected="--timing-cache FILE as well")
         if (self.timing_cache is not None or self.locked is not None) and level == 0:
-            raise UsageError("builder optimization level 0 does not use a timing cache", expected="level 1 to 5")
+            raise InvalidValue("builder optimization level 0 does not use a timing cache", expected="level 1 to 5")
         if self.timing_cache is not None and self.locked is not None:
-            raise UsageError(
+            raise InvalidValue(
                 "a timing cache and a lock file were given", expected="one of them: a lock has timings of its own"
             )
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as JSON values; enumerations by name, for their numbers differ between versions."""
         return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> BuildSettings:
-        """Rebuild settings."""
-        profile = {name: ShapeRange.from_json(shapes) for name, shapes in data["profile"].items()}
-        return cls(**{**data, "profile": profile})
 
 
 @dataclass(frozen=True)

@@ -9,23 +9,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from msgspec import Meta
+
+from exporters.artifact import Precision
 from exporters.precision.whole_file import write_whole
 from exporters.tensorrt.plan import plan_version
 from exporters.tensorrt.settings import BuildSettings
-from models.errors import EnvironmentUnsuitable, IntegrityError, UsageError
+from models.codec import Count, Positive, Sha256, SomeSha256, load
+from models.errors import EnvironmentUnsuitable, IntegrityError, InvalidValue
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 SCHEMA_VERSION = 1
 PLAN_SUFFIX = ".plan"
 _BUILD_AGAIN = "build it again: deploycli build-trt"
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _AMPERE = (8, 0)
 
 
@@ -41,9 +43,9 @@ class GpuRecord:
     """
 
     name: str
-    compute_capability: tuple[int, int]
+    compute_capability: tuple[Count, Count]
     driver: str = ""
-    memory: int = 0
+    memory: Count = 0
 
 
 @dataclass(frozen=True)
@@ -59,10 +61,15 @@ class IoTensor:
     """
 
     name: str
-    mode: str
+    mode: Annotated[str, Meta(pattern=r"^(input|output)\Z")]
     dtype: str
-    shape: tuple[int, ...]
-    profile: tuple[tuple[int, ...], ...] = ()
+    shape: tuple[Annotated[int, Meta(ge=-1, le=2**63 - 1)], ...]
+    profile: tuple[tuple[Positive, ...], ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse an input whose batch nothing says."""
+        if self.mode == "input" and not all(map(_has_batch, self.profile or (self.shape,))):
+            raise InvalidValue(f"the shapes of the input {self.name!r}", expected="a batch axis of a known size")
 
 
 @dataclass(frozen=True)
@@ -92,24 +99,29 @@ class Sidecar:
     """
 
     plan: str
-    sha256: str
-    size: int
-    precision: str
-    onnx: str
-    onnx_sha256: str
-    tensorrt: str
+    sha256: Sha256
+    size: Count
+    precision: Precision
+    onnx: Annotated[str, Meta(pattern=r"^(?!\.{1,2}\Z)[^/\\\0]+\Z")]
+    onnx_sha256: Sha256
+    tensorrt: Annotated[str, Meta(pattern=r"^[0-9]{1,9}(\.[0-9]{1,9}){2,3}")]
     gpu: GpuRecord
     settings: BuildSettings
     io: tuple[IoTensor, ...]
     layers: Mapping[str, Any]
     assertions: tuple[str, ...]
     facts: Mapping[str, Any]
-    timing_cache_sha256: str
-    seconds: float
+    timing_cache_sha256: SomeSha256
+    seconds: Annotated[float, Meta(ge=0)]
     tool_version: str
     built_at: str
     unreleasable: str = ""
     schema_version: int = field(default=SCHEMA_VERSION)
+
+    def __post_init__(self) -> None:
+        """Refuse an engine that takes nothing."""
+        if not any(tensor.mode == "input" for tensor in self.io):
+            raise InvalidValue("no input in `io`", expected="one or more")
 
     @property
     def batches(self) -> tuple[int, int]:
@@ -141,54 +153,23 @@ class Sidecar:
 
         Raises:
             IntegrityError: there is none, it is malformed, or it names a file outside its bundle.
+            EnvironmentUnsuitable: it cannot be read.
             UsageError: an unknown schema version.
         """
         try:
             if not path.resolve().is_relative_to(path.parent.parent.resolve()):
                 raise IntegrityError(f"{path} is a link that leaves the bundle", expected="a file in the bundle")
-            data = json.loads(path.read_text("utf-8"))
-            version = data["schema_version"]
-            if version != SCHEMA_VERSION:
-                raise UsageError(
-                    f"{path} has schema version {version}",
-                    expected=f"schema version {SCHEMA_VERSION}",
-                    hint="use the deploycli that built the engine, or build it again",
-                )
-            sidecar = cls(
-                **{
-                    **data,
-                    "gpu": GpuRecord(**{**data["gpu"], "compute_capability": _pair(data["gpu"]["compute_capability"])}),
-                    "settings": _settings(data["settings"]),
-                    "io": tuple(_io(tensor) for tensor in data["io"]),
-                    "assertions": tuple(data["assertions"]),
-                }
-            )
+            sidecar = load(path, cls, what="a sidecar", hint=_BUILD_AGAIN, version=SCHEMA_VERSION)
         except FileNotFoundError as error:
             raise IntegrityError(
                 f"the plan has no sidecar {path.name}", expected="plan and sidecar together", hint=_BUILD_AGAIN
             ) from error
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise IntegrityError(
-                f"{path} is malformed ({type(error).__name__}: {error})", expected="a sidecar", hint=_BUILD_AGAIN
+        except OSError as error:
+            raise EnvironmentUnsuitable(
+                f"cannot read {path}: {error.strerror or error}", hint="check the file's permissions"
             ) from error
         if sidecar.plan != f"{path.stem}{PLAN_SUFFIX}":
             raise IntegrityError(f"{path} names the plan {sidecar.plan!r}", expected=f"{path.stem}{PLAN_SUFFIX}")
-        if not _is_plain_name(sidecar.onnx):
-            raise IntegrityError(
-                f"{path} names the ONNX file {sidecar.onnx!r}", expected="a file of the bundle", hint=_BUILD_AGAIN
-            )
-        inputs = [tensor for tensor in sidecar.io if tensor.mode == "input"]
-        if (
-            not _SHA256.fullmatch(str(sidecar.sha256))
-            or len(_numbers(str(sidecar.tensorrt))) < 3
-            or not inputs
-            or not all(all(shape) for tensor in inputs for shape in tensor.profile or (tensor.shape,))
-        ):
-            raise IntegrityError(
-                f"{path} is malformed: its hash, its version or its inputs are none",
-                expected="a sidecar",
-                hint=_BUILD_AGAIN,
-            )
         return sidecar
 
     def check_file(self, folder: Path) -> Path:
@@ -320,23 +301,6 @@ def sidecars(folder: Path) -> Iterator[Sidecar]:
             yield Sidecar.load(folder / name)
 
 
-def _io(data: Mapping[str, Any]) -> IoTensor:
-    profile = tuple(tuple(map(int, shape)) for shape in data["profile"])
-    return IoTensor(data["name"], data["mode"], data["dtype"], tuple(map(int, data["shape"])), profile)
-
-
-def _settings(data: Mapping[str, Any]) -> BuildSettings:
-    try:
-        return BuildSettings.from_json(data)
-    except UsageError as error:  # the user did not write them
-        raise ValueError(error.found) from error
-
-
-def _pair(values: Any) -> tuple[int, int]:
-    major, minor = values
-    return int(major), int(minor)
-
-
 def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".") if part.isascii() and part.isdigit())
 
@@ -345,5 +309,5 @@ def _dotted(capability: tuple[int, int]) -> str:
     return ".".join(map(str, capability))
 
 
-def _is_plain_name(name: object) -> bool:
-    return isinstance(name, str) and name not in ("", ".", "..") and not re.search(r"[/\\\0]", name)
+def _has_batch(shape: tuple[int, ...]) -> bool:
+    return len(shape) > 0 and shape[0] > 0

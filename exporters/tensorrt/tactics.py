@@ -16,15 +16,18 @@ Sources: NVIDIA/TensorRT, samples/sampleEditableTimingCache; ``ITimingCache.quer
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from msgspec import Meta
 
 from exporters.precision.whole_file import write_whole
 from exporters.tensorrt.timing_cache import SIZE_LIMIT, exclusive, sha256_of_bytes
+from models.codec import Sha256, load
 from models.errors import BuildError, EnvironmentUnsuitable, IntegrityError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
     import tensorrt as trt
@@ -79,6 +82,16 @@ class LockScope:
                 )
 
 
+_Tactic = Annotated[str, Meta(pattern=r"^(0[xX])?[0-9a-fA-F]{1,16}\Z")]
+
+
+@dataclass(frozen=True)
+class _LockFile:
+    scope: LockScope
+    cache_sha256: Sha256
+    tactics: Mapping[str, _Tactic]
+
+
 @dataclass(frozen=True)
 class Lock:
     """The kernels of an engine.
@@ -102,31 +115,21 @@ class Lock:
             scope: of the build that is about to begin.
 
         Raises:
+            UsageError: the lock has another schema version.
             IntegrityError: the lock is for something else, malformed, or its timing cache is missing or another one.
             EnvironmentUnsuitable: it cannot be read.
         """
         try:
             if path.stat().st_size > SIZE_LIMIT:
                 raise IntegrityError(f"{path} is too large for a lock", hint=_ANEW)
-            data = json.loads(path.read_text("utf-8"))
-            version = data["schema_version"]
-            found = LockScope(**data["scope"])
-            tactics = {str(key): _canonical(value) for key, value in data["tactics"].items()}
-            digest = data["cache_sha256"]
+            found = load(path, _LockFile, what="a lock", hint=_ANEW, version=_SCHEMA_VERSION)
         except FileNotFoundError:
             return None
         except OSError as error:
             raise EnvironmentUnsuitable(f"cannot read {path}: {error.strerror or error}") from error
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise IntegrityError(
-                f"{path} is no lock: {type(error).__name__}: {error}",
-                expected="a lock that deploycli wrote",
-                hint=_ANEW,
-            ) from error
-        if version != _SCHEMA_VERSION:
-            raise IntegrityError(f"{path} has schema version {version}", expected=str(_SCHEMA_VERSION), hint=_ANEW)
-        found.check(scope, path)
-        return cls(found, _read_cache(path, digest), tactics)
+        found.scope.check(scope, path)
+        tactics = {key: _hexadecimal(int(value, 16)) for key, value in found.tactics.items()}
+        return cls(found.scope, _read_cache(path, found.cache_sha256), tactics)
 
     def write(self, path: Path) -> None:
         """Write both files, each whole; the cache first, so that a lock never lacks its own.
@@ -205,13 +208,6 @@ def _refuse(what: str, keys: set[str]) -> None:
 
 def _hexadecimal(number: int) -> str:
     return f"0x{int(number):x}"
-
-
-def _canonical(text: str) -> str:
-    number = int(text, 16)
-    if not 0 <= number < 1 << 64:
-        raise ValueError(f"{text!r} is no tactic")
-    return _hexadecimal(number)
 
 
 def _cache_of(path: Path) -> Path:

@@ -13,6 +13,7 @@ from exporters.artifact import MANIFEST_NAME, FileRecord
 from exporters.bundle import Bundle, find_bundles
 from exporters.golden import load_golden, save_golden
 from exporters.manifest import Manifest
+from models.codec import decode
 from models.errors import IntegrityError, UsageError
 from models.spec import Preprocessing
 from tests.exporters.bundles import make
@@ -42,7 +43,7 @@ def test_round_trip(bundle: Bundle) -> None:
 
 def test_preprocessing_round_trip(bundle: Bundle) -> None:
     manifest = replace(bundle.manifest, preprocessing=Preprocessing((224, 224)))
-    assert Manifest.from_json(json.loads(manifest.dumps())) == manifest
+    assert decode(manifest.dumps(), Manifest, where="it", what="a manifest", version=1) == manifest
 
 
 @pytest.mark.parametrize("file", ["model.onnx", "golden.npz"])

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 from dataclasses import replace
@@ -22,6 +21,7 @@ from exporters.tensorrt.settings import BuildSettings
 from exporters.triton import package, prepare
 from exporters.triton_config import Options
 from exporters.verify import verify
+from models.codec import decode
 from models.errors import DeployError, EnvironmentUnsuitable, IntegrityError, NumericsError, UsageError
 from models.spec import Preprocessing, Weights
 from tests.exporters import bundles, engines
@@ -112,7 +112,7 @@ def test_configuration_says_where_the_model_came_from(tmp_path: Path, models: Pa
     assert (said["deploycli_proof"], said["deploycli_proof_reference"]) == ("ok", "golden")
     assert said["deploycli_proof_checks"].endswith("batch 8 shuffled")
     assert said["deploycli_model_version"] == "1"
-    assert Preprocessing.from_json(json.loads(said["deploycli_preprocessing"])) == recipe
+    assert decode(said["deploycli_preprocessing"], Preprocessing, where="it", what="a recipe") == recipe
     assert "deploycli_not_for_release" not in said
 
 

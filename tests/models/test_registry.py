@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from models.codec import decode
 from models.errors import UsageError
 from models.registry import Design, Variant, configure, register, resolve, variants
 from models.spec import ModelSpec, Preprocessing, TensorSpec
@@ -109,7 +110,7 @@ def test_a_configured_variant_is_a_new_one() -> None:
 @pytest.mark.parametrize("variant", variants(), ids=lambda v: v.name)
 def test_a_spec_survives_json(variant: Variant) -> None:
     spec = variant.spec
-    assert ModelSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+    assert decode(json.dumps(spec.to_json()), ModelSpec, where="it", what="a spec") == spec
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis.extra import numpy as hnp
 
 from exporters.precision.histogram import Histogram
 from exporters.precision.methods import METHODS, Method, _divergences
+from models.codec import decode
 from models.errors import UsageError
 
 RNG = np.random.default_rng(0)
@@ -138,7 +140,8 @@ def test_a_method_has_all_its_parameters() -> None:
 
 @each_method
 def test_a_method_survives_json(method: str) -> None:
-    assert Method.from_json(Method.of(method).to_json()) == Method.of(method)
+    text = json.dumps(Method.of(method).to_json())
+    assert decode(text, Method, where="it", what="a method") == Method.of(method)
 
 
 @pytest.mark.parametrize(

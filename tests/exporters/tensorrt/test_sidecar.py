@@ -11,6 +11,7 @@ from exporters.bundle import Bundle
 from exporters.tensorrt.plan import plan_version, version_of_plan
 from exporters.tensorrt.settings import BuildSettings, ShapeRange, ShapeRequest, parse_size
 from exporters.tensorrt.sidecar import Sidecar, engine_name, sidecar_of, sidecars
+from models.codec import decode
 from models.errors import EnvironmentUnsuitable, IntegrityError, UsageError
 from models.spec import TensorSpec
 from tests.exporters import bundles, engines
@@ -205,4 +206,5 @@ class TestShapes:
             parse_size(text)
 
     def test_settings_come_back(self) -> None:
-        assert BuildSettings.from_json(json.loads(json.dumps(SETTINGS.to_json()))) == SETTINGS
+        text = json.dumps(SETTINGS.to_json())
+        assert decode(text, BuildSettings, where="it", what="settings") == SETTINGS
