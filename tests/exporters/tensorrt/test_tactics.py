@@ -107,7 +107,7 @@ def test_keys_that_do_not_fit(bench: Bench, locked: Path) -> None:
 )
 def test_what_is_no_lock(tmp_path: Path, text: str) -> None:
     (tmp_path / "lock").write_text(text)
-    with pytest.raises(IntegrityError, match="is no JSON|is malformed at"):
+    with pytest.raises(IntegrityError, match=r"is no JSON|is malformed at"):
         Lock.read(tmp_path / "lock", LockScope("", "", "", "", {}))
 
 
