@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -149,6 +150,12 @@ class Artifact:
         yield from self.external
         if self.calibration is not None:
             yield self.calibration.cache
+
+    @property
+    def sha256(self) -> str:
+        """What `exporters.precision.observed.model_sha256` returns for the file as it was recorded."""
+        digests = [self.file.sha256, *(r.sha256 for r in sorted(self.external, key=lambda record: record.path))]
+        return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
     @property
     def unreleasable(self) -> str:

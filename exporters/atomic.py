@@ -27,12 +27,18 @@ if sys.platform != "win32":
     import fcntl
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 
 @contextmanager
-def replaced_folder(target: Path, *, replace: bool = True) -> Iterator[Path]:
+def replaced_folder(
+    target: Path,
+    *,
+    replace: bool = True,
+    settle: Callable[[Path], None] = lambda _: None,
+    late: Callable[[Path], None] = lambda _: None,
+) -> Iterator[Path]:
     """Yield an empty folder that takes the place of ``target`` when the block ends, or vanishes when it raises.
 
     The parent folder is created where it is missing.
@@ -40,6 +46,9 @@ def replaced_folder(target: Path, *, replace: bool = True) -> Iterator[Path]:
     Args:
         target: the folder.
         replace: whether a folder that is there may be replaced.
+        settle: is given the new folder under the lock, just before the swap: ``target`` is then what it replaces, and
+            nobody else replaces it.
+        late: is given the old folder just after the swap, before it is deleted.
 
     Raises:
         FileExistsError: ``target`` exists, and may not be replaced.
@@ -49,16 +58,19 @@ def replaced_folder(target: Path, *, replace: bool = True) -> Iterator[Path]:
     temporary = target.parent / f"{_temporary_prefix(target)}{secrets.token_hex(4)}"
     owner = None
     try:
-        with _locked(target.parent):  # nobody may take the folder for a dead writer's before it is locked
+        with locked(target.parent):  # nobody may take the folder for a dead writer's before it is locked
             _remove_stale(target)
             temporary.mkdir()
             owner = _try_lock(temporary)
         yield temporary
         _sync_tree(temporary)
-        with _locked(target.parent):
+        with locked(target.parent):
+            _recover_locked(target)
             if not replace and target.exists():
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
-            _swap(temporary, target)
+            settle(temporary)
+            _sync_tree(temporary)  # what is there already costs nothing
+            _swap(temporary, target, late)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # gone already where the swap succeeded
         if owner is not None:
@@ -73,7 +85,7 @@ def recover(target: Path) -> None:
     """
     if target.exists() or not _replaced(target).exists():
         return
-    with _locked(target.parent):  # a living writer is about to finish its swap: wait, then look again
+    with locked(target.parent):  # a living writer is about to finish its swap: wait, then look again
         _recover_locked(target)
 
 
@@ -98,8 +110,7 @@ def _recover_locked(target: Path) -> None:
         _replaced(target).rename(target)
 
 
-def _swap(temporary: Path, target: Path) -> None:
-    _recover_locked(target)
+def _swap(temporary: Path, target: Path, late: Callable[[Path], None]) -> None:
     old = _replaced(target)
     shutil.rmtree(old, ignore_errors=True)  # left where a writer died while it deleted
     try:
@@ -110,6 +121,8 @@ def _swap(temporary: Path, target: Path) -> None:
         _recover_locked(target)
         raise
     _sync(target.parent)
+    if old.exists():
+        late(old)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -138,8 +151,11 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the lock on ``folder``, waiting for it."""
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the lock on ``folder``, waiting for it: meanwhile no folder below it is replaced.
+
+    It is not for one thread to take twice.
+    """
     descriptor = _try_lock(folder, wait=True)
     try:
         yield

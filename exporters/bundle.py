@@ -6,22 +6,26 @@ import errno
 import os
 import re
 import shutil
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporters.artifact import MANIFEST_NAME
-from exporters.atomic import interrupted, recover, replaced_folder
+from exporters.atomic import interrupted, locked, recover, replaced_folder
 from exporters.manifest import Manifest
-from models.errors import EnvironmentUnsuitable, UsageError
+from models.errors import DeployError, EnvironmentUnsuitable, IntegrityError, UsageError
+from models.sources import FACTORY
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection, Iterator
 
     from exporters.artifact import Artifact
+    from models.spec import ModelSpec
 
 _DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS})
 _FULL_BELOW = 1 << 20  # bytes left on a disk that counts as full
+_LONGEST_NAME = 200  # file systems end at 255 bytes, and hidden siblings have longer names
 
 
 @dataclass(frozen=True)
@@ -31,10 +35,18 @@ class Bundle:
     Attributes:
         path: the folder.
         manifest: what it holds.
+        gone: what the bundle that it replaced held and this one does not; known to who wrote it.
     """
 
     path: Path
     manifest: Manifest
+    gone: tuple[str, ...] = field(default=(), compare=False)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Let nobody replace the folder inside the block, which would take away what is just written into it."""
+        with locked(self.path.resolve().parent):
+            yield
 
     @property
     def golden(self) -> Path:
@@ -93,64 +105,177 @@ def find_bundles(root: Path) -> list[Path]:
     )
 
 
-def write_bundle(root: Path, name: str, fill: Callable[[Path], Manifest]) -> Bundle:
+def write_bundle(root: Path, name: str, fill: Callable[[Path], Manifest], *, model: ModelSpec | None = None) -> Bundle:
     """Write the bundle ``root / name``, replacing an existing one whole, or not at all.
+
+    Where the exported graph is that of the bundle which is replaced, byte for byte, all that was made from it stays:
+    other precisions, engines, reports.
 
     Args:
         root: folder of bundles; made where it is missing.
         name: name of the bundle.
         fill: writes every file of the bundle into the folder it is given, and returns the manifest.
+        model: what the bundle is of: one of another model is not replaced. None replaces any.
 
     Raises:
-        UsageError: the name is no plain file name, or something that is no bundle stands in its place.
+        UsageError: the name is no plain file name, or something that is no bundle, or one of another model, stands in
+            its place.
         EnvironmentUnsuitable: the folder cannot be written, or the disk is full.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", name):
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", name) or len(name) > _LONGEST_NAME:
         raise UsageError(
-            f"{name!r} cannot name a bundle", expected="letters, digits, '.', '_', '+', '-', not starting with a sign"
+            f"{name if len(name) <= _LONGEST_NAME else name[:20] + '...'!r} cannot name a bundle",
+            expected=f"at most {_LONGEST_NAME} letters, digits, '.', '_', '+', '-', not starting with a sign",
+            hint="--name NAME",
         )
     target = root / name
-    try:
+
+    def check() -> None:
         _refuse_foreign(target)
-        with replaced_folder(target) as folder:
-            manifest = fill(folder)
-            for record in manifest.files():
-                record.check(folder, content=False)
-            (folder / MANIFEST_NAME).write_text(manifest.dumps(), "utf-8")
-    except OSError as error:
-        if _concerns_disk(error, root):
-            raise _unwritable(target, error) from error
-        raise
-    return Bundle(target, manifest)
+        if model is not None:
+            _refuse_other_model(target, model)
+
+    def merge(manifest: Manifest) -> Manifest | None:
+        check()  # somebody else may have put it there meanwhile
+        derived = _derived(target, manifest)
+        return None if derived is None else replace(manifest, artifacts=(*manifest.artifacts, *derived))
+
+    with _disk_errors(target):
+        check()
+        return _write(target, fill, merge)
 
 
 def extend_bundle(bundle: Bundle, make: Callable[[Path], Artifact]) -> Bundle:
     """Add an artifact to a bundle, or replace the one of the same file name; on disk all of it happens, or nothing.
 
-    What else is in the folder is kept.
+    What else is in the folder is kept, and so is what others added to it meanwhile.
 
     Args:
         bundle: an opened bundle.
-        make: writes the artifact's files into the folder it is given, in which the bundle's other files stand.
+        make: writes the artifact's files into the empty folder it is given.
 
     Raises:
+        IntegrityError: meanwhile another model was exported in its place.
         EnvironmentUnsuitable: the folder cannot be written, or the disk is full.
     """
 
     def fill(folder: Path) -> Manifest:
-        shutil.copytree(bundle.path, folder, copy_function=_link, dirs_exist_ok=True)
-        (folder / MANIFEST_NAME).unlink()  # a link: writing through it would change the old bundle
-        artifact = make(folder)
-        others = tuple(a for a in bundle.manifest.artifacts if a.file.path != artifact.file.path)
-        return replace(bundle.manifest, artifacts=(*others, artifact))
+        return replace(bundle.manifest, artifacts=(make(folder),))
 
-    return write_bundle(bundle.path.parent, bundle.path.name, fill)
+    def merge(made: Manifest) -> Manifest:
+        (artifact,) = made.artifacts
+        now = Manifest.read(bundle.path)  # others may have added to it since it was opened
+        if now.artifact(artifact.source) != bundle.manifest.artifact(artifact.source):
+            raise IntegrityError(
+                f"{bundle.path / artifact.source} was replaced while {artifact.file.path} was made from it",
+                expected="the bundle as it was",
+                hint="run this command again",
+            )
+        others = tuple(a for a in now.artifacts if a.file.path != artifact.file.path)
+        return replace(now, artifacts=(*others, artifact))
+
+    path = bundle.path
+    if path.is_symlink() or path.name in ("", ".."):  # neither has a name that could be given to another folder
+        path = path.resolve()
+    with _disk_errors(path):
+        return _write(path, fill, merge)
+
+
+def _write(target: Path, fill: Callable[[Path], Manifest], merge: Callable[[Manifest], Manifest | None]) -> Bundle:
+    """Write a bundle and let it take the place of what is there.
+
+    Args:
+        target: the bundle.
+        fill: writes what is new, and returns the manifest of that.
+        merge: is given that manifest while nobody else replaces the bundle, and returns the one that it will have;
+            None where nothing of the old bundle stays.
+    """
+    written: list[Bundle] = []
+    left_out: set[str] = set()
+
+    def settle(folder: Path) -> None:
+        merged = merge(made)
+        if merged is not None:
+            left_out.update({MANIFEST_NAME, *_recorded(target)} - {record.path for record in merged.files()})
+            _take_over(target, folder, left_out)
+        manifest = merged or made
+        for record in manifest.files():
+            record.check(folder, content=False)
+        (folder / MANIFEST_NAME).write_text(manifest.dumps(), "utf-8")
+        written.append(Bundle(target, manifest, _gone(target, folder)))
+
+    def late(old: Path) -> None:
+        if left_out:  # what a build that runs wrote into its folder since
+            with suppress(OSError):
+                _take_over(old, target, left_out)
+
+    with replaced_folder(target, settle=settle, late=late) as folder:
+        made = fill(folder)
+        for record in (record for artifact in made.artifacts for record in artifact.files()):
+            record.check(folder, content=False)  # before a file of the old bundle could take its place
+    return written[0]
+
+
+def _derived(target: Path, made: Manifest) -> tuple[Artifact, ...] | None:
+    """Return what ``target`` holds that was made from the very graph which was written; None if it is of another."""
+    try:
+        old = Manifest.read(target)
+    except DeployError:  # there is none, or it is damaged
+        return None
+    exported, before = (next((a for a in m.artifacts if not a.source), None) for m in (made, old))
+    if exported is None or before is None or (*exported.files(),) != (*before.files(),):
+        return None
+    return tuple(a for a in old.artifacts if a.source and _is_whole(a, target))
+
+
+def _is_whole(artifact: Artifact, folder: Path) -> bool:
+    """Say whether the files are as they were recorded: one that is damaged may be why the bundle is exported again."""
+    try:
+        for record in artifact.files():
+            record.check(folder)
+    except DeployError:
+        return False
+    return True
+
+
+def _recorded(target: Path) -> set[str]:
+    return {record.path for record in Manifest.read(target).files()}
+
+
+def _take_over(old: Path, folder: Path, left_out: Collection[str]) -> None:
+    """Give what is in ``old``, and not in ``folder``, a second name there.
+
+    Args:
+        old: a bundle.
+        folder: the one that takes its place; what it holds already stays.
+        left_out: paths in ``old`` that are of no use any more.
+    """
+
+    def ignored(parent: str, names: list[str]) -> list[str]:
+        place = Path(parent)
+        paths = {name: place / name for name in names}
+        # A hidden folder holds a model with further outputs, as long as it runs; its writer removes it.
+        passing = [name for name, path in paths.items() if place == old and name.startswith(".") and path.is_dir()]
+        return [*passing, *(name for name, path in paths.items() if path.relative_to(old).as_posix() in left_out)]
+
+    shutil.copytree(old, folder, copy_function=_link, ignore=ignored, dirs_exist_ok=True)
+
+
+def _gone(old: Path, folder: Path) -> tuple[str, ...]:
+    """Name what is in ``old``, or in its folder of engines, and has no name in ``folder``."""
+    if not old.is_dir():
+        return ()
+    files = [path for path in (*old.iterdir(), *old.glob("engines/*.plan")) if not path.name.startswith(".")]
+    missing = [path for path in files if not (folder / path.relative_to(old)).exists()]
+    return tuple(sorted(path.relative_to(old).as_posix() + "/" * path.is_dir() for path in missing))
 
 
 def _link(source: str, target: str) -> None:
     """Give a file a second name, which takes no space; copy it where the file system cannot."""
     try:
         os.link(source, target)
+    except (FileExistsError, FileNotFoundError):  # newer, or of a writer that has renamed it since
+        return
     except OSError:
         shutil.copy2(source, target)
 
@@ -174,9 +299,46 @@ def _refuse_foreign(target: Path) -> None:
     )
 
 
+def _refuse_other_model(target: Path, model: ModelSpec) -> None:
+    """Raise UsageError where ``target`` is a bundle of another model; of one that is damaged nobody knows."""
+    try:
+        found = Manifest.read(target).spec
+    except DeployError:
+        return
+    if _identity(found) != _identity(model):
+        raise UsageError(
+            f"{target} is a bundle of {_called(found)}, and would be replaced by one of {_called(model)}",
+            expected="a bundle of the same model, or none",
+            hint="another --name, or --replace to give it up with all that was made from it",
+        )
+
+
+def _identity(spec: ModelSpec) -> tuple[str, str]:
+    """What makes a model the same, whatever the sizes and the weights are: its name, or its place elsewhere."""
+    target = spec.config.get("target")
+    # A commit behind @ is a version of the same model; a path may be written in several ways.
+    return spec.family, spec.name if target is None else os.path.normpath(str(target).partition("@")[0])
+
+
+def _called(spec: ModelSpec) -> str:
+    target = spec.config.get("target")
+    return spec.name if target is None else str(target) if spec.family == FACTORY else f"{spec.family}:{target}"
+
+
 def _looks_like_manifest(path: Path) -> bool:
     """A damaged bundle may be replaced, but many other things keep a manifest.json too."""
     return path.is_file() and b'"schema_version"' in path.read_bytes()
+
+
+@contextmanager
+def _disk_errors(target: Path) -> Iterator[None]:
+    """Say of an error of the disk which bundle cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        if _concerns_disk(error, target.parent):
+            raise _unwritable(target, error) from error
+        raise
 
 
 def _concerns_disk(error: OSError, root: Path) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from contextlib import ExitStack
 
-    from exporters.artifact import Artifact
     from exporters.bundle import Bundle
     from exporters.tensorrt.sidecar import Sidecar
 
@@ -109,12 +107,6 @@ def _stale(bundle: Bundle, sidecar: Sidecar) -> str | None:
     artifact = bundle.manifest.artifact(sidecar.onnx)
     if artifact is None:
         return f"was built from {sidecar.onnx}, which the bundle does not hold"
-    if _sha256(artifact) == sidecar.onnx_sha256:
+    if artifact.sha256 == sidecar.onnx_sha256:
         return None
     return f"was built from another {sidecar.onnx} than the bundle holds now"
-
-
-def _sha256(artifact: Artifact) -> str:
-    """Return what `exporters.precision.observed.model_sha256` does; the bundle's hashes were checked when it opened."""
-    digests = [artifact.file.sha256, *(r.sha256 for r in sorted(artifact.external, key=lambda record: record.path))]
-    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()

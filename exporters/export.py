@@ -71,6 +71,7 @@ class ExportRequest:
         attention: ``4d``, ``5d`` to leave the scores of masked windows in five dimensions, or ``onnx`` for the operator
             of that name, from opset 23 on.
         external: where the weights are stored.
+        replace: a bundle of the same name goes even if it is of another model.
     """
 
     model: str
@@ -89,10 +90,13 @@ class ExportRequest:
     rewrite: bool = True
     attention: Literal["4d", "5d", "onnx"] = "4d"
     external: ExternalData = "auto"
+    replace: bool = False
 
 
 def export(request: ExportRequest, *, progress: Callable[[str], None] = lambda _: None) -> Bundle:
-    """Export a model into a bundle, replacing one of the same name whole.
+    """Export a model into a bundle, replacing one of the same name and model whole.
+
+    If the graph comes out as it was, byte for byte, what was made from it stays; else `Bundle.gone` names it.
 
     Args:
         request: what to export.
@@ -133,7 +137,10 @@ def _export(request: ExportRequest, progress: Callable[[str], None]) -> Bundle:
     variant = _registered(request) if source is None else _foreign(request, source)
     with set_aside():
         return write_bundle(
-            request.root, request.name or variant.name, lambda folder: _fill(folder, request, variant, progress)
+            request.root,
+            request.name or variant.name,
+            lambda folder: _fill(folder, request, variant, progress),
+            model=None if request.replace else variant.spec,
         )
 
 

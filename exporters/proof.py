@@ -176,7 +176,8 @@ def keep(bundle: Bundle, report: Report) -> Path:
         "judged": judged,
     }
     path = _inside(bundle, bundle.path / PROOF_NAME)
-    write_whole(path, (json.dumps(data, indent=2, allow_nan=False) + "\n").encode())
+    with bundle.held():
+        write_whole(path, (json.dumps(data, indent=2, allow_nan=False) + "\n").encode())
     return path
 
 

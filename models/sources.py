@@ -33,9 +33,19 @@ class Source:
 
     @property
     def name(self) -> str:
-        """A name for the bundle: what the model is called, without what a file name cannot hold."""
-        last = self.target.rstrip("/").rpartition(":" if self.family == FACTORY else "/")[2]
-        return re.sub(r"[^A-Za-z0-9._+-]+", "_", last).strip("._+-") or self.family
+        """A name for the bundle: what the model is called, without what a file name cannot hold.
+
+        A factory's begins with its module, ``modules.detector``: one function of many is called ``model``, and no
+        registered name has a dot.
+        """
+        if self.family != FACTORY:
+            return _safe(self.target.rstrip("/").rpartition("/")[2]) or self.family
+        module, _, function = self.target.rpartition(":")
+        return f"{_safe(module.rpartition('/')[2].removesuffix('.py')) or FACTORY}.{_safe(function) or FACTORY}"
+
+
+def _safe(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._+-]+", "_", text).strip("._+-")
 
 
 def parse_source(name: str) -> Source | None:

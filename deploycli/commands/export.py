@@ -66,6 +66,7 @@ def _complete_model(_ctx: click.Context, _param: click.Parameter, incomplete: st
 @attention_option
 @click.option("--no-rewrite", is_flag=True, help="Keep the plain traced graph.")
 @external_option
+@click.option("--replace", is_flag=True, help="Replace a bundle of this name that is of another model.")
 @click.option("-v", "--verbose", is_flag=True, help="Show every step, and what the passes refused.")
 @json_option
 def command(
@@ -87,10 +88,13 @@ def command(
     attention: str,
     no_rewrite: bool,
     external: str,
+    replace: bool,
     verbose: bool,
     as_json: bool,
 ) -> int:
     """Trace MODEL, rewrite its graph, check it in ONNX Runtime, and write a bundle.
+
+    Over a bundle of the same model: if its model.onnx comes out as it was, other precisions, engines and reports stay.
 
     MODEL is a name that `deploycli list` shows (swin_t, or the authors' swin_tiny_patch4_window7_224), or one from
     elsewhere: timm:NAME, torchvision:NAME, hf:FOLDER_OR_ID, package.module:factory, path/to/file.py:factory.
@@ -124,12 +128,15 @@ def command(
         rewrite=not no_rewrite,
         attention=attention,  # type: ignore[arg-type]  # click checked the choice
         external=external,  # type: ignore[arg-type]  # click checked the choice
+        replace=replace,
     )
     with Progress() as progress:
         bundle = export(request, progress=progress)
         progress.warn_of(bundle.manifest.weights)
+        if bundle.gone:
+            progress.warn(f"{bundle.path} held another model.onnx; gone with it: {', '.join(bundle.gone)}")
     if as_json:
-        print_json(bundle.manifest.to_json() | {"path": str(bundle.path)})
+        print_json(bundle.manifest.to_json() | {"path": str(bundle.path), "gone": list(bundle.gone)})
     else:
         show_export(bundle, verbose=verbose)
     return 0

@@ -128,9 +128,6 @@ class Derivation:
         results: list[tuple[str, tuple[Comparison, ...]]] = []
 
         def make(folder: Path) -> Artifact:
-            if (old := self.bundle.manifest.artifact(name)) is not None:
-                for replaced in old.files():  # links: the bundle that is being replaced keeps its own
-                    (folder / replaced.path).unlink(missing_ok=True)
             external: ExternalData = "always" if self.source.external else "auto"
             files = write_model(self.model, folder / name, external)
             results.append(_run(folder / name, self.bundle.golden, self.precision, self.source.batch))

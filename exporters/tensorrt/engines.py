@@ -12,8 +12,8 @@ from datetime import datetime, timezone
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from exporters.manifest import Manifest
 from exporters.precision.derive import fp32_artifact
-from exporters.precision.observed import model_sha256
 from exporters.precision.quantize import quantize_bundle
 from exporters.precision.request import Quantization, Typing
 from exporters.precision.typed import cast_bundle
@@ -289,7 +289,7 @@ def _build(planned: PlannedEngine, request: EngineRequest, progress: Progress) -
         layers = _inspected(result)
         assertions = _assert(planned, result, layers, request.asserted(planned.precision))
         sidecar = _sidecar(planned, result, layers, assertions)
-        return BuiltEngine(planned, _install(planned.bundle, result, sidecar), sidecar, layers)
+        return BuiltEngine(planned, _install(planned, result, sidecar), sidecar, layers)
     finally:
         result.plan.unlink(missing_ok=True)  # moved already where all is well
 
@@ -323,7 +323,7 @@ def _sidecar(planned: PlannedEngine, result: BuildResult, layers: EngineLayers, 
         size=result.size,
         precision=planned.precision,
         onnx=planned.artifact.file.path,
-        onnx_sha256=model_sha256(planned.onnx),
+        onnx_sha256=planned.artifact.sha256,
         tensorrt=result.tensorrt,
         gpu=result.gpu,
         settings=planned.settings,
@@ -339,8 +339,20 @@ def _sidecar(planned: PlannedEngine, result: BuildResult, layers: EngineLayers, 
     )
 
 
-def _install(bundle: Bundle, result: BuildResult, sidecar: Sidecar) -> Path:
-    """Put plan and sidecar into the bundle; until both are there, what is there is refused."""
+def _install(planned: PlannedEngine, result: BuildResult, sidecar: Sidecar) -> Path:
+    """Put plan and sidecar into the bundle, if it still holds the graph; until both are there, both are refused."""
+    bundle = planned.bundle
+    with bundle.held():
+        if Manifest.read(bundle.path).artifact(sidecar.onnx) != planned.artifact:
+            raise IntegrityError(
+                f"{planned.onnx} was replaced while an engine was built from it",
+                expected="the bundle as it was",
+                hint="run this command again",
+            )
+        return _move(bundle, result, sidecar)
+
+
+def _move(bundle: Bundle, result: BuildResult, sidecar: Sidecar) -> Path:
     folder = bundle.path / ENGINES
     target = folder / sidecar.plan
     try:

@@ -6,17 +6,22 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from onnx import helper
 
-from exporters.artifact import MANIFEST_NAME
-from exporters.bundle import Bundle, find_bundles, write_bundle
+from exporters.artifact import MANIFEST_NAME, Artifact, FileRecord
+from exporters.bundle import Bundle, extend_bundle, find_bundles, write_bundle
 from exporters.golden import load_golden
+from exporters.precision.whole_file import write_whole
 from models.errors import EnvironmentUnsuitable, IntegrityError, UsageError
-from tests.exporters.bundles import filler, make
+from models.spec import ModelSpec, TensorSpec, Weights
+from tests.exporters.bundles import SPEC, filler, graph, make
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,13 +42,178 @@ def state(root: Path) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
-def test_replacing_leaves_nothing_of_the_old_bundle(bundle: Bundle) -> None:
-    (bundle.path / "reports").mkdir()
-    (bundle.path / "reports" / "old.json").touch()
-    make(bundle.path.parent, samples=3)
-    assert not (bundle.path / "reports").exists()
+OTHER = graph([helper.make_node("Identity", ["raw.features"], ["features"])])
+"""It computes the same, and is another file."""
+
+
+def derive(bundle: Bundle, name: str = "model.fp16.onnx", content: bytes = b"derived") -> Bundle:
+    """Add what stands for a file of another precision."""
+
+    def write(folder: Path) -> Artifact:
+        (folder / name).write_bytes(content)
+        source = bundle.manifest.artifacts[0]
+        return replace(source, file=FileRecord.of(folder, name), precision="fp16", source=source.file.path)
+
+    return extend_bundle(bundle, write)
+
+
+def all_there_is(bundle: Bundle) -> Bundle:
+    """Add a precision, an engine, a report, and a file of the user's."""
+    derive(bundle)
+    for name in ("engines/fp16.plan", "engines/fp16.json", "reports/verify.json", "notes.txt"):
+        (bundle.path / name).parent.mkdir(exist_ok=True)
+        (bundle.path / name).write_text(name)
+    return Bundle.open(bundle.path)
+
+
+def test_the_same_graph_again_leaves_all_that_was_made_from_it(bundle: Bundle) -> None:
+    old, before = all_there_is(bundle), state(bundle.path)
+    new = make(bundle.path.parent, samples=3, weights=Weights("checkpoint", path="/elsewhere.pth", sha256="1" * 64))
+    after = state(bundle.path)
+    assert {name for name in before if before[name] != after.get(name)} == {"golden.npz", MANIFEST_NAME}
     assert len(load_golden(Bundle.open(bundle.path).golden)[0]["images"]) == 3
+    assert new.gone == ()
+    assert new.manifest.artifacts == old.manifest.artifacts
+    assert new.manifest.weights.path == "/elsewhere.pth"
     assert hidden(bundle.path.parent) == []
+
+
+def test_another_graph_leaves_nothing_and_names_it(bundle: Bundle) -> None:
+    all_there_is(bundle)
+    new = make(bundle.path.parent, model=OTHER)
+    assert new.gone == ("engines/", "engines/fp16.plan", "model.fp16.onnx", "notes.txt", "reports/")
+    assert set(state(bundle.path)) == {"model.onnx", "golden.npz", MANIFEST_NAME}
+    assert hidden(bundle.path.parent) == []
+
+
+def test_what_is_damaged_is_not_taken_over(bundle: Bundle) -> None:
+    all_there_is(bundle)
+    derive(bundle, "model.bf16.onnx")
+    (bundle.path / "model.fp16.onnx").write_bytes(b"damaged")
+    new = make(bundle.path.parent)
+    assert new.gone == ("model.fp16.onnx",)
+    assert Bundle.open(bundle.path) == new
+    assert [a.file.path for a in new.manifest.artifacts] == ["model.onnx", "model.bf16.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "is_other"),
+    [
+        (SPEC, False),
+        (replace(SPEC, config={"img_size": 64}, inputs=(TensorSpec("images", (24,)),), outputs=("logits",)), False),
+        (replace(SPEC, name="swin_t"), True),
+        (replace(SPEC, family="vit"), True),
+        (replace(SPEC, family="timm", config={"target": "linear"}), True),
+    ],
+)
+def test_another_models_bundle_is_not_replaced_unasked(bundle: Bundle, spec: ModelSpec, is_other: bool) -> None:
+    if not is_other:
+        write_bundle(bundle.path.parent, "linear", filler(spec=spec), model=spec)
+        return
+    before = state(bundle.path)
+    with pytest.raises(UsageError, match="is a bundle of linear") as caught:
+        write_bundle(bundle.path.parent, "linear", pytest.fail, model=spec)
+    assert "--replace" in caught.value.hint
+    assert state(bundle.path) == before
+    write_bundle(bundle.path.parent, "linear", filler(spec=spec), model=None)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "is_other"),
+    [
+        ("a.py:net", "./a.py:net", False),
+        ("a.py:net", "b.py:net", True),
+        ("a.py:net", "a.py:other", True),
+        ("org/net@0123", "org/net@4567", False),
+        ("org/net@0123", "org/net2@0123", True),
+    ],
+)
+def test_models_from_elsewhere_are_the_same_where_their_place_is(
+    tmp_path: Path, old: str, new: str, is_other: bool
+) -> None:
+    was, now = (replace(SPEC, family="factory", config={"target": target, "kwargs": {}}) for target in (old, new))
+    make(tmp_path, spec=was)
+    if is_other:
+        with pytest.raises(UsageError, match="would be replaced by one of"):
+            write_bundle(tmp_path, "linear", filler(spec=now), model=now)
+    else:
+        write_bundle(tmp_path, "linear", filler(spec=now), model=now)
+
+
+def test_another_model_that_came_meanwhile_is_not_replaced(bundle: Bundle) -> None:
+    other = replace(SPEC, name="other")
+
+    def fill(folder: Path) -> Manifest:
+        make(bundle.path.parent, "linear", spec=other)
+        return filler()(folder)
+
+    with pytest.raises(UsageError, match="is a bundle of other"):
+        write_bundle(bundle.path.parent, "linear", fill, model=SPEC)
+    assert Bundle.open(bundle.path).manifest.spec.name == "other"
+
+
+def test_what_others_add_meanwhile_stays(bundle: Bundle) -> None:
+    """Three commands open one bundle, and end one after another."""
+
+    def write(folder: Path) -> Artifact:
+        derive(bundle, "model.bf16.onnx")
+        (bundle.path / "reports").mkdir()
+        (bundle.path / "reports/verify.json").write_text("{}")
+        (folder / "model.int8.onnx").write_bytes(b"int8")
+        return replace(bundle.manifest.artifacts[0], file=FileRecord.of(folder, "model.int8.onnx"), source="model.onnx")
+
+    derive(bundle)
+    new = extend_bundle(bundle, write)
+    names = ["model.onnx", "model.fp16.onnx", "model.bf16.onnx", "model.int8.onnx"]
+    assert [a.file.path for a in Bundle.open(bundle.path).manifest.artifacts] == names
+    assert Bundle.open(bundle.path) == new
+    assert (bundle.path / "reports/verify.json").is_file()
+
+
+def test_what_was_made_of_a_model_that_is_gone_is_not_kept(bundle: Bundle) -> None:
+    def write(folder: Path) -> Artifact:
+        make(bundle.path.parent, model=OTHER)
+        (folder / "model.fp16.onnx").write_bytes(b"fp16")
+        return replace(bundle.manifest.artifacts[0], file=FileRecord.of(folder, "model.fp16.onnx"), source="model.onnx")
+
+    with pytest.raises(IntegrityError, match=r"model.onnx was replaced while model.fp16.onnx was made"):
+        extend_bundle(bundle, write)
+    assert [a.file.path for a in Bundle.open(bundle.path).manifest.artifacts] == ["model.onnx"]
+    assert hidden(bundle.path.parent) == []
+
+
+def test_a_file_that_is_made_again_leaves_no_old_data(bundle: Bundle) -> None:
+    def write(data: str) -> Bundle:
+        def make_it(folder: Path) -> Artifact:
+            for name in ("model.fp16.onnx", data):
+                (folder / name).write_text(data)
+            record, external = (FileRecord.of(folder, name) for name in ("model.fp16.onnx", data))
+            return replace(bundle.manifest.artifacts[0], file=record, external=(external,), source="model.onnx")
+
+        return extend_bundle(bundle, make_it)
+
+    write("first.data")
+    new = write("second.data")
+    assert set(state(bundle.path)) == {"model.onnx", "golden.npz", MANIFEST_NAME, "model.fp16.onnx", "second.data"}
+    assert Bundle.open(bundle.path) == new
+
+
+def test_writing_a_report_waits_for_a_swap_and_a_swap_for_it(bundle: Bundle) -> None:
+    """Where it would not, the report would go into the folder that is deleted."""
+    rounds = 20
+    (bundle.path / "reports").mkdir()
+
+    def report() -> None:
+        for i in range(rounds):
+            with bundle.held():
+                write_whole(bundle.path / f"reports/{i}.json", b"{}")
+
+    thread = Thread(target=report)
+    thread.start()
+    for i in range(rounds):
+        derive(bundle, content=str(i).encode())
+    thread.join()
+    assert {path.name for path in (bundle.path / "reports").iterdir()} == {f"{i}.json" for i in range(rounds)}
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(1), ValueError("a bug"), UsageError("not usable")])

@@ -65,8 +65,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("torchvision:swin_t", Source("torchvision", "swin_t"), "swin_t"),
         ("hf:microsoft/swin-tiny@abc", Source("hf", "microsoft/swin-tiny@abc"), "swin-tiny_abc"),
         ("hf:/a/folder/", Source("hf", "/a/folder/"), "folder"),
-        ("my.models:build", Source("factory", "my.models:build"), "build"),
-        ("dir/file.py:build", Source("factory", "dir/file.py:build"), "build"),
+        ("my.models:build", Source("factory", "my.models:build"), "my.models.build"),
+        ("dir/file.py:build", Source("factory", "dir/file.py:build"), "file.build"),
+        ("dir/.../a b.py:Class.make", Source("factory", "dir/.../a b.py:Class.make"), "a_b.Class.make"),
+        ("dir/-.py:_", Source("factory", "dir/-.py:_"), "factory.factory"),
     ],
 )
 def test_names_are_read(text: str, source: Source | None, name: str | None) -> None:
