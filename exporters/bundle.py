@@ -262,11 +262,11 @@ def _take_over(old: Path, folder: Path, left_out: Collection[str]) -> None:
 
 
 def _gone(old: Path, folder: Path) -> tuple[str, ...]:
-    """Name what is in ``old``, or in its folder of engines, and has no name in ``folder``."""
+    """Name what is in ``old`` and not in ``folder``: files, engines, other folders."""
     if not old.is_dir():
         return ()
-    files = [path for path in (*old.iterdir(), *old.glob("engines/*.plan")) if not path.name.startswith(".")]
-    missing = [path for path in files if not (folder / path.relative_to(old)).exists()]
+    found = [path for path in (*old.iterdir(), *old.glob("engines/*.plan")) if path.name != "engines"]
+    missing = [p for p in found if not p.name.startswith(".") and not (folder / p.relative_to(old)).exists()]
     return tuple(sorted(path.relative_to(old).as_posix() + "/" * path.is_dir() for path in missing))
 
 

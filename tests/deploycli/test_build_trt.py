@@ -447,9 +447,17 @@ class TestVerifying:
         assert "lean runtime" in result.out
         assert "NOT JUDGED" not in deploycli("verify", "--allow-engine-host-code", "--engines", "all").out
 
-    def test_exporting_again_drops_them(
+    def test_exporting_again_keeps_them_and_another_graph_drops_them(
         self, engines: Path, gpu: Any, deploycli: Command, smallest: str, checkpoint: Path
     ) -> None:
         options = ("--name", "smallest", "--checkpoint", checkpoint)
-        assert deploycli("export", smallest, "--fmt", "onnx", *options).code == 0
+        built = files(engines)
+        again = deploycli("export", smallest, *options)
+        assert again.code == 0
+        assert "gone with it" not in again.err
+        assert files(engines) == built
+        assert "stale" not in deploycli("verify").out
+        other = deploycli("export", smallest, *options, "--batch", 4, "--json")
+        assert other.json()["gone"] == [*(f"engines/{name}" for name in sorted(PLANS)), "model.fp16.onnx", "reports/"]
+        assert "held another model.onnx; gone with it: engines/" in other.err
         assert not engines.exists()

@@ -8,13 +8,14 @@ import os
 import resource
 import stat
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
 from tests.deploycli.commands import SMALL, assert_refused, files, module, run
-from tests.exporters.bundles import make
+from tests.exporters.bundles import SPEC, make
 from tests.models.swins import golden_state, tiny_swin
 
 if TYPE_CHECKING:
@@ -197,7 +198,7 @@ def test_unwritable_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("limit", "last_step"), [(10_000, "running it in PyTorch"), (30_000, "writing")])
 def test_full_disk(smallest: str, deploycli: Command, tmp_path: Path, limit: int, last_step: str) -> None:
     """The kernel refuses to let a file grow, as on a full disk: golden.npz has 25 kB, model.onnx 40."""
-    before = files(make(tmp_path / "artifacts", smallest).path)
+    before = files(make(tmp_path / "artifacts", smallest, spec=replace(SPEC, name=smallest, family="swin")).path)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
     try:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,7 +15,7 @@ import pytest
 from deploycli.interruption import Interrupted, check, interruptible
 from deploycli.render import Progress
 from tests.deploycli.commands import ENVIRONMENT, SCRIPT, SMALL, files, start
-from tests.exporters.bundles import make
+from tests.exporters.bundles import SPEC, make
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,7 +26,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def test_interrupted_export_leaves_the_old_bundle(tmp_path: Path) -> None:
-    before = files(make(tmp_path / "artifacts", "swin_t").path)
+    before = files(make(tmp_path / "artifacts", "swin_t", spec=replace(SPEC, name="swin_t", family="swin")).path)
     exports = {number: start("export", "swin_t", *SMALL, cwd=tmp_path) for number in SIGNALS}
     for number, process in exports.items():
         assert process.stderr is not None

@@ -126,7 +126,7 @@ def test_artifact_that_was_added_later_is_not_verified_and_the_others_stay_so(bu
     proven(bundle)
 
     def add(folder: Path) -> Artifact:
-        shutil.copy(folder / "model.onnx", folder / "model.fp16.onnx")
+        shutil.copy(bundle.path / "model.onnx", folder / "model.fp16.onnx")
         return replace(only(bundle), file=FileRecord.of(folder, "model.fp16.onnx"), precision="fp16")
 
     both = extend_bundle(bundle, add)
@@ -141,11 +141,9 @@ def test_artifact_that_was_written_again_is_stale(bundle: Bundle) -> None:
     proven(bundle)
 
     def again(folder: Path) -> Artifact:
-        path = folder / "model.onnx"
-        model = onnx.load(path)
+        model = onnx.load(bundle.path / "model.onnx")
         model.producer_name = "somebody else"
-        path.unlink()
-        path.write_bytes(model.SerializeToString())
+        (folder / "model.onnx").write_bytes(model.SerializeToString())
         return replace(only(bundle), file=FileRecord.of(folder, "model.onnx"))
 
     changed = extend_bundle(bundle, again)
