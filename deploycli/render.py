@@ -89,6 +89,10 @@ class Progress:
         """Say what of the weights a user should know, whatever is printed to stdout."""
         if weights.source == "random":
             self.warn(f"weights: {weights.describe()}. Pass --checkpoint or --pretrained for real ones.")
+        if weights.others:
+            others = ", ".join(map(repr, weights.others))
+            read = "EMA weights were read, as timm does" if weights.averaged else f"{weights.entry!r} was read"
+            self.warn(f"weights: {read}; the file also holds {others}: --weights-entry chooses.")
         if resampled := weights.report.get("resampled"):
             noun = "position embedding was" if resampled == 1 else f"{resampled} position embeddings were"
             self.warn(f"weights: the {noun} resampled (bicubic) for this image size.")
@@ -127,6 +131,10 @@ def show_export(bundle: Bundle, *, verbose: bool) -> None:
     """Print what an export made, and what to do next."""
     console = stdout()
     manifest = bundle.manifest
+    if manifest.weights.source != "random":  # of which progress warns
+        told = manifest.weights.describe()
+        line = told if told.startswith("weights") else f"weights: {told}"
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
     for artifact in manifest.artifacts:
         show_artifact(console, bundle, artifact)
     if verbose:

@@ -19,7 +19,7 @@ from exporters.runtimes import EagerRuntime, OrtRuntime
 from exporters.steps import Step
 from models.errors import EnvironmentUnsuitable, ExportError, UsageError
 from models.registry import HubFile, Variant, configure, resolve
-from models.sources import LIBRARIES, parse_source
+from models.sources import FACTORY, LIBRARIES, parse_source
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -63,6 +63,7 @@ class ExportRequest:
         img_size: image height and width in place of the variant's, pixels.
         window_size: attention window in place of the variant's, tokens.
         num_classes: classes of the head; with weights, read from them.
+        weights_entry: which of the checkpoint's sets of weights; by default EMA weights before plain ones.
         model_kwargs: keyword arguments of what makes a model that is not registered here.
         inputs: inputs of such a model, in the order of its forward; by default one image.
         opset: ONNX operator set version.
@@ -83,6 +84,7 @@ class ExportRequest:
     img_size: tuple[int, int] | None = None
     window_size: int | None = None
     num_classes: int | None = None
+    weights_entry: str | None = None
     model_kwargs: Mapping[str, Any] = field(default_factory=dict)
     inputs: tuple[TensorSpec, ...] = ()
     opset: int = 20
@@ -158,14 +160,15 @@ def _registered(request: ExportRequest) -> Variant:
 
 
 def _foreign(request: ExportRequest, source: Source) -> Variant:
-    from models.describe import describe
+    from models.describe import describe, with_classes
 
-    if request.window_size is not None or request.num_classes is not None:
+    if request.window_size is not None:
         raise UsageError(
-            f"{request.model} is not registered here: --window-size and --num-classes mean nothing to it",
-            hint="""--model-kwargs '{"num_classes": 10}'""",
+            f"{request.model} is not registered here: --window-size means nothing to it",
+            hint="""--model-kwargs '{"window_size": 8}', if that is what it calls it""",
         )
-    return describe(source, request.model_kwargs, inputs=request.inputs, img_size=request.img_size)
+    kwargs = with_classes(source, request.model_kwargs, request.num_classes)
+    return describe(source, kwargs, inputs=request.inputs, img_size=request.img_size)
 
 
 def _fill(folder: Path, request: ExportRequest, variant: Variant, progress: Callable[[str], None]) -> Manifest:
@@ -198,6 +201,7 @@ def _weighted(request: ExportRequest, variant: Variant) -> tuple[nn.Module, Mode
     """Return the model with its weights, the spec that they led to, and where they came from."""
     from models.build import build
     from models.checkpoint import load
+    from models.fingerprint import build_factory
     from models.spec import Weights
 
     own = None if request.checkpoint is not None else _own_checkpoint(variant.spec)
@@ -209,7 +213,7 @@ def _weighted(request: ExportRequest, variant: Variant) -> tuple[nn.Module, Mode
         )
     checkpoint = request.checkpoint or own
     if checkpoint is not None:
-        loaded = load(variant.spec, checkpoint, num_classes=request.num_classes)
+        loaded = load(variant.spec, checkpoint, num_classes=request.num_classes, entry=request.weights_entry)
     elif request.pretrained:
         from models.hub import fetch
 
@@ -218,9 +222,19 @@ def _weighted(request: ExportRequest, variant: Variant) -> tuple[nn.Module, Mode
             raise UsageError(f"{variant.name} has no published weights", hint="--checkpoint FILE")
         fetched = fetch(file)
         loaded = load(
-            variant.spec, fetched.path, num_classes=request.num_classes, source="pretrained", origin=fetched.origin
+            variant.spec,
+            fetched.path,
+            num_classes=request.num_classes,
+            entry=request.weights_entry,
+            source="pretrained",
+            origin=fetched.origin,
         )
     else:
+        if request.weights_entry is not None:
+            raise UsageError("--weights-entry without weights from a file", hint="--checkpoint FILE")
+        if variant.spec.family == FACTORY:
+            module, weights = build_factory(variant.spec, seed=request.seed)
+            return module, variant.spec, weights
         return build(variant.spec, seed=request.seed), variant.spec, Weights("random", seed=request.seed)
     return loaded.model, loaded.spec, loaded.weights
 

@@ -37,8 +37,8 @@ def choose_reference(manifest: Manifest, wanted: str, checkpoint: Path | None) -
     """
     if wanted not in REFERENCES:
         raise UsageError(f"there is no reference {wanted!r}", expected=", ".join(REFERENCES))
-    if checkpoint is not None and (wanted == "golden" or manifest.weights.source == "random"):
-        why = "the golden reference" if wanted == "golden" else "a bundle of random weights"
+    if checkpoint is not None and (wanted == "golden" or not manifest.weights.from_file):
+        why = "the golden reference" if wanted == "golden" else "a bundle whose weights are in no file"
         raise UsageError(f"a checkpoint was given for {why}", expected="no checkpoint", hint="leave out --checkpoint")
     if wanted == "golden":
         return "golden", ""
@@ -62,15 +62,18 @@ def reference_model(manifest: Manifest, checkpoint: Path | None) -> nn.Module:
         checkpoint: where the checkpoint is now; None means where the manifest says.
 
     Raises:
-        IntegrityError: the checkpoint is not the recorded file.
+        IntegrityError: the checkpoint is not the recorded file, or a factory brings other weights than it did.
         UsageError: the checkpoint cannot be read.
     """
     from models.build import build
     from models.checkpoint import load
 
     weights = manifest.weights
-    if weights.source == "random":
-        return build(manifest.spec, seed=weights.seed or 0)
+    if not weights.from_file:
+        module = build(manifest.spec, seed=weights.seed or 0)
+        if weights.sha256:
+            _check_factory(manifest, module)
+        return module
     path = _checkpoint_path(weights, checkpoint)
     if path is None:
         raise UsageError(f"the weights {weights.path} are not on this machine", hint="pass the file with --checkpoint")
@@ -80,7 +83,20 @@ def reference_model(manifest: Manifest, checkpoint: Path | None) -> nn.Module:
             expected=f"sha256 {weights.sha256}",
             hint="pass the recorded file with --checkpoint, or export again from this one",
         )
-    return load(manifest.spec, path).model
+    return load(manifest.spec, path, entry=weights.entry or None).model
+
+
+def _check_factory(manifest: Manifest, module: nn.Module) -> None:
+    """Refuse weights that are not those that the factory brought at export."""
+    from models.fingerprint import Fingerprint
+
+    found = Fingerprint.of(module).sha256
+    if found != manifest.weights.sha256:
+        raise IntegrityError(
+            f"the eager model is another one: {manifest.spec.config['target']} now brings weights of sha256 {found}",
+            expected=f"sha256 {manifest.weights.sha256}, as at export",
+            hint="export again, or --reference golden; draw weights from torch, numpy or random, which are seeded",
+        )
 
 
 def _obstacle(manifest: Manifest, checkpoint: Path | None) -> str | None:
@@ -93,7 +109,7 @@ def _obstacle(manifest: Manifest, checkpoint: Path | None) -> str | None:
     package = LIBRARIES.get(manifest.spec.family)
     if package is not None and importlib.util.find_spec(package) is None:
         return f"{package} is not installed"
-    if weights.source == "random":
+    if not weights.from_file:
         return None
     path = _checkpoint_path(weights, checkpoint)
     if path is None or not path.is_file():

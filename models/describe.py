@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from models.build import build
 from models.errors import DeployError, UsageError, first_line
-from models.foreign import transformers_folder
+from models.foreign import CLASSES, transformers_folder
 from models.hub import parse
 from models.outputs import output_names
 from models.registry import INPUT_NAME, HubFile, Variant
@@ -68,6 +68,27 @@ def describe(
         pretrained=_published(module),
         summary=f"{target} of {source.family}",
     )
+
+
+def with_classes(source: Source, kwargs: Mapping[str, Any], num_classes: int | None) -> dict[str, Any]:
+    """Return the arguments with the number of classes among them, as the library calls it; None changes nothing.
+
+    Raises:
+        UsageError: a factory, whose arguments have no known names; or the arguments hold another number.
+    """
+    if num_classes is None:
+        return dict(kwargs)
+    option = CLASSES.get(source.family)
+    if option is None:
+        raise UsageError(
+            f"--num-classes means nothing to {source.target}, a function of your own",
+            hint=f"""--model-kwargs '{{"num_classes": {num_classes}}}', if that is what it calls it""",
+        )
+    if (given := kwargs.get(option, num_classes)) != num_classes:
+        raise UsageError(
+            f"--num-classes {num_classes}, and --model-kwargs with {option} {given}", expected="one of them"
+        )
+    return {**kwargs, option: num_classes}
 
 
 def own_checkpoint(target: str) -> Path | None:

@@ -111,7 +111,7 @@ class Weights:
         entry: which of the file's sets of weights was read; empty where it is the whole file.
         others: the file's other sets of weights.
         prefix: what stood before every name in the file and was stripped.
-        drawn: how many of a factory's tensors, of how many, were drawn under the seed; None where none was.
+        drawn: how many of a factory's tensors differ from seed to seed.
     """
 
     source: str
@@ -123,7 +123,7 @@ class Weights:
     entry: str = ""
     others: tuple[str, ...] = ()
     prefix: str = ""
-    drawn: tuple[int, int] | None = None
+    drawn: int = 0
 
     @property
     def from_file(self) -> bool:
@@ -140,8 +140,9 @@ class Weights:
         if self.source == "random":
             return f"random, seed {self.seed}"
         if self.source == "factory":
-            drawn = f"; {self.drawn[0]} of {self.drawn[1]} tensors drawn under seed {self.seed}" if self.drawn else ""
-            return f"of the factory (sha256 {self.sha256[:12]}){drawn}"
+            tensors = f"{self.drawn} tensor{'' if self.drawn == 1 else 's'}"
+            drawn = f", {tensors} drawn under seed {self.seed}" if self.drawn else ""
+            return f"weights of the factory (sha256 {self.sha256[:12]}){drawn}"
         facts = [f"{self.source} {self.path} (sha256 {self.sha256[:12]})"]
         if self.entry:
             facts.append(f"entry {self.entry!r}{', the EMA' if self.averaged else ''}")

@@ -52,6 +52,11 @@ def _complete_model(_ctx: click.Context, _param: click.Parameter, incomplete: st
 @click.option("--img-size", type=image_size, metavar="SIZE", help="Image size: 224, or 256x192 (height x width).")
 @click.option("--window-size", type=click.IntRange(min=1), help="Attention window, tokens.")
 @click.option("--num-classes", type=click.IntRange(min=1), help="Classes of the head; read from a checkpoint.")
+@click.option(
+    "--weights-entry",
+    metavar="NAME",
+    help="Which of the checkpoint's sets of weights, where it has several.  [default: EMA weights, as timm]",
+)
 @click.option("--model-kwargs", type=json_object, metavar="JSON", help="Keyword arguments of a model from elsewhere.")
 @click.option(
     "--input",
@@ -81,6 +86,7 @@ def command(
     img_size: tuple[int, int] | None,
     window_size: int | None,
     num_classes: int | None,
+    weights_entry: str | None,
     model_kwargs: dict[str, Any] | None,
     inputs: tuple[TensorSpec, ...],
     batch: int,
@@ -104,7 +110,7 @@ def command(
       deploycli export swin_t --fmt onnx
       deploycli export swin_b --checkpoint swin_base_patch4_window7_224.pth
       deploycli export swin_t --img-size 256 --window-size 8 --batch 16 --name swin_t_256
-      deploycli export timm:swin_tiny_patch4_window7_224 --model-kwargs '{"num_classes": 10}'
+      deploycli export timm:swin_tiny_patch4_window7_224 --checkpoint last.pth --weights-entry state_dict
       deploycli export my_package.models:detector --input images:2x3x512x512
     """
     from deploycli.render import Progress, print_json, show_export
@@ -121,6 +127,7 @@ def command(
         img_size=img_size,
         window_size=window_size,
         num_classes=num_classes,
+        weights_entry=weights_entry,
         model_kwargs=model_kwargs or {},
         inputs=inputs,
         opset=opset,
