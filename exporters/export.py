@@ -95,7 +95,12 @@ class ExportRequest:
     replace: bool = False
 
 
-def export(request: ExportRequest, *, progress: Callable[[str], None] = lambda _: None) -> Bundle:
+def export(
+    request: ExportRequest,
+    *,
+    progress: Callable[[str], None] = lambda _: None,
+    told: Callable[[Weights], None] = lambda _: None,
+) -> Bundle:
     """Export a model into a bundle, replacing one of the same name and model whole.
 
     If the graph comes out as it was, byte for byte, what was made from it stays; else `Bundle.gone` names it.
@@ -103,6 +108,7 @@ def export(request: ExportRequest, *, progress: Callable[[str], None] = lambda _
     Args:
         request: what to export.
         progress: is told what runs.
+        told: is told of the weights as soon as they are known.
 
     Raises:
         UsageError: an unknown name, an argument or a checkpoint that does not fit.
@@ -110,10 +116,10 @@ def export(request: ExportRequest, *, progress: Callable[[str], None] = lambda _
         EnvironmentUnsuitable: the folder cannot be written, or the hub cannot be reached.
     """
     with collector_paused():
-        return _export(request, progress)
+        return _export(request, progress, told)
 
 
-def _export(request: ExportRequest, progress: Callable[[str], None]) -> Bundle:
+def _export(request: ExportRequest, progress: Callable[[str], None], told: Callable[[Weights], None]) -> Bundle:
     try:
         from exporters.trace import check_opset
     except (ImportError, OSError) as error:  # OSError: installed, but a shared library is missing
@@ -141,7 +147,7 @@ def _export(request: ExportRequest, progress: Callable[[str], None]) -> Bundle:
         return write_bundle(
             request.root,
             request.name or variant.name,
-            lambda folder: _fill(folder, request, variant, progress),
+            lambda folder: _fill(folder, request, variant, progress, told),
             model=None if request.replace else variant.spec,
         )
 
@@ -171,9 +177,16 @@ def _foreign(request: ExportRequest, source: Source) -> Variant:
     return describe(source, kwargs, inputs=request.inputs, img_size=request.img_size)
 
 
-def _fill(folder: Path, request: ExportRequest, variant: Variant, progress: Callable[[str], None]) -> Manifest:
+def _fill(
+    folder: Path,
+    request: ExportRequest,
+    variant: Variant,
+    progress: Callable[[str], None],
+    told: Callable[[Weights], None],
+) -> Manifest:
     progress("building the model")
     module, spec, weights = _weighted(request, variant)
+    told(weights)
     progress("running it in PyTorch")
     inputs = synthetic_inputs(spec, max(GOLDEN_SAMPLES, request.batch or 0))
     with EagerRuntime(module, [i.name for i in spec.inputs], spec.outputs, poison=False) as eager:

@@ -138,8 +138,7 @@ def command(
         replace=replace,
     )
     with Progress() as progress:
-        bundle = export(request, progress=progress)
-        progress.warn_of(bundle.manifest.weights)
+        bundle = export(request, progress=progress, told=progress.warn_of)
         if bundle.gone:
             progress.warn(f"{bundle.path} held another model.onnx; gone with it: {', '.join(bundle.gone)}")
     if as_json:

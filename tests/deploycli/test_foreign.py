@@ -88,7 +88,7 @@ def test_another_seed_would_be_noticed(deploycli: Command, tmp_path: Path) -> No
     assert deploycli("export", *FUSION, "--seed", 3).code == 0
     manifest = tmp_path / "artifacts/fusion/manifest.json"
     manifest.write_text(manifest.read_text().replace('"seed": 3', '"seed": 4'))
-    assert deploycli("verify").code == 5
+    assert deploycli("verify").code == 8
 
 
 @pytest.mark.parametrize(
