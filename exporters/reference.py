@@ -38,7 +38,7 @@ def choose_reference(manifest: Manifest, wanted: str, checkpoint: Path | None) -
     if wanted not in REFERENCES:
         raise UsageError(f"there is no reference {wanted!r}", expected=", ".join(REFERENCES))
     if checkpoint is not None and (wanted == "golden" or not manifest.weights.from_file):
-        why = "the golden reference" if wanted == "golden" else "a bundle whose weights are in no file"
+        why = "the golden reference" if wanted == "golden" else f"a bundle of {manifest.weights.kind}"
         raise UsageError(f"a checkpoint was given for {why}", expected="no checkpoint", hint="leave out --checkpoint")
     if wanted == "golden":
         return "golden", ""

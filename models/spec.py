@@ -131,6 +131,11 @@ class Weights:
         return self.source in ("checkpoint", "pretrained")
 
     @property
+    def kind(self) -> str:
+        """What they are, in words."""
+        return {"random": "random weights", "factory": "weights of the factory"}.get(self.source, "weights from a file")
+
+    @property
     def averaged(self) -> bool:
         """Whether the entry's name says that it is an exponential moving average of the weights in training."""
         return "ema" in re.split(r"[^a-z]", self.entry.lower())
@@ -142,7 +147,7 @@ class Weights:
         if self.source == "factory":
             tensors = f"{self.drawn} tensor{'' if self.drawn == 1 else 's'}"
             drawn = f", {tensors} drawn under seed {self.seed}" if self.drawn else ""
-            return f"weights of the factory (sha256 {self.sha256[:12]}){drawn}"
+            return f"{self.kind} (sha256 {self.sha256[:12]}){drawn}"
         facts = [f"{self.source} {self.path} (sha256 {self.sha256[:12]})"]
         if self.entry:
             facts.append(f"entry {self.entry!r}{', the EMA' if self.averaged else ''}")

@@ -71,10 +71,12 @@ FUSION = ["research:fusion", "--input", "left:2x3x16x16", "--input", "right:2x3x
 def test_several_inputs_and_outputs_are_exported_and_verified(deploycli: Command, tmp_path: Path) -> None:
     result = deploycli("export", *FUSION, "--model-kwargs", '{"classes": 7}', "--seed", 3)
     assert result.code == 0, result.err
-    bundle = Bundle.open(tmp_path / "artifacts/fusion")
+    bundle = Bundle.open(tmp_path / "artifacts/research.fusion")
     assert bundle.manifest.spec.config == {"target": "research:fusion", "kwargs": {"classes": 7}}
     assert bundle.manifest.spec.outputs == ("scores", "maps_0", "maps_1")
-    session = ort.InferenceSession(tmp_path / "artifacts/fusion/model.onnx", providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(
+        tmp_path / "artifacts/research.fusion/model.onnx", providers=["CPUExecutionProvider"]
+    )
     image = np.ones((5, 3, 16, 16), np.float32)
     shapes = [output.shape for output in session.run(None, {"left": image, "right": image})]
     assert shapes == [(5, 7), (5, 4, 4, 4), (5, 4, 4, 4)]
@@ -86,7 +88,7 @@ def test_several_inputs_and_outputs_are_exported_and_verified(deploycli: Command
 
 def test_another_seed_would_be_noticed(deploycli: Command, tmp_path: Path) -> None:
     assert deploycli("export", *FUSION, "--seed", 3).code == 0
-    manifest = tmp_path / "artifacts/fusion/manifest.json"
+    manifest = tmp_path / "artifacts/research.fusion/manifest.json"
     manifest.write_text(manifest.read_text().replace('"seed": 3', '"seed": 4'))
     assert deploycli("verify").code == 8
 
