@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
@@ -11,17 +13,24 @@ from typing import NoReturn
 from deploycli.interruption import Interrupted, check, interruptible
 
 SHADOWED = 7
+COMPLETION = "_DEPLOYCLI_COMPLETE"
 
 
 def main() -> NoReturn:
     """Run the command line and exit."""
     _refuse_shadowed_packages()
+    from deploycli.ending import finish_output, say, tolerate_encodings
+
+    tolerate_encodings()
     try:
         with interruptible():
             code = _run()
     except Interrupted as interruption:
-        print("interrupted: nothing was written", file=sys.stderr)
+        say("interrupted: nothing was written")
         code = interruption.exit_code
+    if (fault := finish_output()) is not None:
+        say(f"error: {fault}")
+        code = code or fault.exit_code
     gc.freeze()  # what is left goes with the process; after an export, looking through it takes a second
     sys.exit(code)
 
@@ -30,19 +39,25 @@ def _run() -> int:
     import click
 
     from deploycli.cli import cli
-    from models.errors import DeployError
+    from deploycli.ending import explain, say
 
     try:
         code = cli.main(prog_name="deploycli", standalone_mode=False)
-    except Exception as error:
+    except Interrupted:
+        raise
+    except BaseException as error:
         check()  # the error may be what became of an interruption
+        if isinstance(error, SystemExit) and COMPLETION in os.environ:
+            raise  # how click ends when a shell asks it
         if isinstance(error, click.ClickException):
-            error.show()
-        elif isinstance(error, DeployError):
-            click.echo(f"error: {error}", err=True)
-        else:
+            with suppress(OSError):  # nobody reads it
+                error.show()
+            return error.exit_code
+        told = explain(error)
+        if told is None:
             raise
-        return error.exit_code
+        say(f"error: {told}")
+        return told.exit_code
     return code if isinstance(code, int) else 0
 
 

@@ -15,6 +15,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
+from deploycli.ending import note_step
 from deploycli.interruption import check
 from deploycli.options import DEFAULT_ROOT
 
@@ -64,6 +65,7 @@ class Progress:
             Interrupted: what ran before was to be interrupted, and was not.
         """
         check()
+        note_step(message)
         if self._bars is not None and self._bar is not None:
             self._bars.update(self._bar, description=message, completed=0, total=None)
         else:
@@ -76,6 +78,7 @@ class Progress:
             Interrupted: see `__call__`.
         """
         check()
+        note_step(message)
         if self._bars is not None and self._bar is not None:
             self._bars.update(self._bar, description=message, completed=min(done + 1, total), total=total)
             return

@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from models.errors import EnvironmentUnsuitable, ExportError, UsageError, first_line
+from models.errors import DeployError, EnvironmentUnsuitable, ExportError, UsageError, first_line
+from models.factory import contained, raised_at
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -84,14 +85,26 @@ class EagerRuntime:
 
         _check_names(self.name, self._input_names, inputs)
         with _exact_arithmetic(self._poison), torch.inference_mode():
-            outputs = self._module(*(torch.tensor(inputs[name]) for name in self._input_names))
-        tensors = tuple(flatten(outputs).values())
-        if len(tensors) != len(self._output_names):
+            tensors = [torch.tensor(inputs[name]) for name in self._input_names]
+            try:
+                with contained():
+                    outputs = self._module(*tensors)
+            except DeployError:
+                raise
+            except Exception as error:  # a stranger's code raises what it likes
+                shapes = ", ".join(f"{name}:{_described(inputs[name])}" for name in self._input_names)
+                raise ExportError(
+                    f"{type(self._module).__name__} does not run on {shapes}: "
+                    f"{type(error).__name__}: {first_line(error)}{raised_at(error)}",
+                    expected="a model that runs at every batch size",
+                ) from error
+        found = tuple(flatten(outputs).values())
+        if len(found) != len(self._output_names):
             raise ExportError(
-                f"{type(self._module).__name__} returned {len(tensors)} tensors",
+                f"{type(self._module).__name__} returned {len(found)} tensors",
                 expected=f"one for each of {', '.join(self._output_names)}",
             )
-        return {name: tensor.numpy() for name, tensor in zip(self._output_names, tensors, strict=True)}
+        return {name: tensor.numpy() for name, tensor in zip(self._output_names, found, strict=True)}
 
     def __enter__(self) -> Self:
         return self

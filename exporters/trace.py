@@ -23,6 +23,7 @@ from exporters.rewrite.unique import MODULE_KEY as MODULE_KEY  # also for those 
 from exporters.rewrite.unique import PARAMETER
 from exporters.untraceable import ModuleTracker, explain
 from models.errors import DeployError, ExportError
+from models.factory import contained
 from models.outputs import flatten
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def trace(
     program = None
     with _quiet(), torch.no_grad():
         try:
-            with tracker.watching():
+            with tracker.watching(), contained():
                 flat = _Flat(module).eval()
                 program = torch.export.export(flat, example, dynamic_shapes=dynamic and (dynamic,), strict=False)
             model = _translate(program, opset)

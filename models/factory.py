@@ -6,13 +6,14 @@ import importlib
 import importlib.util
 import sys
 import traceback
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from types import ModuleType
 
 _OWN_PACKAGES = ("models", "exporters", "deploycli")
@@ -30,11 +31,30 @@ def call_factory(target: str, kwargs: Mapping[str, Any]) -> object:
         Exception: whatever the stranger's code raises.
     """
     place, _, name = target.rpartition(":")
-    module = _import_file(Path(place)) if place.endswith(".py") else _import_module(place)
+    with contained():
+        module = _import_file(Path(place)) if place.endswith(".py") else _import_module(place)
     factory = getattr(module, name, None)
     if not callable(factory):
         raise UsageError(f"{place} has no function {name!r}", expected="package.module:function")
-    return factory(**kwargs)
+    with contained():
+        return factory(**kwargs)
+
+
+class Exited(RuntimeError):  # noqa: N818 - it tells what was done
+    """A stranger's code wanted to end the process."""
+
+
+@contextmanager
+def contained() -> Iterator[None]:
+    """Turn ``sys.exit`` of a stranger's code into an exception like any other.
+
+    Raises:
+        Exited: it was called.
+    """
+    try:
+        yield
+    except SystemExit as error:
+        raise Exited(f"it called sys.exit({error.code!r})").with_traceback(error.__traceback__) from None
 
 
 def raised_at(error: BaseException) -> str:

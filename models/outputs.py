@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from models.errors import UsageError
+from models.factory import contained
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 def output_names(module: nn.Module, inputs: Sequence[TensorSpec]) -> tuple[str, ...]:
     """Run the model once, at batch 2, and name what it returns; see :func:`flatten`."""
     example = [torch.zeros(2, *spec.shape, dtype=getattr(torch, spec.dtype)) for spec in inputs]
-    with torch.inference_mode():
+    with torch.inference_mode(), contained():
         return tuple(flatten(module(*example)))
 
 

@@ -25,7 +25,7 @@ from exporters.labels import check_labels
 from exporters.readers.base import Array, Labels, Reader, numbered
 from exporters.readers.picks import pick
 from models.errors import DeployError, IntegrityError, UsageError, first_line
-from models.factory import call_factory, raised_at
+from models.factory import call_factory, contained, raised_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
@@ -123,7 +123,8 @@ class IterableSamples(Reader):
 
     def _call(self, give: Callable[[], Any], place: int) -> Any:
         try:
-            return give()
+            with contained():
+                return give()
         except DeployError:
             raise
         except Exception as error:  # a stranger's code raises what it likes
@@ -207,7 +208,8 @@ def _indexed(source: Any) -> bool:
     if not hasattr(source, "__len__") or not hasattr(source, "__getitem__"):
         return False
     try:
-        return not len(source) or source[0] is not None
+        with contained():
+            return not len(source) or source[0] is not None
     except Exception:  # if it is more than that, iterating says so
         return not hasattr(source, "__iter__")
 

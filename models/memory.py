@@ -1,0 +1,64 @@
+"""Memory that could not be had: how much was asked for, whoever says so in whatever words."""
+
+from __future__ import annotations
+
+import errno
+import re
+from typing import TYPE_CHECKING
+
+from models.errors import first_line
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# PyTorch on the CPU and on a GPU, ONNX Runtime, C++, glibc. Those that raise MemoryError need no words.
+_WORDS = re.compile(
+    r"not enough memory|can't allocate memory|cannot allocate memory|out of memory|bad_?\s?alloc|bad allocation"
+    r"|failed to allocate memory|unable to allocate|storage size calculation overflowed",
+    re.IGNORECASE,
+)
+_BYTES = re.compile(r"(?:allocate|of size|buffer of)\s+(\d+)(?!\S*\.)(?:\s*bytes)?(?![.\d]*\s*[KMGT]i?B)")
+_UNITS = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGTPE]i?B)\b")
+
+
+def shortage(error: BaseException) -> str | None:
+    """Say what memory was asked for in vain, if an exception or one that led to it tells of that; else None.
+
+    Returns:
+        ``16.0 GiB``, or with more where the exception has more: ``16.0 GiB for an array with shape (65536, 65536)``;
+        empty where it does not say how much.
+    """
+    for link in _chain(error):
+        text = str(link)
+        told = isinstance(link, MemoryError) or getattr(link, "errno", None) == errno.ENOMEM or _WORDS.search(text)
+        if told:
+            return _amount(text)
+    return None
+
+
+def _amount(text: str) -> str:
+    if found := re.search(r"[Uu]nable to allocate (\d[\d.]* \w+.*)", first_line(Exception(text))):  # NumPy's sentence
+        return found[1]
+    if found := _BYTES.search(text):
+        return size(int(found[1]))
+    if found := _UNITS.search(text):
+        return f"{found[1]} {found[2]}"
+    return ""
+
+
+def size(count: int) -> str:
+    """Return a number of bytes for people: ``16.0 GiB``."""
+    amount, units = float(count), ["bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"]
+    while amount >= 1024 and len(units) > 1:
+        amount, units = amount / 1024, units[1:]
+    return f"{count} bytes" if units[0] == "bytes" else f"{amount:.1f} {units[0]}"
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an exception and those that led to it."""
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        yield link
+        seen.add(id(link))
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
