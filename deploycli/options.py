@@ -46,6 +46,10 @@ external_option = click.option(
     help="Weights beside the file; auto: only above 2 GiB.",
 )
 
+lint_option = click.option(
+    "--no-lint", is_flag=True, help="Write the graph even where TensorRT could not read it; without this it is exit 3."
+)
+
 SEEDS = click.IntRange(0, 2**32 - 1)
 """What both NumPy and PyTorch take for a seed."""
 

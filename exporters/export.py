@@ -73,6 +73,7 @@ class ExportRequest:
             of that name, from opset 23 on.
         external: where the weights are stored.
         replace: a bundle of the same name goes even if it is of another model.
+        lint: end where TensorRT could not read the graph; otherwise it is written all the same.
     """
 
     model: str
@@ -93,6 +94,7 @@ class ExportRequest:
     attention: Literal["4d", "5d", "onnx"] = "4d"
     external: ExternalData = "auto"
     replace: bool = False
+    lint: bool = True
 
 
 def export(
@@ -112,7 +114,8 @@ def export(
 
     Raises:
         UsageError: an unknown name, an argument or a checkpoint that does not fit.
-        ExportError: the model cannot be traced, or the written file disagrees with it.
+        ExportError: the model cannot be traced, TensorRT could not read its graph, or the written file disagrees with
+            it.
         EnvironmentUnsuitable: the folder cannot be written, or the hub cannot be reached.
     """
     with collector_paused():
@@ -267,7 +270,8 @@ def _write_onnx(
     from exporters.onnx_file import write_model
     from exporters.rewrite.names import name_nodes
     from exporters.rewrite.pipeline import rewrite
-    from exporters.trace import MODULE_KEY, trace
+    from exporters.tensorrt.lint.gate import require_readable
+    from exporters.trace import MODULE_KEY, store_operands, trace
 
     progress("tracing")
     start = time.perf_counter()
@@ -279,7 +283,11 @@ def _write_onnx(
         without = {"windows-into-heads"} if request.attention == "5d" else ()
         also = {"emit-attention"} if request.attention == "onnx" else ()
         steps += rewrite(model, without=frozenset(without), also=frozenset(also))
+    else:
+        store_operands(model)
     name_nodes(model, MODULE_KEY)
+    if request.lint:
+        require_readable(model, f"the graph of {request.model}")
     progress("writing")
     files = write_model(model, folder / MODEL_NAME, request.external)
     record, *external = (FileRecord.of(folder, file.name) for file in files)

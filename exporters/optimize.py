@@ -23,6 +23,7 @@ from exporters.rewrite.facts import Facts
 from exporters.rewrite.pipeline import PASSES
 from exporters.steps import GraphCost, Step
 from exporters.tensorrt.lint import external as external_data
+from exporters.tensorrt.lint.gate import require_readable
 from exporters.tensorrt.lint.subject import from_message, quiet, read_message
 from models.errors import ExportError, IntegrityError, UsageError
 
@@ -54,6 +55,7 @@ class OptimizeRequest:
         shapes: input name -> its shape in the check, where an axis is symbolic.
         seed: of the inputs of the check.
         external: where the weights are stored.
+        lint: end where TensorRT could not read the result; otherwise it is written all the same.
     """
 
     source: Path
@@ -64,6 +66,7 @@ class OptimizeRequest:
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     seed: int = 0
     external: ExternalData = "auto"
+    lint: bool = True
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,7 @@ def optimize(request: OptimizeRequest, *, progress: Callable[[str], None] = lamb
 
     Raises:
         UsageError: the file is no ONNX file, an argument does not fit, or the graph cannot be checked as asked.
-        ExportError: the graph is invalid.
+        ExportError: the graph is invalid, or TensorRT could not read it.
         IntegrityError: its external data are missing, of another length, or outside its folder.
         EnvironmentUnsuitable: ONNX Runtime cannot run the original, or the result cannot be written.
         NumericsError: the two graphs answer differently.
@@ -155,6 +158,8 @@ def optimize(request: OptimizeRequest, *, progress: Callable[[str], None] = lamb
     without = request.without | ({"windows-into-heads"} if request.attention == "5d" else set())
     also = frozenset({"emit-attention"} if request.attention == "onnx" else ())
     model, steps = optimized(model, without=without, also=also)
+    if request.lint:
+        require_readable(model, str(request.source))
     cost = graph_cost(model.graph, Facts(model.graph))
     first = next((step.cost for step in steps if step.cost is not None), cost)
     before = Side(nodes, ops, size, opset, GraphCost(first.movement_bytes, first.multiply_adds, stored))

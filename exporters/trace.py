@@ -18,9 +18,14 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 import torch
 
+from exporters.rewrite.builder import Builder
+from exporters.rewrite.facts import Facts
 from exporters.rewrite.pipeline import tidy
+from exporters.rewrite.tidying import sweep
 from exporters.rewrite.unique import MODULE_KEY as MODULE_KEY  # also for those who name the nodes
 from exporters.rewrite.unique import PARAMETER
+from exporters.tensorrt.lint.structure import constant_positions
+from exporters.traced_program import prepare
 from exporters.untraceable import ModuleTracker, explain
 from models.errors import DeployError, ExportError
 from models.factory import contained
@@ -82,9 +87,27 @@ def trace(
     _rename(model.graph, inputs, outputs)
     if batch is None:
         _name_batch(model.graph)
+    for function in model.functions.values():  # translations of opset 18, which mean the same in all of OPSETS
+        function.opset_imports[""] = opset
     tidy(model)
     _keep_module_paths(model)
     return model
+
+
+def store_operands(model: ir.Model) -> None:
+    """Store what TensorRT's parser must know while it builds, such as the axes of a ReduceMean; nothing else changes.
+
+    PyTorch's exporter writes a Reshape between a constant and its reader.
+    """
+    facts = Facts(model.graph)
+    builder = Builder(model.graph, facts)
+    for node in model.graph:
+        for position in constant_positions(node):
+            value = node.inputs[position] if position < len(node.inputs) else None
+            known = None if value is None or value.producer() is None else facts.constant(value)
+            if known is not None:
+                node.replace_input_with(position, builder.constant(known))
+    sweep(model.graph)
 
 
 def check_opset(opset: int) -> None:
@@ -129,28 +152,8 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-_GLOBAL_POOLS = {
-    torch.ops.aten.adaptive_avg_pool1d.default: [-1],
-    torch.ops.aten.adaptive_avg_pool2d.default: [-2, -1],
-}
-
-
-def _pool_by_mean(program: ExportedProgram) -> None:
-    """Write pooling to one element as the mean that it is: its own translation gathers each row of the batch."""
-    graph = program.graph
-    for node in list(graph.nodes):
-        axes = _GLOBAL_POOLS.get(node.target) if node.op == "call_function" else None
-        if axes is None or any(size != 1 for size in node.args[1]):
-            continue
-        with graph.inserting_before(node):
-            mean = graph.call_function(torch.ops.aten.mean.dim, (node.args[0], axes, True))
-        mean.meta = node.meta
-        node.replace_all_uses_with(mean)
-        graph.erase_node(node)
-
-
 def _translate(program: ExportedProgram, opset: int) -> ir.Model:
-    _pool_by_mean(program)
+    prepare(program)
     model = _translate_as_traced(program, opset)
     if model is not None:
         return model

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from deploycli.options import json_option, open_bundles, output_option
+from deploycli.options import json_option, lint_option, open_bundles, output_option
 from deploycli.precision_options import expressions, names, samples_option, typing_options
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     "pictures, .npy, .npz, or package.module:factory.",
 )
 @samples_option
+@lint_option
 @click.option("-v", "--verbose", is_flag=True, help="Name every operator that stays FP32, and why.")
 @json_option
 def command(
@@ -37,6 +38,7 @@ def command(
     io_types: str,
     calibrate: str | None,
     samples: int,
+    no_lint: bool,
     verbose: bool,
     as_json: bool,
 ) -> int:
@@ -67,7 +69,8 @@ def command(
     data = None if calibrate is None else CalibrationData(calibrate, samples)
     with Progress() as progress:
         made = [
-            cast_bundle(bundle, typing, data=data, progress=progress.count) for bundle in open_bundles(root, bundles)
+            cast_bundle(bundle, typing, data=data, lint=not no_lint, progress=progress.count)
+            for bundle in open_bundles(root, bundles)
         ]
     if as_json:
         print_json([derived.to_json() for derived in made])

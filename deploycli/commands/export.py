@@ -15,6 +15,7 @@ from deploycli.options import (
     image_size,
     json_object,
     json_option,
+    lint_option,
     output_option,
     tensor_spec,
 )
@@ -72,6 +73,7 @@ def _complete_model(_ctx: click.Context, _param: click.Parameter, incomplete: st
 @click.option("--no-rewrite", is_flag=True, help="Keep the plain traced graph.")
 @external_option
 @click.option("--replace", is_flag=True, help="Replace a bundle of this name that is of another model.")
+@lint_option
 @click.option("-v", "--verbose", is_flag=True, help="Show every step, and what the passes refused.")
 @json_option
 def command(
@@ -95,6 +97,7 @@ def command(
     no_rewrite: bool,
     external: str,
     replace: bool,
+    no_lint: bool,
     verbose: bool,
     as_json: bool,
 ) -> int:
@@ -136,6 +139,7 @@ def command(
         attention=attention,  # type: ignore[arg-type]  # click checked the choice
         external=external,  # type: ignore[arg-type]  # click checked the choice
         replace=replace,
+        lint=not no_lint,
     )
     with Progress() as progress:
         bundle = export(request, progress=progress, told=progress.warn_of)

@@ -7,7 +7,7 @@ from typing import Literal
 
 import click
 
-from deploycli.options import SEEDS, attention_option, external_option, input_shape, json_option
+from deploycli.options import SEEDS, attention_option, external_option, input_shape, json_option, lint_option
 
 
 @click.command("optimize")
@@ -41,6 +41,7 @@ from deploycli.options import SEEDS, attention_option, external_option, input_sh
 @click.option("--without", multiple=True, metavar="PASS", help="Leave out a pass. Repeatable.")
 @attention_option
 @external_option
+@lint_option
 @click.option("-v", "--verbose", is_flag=True, help="Show every step, and what each pass refused and why.")
 @json_option
 def command(
@@ -53,6 +54,7 @@ def command(
     without: tuple[str, ...],
     attention: Literal["4d", "5d", "onnx"],
     external: Literal["auto", "always", "never"],
+    no_lint: bool,
     verbose: bool,
     as_json: bool,
 ) -> int:
@@ -83,6 +85,7 @@ def command(
         shapes=dict(shapes),
         seed=seed,
         external=external,
+        lint=not no_lint,
     )
     with Progress() as progress:
         result = optimize(request, progress=progress)

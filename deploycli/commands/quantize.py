@@ -8,7 +8,7 @@ from typing import Literal
 import click
 from click.core import ParameterSource
 
-from deploycli.options import json_option, labels_source, open_bundles, output_option
+from deploycli.options import json_option, labels_source, lint_option, open_bundles, output_option
 from deploycli.precision_options import calibration_options, expressions, names, scheme_option, typing_options
 
 _STAGES = "patch-embed, head, mlp.fc2, patch-merging"
@@ -73,6 +73,7 @@ _STAGES = "patch-embed, head, mlp.fc2, patch-merging"
     help="Classes of the pictures: their folders, as in ImageFolder, or lines path,class of a CSV file.",
 )
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N labelled samples for --max-drop.")
+@lint_option
 @click.option("-v", "--verbose", is_flag=True, help="Name every operator that was left alone, and why.")
 @json_option
 def command(
@@ -99,6 +100,7 @@ def command(
     images: str | None,
     labels: Path | Literal["folders"] | None,
     limit: int | None,
+    no_lint: bool,
     verbose: bool,
     as_json: bool,
 ) -> int:
@@ -134,7 +136,7 @@ def command(
     budget = None if max_drop is None else AccuracyBudget(max_drop / 100, images, labels, limit)
     with Progress() as progress:
         made = [
-            quantize_bundle(bundle, quantization, data, budget=budget, progress=progress.count)
+            quantize_bundle(bundle, quantization, data, budget=budget, lint=not no_lint, progress=progress.count)
             for bundle in open_bundles(root, bundles)
         ]
     if as_json:

@@ -17,8 +17,8 @@ from exporters.onnx_file import load_model, write_model
 from exporters.precision.external import map_external
 from exporters.precision.simulate import open_runtime
 from exporters.steps import Step
-from exporters.tensorrt.lint import lint
-from models.errors import ExportError, NumericsError, UsageError
+from exporters.tensorrt.lint.gate import require_readable
+from models.errors import NumericsError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -36,9 +36,6 @@ if TYPE_CHECKING:
 
 CHECK_SAMPLES = 2
 """Golden samples that a new artifact is run on before it is written."""
-
-TYPING_RULES = frozenset({4, 6, 8, 14, 15})
-"""Rules of the TensorRT lint that concern element types and Q/DQ pairs."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +71,13 @@ class Derivation:
     Args:
         bundle: an opened bundle.
         precision: of the result.
+        lint: end where TensorRT could not read the result; otherwise it is written all the same.
     """
 
-    def __init__(self, bundle: Bundle, precision: str) -> None:
+    def __init__(self, bundle: Bundle, precision: str, *, lint: bool = True) -> None:
         self.bundle = bundle
         self.precision = precision
+        self.lint = lint
         self.source = fp32_artifact(bundle)
         self.model: ir.Model = load_model(self.source_path)
         map_external(self.model)
@@ -94,6 +93,15 @@ class Derivation:
         start = time.perf_counter()
         refusals = change()
         self.steps.append(Step(name, self.model.graph.num_nodes(), time.perf_counter() - start, tuple(refusals)))
+
+    def require_readable(self) -> None:
+        """End where TensorRT could not read the graph as it is now, unless it is to be written all the same.
+
+        Raises:
+            ExportError: the lint finds errors.
+        """
+        if self.lint:
+            require_readable(self.model, f"the {self.precision} graph of {self.bundle.path}")
 
     def note(self, name: str, refusals: list[Refusal]) -> None:
         """Record a step that changed nothing by itself."""
@@ -119,11 +127,11 @@ class Derivation:
             reverted: what an accuracy budget took out of INT8.
 
         Raises:
-            ExportError: the graph breaks a rule of typing, or ONNX Runtime cannot load it.
+            ExportError: TensorRT could not read the graph, or ONNX Runtime cannot load it.
             NumericsError: an output is NaN, infinite or constant.
             EnvironmentUnsuitable: the bundle cannot be written.
         """
-        self._lint()
+        self.require_readable()
         name = f"model.{self.precision}.onnx"
         results: list[tuple[str, tuple[Comparison, ...]]] = []
 
@@ -151,16 +159,6 @@ class Derivation:
         artifact = bundle.manifest.artifact(name)
         assert artifact is not None, "extend_bundle added it"
         return Derived(bundle, artifact, *results[0])
-
-    def _lint(self) -> None:
-        errors = lint(self.model, rules=TYPING_RULES).errors
-        if errors:
-            raise ExportError(
-                f"the {self.precision} graph breaks {len(errors)} rules of TensorRT, such as rule {errors[0].rule}: "
-                f"{errors[0].node}: {errors[0].message}",
-                expected="a strongly typed graph that TensorRT's parser takes",
-                hint=f"{errors[0].hint}; or keep the operator in FP32 with --keep-fp32",
-            )
 
 
 def fp32_artifact(bundle: Bundle) -> Artifact:

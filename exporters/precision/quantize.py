@@ -73,6 +73,7 @@ def quantize_bundle(
     data: CalibrationData,
     *,
     budget: AccuracyBudget | None = None,
+    lint: bool = True,
     progress: Progress = lambda _label, _done, _total: None,
 ) -> Quantized:
     """Write the INT8 artifact of a bundle.
@@ -82,19 +83,21 @@ def quantize_bundle(
         quantization: how.
         data: what ranges are measured on.
         budget: revert what hurts most until the loss fits.
+        lint: end where TensorRT could not read the result; otherwise it is written all the same.
         progress: called with a label, what is done and how much there is.
 
     Raises:
         UsageError: neither data nor cache, an argument that does not fit, or nothing to quantise.
         NumericsError: NaN or infinite activations, degenerate ranges, or a budget that cannot be met.
         IntegrityError: the cache was made for another model, other data, preprocessing or method.
-        ExportError: the graph breaks a rule of TensorRT, or ONNX Runtime cannot load it.
+        ExportError: TensorRT could not read the graph, or ONNX Runtime cannot load it.
         EnvironmentUnsuitable: the bundle cannot be written.
     """
     samples = data.open(bundle)
     labelled = None if budget is None else budget.open(bundle, data)
-    derivation = Derivation(bundle, "int8")
+    derivation = Derivation(bundle, "int8", lint=lint)
     check_opset(derivation.model)
+    derivation.require_readable()  # before the calibration, which takes long
     placement = _place(derivation.model, quantization)
     _policy(derivation.model.graph, quantization)  # what is wrong with it is said before the calibration
     ranges, notes = _ranges(derivation, quantization, placement, samples, data.cache, progress)

@@ -26,6 +26,7 @@ def cast_bundle(
     typing: Typing,
     *,
     data: CalibrationData | None = None,
+    lint: bool = True,
     progress: Progress = lambda _label, _done, _total: None,
 ) -> Derived:
     """Write the FP16 or BF16 artifact of a bundle.
@@ -34,17 +35,18 @@ def cast_bundle(
         bundle: an opened bundle.
         typing: how.
         data: to find values near the end of FP16's range with; None skips that rule.
+        lint: end where TensorRT could not read the result; otherwise it is written all the same.
         progress: called with a label, what is done and how much there is.
 
     Raises:
         UsageError: a pattern that is no regular expression, or a rule that cannot be switched off.
-        ExportError: the graph breaks a rule of typing, or ONNX Runtime cannot load it.
+        ExportError: TensorRT could not read the graph, or ONNX Runtime cannot load it.
         NumericsError: an output is NaN, infinite or constant.
         EnvironmentUnsuitable: the bundle cannot be written.
     """
     policy = Policy(REDUCED_TYPES[typing.type], typing.allow, patterns(typing.keep))
     samples = None if data is None else data.open(bundle)
-    derivation = Derivation(bundle, typing.type)
+    derivation = Derivation(bundle, typing.type, lint=lint)
     if samples is not None:
         policy = replace(policy, magnitudes=magnitudes(derivation.source_path, samples, progress=progress))
     derivation.step(f"cast-{typing.type}", lambda: cast(derivation.model, policy, reduce_io=typing.reduce_io))

@@ -21,9 +21,10 @@ from exporters.tensorrt import library
 from exporters.tensorrt.child import run_build
 from exporters.tensorrt.inspector import DEFAULT_ASSERTIONS, EngineLayers, PrecisionAssertion, parse_layers
 from exporters.tensorrt.lint import lint
+from exporters.tensorrt.lint.gate import require_passed
 from exporters.tensorrt.settings import BuildSettings, ShapeRequest
 from exporters.tensorrt.sidecar import Sidecar, engine_name, sidecar_of
-from models.errors import EnvironmentUnsuitable, ExportError, IntegrityError, RequirementError, UsageError
+from models.errors import EnvironmentUnsuitable, IntegrityError, RequirementError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -217,14 +218,7 @@ def _plan(bundle: Bundle, request: EngineRequest, progress: Progress) -> list[Pl
         bundle, artifact = _typed(bundle, precision, request, progress)
         profile = request.shapes.profile(bundle.manifest.spec.inputs, artifact.batch)
         report = lint(bundle.path / artifact.file.path, version=_lint_version(request))
-        if not report.passed:
-            first = report.errors[0]
-            raise ExportError(
-                f"TensorRT {report.tensorrt} would not take {report.model}: {len(report.errors)} errors, the first of "
-                f"rule {first.rule}: {first.node}: {first.message}",
-                expected="a graph without errors of the lint",
-                hint=f"{first.hint}; deploycli lint {report.model} shows all",
-            )
+        require_passed(report, report.model, f"deploycli lint {report.model}, which shows all")
         planned.append(PlannedEngine(bundle, precision, artifact, replace(request.settings, profile=profile), report))
     # Each step may have replaced the bundle: all of them stand in the last one.
     return [replace(engine, bundle=bundle) for engine in planned]
@@ -264,11 +258,11 @@ def _typed(bundle: Bundle, precision: str, request: EngineRequest, progress: Pro
         return bundle, fp32_artifact(bundle)
     found = bundle.manifest.artifact(f"model.{precision}.onnx")
     if precision == "int8" and request.data is not None:
-        quantized = quantize_bundle(bundle, request.quantization, request.data, progress=progress)
+        quantized = quantize_bundle(bundle, request.quantization, request.data, lint=False, progress=progress)
         return quantized.bundle, quantized.artifact
     if found is not None and (precision == "int8" or not request.recast):
         return bundle, found
-    derived = cast_bundle(bundle, request.typing, progress=progress)
+    derived = cast_bundle(bundle, request.typing, lint=False, progress=progress)
     return derived.bundle, derived.artifact
 
 

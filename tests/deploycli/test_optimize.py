@@ -107,12 +107,31 @@ def custom(folder: Path) -> Path:
 
 def test_what_cannot_be_run_here_is_exit_7_unless_it_is_not_to_be_checked(deploycli: Command, tmp_path: Path) -> None:
     path = custom(tmp_path)
-    assert_refused(deploycli("optimize", path, "-o", "out.onnx"), 7, "cannot be checked", "Mine", "--check 0")
+    assert_refused(
+        deploycli("optimize", path, "-o", "out.onnx", "--no-lint"), 7, "cannot be checked", "Mine", "--check 0"
+    )
     assert not (tmp_path / "out.onnx").exists()
-    result = deploycli("optimize", path, "-o", "out.onnx", "--check", 0)
+    result = deploycli("optimize", path, "-o", "out.onnx", "--check", 0, "--no-lint")
     assert result.code == 0
     assert re.search(r"^multiply-adds of a run +not known +not known *$", result.out, re.MULTILINE)
     assert re.search(r"^d::Mine +1 +1 *$", result.out, re.MULTILINE)
+
+
+def test_what_tensorrt_cannot_read_is_exit_3_unless_it_is_to_be_written_all_the_same(
+    deploycli: Command, tmp_path: Path
+) -> None:
+    text = "g (float[batch, 4] x) => (float[batch, 4] y) { a = Det (c) b = Relu (x) y = Add (b, a) }"
+    onnx.save(parse(text, c=np.eye(2, dtype=np.float32)), tmp_path / "in.onnx")
+    before = files(tmp_path)
+    assert deploycli("optimize", "in.onnx", "--dry-run").code == 0  # the passes took it away
+    onnx.save(parse(text.replace("c)", "x)").replace("4", "2"), c=np.float32([1])), tmp_path / "in.onnx")
+    before = files(tmp_path)
+    for target in (["-o", "out.onnx"], ["-o", "in.onnx"], ["--dry-run"]):
+        refused = deploycli("optimize", "in.onnx", *target, "--check", 0)
+        assert_refused(refused, 3, "TensorRT 11.4 cannot read in.onnx", "rule 2: ", "Det is not supported", "--no-lint")
+        assert files(tmp_path) == before
+    assert deploycli("optimize", "in.onnx", "-o", "out.onnx", "--check", 0, "--no-lint").code == 0
+    assert "Det" in ops(onnx.load(tmp_path / "out.onnx"))
 
 
 @pytest.mark.parametrize(

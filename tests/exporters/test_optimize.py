@@ -150,7 +150,7 @@ LOOP = """g (float[batch, 8, 4] x, int64 trips, bool flag) => (float[batch, 8, 4
 
 def test_if_and_loop_pass_through_and_what_is_around_them_is_improved(tmp_path: Path) -> None:
     plain = parse(LOOP.replace("k = Add", slices("x", "rolled", 1, 3) + "k = Add"), one=np.float32([1]))
-    result, written = run(plain, tmp_path)
+    result, written = run(plain, tmp_path, lint=False)
     assert ops(written) == {"Gather": 1, "Loop": 1, "If": 1}
     assert differences(plain, written) == []
     assert result.check is not None
@@ -210,7 +210,7 @@ def test_a_graph_without_operators(tmp_path: Path, text: str) -> None:
     if "c)" in text:
         plain.graph.initializer.append(numpy_helper.from_array(np.float32([1, 2]), "c"))
     source = save(plain, tmp_path / "in.onnx")
-    result = optimize(OptimizeRequest(source, tmp_path / "out.onnx", check=0))
+    result = optimize(OptimizeRequest(source, tmp_path / "out.onnx", check=0, lint=False))
     assert result.after.nodes == 0
     assert differences(plain, onnx.load(tmp_path / "out.onnx")) == []
 
@@ -233,7 +233,7 @@ def test_sequences_and_optionals_pass_through(tmp_path: Path) -> None:
             has = OptionalHasElement (o)
         }
     """)
-    result, written = run(plain, tmp_path)
+    result, written = run(plain, tmp_path, lint=False)
     assert ops(written) == {"SequenceAt": 1, "Neg": 1, "SequenceInsert": 1, "OptionalHasElement": 1}
     assert result.check is not None
     assert result.check.runs[0] == "xs:2 tensors o:3 i:"
@@ -255,9 +255,9 @@ def test_a_custom_operator_stays_and_cannot_be_checked(tmp_path: Path) -> None:
     plain = onnx.parser.parse_model(CUSTOM)
     source = save(plain, tmp_path / "in.onnx")
     with pytest.raises(EnvironmentUnsuitable, match=r"the graph cannot be checked: ONNX Runtime [\s\S]*Deform"):
-        optimize(OptimizeRequest(source, tmp_path / "out.onnx"))
+        optimize(OptimizeRequest(source, tmp_path / "out.onnx", lint=False))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.onnx"]
-    result, written = run(plain, tmp_path, check=0)
+    result, written = run(plain, tmp_path, check=0, lint=False)
     assert result.check is None
     assert result.after.ops == {"Transpose": 2, "plugins::Deform": 1}
     assert (result.before.cost.multiply_adds, result.after.cost.movement_bytes) == (None, None)
@@ -535,7 +535,7 @@ def test_external_data_of_inner_graphs_go_into_the_model(tmp_path: Path) -> None
     tensor.data_location = TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value="inner.bin")
     source = save(plain, tmp_path / "deep" / "in.onnx")
-    optimize(OptimizeRequest(source, tmp_path / "out.onnx"))
+    optimize(OptimizeRequest(source, tmp_path / "out.onnx", lint=False))
     (tmp_path / "deep" / "inner.bin").unlink()
     written = onnx.load(tmp_path / "out.onnx")
     assert "EXTERNAL" not in str(written)

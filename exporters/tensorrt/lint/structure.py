@@ -139,6 +139,14 @@ _CONSTANT_OPERANDS = {
 }
 """Operands that the parser must know while it builds."""
 
+
+def constant_positions(node: ir.Node) -> tuple[int, ...]:
+    """Return which operands of a node the parser must know while it builds."""
+    if not is_onnx(node):
+        return ()
+    return (1,) if node.op_type.startswith("Reduce") else _CONSTANT_OPERANDS.get(node.op_type, ())
+
+
 _MAY_GROW = frozenset({"Pad", "Resize", "Tile"})
 """Their operand may follow from the batch size; that of the others must be one value."""
 
@@ -158,7 +166,7 @@ def constant_operands(subject: Subject) -> Iterator[Problem]:
             if axes is not None and subject.stored(axes) is None:
                 yield error(node, f"the axes of {name} are computed", "store them as an initializer")
             continue
-        for position in _CONSTANT_OPERANDS.get(name, ()):
+        for position in constant_positions(node):
             value = operand(node, position)
             if value is None or subject.stored(value) is not None:
                 continue
@@ -173,6 +181,8 @@ def constant_operands(subject: Subject) -> Iterator[Problem]:
 
 def static_shapes(subject: Subject) -> Iterator[Problem]:
     """Rule 10: no tensor has more than 8 dimensions, and only the batch is dynamic.
+
+    The parser takes other dynamic axes, so these are warnings: an engine needs an optimization profile for each.
 
     Source: TensorRT ``Dims::MAX_DIMS``; the documentation of dynamic shapes ("every dynamic axis needs an
     optimization profile").
@@ -212,10 +222,10 @@ def _dynamic_input(value: ir.Value, subject: Subject) -> Iterator[Problem]:
     for axis, dim in enumerate(value.shape):
         if isinstance(dim, int):
             if dim < 0:
-                yield error(name, f"axis {axis} has size {dim}", "declare its size")
+                yield warning(name, f"axis {axis} has size {dim}", "declare its size")
         elif (dim.value is None or dim.value != batch) and dim.value not in subject.profiled:
             hint = "declare its size, or name the axis and give it an optimization profile"
-            yield error(name, f"axis {axis} is dynamic ({dim.value or 'without a name'})", hint)
+            yield warning(name, f"axis {axis} is dynamic ({dim.value or 'without a name'})", hint)
 
 
 def _declared_shape(value: ir.Value, subject: Subject) -> Iterator[Problem]:

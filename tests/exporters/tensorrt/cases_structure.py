@@ -151,7 +151,7 @@ CASES: tuple[Case, ...] = (
         ),
         "9 dimensions",
     ),
-    fails(
+    warns(
         "a second dynamic axis",
         10,
         Graph("(float[batch, tokens] x) => (float[batch, tokens] y) { y = Relu (x) }"),

@@ -1,0 +1,59 @@
+"""Where a command ends that would write what TensorRT cannot read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from exporters.tensorrt.lint.problem import listed
+from exporters.tensorrt.lint.rules import lint
+from models.errors import ExportError
+
+if TYPE_CHECKING:
+    from exporters.tensorrt.lint.report import LintReport
+
+NO_LINT = "--no-lint writes it all the same"
+
+_MOST_KINDS = 5
+_MOST_NODES = 2
+
+
+def require_readable(model: ir.Model, what: str) -> None:
+    """Lint a graph that is about to be written, for the newest TensorRT that the rules know.
+
+    Args:
+        model: the graph; every axis that has a name may be given an optimization profile.
+        what: the graph, in words.
+
+    Raises:
+        ExportError: the lint finds errors.
+    """
+    shapes = [value.shape for value in model.graph.inputs if value.shape is not None]
+    symbols = {dim.value for shape in shapes for dim in shape if isinstance(dim, ir.SymbolicDim) and dim.value}
+    require_passed(lint(model, profiled=symbols), what, NO_LINT)
+
+
+def require_passed(report: LintReport, what: str, hint: str) -> None:
+    """Raise what a lint found: every kind of error once, with the first places where it is.
+
+    Raises:
+        ExportError: there are errors.
+    """
+    if not report.errors:
+        return
+    kinds: dict[tuple[int, str, str], list[str]] = {}
+    for finding in report.errors:
+        kinds.setdefault((finding.rule, finding.message, finding.hint), []).append(finding.node)
+    lines = [
+        f"rule {rule}: {listed(nodes, _MOST_NODES)}: {message}" + (f" ({remedy})" if remedy else "")
+        for (rule, message, remedy), nodes in list(kinds.items())[:_MOST_KINDS]
+    ]
+    if len(kinds) > _MOST_KINDS:
+        lines.append(f"and {len(kinds) - _MOST_KINDS} more kinds")
+    count = len(report.errors)
+    raise ExportError(
+        "\n    ".join([f"TensorRT {report.tensorrt} cannot read {what}: {count} error{'s' * (count > 1)}", *lines]),
+        expected="a graph in which `deploycli lint` finds no error",
+        hint=hint,
+    )
