@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from models.registry import INPUT_NAME, HubFile, Variant
 from models.spec import INTERPOLATIONS, ModelSpec, Preprocessing, TensorSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from torch import nn
 
@@ -47,7 +48,7 @@ def describe(
     spec = ModelSpec(source.name, source.family, config, tuple(inputs))
     module = build(spec)
     if not inputs:
-        channels, height, width = _input_shape(module)
+        channels, height, width = _input_shape(module, kwargs)
         height, width = img_size or (height, width)
         spec = replace(spec, inputs=(TensorSpec(INPUT_NAME, (channels, height, width)),))
     try:
@@ -120,18 +121,22 @@ def _published(module: nn.Module) -> HubFile | None:
     return parse(repo) if isinstance(repo, str) and not repo.endswith("/") else None
 
 
-def _input_shape(module: nn.Module) -> tuple[int, int, int]:
-    """Return the image shape [C, H, W] that a model of a library says it takes; 3x224x224 where it does not say."""
+def _input_shape(module: nn.Module, kwargs: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Return the image shape [C, H, W] that a model of a library says it takes; 3x224x224 where it does not say.
+
+    What it was made with, by timm's words for it, is what holds.
+    """
     config = getattr(module, "config", None)
-    for owner, attribute in ((getattr(module, "pretrained_cfg", None), "input_size"), (config, "image_size")):
-        declared = _read(owner, attribute)
-        if isinstance(declared, list | tuple) and len(declared) == 3:
-            channels, height, width = declared
-            return channels, height, width
-        if declared is not None:
-            height, width = declared if isinstance(declared, list | tuple) else (declared, declared)
-            return _read(config, "num_channels") or 3, height, width
-    return 3, 224, 224
+    told = _read(getattr(module, "pretrained_cfg", None), "input_size")
+    channels, *sides = told if isinstance(told, list | tuple) and len(told) == 3 else (3, 224, 224)
+    channels = _read(config, "num_channels") or kwargs.get("in_chans") or channels
+    height, width = _sides(kwargs.get("img_size")) or _sides(_read(config, "image_size")) or sides
+    return channels, height, width
+
+
+def _sides(size: object) -> tuple[int, int] | None:
+    height, width = size if isinstance(size, list | tuple) and len(size) == 2 else (size, size)
+    return (height, width) if isinstance(height, int) and isinstance(width, int) else None
 
 
 def _preprocessing(module: nn.Module, family: str, target: str, image: TensorSpec) -> Preprocessing | None:
@@ -161,4 +166,4 @@ def _preprocessing(module: nn.Module, family: str, target: str, image: TensorSpe
 
 
 def _read(holder: object, key: str) -> Any:
-    return holder.get(key) if isinstance(holder, dict) else getattr(holder, key, None)
+    return holder.get(key) if isinstance(holder, Mapping) else getattr(holder, key, None)

@@ -13,7 +13,7 @@ from torch import nn
 from exporters.export import ExportRequest, export
 from models.build import build
 from models.checkpoint import load
-from models.describe import describe, own_checkpoint
+from models.describe import describe, own_checkpoint, with_classes
 from models.errors import DeployError, EnvironmentUnsuitable, UsageError
 from models.foreign import make
 from models.hub import fetch
@@ -25,6 +25,7 @@ from tests.hub_server import COMMIT, Hub, serving
 from tests.peers import import_timm, import_transformers
 
 FACTORIES = """
+import collections
 import torch
 from torch import nn
 
@@ -40,6 +41,9 @@ def text():
 class Pair(nn.Module):
     def forward(self, left, right):
         return {"sum": left + right, "both": (left, None, right * 2)}
+
+def wrapped():
+    return nn.Sequential(collections.OrderedDict(module=nn.Linear(3, 2)))
 
 number = 3
 """
@@ -119,7 +123,7 @@ def test_several_inputs_and_outputs(folder: Path) -> None:
         ("strangers:absent", "no function 'absent'"),
         ("strangers:number", "no function 'number'"),
         ("strangers:text", "returned str"),
-        ("strangers:raises", "ValueError: no luck .*strangers.py:9"),
+        ("strangers:raises", "ValueError: no luck .*strangers.py:10"),
         ("absent.py:net", "no file absent.py"),
         ("models.swin:SwinTransformer", "'models' is a package of deploycli's own"),
     ],
@@ -151,6 +155,12 @@ def test_an_unknown_name_suggests(family: str) -> None:
     import_timm()
     with pytest.raises(UsageError, match="has no model 'swin_tin'"):
         make(family, "swin_tin", {})
+
+
+def test_the_image_is_of_the_size_that_the_model_was_made_for() -> None:
+    import_timm()
+    made = {"img_size": [32, 48], "in_chans": 1, **{key: TINY_VIT[key] for key in ("depth", "embed_dim", "num_heads")}}
+    assert describe(Source("timm", "vit_tiny_patch16_224"), made).spec.inputs[0].shape == (1, 32, 48)
 
 
 def test_timm_tells_its_image_recipe() -> None:
@@ -221,6 +231,109 @@ def test_timm_weights_come_from_its_repository(tmp_path: Path, monkeypatch: pyte
     images = torch.randn(1, 3, 224, 224)
     with torch.inference_mode():
         torch.testing.assert_close(loaded.model(images), published(images))
+
+
+TINY_VIT = {"depth": 1, "img_size": 32, "embed_dim": 24, "num_heads": 3}
+
+
+def test_the_number_of_classes_is_read_from_a_library_head(tmp_path: Path, saved: tuple[Path, nn.Module]) -> None:
+    timm = import_timm()
+    import torchvision
+
+    transformers = import_transformers()
+    folder, model = saved
+    own = {key: value for key, value in model.config.to_dict().items() if not key.endswith(("2label", "2id"))}
+    cases: list[tuple[Source, dict[str, object], nn.Module]] = [
+        (
+            Source("timm", "vit_tiny_patch16_224"),
+            TINY_VIT,
+            timm.create_model("vit_tiny_patch16_224", num_classes=7, **TINY_VIT),
+        ),
+        (Source("torchvision", "squeezenet1_1"), {}, torchvision.models.squeezenet1_1(num_classes=7)),
+        (
+            Source("hf", str(folder)),
+            {},
+            transformers.ViTForImageClassification(transformers.ViTConfig(**{**own, "num_labels": 7})),
+        ),
+    ]
+    for source, kwargs, finetuned in cases:
+        path = tmp_path / "finetuned.pth"
+        torch.save({"state_dict": {f"model.{key}": value for key, value in finetuned.state_dict().items()}}, path)
+        variant = describe(source, kwargs, img_size=None)
+        loaded = load(variant.spec, path)
+        assert (loaded.weights.classes, loaded.weights.prefix) == (7, "model.")
+        option = "num_labels" if source.family == "hf" else "num_classes"
+        assert loaded.spec.config["kwargs"] == {**kwargs, option: 7}
+        image = torch.randn(1, *variant.spec.inputs[0].shape)
+        with torch.inference_mode():
+            expected, found = finetuned.eval()(image), loaded.model(image)
+        torch.testing.assert_close(*((expected, found) if source.family != "hf" else (expected.logits, found.logits)))
+        # The spec that the manifest keeps makes the same model again, and what was asked for must be what is there.
+        assert load(loaded.spec, path).spec == loaded.spec
+        asked = describe(source, with_classes(source, kwargs, 5)).spec
+        with pytest.raises(UsageError, match="head has 7 classes") as refused:
+            load(asked, path, num_classes=5)
+        assert refused.value.hint == "--num-classes 7"
+        with pytest.raises(UsageError, match="head has 7 classes"):
+            load(asked, path)
+
+
+def test_classes_are_given_once_and_to_libraries() -> None:
+    timm, factory = Source("timm", "vit_tiny_patch16_224"), Source("factory", "mine:net")
+    assert with_classes(timm, {"depth": 1}, 5) == {"depth": 1, "num_classes": 5}
+    assert with_classes(factory, {"depth": 1}, None) == {"depth": 1}
+    with pytest.raises(UsageError, match="num_classes 3"):
+        with_classes(timm, {"num_classes": 3}, 5)
+    with pytest.raises(UsageError, match="a function of your own") as refused:
+        with_classes(factory, {}, 5)
+    assert "--model-kwargs" in refused.value.hint
+
+
+@pytest.mark.parametrize("key", ["classifier.bias", "vit.encoder.layer.0.layernorm_before.weight"])
+def test_transformers_casts_nothing_in_silence(key: str, saved: tuple[Path, nn.Module], tmp_path: Path) -> None:
+    folder, model = saved
+    variant = describe(Source("hf", str(folder)), {})
+    state = model.state_dict()
+    name = next(known for known in state if known.rpartition(".")[2] == key.rpartition(".")[2] and key[:4] in known)
+    for dtype, message in ((torch.int64, "holds integers"), (torch.complex64, "imaginary part would be lost")):
+        changed = {(key if known == name else known): value for known, value in state.items()}
+        changed[key] = changed[key].to(dtype)
+        torch.save(changed, tmp_path / "changed.pth")
+        with pytest.raises(UsageError, match=f"{key} {message}" if dtype == torch.int64 else message):
+            load(variant.spec, tmp_path / "changed.pth")
+
+
+def test_a_prefix_of_the_models_own_stays(tmp_path: Path, folder: Path) -> None:
+    variant = describe(Source("factory", "strangers:wrapped"), {}, inputs=(TensorSpec("x", (3,)),))
+    state = build(variant.spec).state_dict()
+    assert set(state) == {"module.weight", "module.bias"}
+    for prefix in ("", "model.", "module."):
+        torch.save({f"{prefix}{key}": value for key, value in state.items()}, tmp_path / "weights.pth")
+        assert load(variant.spec, tmp_path / "weights.pth").weights.prefix == prefix
+
+
+@pytest.mark.parametrize(
+    ("torch_version", "hint"),
+    [
+        ("2.13.0+cpu", ' "torchvision==0.28.*" --index-url https://download.pytorch.org/whl/cpu'),
+        ("2.9.1+cu128", ' "torchvision==0.24.*" --index-url https://download.pytorch.org/whl/cu128'),
+        ("2.11.0", ' "torchvision==0.26.*"'),
+        ("3.0.0", " torchvision"),
+    ],
+)
+def test_a_torchvision_that_does_not_fit_is_named(
+    torch_version: str, hint: str, monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    (folder / "strangers.py").write_text(
+        "def net():\n    raise RuntimeError('operator torchvision::nms does not exist')"
+    )
+    monkeypatch.setattr(torch, "__version__", torch_version)
+    monkeypatch.setattr("importlib.metadata.version", {"torchvision": "0.27.1"}.__getitem__)
+    with pytest.raises(EnvironmentUnsuitable) as refused:
+        make("factory", "strangers:net", {})
+    assert f"torchvision 0.27.1 does not fit PyTorch {torch_version}" in refused.value.found
+    assert "operator torchvision::nms does not exist" in refused.value.found
+    assert refused.value.hint == f"pip install --force-reinstall --no-deps{hint}"
 
 
 def test_an_output_named_like_an_input_gets_another_name(folder: Path) -> None:
