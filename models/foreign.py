@@ -51,7 +51,7 @@ def make(family: str, target: str, kwargs: Mapping[str, Any]) -> nn.Module:
     except DeployError:
         raise
     except Exception as error:  # a stranger's code raises what it likes; the user needs its message, not our traceback
-        if (misfit := _torchvision_misfit(target, error)) is not None:
+        if (misfit := _torchvision_misfit(f"{target} cannot be made", error)) is not None:
             raise misfit from error
         raise UsageError(
             f"{target} could not be made: {type(error).__name__}: {first_line(error)}{raised_at(error)}",
@@ -85,7 +85,7 @@ def _library(family: str) -> ModuleType:
     try:
         return importlib.import_module(package)
     except (ImportError, RuntimeError, OSError) as error:  # RuntimeError: torchvision beside another PyTorch
-        raise _torchvision_misfit(package, error) or EnvironmentUnsuitable(
+        raise _torchvision_misfit(f"{package} cannot be imported", error) or EnvironmentUnsuitable(
             f"{package} cannot be imported: {first_line(error)}",
             expected=f"{package}, which {family}: models come from",
             hint=f"pip install {package}",
@@ -96,10 +96,12 @@ def _torchvision_misfit(what: str, error: BaseException) -> EnvironmentUnsuitabl
     """Explain an error of torchvision's compiled half, which fits one build of one PyTorch; None for any other error.
 
     Its Python half registers kernels of operators that the compiled half was to define: `operator torchvision::nms does
-    not exist`. Or the library cannot be loaded: `_C.so: undefined symbol`.
+    not exist`. Or the library cannot be loaded: `_C.so: undefined symbol`. transformers raises another error from it.
     """
-    text = str(error)
-    if "operator torchvision::" not in text and not ("undefined symbol" in text and "torchvision" in text):
+    cause: BaseException | None = error
+    while cause is not None and not re.search("operator torchvision::|torchvision.*undefined symbol", str(cause)):
+        cause = cause.__cause__ or cause.__context__
+    if cause is None:
         return None
     found = metadata.version("torchvision")
     release, _, build = torch.__version__.partition("+")
@@ -108,8 +110,7 @@ def _torchvision_misfit(what: str, error: BaseException) -> EnvironmentUnsuitabl
     fitting = f'"torchvision==0.{int(minor) + 15}.*"' if major == "2" else "torchvision"
     index = f" --index-url https://download.pytorch.org/whl/{build}" if build else ""
     return EnvironmentUnsuitable(
-        f"{what} needs torchvision, and torchvision {found} does not fit PyTorch {torch.__version__}"
-        f" ({first_line(error)})",
+        f"{what}: torchvision {found} does not fit PyTorch {torch.__version__} ({first_line(cause)})",
         expected=f"a torchvision that was built for PyTorch {release}{f' ({build})' if build else ''}",
         hint=f"pip install --force-reinstall --no-deps {fitting}{index}",
     )
@@ -158,6 +159,7 @@ def by_own_names(config: Mapping[str, Any], state: dict[str, Tensor]) -> tuple[d
     own = make("hf", **config)
     _refuse_what_would_be_cast(own.state_dict(), state)
     kind = type(own)
+    _library("hf").logging.disable_progress_bar()  # it would be drawn across our own
     module, told = kind.from_pretrained(  # type: ignore[attr-defined]  # every transformers model has it
         None,
         config=_configuration(config["target"], config["kwargs"])[0],
