@@ -37,6 +37,8 @@ _HIGHEST = (10, 2)
 
 UNCHECKED = "--check 0 leaves the check out"
 
+RUNNING_REFERENCE, RUNNING_CANDIDATE = "running the graph as it was", "running the optimized graph"
+
 
 @dataclass(frozen=True)
 class OutputCheck:
@@ -102,9 +104,9 @@ def check_graphs(
         EnvironmentUnsuitable: ONNX Runtime cannot load the reference.
         NumericsError: the outputs differ, or the candidate does not run.
     """
-    progress("running the graph as it was")
+    progress(RUNNING_REFERENCE)
     feeds, expected = _answers(reference, samples, shapes or {}, seed)
-    progress("running the optimized graph")
+    progress(RUNNING_CANDIDATE)
     runs, found = [], []
     try:
         with OrtRuntime(candidate, optimize=False) as runtime:

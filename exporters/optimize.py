@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import onnx_ir as ir
 
 from exporters.export import ATTENTION_OPSET
-from exporters.graph_check import UNCHECKED, Check, check_graphs
+from exporters.graph_check import BATCHES, RUNNING_CANDIDATE, UNCHECKED, Check, check_graphs
+from exporters.isolated import Died, isolated
 from exporters.model_place import place, same_file, temporary_folder, write_beside
 from exporters.precision.external import map_external
 from exporters.rewrite.any_model import optimized
@@ -25,7 +26,8 @@ from exporters.steps import GraphCost, Step
 from exporters.tensorrt.lint import external as external_data
 from exporters.tensorrt.lint.gate import require_readable
 from exporters.tensorrt.lint.subject import from_message, quiet, read_message
-from models.errors import ExportError, IntegrityError, UsageError
+from exporters.weigh import address_space, refuse_what_is_too_large
+from models.errors import EnvironmentUnsuitable, ExportError, IntegrityError, NumericsError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -157,7 +159,7 @@ def optimize(request: OptimizeRequest, *, progress: Callable[[str], None] = lamb
     progress("rewriting")
     without = request.without | ({"windows-into-heads"} if request.attention == "5d" else set())
     also = frozenset({"emit-attention"} if request.attention == "onnx" else ())
-    model, steps = optimized(model, without=without, also=also)
+    model, steps = optimized(model, without=without, also=also, judge=_weighed if request.check else lambda _: None)
     if request.lint:
         require_readable(model, str(request.source))
     cost = graph_cost(model.graph, Facts(model.graph))
@@ -178,14 +180,44 @@ def optimize(request: OptimizeRequest, *, progress: Callable[[str], None] = lamb
         gc.collect()  # graphs are cycles, and hold the weights: the check needs their memory
         check = None
         if request.check:
-            check = check_graphs(
-                request.source, files[0], samples=request.check, budget=budget, shapes=request.shapes,
-                seed=request.seed, progress=progress,
-            )  # fmt: skip
+            check = _checked(request, files[0], budget, size + after.size, progress)
         replaced = data if request.target is not None and same_file(request.source, request.target) else ()
         placed = () if request.target is None else place(files, request.target.parent)
     left = tuple(path for path in replaced if path.name not in {file.name for file in placed})
     return Optimized(request.source, placed, before, after, tuple(steps), check, left)
+
+
+def _weighed(graph: ir.Graph) -> None:
+    refuse_what_is_too_large(graph, Facts(graph), batch=max(BATCHES), hint=UNCHECKED)
+
+
+def _checked(
+    request: OptimizeRequest, written: Path, budget: str, mapped: int, progress: Callable[[str], None]
+) -> Check:
+    """Run both graphs where a crash of ONNX Runtime's ends no more than the check."""
+    try:
+        return isolated(
+            check_graphs, request.source, written, samples=request.check, budget=budget,
+            shapes=dict(request.shapes), seed=request.seed, progress=progress, memory=address_space(mapped),
+        )  # fmt: skip
+    except Died as end:
+        what, which = f"ONNX Runtime {end.reason}", end.step or "starting"
+        if end.shortage is not None:
+            asked = f" for {end.shortage}" if end.shortage else ""
+            raise EnvironmentUnsuitable(
+                f"there is not enough memory{asked} while {which}", expected="memory for the check", hint=UNCHECKED
+            ) from end
+        if which == RUNNING_CANDIDATE:
+            raise NumericsError(
+                f"{what} while {which}, and ran the original",
+                expected="equal outputs",
+                hint="--without PASS, to find the pass that is at fault; please report it",
+            ) from end
+        raise EnvironmentUnsuitable(
+            f"the graph cannot be checked: {what} while {which}",
+            expected="a graph that ONNX Runtime runs",
+            hint=UNCHECKED,
+        ) from end
 
 
 def load(path: Path) -> ir.Model:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from models.errors import first_line
@@ -19,6 +20,10 @@ _WORDS = re.compile(
 )
 _BYTES = re.compile(r"(?:allocate|of size|buffer of)\s+(\d+)(?!\S*\.)(?:\s*bytes)?(?![.\d]*\s*[KMGT]i?B)")
 _UNITS = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGTPE]i?B)\b")
+
+
+_GROUPS = Path("/sys/fs/cgroup")
+_OLD_GROUP = (("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),)
 
 
 def shortage(error: BaseException) -> str | None:
@@ -62,3 +67,20 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         yield link
         seen.add(id(link))
         link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+
+
+def available() -> int | None:
+    """Return the bytes that this process could still take: of the machine, or of its control group; None if unknown."""
+    found = []
+    try:
+        text = Path("/proc/meminfo").read_text()
+        found += [int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("MemAvailable:")]
+    except (OSError, ValueError, IndexError):  # another system
+        pass
+    for limit, used in (("memory.max", "memory.current"), *_OLD_GROUP):
+        try:
+            most, now = (int((_GROUPS / name).read_text()) for name in (limit, used))
+        except (OSError, ValueError):  # no such file; no limit, which is the word max
+            continue
+        found.append(max(0, most - now))
+    return min(found, default=None)

@@ -16,6 +16,8 @@ from exporters.rewrite.pipeline import rewrite
 from models.errors import ExportError, first_line
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from exporters.steps import Step
 
 _ROUNDS = 4
@@ -23,7 +25,11 @@ _ROUNDS = 4
 
 
 def optimized(
-    model: ir.Model, *, without: frozenset[str] = frozenset(), also: frozenset[str] = frozenset()
+    model: ir.Model,
+    *,
+    without: frozenset[str] = frozenset(),
+    also: frozenset[str] = frozenset(),
+    judge: Callable[[ir.Graph], None] = lambda _: None,
 ) -> tuple[ir.Model, list[Step]]:
     """Run the passes on a graph from anywhere.
 
@@ -31,6 +37,7 @@ def optimized(
         model: the model; it is used up.
         without: names of passes to leave out.
         also: names of passes to run that are off by default.
+        judge: is given the graph as it is, in order and with its functions inlined, and may refuse it.
 
     Returns:
         The result, with the inputs, outputs and names of the model, and what each pass did.
@@ -43,6 +50,7 @@ def optimized(
     _take_in_inner_data(model)
     _give_constants_a_place(model)
     _validate(model, "the graph is invalid")
+    judge(model.graph)
     outputs = [(v.name, v.type, v.shape, v.doc_string, dict(v.metadata_props)) for v in model.graph.outputs]
     steps: list[Step] = []
     structure = without_initializers(model)

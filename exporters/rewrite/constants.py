@@ -67,7 +67,7 @@ def _takes_constant_target(node: ir.Node, builder: Builder) -> bool:
 def narrowed(array: Array) -> Array:
     """Return an array as small as broadcasting allows: axes along which nothing changes are 1 long."""
     for axis in range(array.ndim):
-        first = array.take([0], axis)
+        first = array[tuple(slice(0, 1) if i == axis else slice(None) for i in range(array.ndim))]
         if np.array_equal(array, np.broadcast_to(first, array.shape)):
             array = first
     return array

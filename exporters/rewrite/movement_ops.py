@@ -123,6 +123,9 @@ def _concat(node: ir.Node, inputs: Operands, _zero: int) -> list[Array]:
 def _gather(node: ir.Node, inputs: Operands, _zero: int) -> list[Array]:
     data, indices = _required(inputs[0]), _required(inputs[1])
     axis = node.attributes.get_int("axis", 0)
+    if isinstance(data, np.ndarray) and 0 in data.strides:  # one number, repeated: take() would spell it out first
+        place: tuple[Any, ...] = (*(slice(None) for _ in range(axis % data.ndim)), indices)
+        return [data[place]]
     return [data.take(indices, axis)]  # numpy and ONNX agree on negative indices
 
 

@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from exporters.isolated import what_ended
 from exporters.tensorrt.job import JOB, LOG, OUTPUTS, BuildResult, Job, load_error
 from exporters.tensorrt.plan import version_of_plan
 from exporters.tensorrt.progress import Reader
@@ -37,15 +38,6 @@ GRACE_S = 4.0
 _POLL_S = 0.1
 _TAIL_BYTES = 1 << 16
 _TAIL_LINES = 20
-
-_MEANING = {
-    signal.SIGKILL: "most likely by the kernel, for lack of memory",
-    signal.SIGSEGV: "it crashed",
-    signal.SIGABRT: "it gave up",
-    signal.SIGBUS: "it crashed",
-    signal.SIGILL: "this CPU lacks an instruction",
-    signal.SIGFPE: "it crashed",
-}
 
 _DROPPED = ("POLYGRAPHY_AUTOINSTALL_DEPS", "POLYGRAPHY_ASK_BEFORE_INSTALL", "POLYGRAPHY_USE_TENSORRT_RTX")
 """A build installs no packages, and RTX is another product."""
@@ -213,17 +205,7 @@ def _judge(job: Job, status: int) -> BuildResult:
         raise _failure(job, reason.found, expected=reason.expected, hint=reason.hint)
     if reason is not None:
         raise reason
-    raise _failure(job, _what_ended(status))
-
-
-def _what_ended(status: int) -> str:
-    number = -status if status < 0 else status - 128  # a shell or a container says 128 and the signal
-    try:
-        name = signal.Signals(number)
-    except ValueError:
-        return f"the engine builder ended with exit code {status}, without a word"
-    meaning = f": {_MEANING[name]}" if name in _MEANING else ""
-    return f"the engine builder was killed by {name.name}{meaning}"
+    raise _failure(job, f"the engine builder {what_ended(status)}")
 
 
 def _failure(job: Job, what: str, *, expected: str = "", hint: str = "") -> BuildError:

@@ -11,7 +11,6 @@ signal that stopped it.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import faulthandler
 import os
 import signal
@@ -22,6 +21,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from exporters.isolated import die_with
 from exporters.tensorrt.job import ERROR, LOG, RESULT, Job, load_error, save_error
 from exporters.tensorrt.progress import Reporter
 from models.errors import BuildError, DeployError, first_line
@@ -33,7 +33,6 @@ GRACE_S = 2.0
 """A build that was asked to stop has this time to do so in good order, seconds."""
 
 _SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT})
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     reporter = Reporter(pipe)
     _listen(reporter)
     if options.parent is not None:
-        _die_with(options.parent)
+        die_with(options.parent)
     try:
         job = Job.load(options.job)
     except DeployError as error:
@@ -114,14 +113,6 @@ def _listen(reporter: Reporter) -> None:
         os._exit(128 + number)
 
     threading.Thread(target=wait, daemon=True, name="signals").start()
-
-
-def _die_with(parent: int) -> None:
-    """Be killed when the parent dies, however it does: nobody would wait for the engine."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before that
-        os._exit(128 + signal.SIGKILL)
 
 
 if __name__ == "__main__":

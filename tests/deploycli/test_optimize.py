@@ -258,3 +258,41 @@ def test_a_bundle_of_before_costs_were_counted_is_read(deploycli: Command, tmp_p
     manifest["artifacts"][0]["steps"][0]["cost"] = {"movement_bytes": "much", "multiply_adds": 1, "constant_bytes": 1}
     path.write_text(json.dumps(manifest))
     assert_refused(deploycli("inspect", "linear"), 8, "manifest.json is malformed", "is no cost")
+
+
+# --- what ONNX Runtime may do to a check
+
+
+def test_a_crash_of_onnx_runtime_is_a_sentence_and_leaves_nothing(deploycli: Command, tmp_path: Path) -> None:
+    """ONNX Runtime writes to an output that the node does not have."""
+    split = onnx.helper.make_node("Split", ["x"], ["y", ""], axis=1, num_outputs=2)
+    values = (onnx.helper.make_tensor_value_info(name, 1, dims) for name, dims in (("x", [3, 8]), ("y", [3, 4])))
+    x, y = values
+    graph = onnx.helper.make_graph([split], "g", [x], [y])
+    onnx.save(
+        onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10),
+        tmp_path / "in.onnx",
+    )
+    for target in ("out.onnx", "in.onnx"):
+        before = files(tmp_path)
+        result = deploycli("optimize", "in.onnx", "-o", target, "--no-lint")
+        assert_refused(result, 7, "ONNX Runtime was killed by SIG", "while running the graph as it was", "--check 0")
+        assert files(tmp_path) == before
+    assert deploycli("optimize", "in.onnx", "-o", "out.onnx", "--no-lint", "--check", 0).code == 0
+
+
+def test_a_graph_that_is_too_large_to_run_is_weighed_first(deploycli: Command, tmp_path: Path) -> None:
+    nodes = [onnx.helper.make_node("Tile", ["one", "many"], ["t"]), onnx.helper.make_node("Gather", ["t", "i"], ["g"])]
+    nodes.append(onnx.helper.make_node("Add", ["x", "g"], ["y"]))
+    x, y = (onnx.helper.make_tensor_value_info(name, 1, [3, 4]) for name in "xy")
+    arrays = {"one": np.ones(1, np.float32), "many": np.array([2**33]), "i": np.array(0)}
+    stored = [onnx.numpy_helper.from_array(array, name) for name, array in arrays.items()]
+    graph = onnx.helper.make_graph(nodes, "g", [x], [y], stored)
+    onnx.save(
+        onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10),
+        tmp_path / "in.onnx",
+    )
+    result = deploycli("optimize", "in.onnx", "-o", "out.onnx")
+    assert_refused(result, 7, "Tile t takes and makes 32.0 GiB", "(8589934592)", "--check 0")
+    assert list(files(tmp_path)) == ["in.onnx"]
+    assert deploycli("optimize", "in.onnx", "-o", "out.onnx", "--no-lint", "--check", 0).code == 0

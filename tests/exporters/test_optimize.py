@@ -623,7 +623,7 @@ def test_a_pass_may_be_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("external", ["never", "always"])
-@pytest.mark.parametrize("when", ["write_model", "check_graphs", "place", "replace"])
+@pytest.mark.parametrize("when", ["write_model", "isolated", "place", "replace"])
 def test_an_interruption_leaves_the_folder_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str, external: Any
 ) -> None:
