@@ -88,11 +88,16 @@ class Progress:
             self._console.out(f"{message} ({min(done + 1, total)}/{total})", highlight=False)
             self._printed = message, now
 
-    def warn_of(self, weights: Weights) -> None:
-        """Say what of the weights a user should know, whatever is printed to stdout."""
+    def warn_of(self, weights: Weights, *, chosen: bool = False) -> None:
+        """Say what of the weights a user should know, whatever is printed to stdout.
+
+        Args:
+            weights: where they came from.
+            chosen: the user said which of the file's sets of weights.
+        """
         if weights.source == "random":
             self.warn(f"weights: {weights.describe()}. Pass --checkpoint or --pretrained for real ones.")
-        if weights.others:
+        if weights.others and not chosen:
             others = ", ".join(map(repr, weights.others))
             read = "EMA weights were read, as timm does" if weights.averaged else f"{weights.entry!r} was read"
             self.warn(f"weights: {read}; the file also holds {others}: --weights-entry chooses.")

@@ -70,9 +70,9 @@ class EagerRuntime:
         *,
         poison: bool = True,
     ) -> None:
-        import torch
+        from models.values import to_single
 
-        self._module = module.to(device="cpu", dtype=torch.float32).eval()
+        self._module = to_single(module.to("cpu")).eval()
         self._input_names = tuple(input_names)
         self._output_names = tuple(output_names)
         self._poison = poison

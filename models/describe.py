@@ -99,10 +99,10 @@ def own_checkpoint(target: str) -> Path | None:
         UsageError: they are in several files.
     """
     folder = transformers_folder(target, "model.safetensors")
-    if list(folder.glob("model-*.safetensors")):
+    if list(folder.glob("model-*.safetensors")) or list(folder.glob("pytorch_model-*.bin")):
         raise UsageError(f"{target} has its weights in several files", expected="one model.safetensors")
-    path = folder / "model.safetensors"
-    return path if path.is_file() else None
+    paths = (folder / name for name in ("model.safetensors", "pytorch_model.bin"))
+    return next((path for path in paths if path.is_file()), None)
 
 
 def _pinned(source: Source) -> str:

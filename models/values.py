@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import torch
@@ -113,6 +114,23 @@ def converted(key: str, value: Tensor, like: Tensor, *, in_file: str = "") -> Te
         expected=f"numbers up to {torch.finfo(like.dtype).max:.3g}",
         hint="another checkpoint",
     )
+
+
+def to_single(module: nn.Module) -> nn.Module:
+    """Cast a module's floating-point tensors to float32, in place; complex ones and integers stay as they are.
+
+    Raises:
+        UsageError: a number is beyond float32.
+    """
+    for name, value in chain(module.named_parameters(), module.named_buffers()):
+        if value.dtype == torch.float64 and not value.is_meta:
+            beyond = value.isfinite() & ~value.float().isfinite()
+            if beyond.any():
+                raise UsageError(
+                    f"{shown(name)} of the model holds {value[beyond][0].item():.3g}, beyond float32",
+                    expected=f"numbers up to {torch.finfo(torch.float32).max:.3g}",
+                )
+    return module.float()
 
 
 def _exact(value: Tensor, dtype: torch.dtype) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,7 +143,7 @@ def command(
         lint=not no_lint,
     )
     with Progress() as progress:
-        bundle = export(request, progress=progress, told=progress.warn_of)
+        bundle = export(request, progress=progress, told=partial(progress.warn_of, chosen=weights_entry is not None))
         if bundle.gone:
             progress.warn(f"{bundle.path} held another model.onnx; gone with it: {', '.join(bundle.gone)}")
     if as_json:

@@ -48,7 +48,7 @@ def test_what_was_read_is_said_and_read_again(deploycli: Command, smallest: str,
 
     chosen = deploycli("export", smallest, "--checkpoint", "last.pth", "--weights-entry", "state_dict")
     assert "entry 'state_dict', prefix 'module.' stripped, 7 classes" in chosen.out
-    assert "'state_dict' was read; the file also holds 'state_dict_ema'" in chosen.err
+    assert "also holds" not in chosen.err
     (report,) = deploycli("verify", "--reference", "eager", "--json").json()
     assert report["passed"]
 

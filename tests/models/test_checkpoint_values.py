@@ -13,11 +13,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from torch import nn
 
 from models.checkpoint import load
 from models.errors import UsageError
 from models.families import family
-from models.values import converted, shown
+from models.values import converted, shown, to_single
 from tests.models import swins, vits
 
 if TYPE_CHECKING:
@@ -140,6 +141,21 @@ def test_a_counter_takes_whole_numbers_of_any_type(dtype: torch.dtype) -> None:
     for wrong in (torch.tensor([0.5]), torch.tensor([math.nan]), torch.tensor([1j]), torch.tensor([-(2.0**80)])):
         with pytest.raises(UsageError, match="count holds "):
             converted("count", wrong, like)
+
+
+def test_a_module_is_cast_without_losing_a_part_of_a_number() -> None:
+    module = nn.Linear(2, 1).double()
+    module.register_buffer("wave", torch.tensor([1 + 5j]))
+    module.register_buffer("count", torch.tensor(3))
+    cast = to_single(module)
+    assert {name: value.dtype for name, value in cast.state_dict().items()} == {
+        "weight": torch.float32, "bias": torch.float32, "wave": torch.complex64, "count": torch.int64,
+    }  # fmt: skip
+    assert cast.state_dict()["wave"].item() == 1 + 5j
+    huge = nn.Linear(2, 1).double()
+    nn.init.constant_(huge.bias, -1e300)
+    with pytest.raises(UsageError, match=r"bias of the model holds -1e\+300, beyond float32"):
+        to_single(huge)
 
 
 def test_a_mask_of_infinities_is_the_models_own() -> None:

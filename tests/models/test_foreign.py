@@ -194,6 +194,10 @@ def test_a_transformers_folder_brings_its_weights(saved: tuple[Path, nn.Module])
     images = torch.randn(2, 3, 32, 32)
     with torch.inference_mode():
         torch.testing.assert_close(load(variant.spec, path).model(images).logits, model(images).logits)
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")  # what older releases wrote
+    assert own_checkpoint(str(folder)) == path
+    path.unlink()
+    assert own_checkpoint(str(folder)) == folder / "pytorch_model.bin"
 
 
 def test_other_weights_than_its_own_are_refused(saved: tuple[Path, nn.Module], tmp_path: Path) -> None:
