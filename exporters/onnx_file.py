@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, BinaryIO, Literal
 
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # it ships no types
 
-from models.errors import IntegrityError, UsageError
+from models.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -33,34 +32,6 @@ _ALIGNMENT = 4096
 
 _LENGTH_DELIMITED = 2
 _MODEL_GRAPH, _GRAPH_INITIALIZER, _TENSOR_RAW_DATA = 7, 5, 9
-
-
-def load_model(path: Path) -> ir.Model:
-    """Read an ONNX file; its weights are read when they are asked for.
-
-    Raises:
-        UsageError: there is no such file.
-        IntegrityError: it is no ONNX file, or its external data is missing or outside the file's folder.
-    """
-    if not path.is_file():
-        raise UsageError(f"there is no file {path}", expected="an ONNX file", hint="deploycli export MODEL --fmt onnx")
-    try:
-        model = ir.load(path)
-    except (DecodeError, ValueError, TypeError) as error:
-        raise IntegrityError(f"{path} cannot be read as ONNX: {error}", expected="a complete ONNX file") from error
-    folder = path.parent.resolve()
-    for file in external_files(model):
-        data = (folder / file).resolve()
-        if not data.is_relative_to(folder) or not data.is_file():
-            why = "is missing" if data.is_relative_to(folder) else "is outside the folder of the model"
-            raise IntegrityError(f"{path}: its external data {file} {why}", expected="external data beside the file")
-    return model
-
-
-def external_files(model: ir.Model) -> list[str]:
-    """Return the files that hold a model's external data, relative to the model's folder, sorted."""
-    tensors = (value.const_value for value in model.graph.initializers.values())
-    return sorted({str(tensor.location) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)})
 
 
 def write_model(

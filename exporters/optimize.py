@@ -17,20 +17,19 @@ from exporters.export import ATTENTION_OPSET
 from exporters.graph_check import BATCHES, RUNNING_CANDIDATE, UNCHECKED, Check, check_graphs
 from exporters.isolated import Died, isolated
 from exporters.model_place import place, same_file, temporary_folder, write_beside
+from exporters.onnx_reader import external_files, load_model
 from exporters.precision.external import map_external
 from exporters.rewrite.any_model import optimized
 from exporters.rewrite.cost import constant_bytes, graph_cost
 from exporters.rewrite.facts import Facts
 from exporters.rewrite.pipeline import PASSES
 from exporters.steps import GraphCost, Step
-from exporters.tensorrt.lint import external as external_data
 from exporters.tensorrt.lint.gate import require_readable
-from exporters.tensorrt.lint.subject import from_message, quiet, read_message
 from exporters.weigh import address_space, refuse_what_is_too_large
-from models.errors import EnvironmentUnsuitable, ExportError, IntegrityError, NumericsError, UsageError
+from models.errors import EnvironmentUnsuitable, NumericsError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from exporters.onnx_file import ExternalData
@@ -228,25 +227,9 @@ def load(path: Path) -> ir.Model:
         IntegrityError: external data that are missing, of another length, or outside the file's folder.
         ExportError: a tensor that is not as long as its shape says.
     """
-    with quiet():
-        message = read_message(path)
-        for name, found in (
-            ("training information", message.training_info),
-            ("sparse", message.graph.sparse_initializer),
-        ):
-            if len(found):
-                raise UsageError(f"{path} holds {name}", expected="an inference graph with dense constants")
-        model, wrong = from_message(message, path)
+    model = load_model(path, dense=True)
     if "ai.onnx" in model.opset_imports:  # the other name of ""
         model.opset_imports[""] = model.opset_imports.pop("ai.onnx")
-    for tensor in _tensors(model):
-        if isinstance(tensor, ir.ExternalTensor):
-            if fault := wrong.get(tensor.name or "") or external_data.fault(tensor):
-                raise IntegrityError(
-                    f"{path}: {tensor.name}: {fault}", expected="external data in the folder of the model, whole"
-                )
-        elif fault := external_data.inline_fault(tensor):
-            raise ExportError(f"the graph in {path} is invalid: {tensor.name}: {fault}", expected="a valid ONNX graph")
     map_external(model)
     return model
 
@@ -254,19 +237,8 @@ def load(path: Path) -> ir.Model:
 # --- what is in a graph ----------------------------------------------------------------------------------------------
 
 
-def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
-    graphs = [model.graph, *(function.graph for function in model.functions.values())]
-    for graph in [*graphs, *(inner for g in graphs for inner in g.subgraphs())]:
-        yield from (v.const_value for v in graph.initializers.values() if v.const_value is not None)
-        for node in graph:
-            for attribute in node.attributes.values():
-                if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
-                    yield attribute.value
-
-
 def _data_files(model: ir.Model, path: Path) -> tuple[Path, ...]:
-    found = {str(tensor.location) for tensor in _tensors(model) if isinstance(tensor, ir.ExternalTensor)}
-    return tuple(path.parent / location for location in sorted(found))
+    return tuple(path.parent / location for location in external_files(model))
 
 
 def _count(model: ir.Model) -> tuple[int, dict[str, int]]:

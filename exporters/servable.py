@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from exporters.artifact import FileRecord
 from exporters.golden import load_golden
-from exporters.onnx_file import load_model
+from exporters.onnx_reader import load_model
 from exporters.tensorrt.sidecar import Sidecar, sidecars
 from models.errors import UsageError
 

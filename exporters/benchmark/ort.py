@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 
 from exporters.benchmark.candidate import Candidate, Prepared
-from exporters.onnx_file import load_model
+from exporters.onnx_reader import load_model
 from exporters.precision.simulate import reduced_type
 from models.errors import EnvironmentUnsuitable, ExportError, first_line
 
@@ -70,6 +70,7 @@ def _open(path: Path, device: str, options: BenchOptions) -> Iterator[Prepare]:
     settings.intra_op_num_threads = options.threads or 0
     # Its threads wait for work by spinning, which would slow down whoever runs next.
     settings.add_session_config_entry("session.force_spinning_stop", "1")
+    load_model(path)  # it is judged as for every other command
     given: dict[str, str] = {"use_tf32": "0"} if device == "cuda" else {}
     try:
         session = ort.InferenceSession(path, settings, providers=[(provider, given)])

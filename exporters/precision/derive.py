@@ -13,7 +13,8 @@ from exporters.artifact import Artifact, FileRecord
 from exporters.bundle import Bundle, extend_bundle
 from exporters.compare import BUDGETS, Comparison, compare
 from exporters.golden import load_golden
-from exporters.onnx_file import load_model, write_model
+from exporters.onnx_file import write_model
+from exporters.onnx_reader import load_model
 from exporters.precision.external import map_external
 from exporters.precision.simulate import open_runtime
 from exporters.steps import Step

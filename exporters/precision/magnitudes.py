@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from exporters.onnx_file import load_model
+from exporters.onnx_reader import load_model
 from exporters.precision.constants import feeds_softmax
 from exporters.precision.dtypes import fill_types
 from exporters.precision.observed import observed

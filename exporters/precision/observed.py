@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import onnx
 
-from exporters.onnx_file import external_files, load_model
+from exporters.onnx_reader import external_files, load_model
 from exporters.runtimes import OrtRuntime
 from models.errors import EnvironmentUnsuitable, UsageError
 from models.files import sha256_of

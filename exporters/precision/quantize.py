@@ -10,7 +10,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from exporters.artifact import CalibrationRecord, FileRecord
-from exporters.onnx_file import load_model
+from exporters.onnx_reader import load_model
 from exporters.precision.budget import Search, accuracy_of, fit, harm_of
 from exporters.precision.calibrate import calibrate
 from exporters.precision.calibration_cache import CalibrationCache

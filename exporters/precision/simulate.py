@@ -20,7 +20,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from exporters.onnx_file import load_model, write_model
+from exporters.onnx_file import write_model
+from exporters.onnx_reader import load_model
 from exporters.precision.dtypes import REDUCED, drop_idle_casts, fill_types, type_of
 from exporters.precision.external import map_external
 from exporters.rewrite.movement_ops import MOVEMENT

@@ -257,7 +257,7 @@ def test_a_bundle_of_before_costs_were_counted_is_read(deploycli: Command, tmp_p
     assert result.code == 0, result.err
     manifest["artifacts"][0]["steps"][0]["cost"] = {"movement_bytes": "much", "multiply_adds": 1, "constant_bytes": 1}
     path.write_text(json.dumps(manifest))
-    assert_refused(deploycli("inspect", "linear"), 8, "manifest.json is malformed", "is no cost")
+    assert_refused(deploycli("inspect", "linear"), 8, "manifest.json is malformed at $.artifacts[0].steps[0].cost")
 
 
 # --- what ONNX Runtime may do to a check

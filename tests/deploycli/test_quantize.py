@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from exporters.onnx_file import load_model
+from exporters.onnx_reader import load_model
 from exporters.precision.calibration_cache import CalibrationCache
 from exporters.runtimes import OrtRuntime
 from tests.deploycli.commands import assert_refused, files

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
+from exporters.onnx_reader import quiet, read
 from exporters.tensorrt.lint.economy import hard_to_fuse, redundant_pairs, stored_numbers, unused_and_repeated
 from exporters.tensorrt.lint.external import external_data
 from exporters.tensorrt.lint.fusion import attention_blocks, attention_form
@@ -28,7 +29,7 @@ from exporters.tensorrt.lint.structure import (
     opset_and_ir,
     static_shapes,
 )
-from exporters.tensorrt.lint.subject import Subject, inlined, load, quiet
+from exporters.tensorrt.lint.subject import Subject, inlined
 from exporters.tensorrt.lint.types import attention_operator, gemm, inference_only, strong_typing, supported_types
 from models.errors import UsageError
 
@@ -114,7 +115,7 @@ def lint(
             name = model.graph.name or "graph"
         else:
             name = os.fspath(model)
-            model, wrong_entries = load(Path(model))
+            model, wrong_entries = read(Path(model))
         subject = Subject(inlined(model), target, plugins=plugins, profiled=profiled, wrong_entries=wrong_entries)
         findings = [
             Finding(rule.number, problem.level, problem.where, problem.message, problem.hint)

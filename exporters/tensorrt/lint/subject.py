@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from exporters.tensorrt.lint import external
+from exporters.onnx_reader import external_fault, inline_fault, root_of
 from exporters.tensorrt.lint.element_types import is_onnx
 from exporters.tensorrt.lint.inference import Inference, constant_tensor
 from exporters.tensorrt.lint.operators import ONNX_DOMAINS, Operators, Version, operators
@@ -21,7 +17,6 @@ from models.errors import UsageError, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
-    from pathlib import Path
 
     from exporters.rewrite.movement_ops import Array
 
@@ -61,7 +56,7 @@ class Subject:
         self.profiled = frozenset(profiled)
         self.graph = model.graph
         self.opset = next((v for domain, v in model.opset_imports.items() if domain in ONNX_DOMAINS), 0)
-        self.nodes = tuple(node for node in _all_nodes(model) if node.outputs)
+        self.nodes = tuple(node for node in model.graph.all_nodes() if node.outputs)
         self.name = model.graph.name or "graph"
         self._wrong_entries = wrong_entries or {}
         self._faults: dict[ir.ExternalTensor, str | None] = {}  # looking at a file takes time
@@ -92,9 +87,9 @@ class Subject:
         """Say why the data of a tensor cannot be read, or must not be; None where they can."""
         if isinstance(tensor, ir.ExternalTensor):
             if tensor not in self._faults:
-                self._faults[tensor] = self._wrong_entries.get(tensor.name or "") or external.fault(tensor)
+                self._faults[tensor] = self._wrong_entries.get(tensor.name or "") or external_fault(tensor)
             return self._faults[tensor]
-        return external.inline_fault(tensor)
+        return inline_fault(tensor)
 
     def read(self, tensor: ir.TensorProtocol) -> Array | None:
         """Return the data of a tensor, or None where they cannot be read or must not be."""
@@ -139,74 +134,6 @@ def operand(node: ir.Node, position: int) -> ir.Value | None:
     return node.inputs[position] if position < len(node.inputs) else None
 
 
-def load(path: Path) -> tuple[ir.Model, dict[str, str]]:
-    """Read an ONNX file without its external data.
-
-    Returns:
-        The model, and what is wrong with external data entries, by tensor name.
-
-    Raises:
-        UsageError: no such file, or it is no ONNX file.
-    """
-    return from_message(read_message(path), path)
-
-
-def read_message(path: Path) -> onnx.ModelProto:
-    """Read an ONNX file as a message, without its external data.
-
-    Raises:
-        UsageError: no such file, or it is no ONNX file.
-    """
-    if not path.is_file():
-        raise UsageError(f"there is no file {path}", expected="an ONNX file")
-    try:
-        proto = onnx.load(path, format="protobuf", load_external_data=False)
-    except Exception as error:  # protobuf's exceptions differ between its implementations
-        raise UsageError(f"{path} is no ONNX file: {first_line(error)}", expected="an ONNX file") from error
-    if not proto.HasField("graph") or not (proto.ir_version or proto.opset_import):
-        raise UsageError(f"{path} is no ONNX file: it holds no graph", expected="an ONNX file")
-    return proto
-
-
-def from_message(proto: onnx.ModelProto, path: Path) -> tuple[ir.Model, dict[str, str]]:
-    """Return the model in a message of a file, and what is wrong with external data entries, by tensor name.
-
-    Raises:
-        UsageError: the graph cannot be drawn.
-    """
-    wrong = external.repair_entries(proto)
-    try:
-        model = ir.from_proto(proto)
-        ir.external_data.set_base_dir(model.graph, path.parent)
-    except Exception as error:  # a graph that cannot be drawn: a value with two producers, a type of no number
-        raise UsageError(
-            f"the graph in {path} cannot be read: {first_line(_root(error))}", expected="a valid ONNX graph"
-        ) from error
-    return model, wrong
-
-
-def _all_nodes(model: ir.Model) -> list[ir.Node]:
-    """Return the nodes of a graph and of those inside it.
-
-    Raises:
-        UsageError: a body is missing, or a name is no text: the file holds bytes there.
-    """
-    try:
-        nodes = list(model.graph.all_nodes())
-        graphs = [model.graph, *model.graph.subgraphs()]
-    except Exception as error:  # of the iterator's own making
-        raise UsageError(f"the graph cannot be read: {first_line(error)}", expected="a valid ONNX graph") from error
-    values = [v for graph in graphs for v in (*graph.inputs, *graph.initializers.values(), *graph.outputs)]
-    values += [v for node in nodes for v in (*node.inputs, *node.outputs) if v is not None]
-    names: list[object] = [model.graph.name, *model.opset_imports, *(value.name for value in values)]
-    for node in nodes:
-        names += [node.name, node.op_type, node.domain, *node.attributes]
-    broken = next((name for name in names if not isinstance(name, str | None)), None)
-    if broken is not None:
-        raise UsageError(f"the graph cannot be read: the name {broken!r} is no text", expected="a valid ONNX graph")
-    return nodes
-
-
 def inlined(model: ir.Model) -> ir.Model:
     """Return the model without functions, as TensorRT's parser sees it; the model itself is not changed.
 
@@ -220,26 +147,6 @@ def inlined(model: ir.Model) -> ir.Model:
         common.InlinePass()(copy)
     except Exception as error:  # of the pass's own making
         raise UsageError(
-            f"the model's functions cannot be inlined: {first_line(_root(error))}", expected="a valid ONNX model"
+            f"the model's functions cannot be inlined: {first_line(root_of(error))}", expected="a valid ONNX model"
         ) from error
     return copy
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Reading a broken graph warns and logs; what is wrong with it is the report's to say."""
-    logger = logging.getLogger("onnx_ir")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
-
-
-def _root(error: BaseException) -> BaseException:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error

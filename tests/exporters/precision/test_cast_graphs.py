@@ -11,7 +11,8 @@ import onnx_ir as ir
 import pytest
 from onnx import numpy_helper
 
-from exporters.onnx_file import load_model, write_model
+from exporters.onnx_file import write_model
+from exporters.onnx_reader import load_model
 from exporters.precision.cast import cast
 from exporters.precision.policy import REDUCED_TYPES, Policy
 from models.errors import UsageError

@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
-from exporters.onnx_file import load_model, write_model
+from exporters.onnx_file import write_model
+from exporters.onnx_reader import load_model
 from exporters.precision.cast import cast
 from exporters.precision.placement import place
 from exporters.precision.policy import Policy

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from exporters.atomic import interrupted
 from exporters.bundle import Bundle, find_bundles
 from exporters.export import ExportRequest, export
-from exporters.onnx_file import load_model
+from exporters.onnx_reader import load_model
 from exporters.precision.calibration_cache import CalibrationCache
 from exporters.precision.methods import Method
 from exporters.precision.quantize import Quantized, quantize_bundle

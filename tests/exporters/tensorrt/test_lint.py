@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from exporters.onnx_reader import quiet, read
 from exporters.tensorrt.lint import RULES, AttentionBlock, LintReport, lint
-from exporters.tensorrt.lint.subject import load, quiet
 from models.errors import DeployError, UsageError
 from tests.exporters.tensorrt.mutations import damage
 from tests.exporters.tensorrt.test_cases import CASES, TWINS
@@ -233,7 +233,7 @@ def test_a_damaged_model_gives_a_report_or_a_refusal(base: int, seed: int, in_me
         assert all(f.node and f.message for f in report.findings)
         if in_memory:
             with quiet():
-                loaded = load(path)[0]
+                loaded = read(path)[0]
             lint(loaded, rules=[4, 6, 8, 15, 16])
 
 
