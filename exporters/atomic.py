@@ -1,4 +1,7 @@
-"""Replace a folder whole: the disk holds the old one or the new one, never a mixture, whatever is killed when.
+"""Replace a file, or a folder whole: the disk holds the old one or the new one, whatever is killed when.
+
+A file is written under a hidden name beside its place, synced, and renamed. Only files are replaced: a device, a pipe
+or a socket is refused, and a symbolic link stays one, for the file that it leads to is replaced.
 
 For a folder ``name`` three hidden siblings may exist:
 
@@ -19,16 +22,28 @@ import errno
 import os
 import secrets
 import shutil
+import stat
 import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+from models.errors import EnvironmentUnsuitable, UsageError
 
 if sys.platform != "win32":
     import fcntl
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
+
+
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+)
 
 
 @contextmanager
@@ -54,14 +69,7 @@ def replaced_folder(
         FileExistsError: ``target`` exists, and may not be replaced.
         OSError: from the file system; ``target`` is then as it was.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.parent / f"{_temporary_prefix(target)}{secrets.token_hex(4)}"
-    owner = None
-    try:
-        with locked(target.parent):  # nobody may take the folder for a dead writer's before it is locked
-            _remove_stale(target)
-            temporary.mkdir()
-            owner = _try_lock(temporary)
+    with scratch_folder(target) as temporary:
         yield temporary
         _sync_tree(temporary)
         with locked(target.parent):
@@ -71,10 +79,118 @@ def replaced_folder(
             settle(temporary)
             _sync_tree(temporary)  # what is there already costs nothing
             _swap(temporary, target, late)
+
+
+@contextmanager
+def scratch_folder(target: Path) -> Iterator[Path]:
+    """Yield an empty hidden folder beside ``target``, which vanishes; what dead processes have left there does, too.
+
+    The parent folder is created where it is missing.
+
+    Raises:
+        OSError: from the file system.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.parent / f"{_temporary_prefix(target)}{secrets.token_hex(4)}"
+    owner = None
+    try:
+        with locked(target.parent):  # nobody may take the folder for a dead writer's before it is locked
+            _remove_stale(target)
+            temporary.mkdir()
+            owner = _try_lock(temporary)
+        yield temporary
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)  # gone already where the swap succeeded
+        shutil.rmtree(temporary, ignore_errors=True)  # gone already where it was swapped
         if owner is not None:
             os.close(owner)
+
+
+def regular_file(path: Path) -> Path:
+    """Return the file that writing to ``path`` replaces or makes: links are followed.
+
+    Raises:
+        UsageError: something else is there: a folder, a device, a pipe, a socket.
+        OSError: from the file system.
+    """
+    try:
+        real = path.resolve(strict=False) if path.is_symlink() else path
+        mode = real.stat().st_mode
+    except FileNotFoundError:
+        return real
+    except RuntimeError as error:  # before Python 3.13, of a circle of links
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from error
+    if not stat.S_ISREG(mode):
+        kind = next((name for test, name in _KINDS if test(mode)), "no file")
+        hint = "the name of a file in it" if stat.S_ISDIR(mode) else "another name"
+        raise UsageError(f"{path} is {kind}", expected="a file to replace, or nothing there", hint=hint)
+    return real
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file, in a folder that is created where it is missing.
+
+    Raises:
+        UsageError: what is there is no file.
+        EnvironmentUnsuitable: it cannot be written, or the disk is full; ``path`` is as it was.
+    """
+    try:
+        path = regular_file(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.parent / f"{_temporary_prefix(path)}{secrets.token_hex(4)}"
+        try:
+            with temporary.open("xb") as stream:  # with the permissions of any other file, as mkstemp does not
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def place(files: Sequence[Path], target: Path) -> tuple[Path, ...]:
+    """Move a file to where it belongs, and others beside it, first: killed at any time, the old file has its own.
+
+    Args:
+        files: the file that is to be the target, and those that it refers to, under names that are theirs only.
+        target: its place.
+
+    Raises:
+        UsageError: the target is no file, or is a link and would be parted from the other files.
+        EnvironmentUnsuitable: a file cannot be replaced; all are as they were.
+    """
+    try:
+        real = regular_file(target)
+        if real != target and len(files) > 1:
+            raise UsageError(
+                f"{target} is a link to {real}, and the file refers to others beside it",
+                expected="the place itself",
+                hint=str(real),
+            )
+        places = [real, *(real.parent / path.name for path in files[1:])]
+        made = [path for path in places[1:] if not path.exists()]
+        try:
+            for path in files:
+                _sync(path)
+            for path, where in reversed(list(zip(files, places, strict=True))):
+                path.replace(where)
+        except BaseException:
+            for path in made if files[0].exists() else ():  # the file itself has not been moved
+                path.unlink(missing_ok=True)
+            raise
+        _sync(real.parent)
+    except OSError as error:
+        raise unwritable(target, error) from error
+    return (target, *places[1:])
+
+
+def unwritable(path: Path, error: OSError) -> EnvironmentUnsuitable:
+    """Return what to say where a file cannot be written."""
+    return EnvironmentUnsuitable(
+        f"cannot write {path}: {error.strerror or error}", expected="a place with write permission and some space"
+    )
 
 
 def recover(target: Path) -> None:

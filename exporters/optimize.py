@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import onnx_ir as ir
 
+from exporters.atomic import place, regular_file, unwritable
 from exporters.export import ATTENTION_OPSET
 from exporters.graph_check import BATCHES, RUNNING_CANDIDATE, UNCHECKED, Check, check_graphs
 from exporters.isolated import Died, isolated
-from exporters.model_place import place, same_file, temporary_folder, write_beside
+from exporters.model_place import same_file, temporary_folder, write_beside
 from exporters.onnx_reader import external_files, load_model
 from exporters.precision.external import map_external
 from exporters.rewrite.any_model import optimized
@@ -140,8 +141,7 @@ def optimize(request: OptimizeRequest, *, progress: Callable[[str], None] = lamb
     """
     if unknown := sorted(request.without - set(PASSES)):
         raise UsageError(f"there is no pass {', '.join(unknown)}", expected=f"some of {', '.join(PASSES)}")
-    if request.target is not None and request.target.is_dir():
-        raise UsageError(f"{request.target} is a folder", expected="the name of a file", hint="-o FOLDER/NAME.onnx")
+    real = None if request.target is None else _real(request.target)
     progress("reading")
     model = load(request.source)
     data = _data_files(model, request.source)
@@ -170,7 +170,7 @@ def optimize(request: OptimizeRequest, *, progress: Callable[[str], None] = lamb
             hint=UNCHECKED,
         )
     budget, (nodes, ops), opset = _budget(model), _count(model), model.opset_imports.get("", 0)
-    with temporary_folder(request.target) as folder:
+    with temporary_folder(real) as folder:
         name = (request.target or request.source).name
         progress("writing")
         files = write_beside(model, folder / name, request.external)
@@ -181,9 +181,17 @@ def optimize(request: OptimizeRequest, *, progress: Callable[[str], None] = lamb
         if request.check:
             check = _checked(request, files[0], budget, size + after.size, progress)
         replaced = data if request.target is not None and same_file(request.source, request.target) else ()
-        placed = () if request.target is None else place(files, request.target.parent)
+        placed = () if request.target is None else place(files, request.target)
     left = tuple(path for path in replaced if path.name not in {file.name for file in placed})
     return Optimized(request.source, placed, before, after, tuple(steps), check, left)
+
+
+def _real(target: Path) -> Path:
+    """Return the file that will be replaced or made, or say at once that it cannot be."""
+    try:
+        return regular_file(target)
+    except OSError as error:
+        raise unwritable(target, error) from error
 
 
 def _weighed(graph: ir.Graph) -> None:

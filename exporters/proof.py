@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from msgspec import Meta
 
 from exporters.artifact import FileRecord
+from exporters.atomic import write_whole
 from exporters.compare import BUDGETS
-from exporters.precision.whole_file import write_whole
 from models.codec import load
 from models.errors import DeployError, EnvironmentUnsuitable
 

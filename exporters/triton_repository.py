@@ -16,8 +16,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from exporters.artifact import MANIFEST_NAME
-from exporters.atomic import replaced_folder
-from exporters.precision.whole_file import write_whole
+from exporters.atomic import replaced_folder, write_whole
 from exporters.triton_config import CONFIG_NAME, LABELS_NAME, interface
 from models.errors import EnvironmentUnsuitable, IntegrityError, UsageError
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from msgspec import Meta
 
+from exporters.atomic import write_whole
 from exporters.precision.methods import Method
 from exporters.precision.ranges import check_ranges, listed
-from exporters.precision.whole_file import write_whole
 from models.codec import Positive, Sha256, load
 from models.errors import EnvironmentUnsuitable, IntegrityError, UsageError
 

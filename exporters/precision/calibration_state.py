@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from exporters.atomic import write_whole
 from exporters.precision.histogram import BINS, Histogram
-from exporters.precision.whole_file import write_whole
 from models.codec import Count, decode
 from models.errors import IntegrityError, first_line
 

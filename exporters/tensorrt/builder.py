@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporters.precision.whole_file import write_whole
+from exporters.atomic import write_whole
 from exporters.tensorrt import library
 from exporters.tensorrt.job import LAYERS, LOG, PLAN, BuildResult, Job
 from exporters.tensorrt.plan import plan_version

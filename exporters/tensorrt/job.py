@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from exporters.precision.whole_file import write_whole
+from exporters.atomic import write_whole
 from exporters.tensorrt.settings import BuildSettings
 from exporters.tensorrt.sidecar import GpuRecord, IoTensor
 from models import errors

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from msgspec import Meta
 
 from exporters.artifact import Precision
-from exporters.precision.whole_file import write_whole
+from exporters.atomic import write_whole
 from exporters.tensorrt.plan import plan_version
 from exporters.tensorrt.settings import BuildSettings
 from models.codec import Count, Positive, Sha256, SomeSha256, load

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from msgspec import Meta
 
-from exporters.precision.whole_file import write_whole
+from exporters.atomic import write_whole
 from exporters.tensorrt.timing_cache import SIZE_LIMIT, exclusive, sha256_of_bytes
 from models.codec import Sha256, load
 from models.errors import BuildError, EnvironmentUnsuitable, IntegrityError

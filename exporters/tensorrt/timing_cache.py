@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exporters.precision.whole_file import write_whole
+from exporters.atomic import write_whole
 from models.errors import BuildError, EnvironmentUnsuitable, IntegrityError
 
 if TYPE_CHECKING:

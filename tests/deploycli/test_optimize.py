@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import time
@@ -296,3 +297,14 @@ def test_a_graph_that_is_too_large_to_run_is_weighed_first(deploycli: Command, t
     assert_refused(result, 7, "Tile t takes and makes 32.0 GiB", "(8589934592)", "--check 0")
     assert list(files(tmp_path)) == ["in.onnx"]
     assert deploycli("optimize", "in.onnx", "-o", "out.onnx", "--no-lint", "--check", 0).code == 0
+
+
+@pytest.mark.parametrize("target", ["/dev/null", "/dev/full", "folder", "pipe"])
+def test_only_a_file_is_replaced(deploycli: Command, roll: Path, target: str) -> None:
+    (roll.parent / "folder").mkdir()
+    os.mkfifo(roll.parent / "pipe")
+    before = (roll.parent / target).stat()
+    result = deploycli("optimize", roll, "-o", target)
+    assert_refused(result, 2, f"{target} is a ", "a file to replace, or nothing there")
+    assert "reading" not in result.err
+    assert (roll.parent / target).stat().st_ino == before.st_ino

@@ -16,9 +16,9 @@ import pytest
 from onnx import helper
 
 from exporters.artifact import MANIFEST_NAME, Artifact, FileRecord
+from exporters.atomic import write_whole
 from exporters.bundle import Bundle, extend_bundle, find_bundles, write_bundle
 from exporters.golden import load_golden
-from exporters.precision.whole_file import write_whole
 from models.errors import EnvironmentUnsuitable, IntegrityError, UsageError
 from models.spec import ModelSpec, TensorSpec, Weights
 from tests.exporters.bundles import SPEC, filler, graph, make
