@@ -153,7 +153,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _translate(program: ExportedProgram, opset: int) -> ir.Model:
-    prepare(program)
+    prepare(program, opset)
     model = _translate_as_traced(program, opset)
     if model is not None:
         return model

@@ -6,6 +6,7 @@ Before -> after::
     a, b = chunk(x, 2, -1)                       -> slice(x, -1, 0, 32), slice(x, -1, 32, 64)
     tensor_split, split, meshgrid, hstack, ...   -> the slices, views and concatenations that they are
     type_as(x, y) of one type                    -> x
+    attention(q, k, v, mask)                     -> where no key is visible, 0; else attention(q, k, v, mask)
 
 PyTorch's operators that give or take a list become ONNX sequences, which TensorRT does not read; each is taken apart
 into operators on single tensors, by PyTorch's own decomposition of it.
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 _aten = torch.ops.aten
 
 
-def prepare(program: ExportedProgram) -> None:
-    """Change a program in place; see the module's documentation."""
+def prepare(program: ExportedProgram, opset: int) -> None:
+    """Change a program in place, before it is translated to an opset; see the module's documentation."""
     graph = program.graph
     for node in list(graph.nodes):
         if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
@@ -38,6 +39,8 @@ def prepare(program: ExportedProgram) -> None:
         elif node.target == _aten.type_as.default and _type(node) == _type(node.args[0]):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
+        elif node.target == _aten.scaled_dot_product_attention.default:
+            _answer_zero_where_all_is_hidden(node, program, opset)
         elif _becomes_a_sequence(node):
             _take_apart(node)
     (results,) = next(node for node in graph.nodes if node.op == "output").args
@@ -64,6 +67,86 @@ def _pool_by_mean(node: torch.fx.Node) -> None:
     mean.meta = node.meta
     node.replace_all_uses_with(mean)
     graph.erase_node(node)
+
+
+# --- attention -------------------------------------------------------------------------------------------------------
+
+
+_ATTENTION_OPSET = 23
+"""From here on PyTorch writes the operator Attention, of which ONNX Runtime wants a mask for every query."""
+
+
+def _answer_zero_where_all_is_hidden(node: torch.fx.Node, program: ExportedProgram, opset: int) -> None:
+    """Answer 0 for a query that sees no key, as PyTorch does (aten._safe_softmax); ONNX's softmax knows no such case.
+
+    The choice stands behind the attention, which stays what TensorRT fuses. Where the mask is constant and hides no
+    query whole, nothing is to be done.
+    """
+    position = [argument.name for argument in node.target._schema.arguments].index("attn_mask")  # type: ignore[union-attr]
+    mask = node.args[position] if position < len(node.args) else node.kwargs.get("attn_mask")
+    if not isinstance(mask, torch.fx.Node):
+        return
+    constant = _constant(mask, program)
+    if constant is not None and not bool(_hides_all(constant).any()):
+        return
+    value: torch.Tensor = node.meta["val"]
+    queries, keys = (operand.meta["val"].shape[-2] for operand in node.args[:2])  # type: ignore[union-attr]
+
+    def judge(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if opset >= _ATTENTION_OPSET:
+            mask = mask.expand(*mask.shape[:-2], queries, keys)
+        if mask.dtype != torch.bool:
+            return mask, _hides_all(mask)
+        # The lowest number in place of -inf: every row has a softmax then, and no guard stands inside the attention.
+        lowest = torch.full((), torch.finfo(value.dtype).min, dtype=value.dtype)
+        mask = torch.where(mask, torch.zeros((), dtype=value.dtype), lowest)
+        return mask, mask.amax(-1, keepdim=True) < 0  # [..., L, S] -> [..., L, 1]
+
+    added, hidden = _emit(node, judge, [mask])
+    node.replace_input_with(mask, added)
+    users = list(node.users)
+    with node.graph.inserting_after(node):
+        chosen = node.graph.call_function(_aten.masked_fill.Scalar, (node, hidden, 0.0))
+    chosen.meta = dict(node.meta)
+    for user in users:
+        user.replace_input_with(node, chosen)
+
+
+def _hides_all(mask: torch.Tensor) -> torch.Tensor:
+    """Say which queries see no key: mask [..., L, S] -> [..., L, 1]."""
+    if mask.dtype == torch.bool:
+        return ~mask.any(-1, keepdim=True)
+    return mask.amax(-1, keepdim=True) == float("-inf")
+
+
+def _constant(node: torch.fx.Node, program: ExportedProgram) -> torch.Tensor | None:
+    """Return the value of a node that follows from constants alone, at the batch that was traced; else None."""
+    signature = program.graph_signature
+    stored = {
+        **signature.inputs_to_parameters,
+        **signature.inputs_to_buffers,
+        **signature.inputs_to_lifted_tensor_constants,
+    }
+    known: dict[torch.fx.Node, Any] = {}
+    pending = [node]
+    while pending:
+        now = pending[-1]
+        if now in known:
+            pending.pop()
+        elif now.op == "placeholder":
+            name = stored.get(now.name)
+            if name is None:
+                return None
+            known[now] = program.state_dict[name] if name in program.state_dict else program.constants[name]
+        elif isinstance(now.meta.get("val"), torch.SymInt):
+            known[now] = now.meta["val"].node.hint
+        elif missing := [operand for operand in now.all_input_nodes if operand not in known]:
+            pending += missing
+        else:
+            args, kwargs = torch.fx.map_arg((now.args, now.kwargs), lambda operand: known[operand])
+            known[now] = now.target(*args, **kwargs)  # type: ignore[operator]
+    result = known[node]
+    return result if isinstance(result, torch.Tensor) else None
 
 
 # --- lists of tensors ------------------------------------------------------------------------------------------------
@@ -101,7 +184,15 @@ def _take_apart(node: torch.fx.Node) -> None:
         args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda operand: known[operand])
         return target(*args, **kwargs)
 
-    inline(node, run, operands, _AS_SLICES)
+    results = _emit(node, run, operands, _AS_SLICES)
+    if isinstance(results, list):
+        for user in list(node.users):
+            assert user.target is operator.getitem, f"{node.target} is read as a list"
+            user.replace_all_uses_with(results[user.args[1]])  # type: ignore[index]
+            node.graph.erase_node(user)
+    else:
+        node.replace_all_uses_with(results)
+    node.graph.erase_node(node)
 
 
 def _slices(x: torch.Tensor, sizes: Sequence[int], dim: int = 0) -> list[torch.Tensor]:
@@ -126,42 +217,37 @@ _AS_SLICES: dict[Any, Callable[..., Any]] = {
 """PyTorch's own decomposition of these is one for memory: views by strides."""
 
 
-def inline(
+def _emit(
     node: torch.fx.Node,
     function: Callable[..., Any],
     operands: Sequence[torch.fx.Node],
     decompositions: Mapping[Any, Callable[..., Any]] | None = None,
-) -> None:
-    """Put the operators that a function runs in place of a node.
+) -> Any:
+    """Put the operators that a function runs before a node.
 
     Args:
-        node: the node; what it gave, the function gives.
+        node: what they stand before, and whose module they belong to.
         function: takes the values of the operands.
         operands: nodes of the same graph.
         decompositions: operator -> what is run in its place.
+
+    Returns:
+        The node that gives the function's result, or a list of them.
     """
     values = [operand.meta["val"] for operand in operands]
     mode = next(value.fake_mode for value in values if isinstance(value, torch.Tensor))  # type: ignore[attr-defined]
     with mode:
         traced = make_fx(function, decomposition_table=decompositions)(*values).graph
     traced.eliminate_dead_code()
-    graph = node.graph
     placeholders = [inner for inner in traced.nodes if inner.op == "placeholder"]
     copies = dict(zip(placeholders, operands, strict=True))
-    with graph.inserting_before(node):
+    with node.graph.inserting_before(node):
         for inner in traced.nodes:
             if inner.op == "call_function":
-                copies[inner] = graph.node_copy(inner, lambda operand: copies[operand])
+                copies[inner] = node.graph.node_copy(inner, lambda operand: copies[operand])
                 copies[inner].meta = {**node.meta, "val": inner.meta["val"]}
     (results,) = next(inner for inner in traced.nodes if inner.op == "output").args
-    if isinstance(results, list | tuple):
-        for user in list(node.users):
-            assert user.target is operator.getitem, f"{node.target} is read as a list"
-            user.replace_all_uses_with(copies[results[user.args[1]]])  # type: ignore[index]
-            graph.erase_node(user)
-    else:
-        node.replace_all_uses_with(copies[results])
-    graph.erase_node(node)
+    return [copies[result] for result in results] if isinstance(results, list | tuple) else copies[results]
 
 
 def _type(node: Any) -> torch.dtype | None:
