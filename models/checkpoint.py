@@ -109,7 +109,8 @@ def load(
     names = dict.fromkeys(translated.values())
     renamed = [translated.get(key, key) for key in bare] if prefix else list(names)
     in_file = {translated.get(key, key): prefix + key for key in bare if prefix or key in translated}
-    report = load_strictly(model, state, kind, renamed=renamed, resampled=resampled, in_file=in_file)
+    remedy = _remedy(fitted, model, state) if kind.strange else ""
+    report = load_strictly(model, state, kind, renamed=renamed, resampled=resampled, in_file=in_file, remedy=remedy)
     weights = Weights(
         source,
         path=origin or str(path),
@@ -178,6 +179,23 @@ def _head_of_another_size(state: Mapping[str, Tensor], sketch: nn.Module, librar
     return sizes.pop() if len(sizes) == 1 else None
 
 
+def _remedy(spec: ModelSpec, model: nn.Module, state: Mapping[str, Tensor]) -> str:
+    """Say which option makes a stranger's model that a checkpoint of other keys or shapes may fit."""
+    if spec.family not in CLASSES:
+        return "--model-kwargs, with which the function makes the checkpoint's model"
+    classes = classes_of(spec.family, model)
+    own = model.state_dict()
+    head = [key for key, value in own.items() if value.ndim and value.shape[0] == classes]
+    missing = own.keys() - state.keys()
+    if spec.family == "timm" and missing and missing <= set(head):
+        return """--model-kwargs '{"num_classes": 0}', for a model without a head"""
+    options = ["--model-kwargs, such as the image size it was trained at", "another model name"]
+    sizes = {_head_size(state[key]) for key in head if key in state and state[key].shape[1:] == own[key].shape[1:]}
+    if sizes - {classes, None}:
+        options.insert(0, f"--num-classes {max(size for size in sizes if size)}")
+    return ", or ".join(options)
+
+
 def _sketch(spec: ModelSpec, kind: Family) -> nn.Module:
     """Return the model for its names and shapes; one of our own takes no memory for that, and no time."""
     if kind.strange:
@@ -211,6 +229,7 @@ def load_strictly(
     renamed: Sequence[str] = (),
     resampled: Sequence[str] = (),
     in_file: Mapping[str, str] | None = None,
+    remedy: str = "",
 ) -> LoadReport:
     """Copy a checkpoint into a model, casting to the model's types, and account for every key.
 
@@ -223,6 +242,7 @@ def load_strictly(
         renamed: official names of the keys that had another name in the file.
         resampled: official names of the keys that were interpolated for another image size.
         in_file: official name -> the name in the file, where it is another.
+        remedy: what to try where the keys or shapes are another model's.
 
     Raises:
         UsageError: a key is missing or unexpected, a shape or a derived buffer differs, or a weight is not finite, or
@@ -239,7 +259,7 @@ def load_strictly(
         unexpected=tuple(key for key in state if key not in own),
     )
     names = in_file or {}
-    _refuse_mismatch(report, own, state, names)
+    _refuse_mismatch(report, own, state, names, remedy or "another model name; `deploycli list` shows them")
     with torch.no_grad():
         for key in report.loaded:
             own[key].copy_(converted(key, state[key], own[key], in_file=names.get(key, key)))
@@ -247,7 +267,11 @@ def load_strictly(
 
 
 def _refuse_mismatch(
-    report: LoadReport, own: Mapping[str, Tensor], state: Mapping[str, Tensor], names: Mapping[str, str]
+    report: LoadReport,
+    own: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    names: Mapping[str, str],
+    remedy: str,
 ) -> None:
     faults = []
     if report.missing:
@@ -268,5 +292,5 @@ def _refuse_mismatch(
         raise UsageError(
             f"the checkpoint does not belong to this model: {'; '.join(faults)}",
             expected="exactly the model's own parameters",
-            hint="another model name; `deploycli list` shows them",
+            hint=remedy,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -19,7 +20,7 @@ from models.sources import FACTORY, LIBRARIES
 from models.values import converted, some
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from types import ModuleType
 
     from torch import Tensor
@@ -70,7 +71,8 @@ def classes_of(family: str, module: nn.Module) -> int | None:
         config = getattr(module, "config", None)
         classes = getattr(config, "num_labels", None) if _classifies(config) else None
     elif family == "torchvision":  # its classifiers end in the head
-        classes = next((len(p) for p in reversed(list(module.parameters())) if p.ndim), None)
+        if not re.search(r"\.(detection|segmentation|optical_flow)\b", type(module).__module__):
+            classes = next((len(p) for p in reversed(list(module.parameters())) if p.ndim), None)
     else:
         classes = getattr(module, "num_classes", None) if family == "timm" else _rows(getattr(module, "head", None))
     return classes if isinstance(classes, int) and classes > 0 else None
@@ -159,14 +161,14 @@ def by_own_names(config: Mapping[str, Any], state: dict[str, Tensor]) -> tuple[d
     own = make("hf", **config)
     _refuse_what_would_be_cast(own.state_dict(), state)
     kind = type(own)
-    _library("hf").logging.disable_progress_bar()  # it would be drawn across our own
-    module, told = kind.from_pretrained(  # type: ignore[attr-defined]  # every transformers model has it
-        None,
-        config=_configuration(config["target"], config["kwargs"])[0],
-        state_dict=state,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # they are reported below, with the rest
-    )
+    with _silent(_library("hf").logging):
+        module, told = kind.from_pretrained(  # type: ignore[attr-defined]  # every transformers model has it
+            None,
+            config=_configuration(config["target"], config["kwargs"])[0],
+            state_dict=state,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are reported below, with the rest
+        )
     faults = {what.partition("_")[0]: sorted(map(str, keys)) for what, keys in told.items() if keys}
     if faults:
         raise UsageError(
@@ -176,6 +178,18 @@ def by_own_names(config: Mapping[str, Any], state: dict[str, Tensor]) -> tuple[d
             hint="the model.safetensors that lies beside config.json",
         )
     return module.state_dict(), ()
+
+
+@contextmanager
+def _silent(logging: Any) -> Iterator[None]:
+    """Keep transformers from printing a report with the file's names as they are, and a bar across our own."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _refuse_what_would_be_cast(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:

@@ -15,7 +15,7 @@ from models.build import build
 from models.checkpoint import load
 from models.describe import describe, own_checkpoint, with_classes
 from models.errors import DeployError, EnvironmentUnsuitable, UsageError
-from models.foreign import make
+from models.foreign import classes_of, make
 from models.hub import fetch
 from models.outputs import flatten
 from models.registry import HubFile
@@ -280,6 +280,47 @@ def test_the_number_of_classes_is_read_from_a_library_head(tmp_path: Path, saved
         assert refused.value.hint == "--num-classes 7"
         with pytest.raises(UsageError, match="head has 7 classes"):
             load(asked, path)
+
+
+def test_a_library_checkpoint_of_another_shape_says_which_option_helps(tmp_path: Path) -> None:
+    timm = import_timm()
+    source, path = Source("timm", "vit_tiny_patch16_224"), tmp_path / "weights.pth"
+
+    def hint(kwargs: dict[str, object], *without: str) -> str:
+        state = timm.create_model(source.target, **{**TINY_VIT, **kwargs}).state_dict()
+        torch.save({key: value for key, value in state.items() if key not in without}, path)
+        with pytest.raises(UsageError, match="does not belong to this model") as refused:
+            load(describe(source, TINY_VIT).spec, path)
+        return refused.value.hint
+
+    assert hint({"img_size": 48}) == "--model-kwargs, such as the image size it was trained at, or another model name"
+    assert hint({"img_size": 48, "num_classes": 7}).startswith("--num-classes 7, or --model-kwargs")
+    assert "num_classes" in (headless := hint({"num_classes": 0}))
+    assert headless == hint({}, "head.weight", "head.bias")
+    kwargs = {**TINY_VIT, "num_classes": 0}
+    torch.save(timm.create_model(source.target, **kwargs).state_dict(), path)
+    assert load(describe(source, kwargs).spec, path).weights.classes is None
+
+
+def test_transformers_prints_no_names_of_the_file(
+    saved: tuple[Path, nn.Module], tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder, model = saved
+    state = dict(model.state_dict())
+    state["a\x1b[2J"] = state.pop("classifier.bias")
+    torch.save(state, tmp_path / "weights.pth")
+    capfd.readouterr()
+    with pytest.raises(UsageError, match=r"unexpected \(1\): 'a\\x1b\[2J'"):
+        load(describe(Source("hf", str(folder)), {}).spec, tmp_path / "weights.pth")
+    assert "\x1b[2J" not in "".join((*capfd.readouterr(), caplog.text))
+
+
+def test_detectors_have_no_head_of_classes() -> None:
+    import_timm()
+    import torchvision
+
+    detector = torchvision.models.detection.ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None)
+    assert classes_of("torchvision", detector) is None
 
 
 def test_classes_are_given_once_and_to_libraries() -> None:
