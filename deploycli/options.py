@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -54,29 +56,100 @@ SEEDS = click.IntRange(0, 2**32 - 1)
 """What both NumPy and PyTorch take for a seed."""
 
 
+MOST = 2**31 - 1
+"""What every library below takes for a count."""
+
+MOST_BATCH, MOST_SIDE = 2**20, 2**16
+"""Beyond these nobody means it, and the machine would run out of memory, samples and pixels."""
+
+
+class Count(click.ParamType):  # type: ignore[type-arg]  # only new versions of click take one
+    """A whole number within bounds.
+
+    Args:
+        least: the smallest.
+        most: the largest.
+    """
+
+    name = "integer"
+
+    def __init__(self, least: int = 1, most: int = MOST) -> None:
+        self.least = least
+        self.most = most
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Read the number."""
+        if (number := whole(str(value), self.least, self.most)) is None:
+            self.fail(f"{_shown(value)} is no whole number from {self.least} to {self.most}", param, ctx)
+        return number
+
+
+class Number(click.ParamType):  # type: ignore[type-arg]
+    """A finite number within bounds.
+
+    Args:
+        least: the smallest.
+        most: the largest.
+        above: the smallest itself is outside.
+    """
+
+    name = "float"
+
+    def __init__(self, least: float, most: float, *, above: bool = False) -> None:
+        self.least = least
+        self.most = most
+        self.above = above
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Read the number."""
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not self.least <= number <= self.most or (self.above and number == self.least):
+            start = f"above {self.least:g} and up to" if self.above else f"from {self.least:g} to"
+            self.fail(f"{_shown(value)} is no number {start} {self.most:g}", param, ctx)
+        return number
+
+
+def whole(text: str, least: int = 1, most: int = MOST) -> int | None:
+    """Read a whole number within bounds; None where it is none."""
+    found = re.fullmatch(r"[+-]?[0-9]{1,20}", text.strip())  # int() takes other alphabets too, and refuses long ones
+    number = None if found is None else int(found[0])
+    return number if number is not None and least <= number <= most else None
+
+
+def _shown(value: Any) -> str:
+    text = str(value)
+    return repr(text if len(text) <= 40 else f"{text[:40]}...")
+
+
 def image_size(text: str) -> tuple[int, int]:
     """Read ``224`` or ``256x192`` (height x width), pixels."""
-    sides = text.lower().split("x")
-    if len(sides) > 2 or not all(side.isdigit() and int(side) > 0 for side in sides):
-        raise click.BadParameter(f"{text!r} is no image size; write 224, or 256x192 for height x width")
-    return int(sides[0]), int(sides[-1])
+    sides = [whole(side, most=MOST_SIDE) for side in text.lower().split("x")]
+    height, width = sides[0], sides[-1]
+    if len(sides) > 2 or height is None or width is None:
+        raise click.BadParameter(
+            f"{_shown(text)} is no image size; write 224, or 256x192 for height x width, up to {MOST_SIDE}"
+        )
+    return height, width
 
 
 def batch_size(text: str) -> int:
     """Read a batch size, or ``dynamic``, which is 0: click takes None for "not given"."""
     if text == "dynamic":
         return 0
-    if not text.isdigit() or int(text) < 1:
-        raise click.BadParameter(f"{text!r} is no batch; write dynamic, or a positive number")
-    return int(text)
+    if (number := whole(text, most=MOST_BATCH)) is None:
+        raise click.BadParameter(f"{_shown(text)} is no batch; write dynamic, or a number from 1 to {MOST_BATCH}")
+    return number
 
 
 def batch_sizes(text: str) -> tuple[int, ...]:
     """Read ``1,3,8``."""
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdigit() and int(part) > 0 for part in parts):
-        raise click.BadParameter(f"{text!r}: write batch sizes as 1,3,8")
-    return tuple(int(part) for part in parts)
+    sizes = [size for part in text.split(",") if (size := whole(part, most=MOST_BATCH)) is not None]
+    if len(sizes) != text.count(",") + 1:
+        raise click.BadParameter(f"{_shown(text)}: write batch sizes as 1,3,8, up to {MOST_BATCH}")
+    return tuple(sizes)
 
 
 def tolerance(text: str) -> tuple[str, float]:
@@ -96,12 +169,16 @@ def labels_source(text: str) -> Path | Literal["folders"]:
 def json_object(text: str) -> dict[str, Any]:
     """Read a JSON object."""
     try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise click.BadParameter(f"{text!r} is not JSON: {error}") from None
+        value = json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise click.BadParameter(f"{_shown(text)} is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise click.BadParameter(f"{text!r} is no JSON object; write '{{\"num_classes\": 10}}'")
     return value
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is none of its numbers")
 
 
 def tensor_spec(text: str) -> TensorSpec:
@@ -122,10 +199,11 @@ def profile_shape(text: str) -> tuple[str, tuple[int, ...]]:
 
 def _named_dims(text: str, otherwise: str, *, least: int = 1, axes: int = 1) -> tuple[str, tuple[int, ...]]:
     name, _, shape = text.rpartition(":")
-    dims = shape.lower().split("x")
-    if not name or len(dims) < axes or not all(dim.isdigit() and int(dim) >= least for dim in dims):
-        raise click.BadParameter(f"{text!r} is {otherwise}")
-    return name, tuple(int(dim) for dim in dims)
+    written = shape.lower().split("x")
+    dims = [dim for part in written if (dim := whole(part, least)) is not None]
+    if not name or len(dims) < max(axes, len(written)):
+        raise click.BadParameter(f"{_shown(text)} is {otherwise}")
+    return name, tuple(dims)
 
 
 def open_bundles(root: Path, names: tuple[str, ...]) -> list[Bundle]:

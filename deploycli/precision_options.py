@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from deploycli.options import SEEDS
+from deploycli.options import SEEDS, Count
 from models.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ F = TypeVar("F", bound="Callable[..., Any]")
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
 samples_option = click.option(
-    "--samples", type=click.IntRange(min=1), default=512, show_default=True, metavar="N",
+    "--samples", type=Count(), default=512, show_default=True, metavar="N",
     help="At most N samples, evenly over the classes.",
 )  # fmt: skip
 

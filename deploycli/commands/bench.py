@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from deploycli.options import SEEDS, batch_sizes, json_option, open_bundles, output_option
+from deploycli.options import SEEDS, Count, Number, batch_sizes, json_option, open_bundles, output_option
 
 if TYPE_CHECKING:
     from exporters.benchmark.requirement import Requirement
@@ -43,19 +43,17 @@ def _requirement(text: str) -> Requirement:
     help="Time only these: eager, compile, ort-cpu, ort-cuda, trt (the bundle's engines). One that cannot run "
     "is an error then.",
 )
-@click.option("--rounds", type=click.IntRange(min=1), metavar="N", help="Time everything N times at each batch size.")
+@click.option("--rounds", type=Count(), metavar="N", help="Time everything N times at each batch size.")
 @click.option(
     "--seconds",
-    type=click.FloatRange(min=0, min_open=True, max=86400),
+    type=Number(0, 86400, above=True),
     metavar="S",
     help="Time everything for S seconds at each batch size, warm-up apart; this is the default, with 10.",
 )
-@click.option(
-    "--warmup", type=click.IntRange(min=1), default=10, show_default=True, metavar="N", help="Untimed runs before."
-)
+@click.option("--warmup", type=Count(), default=10, show_default=True, metavar="N", help="Untimed runs before.")
 @click.option(
     "--warmup-seconds",
-    type=click.FloatRange(min=0, max=3600),
+    type=Number(0, 3600),
     default=1.0,
     show_default=True,
     metavar="S",
@@ -63,7 +61,7 @@ def _requirement(text: str) -> Requirement:
 )
 @click.option(
     "--threads",
-    type=click.IntRange(1, 1024),
+    type=Count(1, 1024),
     metavar="N",
     help="Threads of an operator on the CPU, in every runtime; by default each runtime's own choice.",
 )

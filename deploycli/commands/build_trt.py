@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from deploycli.options import json_option, open_bundles, output_option, profile_shape
+from deploycli.options import (
+    MOST_BATCH,
+    Count,
+    Number,
+    json_option,
+    open_bundles,
+    output_option,
+    profile_shape,
+    whole,
+)
 from deploycli.precision_options import calibration_options, expressions, names, scheme_option, typing_options
 
 if TYPE_CHECKING:
@@ -19,9 +28,10 @@ F = TypeVar("F", bound="Callable[..., Any]")
 def _batch_range(text: str) -> tuple[int, int, int]:
     """Read ``1:8:32``, or ``8`` for all three."""
     parts = text.split(":")
-    if len(parts) not in (1, 3) or not all(part.isdigit() and int(part) > 0 for part in parts):
+    sizes = [size for part in parts if (size := whole(part, most=MOST_BATCH)) is not None]
+    if len(parts) not in (1, 3) or len(sizes) != len(parts):
         raise click.BadParameter(f"{text!r} is no range of batches; write MIN:OPT:MAX, such as 1:8:32")
-    low, best, high = (int(part) for part in parts * (3 // len(parts)))
+    low, best, high = sizes * (3 // len(sizes))
     return low, best, high
 
 
@@ -57,7 +67,7 @@ def _shapes(which: str) -> Callable[[F], F]:
 @_shapes("opt")
 @_shapes("max")
 @click.option("--workspace", metavar="SIZE", help="Scratch memory of a layer: 4G, 512M.  [default: all of the GPU]")
-@click.option("--builder-optimization-level", type=click.IntRange(0, 5), metavar="0-5", help="[default: TensorRT's, 3]")
+@click.option("--builder-optimization-level", type=Count(0, 5), metavar="0-5", help="[default: TensorRT's, 3]")
 @click.option(
     "--hardware-compatibility",
     type=click.Choice(["none", "ampere+", "same-compute-capability"]),
@@ -67,7 +77,7 @@ def _shapes(which: str) -> Callable[[F], F]:
 )
 @click.option("--version-compatible", is_flag=True, help="Run on later TensorRT versions too; slower.")
 @click.option("--strip-weights", is_flag=True, help="Leave the weights out; they are refitted from the ONNX file.")
-@click.option("--max-aux-streams", type=click.IntRange(min=0), metavar="N", help="Streams beside the main one.")
+@click.option("--max-aux-streams", type=Count(0, 1024), metavar="N", help="Streams beside the main one.")
 @click.option("--tf32", is_flag=True, help="Let FP32 products round to TF32.")
 @click.option(
     "--timing-cache",
@@ -82,7 +92,7 @@ def _shapes(which: str) -> Callable[[F], F]:
     metavar="FILE",
     help="Kernels that must be chosen; written by the first build.",
 )
-@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Of one build.")
+@click.option("--timeout", type=Number(0, 30 * 86400, above=True), metavar="SECONDS", help="Of one build.")
 @click.option(
     "--assert-precision",
     "assertions",

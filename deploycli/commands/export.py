@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from deploycli.options import (
+    MOST_SIDE,
     SEEDS,
+    Count,
     attention_option,
     batch_size,
     external_option,
@@ -52,8 +54,8 @@ def _complete_model(_ctx: click.Context, _param: click.Parameter, incomplete: st
     "--seed", type=SEEDS, default=0, show_default=True, help="Seed of the random weights, where none are given."
 )
 @click.option("--img-size", type=image_size, metavar="SIZE", help="Image size: 224, or 256x192 (height x width).")
-@click.option("--window-size", type=click.IntRange(min=1), help="Attention window, tokens.")
-@click.option("--num-classes", type=click.IntRange(min=1), help="Classes of the head; read from a checkpoint.")
+@click.option("--window-size", type=Count(most=MOST_SIDE), help="Attention window, tokens.")
+@click.option("--num-classes", type=Count(), help="Classes of the head; read from a checkpoint.")
 @click.option(
     "--weights-entry",
     metavar="NAME",
@@ -69,7 +71,7 @@ def _complete_model(_ctx: click.Context, _param: click.Parameter, incomplete: st
     help="Input of a model from elsewhere, batch first: images:2x3x224x224. Once for each, in forward's order.",
 )
 @click.option("--batch", type=batch_size, default="dynamic", show_default=True, metavar="N|dynamic", help="Batch axis.")
-@click.option("--opset", default=20, show_default=True, help="ONNX operator set, 18 to 23.")
+@click.option("--opset", type=Count(most=99), default=20, show_default=True, help="ONNX operator set, 18 to 23.")
 @attention_option
 @click.option("--no-rewrite", is_flag=True, help="Keep the plain traced graph.")
 @external_option

@@ -7,7 +7,15 @@ from typing import Literal
 
 import click
 
-from deploycli.options import SEEDS, attention_option, external_option, input_shape, json_option, lint_option
+from deploycli.options import (
+    SEEDS,
+    Count,
+    attention_option,
+    external_option,
+    input_shape,
+    json_option,
+    lint_option,
+)
 
 
 @click.command("optimize")
@@ -25,7 +33,7 @@ from deploycli.options import SEEDS, attention_option, external_option, input_sh
     "--check",
     default=3,
     show_default=True,
-    type=click.IntRange(0),
+    type=Count(0, 10_000),
     metavar="N",
     help="Run both graphs on N random inputs; exit 5 where they differ. 0 leaves this out.",
 )

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from deploycli.options import batch_sizes, json_option, open_bundles, output_option
+from deploycli.options import Count, batch_sizes, json_option, open_bundles, output_option
 
 if TYPE_CHECKING:
     from exporters.bundle import Bundle
 
-POSITIVE = click.IntRange(min=1)
+POSITIVE = Count()
 
 
 @click.command("package")
@@ -49,7 +49,7 @@ POSITIVE = click.IntRange(min=1)
 @click.option("--preferred-batch", type=batch_sizes, metavar="N,N,...", help="Batches that the server should form.")
 @click.option(
     "--queue-delay",
-    type=click.IntRange(min=0),
+    type=Count(0),
     metavar="US",
     help="How long a request may wait for others, microseconds.  [default: it does not]",
 )

@@ -8,7 +8,15 @@ from typing import Literal
 import click
 from click.core import ParameterSource
 
-from deploycli.options import json_option, labels_source, lint_option, open_bundles, output_option
+from deploycli.options import (
+    Count,
+    Number,
+    json_option,
+    labels_source,
+    lint_option,
+    open_bundles,
+    output_option,
+)
 from deploycli.precision_options import calibration_options, expressions, names, scheme_option, typing_options
 
 _STAGES = "patch-embed, head, mlp.fc2, patch-merging"
@@ -43,7 +51,9 @@ _STAGES = "patch-embed, head, mlp.fc2, patch-merging"
     type=click.Choice(["max", "percentile", "entropy", "mse"]),
     help="How a range follows from the values that were seen.  [default: mse, or that of --cache]",
 )
-@click.option("--percentile", type=float, metavar="P", help="Of --method percentile.  [default: 99.99]")
+@click.option(
+    "--percentile", type=Number(0, 100, above=True), metavar="P", help="Of --method percentile.  [default: 99.99]"
+)
 @click.option(
     "--around",
     type=click.Choice(["fp16", "bf16", "fp32"]),
@@ -61,7 +71,7 @@ _STAGES = "patch-embed, head, mlp.fc2, patch-merging"
 )
 @click.option(
     "--max-drop",
-    type=click.FloatRange(min=0, max=100),
+    type=Number(0, 100),
     metavar="POINTS",
     help="Revert what hurts most until no more than so many points of top-1 are lost. Needs --labels.",
 )
@@ -72,7 +82,7 @@ _STAGES = "patch-embed, head, mlp.fc2, patch-merging"
     metavar="folders|FILE.csv",
     help="Classes of the pictures: their folders, as in ImageFolder, or lines path,class of a CSV file.",
 )
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N labelled samples for --max-drop.")
+@click.option("--limit", type=Count(), metavar="N", help="At most N labelled samples for --max-drop.")
 @lint_option
 @click.option("-v", "--verbose", is_flag=True, help="Name every operator that was left alone, and why.")
 @json_option

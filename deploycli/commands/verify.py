@@ -7,7 +7,16 @@ from typing import Literal
 
 import click
 
-from deploycli.options import SEEDS, batch_sizes, json_option, labels_source, open_bundles, output_option, tolerance
+from deploycli.options import (
+    SEEDS,
+    Count,
+    batch_sizes,
+    json_option,
+    labels_source,
+    open_bundles,
+    output_option,
+    tolerance,
+)
 
 
 @click.command("verify")
@@ -28,7 +37,7 @@ from deploycli.options import SEEDS, batch_sizes, json_option, labels_source, op
     help="Count top-1 and top-5 on the pictures: their classes are their folders, as in ImageFolder, or lines "
     "path,class of a CSV file.",
 )
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N pictures, evenly over the classes.")
+@click.option("--limit", type=Count(), metavar="N", help="At most N pictures, evenly over the classes.")
 @click.option(
     "--reference",
     type=click.Choice(["auto", "eager", "golden"]),

@@ -22,6 +22,7 @@ DEFAULT_BATCH = (1, 8, 32)
 """Smallest, best and largest batch of an engine whose graph takes any."""
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
+_MOST_BYTES = 2**50
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,7 @@ def parse_size(text: str) -> int:
         UsageError: it is none.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMG]?)(?:i?B)?", text.strip(), re.IGNORECASE)
-    if found is None or float(found[1]) <= 0:
-        raise UsageError(f"{text!r} is no size", expected="a number of bytes, such as 4G or 512M")
-    return int(float(found[1]) * _UNITS[found[2].upper()])
+    size = 0.0 if found is None else float(found[1]) * _UNITS[found[2].upper()]
+    if not 1 <= size <= _MOST_BYTES:
+        raise UsageError(f"{text[:40]!r} is no size", expected="a number of bytes, such as 4G or 512M, at most 2^50")
+    return int(size)
