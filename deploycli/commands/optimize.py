@@ -33,7 +33,7 @@ from deploycli.options import (
     "--check",
     default=3,
     show_default=True,
-    type=Count(0, 10_000),
+    type=Count(0, 1_000_000),
     metavar="N",
     help="Run both graphs on N random inputs; exit 5 where they differ. 0 leaves this out.",
 )
