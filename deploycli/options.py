@@ -30,6 +30,13 @@ output_option = click.option(
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON to stdout.")
 
+trust_option = click.option(
+    "--trust-factory",
+    is_flag=True,
+    help="Run the function that a bundle names, though you did not export it on this machine: whoever wrote the bundle "
+    "chose it.",
+)
+
 attention_option = click.option(
     "--attention",
     type=click.Choice(["4d", "5d", "onnx"]),

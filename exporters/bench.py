@@ -63,7 +63,7 @@ def collect(
         EnvironmentUnsuitable: a checkpoint was given, and PyTorch or the file is missing.
     """
     if options.checkpoint is not None:
-        choose_reference(bundle.manifest, "eager", options.checkpoint)
+        choose_reference(bundle.manifest, "eager", options.checkpoint, trust_factory=options.trust_factory)
     found = [candidate for provider in providers or PROVIDERS for candidate in provider(bundle, options)]
     _check_names(bundle, options.only, found, "")
     chosen = [candidate for candidate in found if not options.only or candidate.name in options.only]

@@ -17,6 +17,7 @@ from exporters.golden import GOLDEN_NAME, save_golden, synthetic_inputs
 from exporters.manifest import SCHEMA_VERSION, Manifest
 from exporters.runtimes import EagerRuntime, OrtRuntime
 from exporters.steps import Step
+from exporters.trust import sign
 from models.errors import EnvironmentUnsuitable, ExportError, UsageError
 from models.registry import HubFile, Variant, configure, resolve
 from models.sources import FACTORY, LIBRARIES, parse_source
@@ -210,6 +211,7 @@ def _fill(
         artifacts=(artifact,),
         golden=FileRecord.of(folder, GOLDEN_NAME),
         versions={package: _version(package) for package in (*_PACKAGES, *_library(spec))},
+        factory_signature=sign(spec)[0],
     )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from msgspec import Meta
 
 from exporters.artifact import EXPORT_AGAIN, MANIFEST_NAME, Artifact, FileRecord
-from models.codec import load
+from models.codec import SomeSha256, load
 from models.errors import InvalidValue, UsageError
 from models.spec import ModelSpec, Preprocessing, Weights
 
@@ -34,6 +34,7 @@ class Manifest:
         artifacts: the model files, the exported one first.
         golden: the recorded inputs and eager outputs.
         versions: package -> version at export.
+        factory_signature: of the function that makes the eager model, see `exporters.trust`; empty where none does.
     """
 
     schema_version: int
@@ -45,6 +46,7 @@ class Manifest:
     artifacts: Annotated[tuple[Artifact, ...], Meta(min_length=1)]
     golden: FileRecord
     versions: Mapping[str, str]
+    factory_signature: SomeSha256 = ""
 
     def __post_init__(self) -> None:
         """Refuse two records of one file: one of them would be wrong as soon as the other's file is written."""

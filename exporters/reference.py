@@ -4,29 +4,40 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from models.errors import EnvironmentUnsuitable, IntegrityError, UsageError
+from exporters.artifact import EXPORT_AGAIN, MANIFEST_NAME
+from exporters.trust import TRUST, distrust
+from models.errors import DeployError, EnvironmentUnsuitable, IntegrityError, UsageError, first_line
 from models.files import sha256_of
-from models.sources import LIBRARIES
+from models.sources import FACTORY, LIBRARIES
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import nn
 
     from exporters.manifest import Manifest
     from models.spec import Weights
 
+_LARGEST_ARGUMENT = 2**16
+"""Of a constructor: no width, depth or number of classes is larger, and a larger one would take all memory."""
+
 REFERENCES = ("auto", "eager", "golden")
 
 
-def choose_reference(manifest: Manifest, wanted: str, checkpoint: Path | None) -> tuple[str, str]:
+def choose_reference(
+    manifest: Manifest, wanted: str, checkpoint: Path | None, *, trust_factory: bool = False
+) -> tuple[str, str]:
     """Decide between the eager model and golden.npz, without the network.
 
     Args:
         manifest: the bundle's.
         wanted: ``eager``, ``golden``, or ``auto``: eager where PyTorch and the weights are at hand.
         checkpoint: where the user says that the weights are.
+        trust_factory: run the function that the manifest names, whoever wrote it.
 
     Returns:
         ``eager`` or ``golden``, and why ``auto`` fell back on golden; else an empty string.
@@ -42,9 +53,16 @@ def choose_reference(manifest: Manifest, wanted: str, checkpoint: Path | None) -
         raise UsageError(f"a checkpoint was given for {why}", expected="no checkpoint", hint="leave out --checkpoint")
     if wanted == "golden":
         return "golden", ""
-    obstacle = _obstacle(manifest, checkpoint)
+    why = "" if trust_factory else distrust(manifest)
+    obstacle = f"{why} ({TRUST})" if why else _obstacle(manifest, checkpoint)
     if obstacle is None:
         return "eager", ""
+    if why and wanted == "eager":
+        raise EnvironmentUnsuitable(
+            f"the eager reference is not possible: {why}",
+            expected="a bundle that you exported on this machine: another one's code is not run unasked",
+            hint=f"{TRUST}, where you trust who made the bundle; or --reference golden",
+        )
     if wanted == "eager" or checkpoint is not None:
         raise EnvironmentUnsuitable(
             f"the eager reference is not possible: {obstacle}",
@@ -54,23 +72,29 @@ def choose_reference(manifest: Manifest, wanted: str, checkpoint: Path | None) -
     return "golden", f"golden, because {obstacle}"
 
 
-def reference_model(manifest: Manifest, checkpoint: Path | None) -> nn.Module:
+def reference_model(manifest: Manifest, checkpoint: Path | None, *, trust_factory: bool = False) -> nn.Module:
     """Build the eager model with the very weights that the bundle was made from.
 
     Args:
         manifest: the bundle's.
         checkpoint: where the checkpoint is now; None means where the manifest says.
+        trust_factory: run the function that the manifest names, whoever wrote it.
 
     Raises:
-        IntegrityError: the checkpoint is not the recorded file, or a factory brings other weights than it did.
+        EnvironmentUnsuitable: that function is a stranger's.
+        IntegrityError: the manifest makes no model; the checkpoint is not the recorded file; or a factory brings other
+            weights than it did.
         UsageError: the checkpoint cannot be read.
     """
     from models.build import build
     from models.checkpoint import load
 
+    if not trust_factory and (why := distrust(manifest)):
+        raise EnvironmentUnsuitable(f"the eager model is not made: {why}", hint=TRUST)
     weights = manifest.weights
     if not weights.from_file:
-        module = build(manifest.spec, seed=weights.seed or 0)
+        with _as_recorded(manifest):
+            module = build(manifest.spec, seed=weights.seed or 0)
         if weights.sha256:
             _check_factory(manifest, module)
         return module
@@ -83,7 +107,35 @@ def reference_model(manifest: Manifest, checkpoint: Path | None) -> nn.Module:
             expected=f"sha256 {weights.sha256}",
             hint="pass the recorded file with --checkpoint, or export again from this one",
         )
-    return load(manifest.spec, path, entry=weights.entry or None).model
+    with _as_recorded(manifest):
+        return load(manifest.spec, path, entry=weights.entry or None).model
+
+
+@contextmanager
+def _as_recorded(manifest: Manifest) -> Iterator[None]:
+    """Make a sentence of an error in what follows from the manifest, which may be anybody's.
+
+    Raises:
+        IntegrityError: the arguments in the manifest make no model.
+    """
+    spec = manifest.spec
+    where = f"{MANIFEST_NAME} names arguments at $.spec.config that make no {spec.family}"
+    if spec.family not in (*LIBRARIES, FACTORY) and (huge := max(_numbers(spec.config), default=0)) > _LARGEST_ARGUMENT:
+        raise IntegrityError(f"{where}: {huge}", expected=f"numbers up to {_LARGEST_ARGUMENT}", hint=EXPORT_AGAIN)
+    try:
+        yield
+    except (DeployError, MemoryError):
+        raise
+    except Exception as error:
+        raise IntegrityError(f"{where}: {type(error).__name__}: {first_line(error)}", hint=EXPORT_AGAIN) from error
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    if isinstance(value, dict | list | tuple):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _numbers(inner)
+    elif isinstance(value, int | float):
+        yield abs(value)
 
 
 def _check_factory(manifest: Manifest, module: nn.Module) -> None:

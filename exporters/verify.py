@@ -55,6 +55,7 @@ def verify(
     seed: int = 0,
     engines: EngineChoice = "auto",
     allow_engine_host_code: bool = False,
+    trust_factory: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """Compare every artifact of a bundle, and every engine, with the eager model.
@@ -73,6 +74,7 @@ def verify(
         engines: ``auto`` judges those that this machine can run and reports the others, ``all`` makes that an error,
             ``none`` leaves out all.
         allow_engine_host_code: run version compatible engines, which hold code for the CPU.
+        trust_factory: run the function that the manifest names, whoever wrote it.
         progress: called with what is running, how many steps are done, and how many there are.
 
     Raises:
@@ -87,7 +89,7 @@ def verify(
     _check_arguments(manifest, batches, limit, rtol or {})
     if labels is not None and images is None:
         raise UsageError("labels were given without pictures", hint="--images DIR")
-    source, note = choose_reference(manifest, reference, checkpoint)
+    source, note = choose_reference(manifest, reference, checkpoint, trust_factory=trust_factory)
     if images is not None and source != "eager":
         raise UsageError(
             f"pictures cannot be compared with the golden file{f' ({note})' if note else ''}",
@@ -133,7 +135,7 @@ def verify(
             subjects += plans.subjects
             stages = _sweep(subjects, batches, inputs, truth, progress)
         else:
-            model = reference_model(manifest, checkpoint)
+            model = reference_model(manifest, checkpoint, trust_factory=trust_factory)
             names = [i.name for i in manifest.spec.inputs]
             eager = stack.enter_context(EagerRuntime(model, names, manifest.spec.outputs))
             plans = shipped(None)

@@ -47,6 +47,7 @@ def make(family: str, target: str, kwargs: Mapping[str, Any]) -> nn.Module:
         "hf": _make_transformers,
         FACTORY: call_factory,
     }
+    _refuse_arguments(family, kwargs)
     try:
         module = makers[family](target, kwargs)
     except DeployError:
@@ -62,6 +63,29 @@ def make(family: str, target: str, kwargs: Mapping[str, Any]) -> nn.Module:
     if not isinstance(module, nn.Module):
         raise UsageError(f"{target} returned {type(module).__name__}", expected="an nn.Module")
     return module
+
+
+_REACHING = {
+    "timm": ("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"),
+    "torchvision": ("weights", "weights_backbone"),
+    "hf": ("trust_remote_code", "code_revision", "quantization_config"),
+    FACTORY: (),
+}
+"""What reads files, fetches, unpickles, or runs code of a repository: a manifest names arguments, too."""
+
+
+def _refuse_arguments(family: str, kwargs: Mapping[str, Any]) -> None:
+    """Raise where an argument reaches for more than a model with random weights."""
+    reaching = [name for name in _REACHING[family] if kwargs.get(name) not in (None, False)]
+    attention = kwargs.get("attn_implementation")
+    if family == "hf" and isinstance(attention, str) and not attention.replace("_", "").isalnum():
+        reaching.append("attn_implementation")  # a repository of kernels
+    if reaching:
+        raise UsageError(
+            f"the argument {reaching[0]!r} of a {family}: model",
+            expected="arguments of the architecture: no files, no weights, no code",
+            hint="--checkpoint FILE or --pretrained for weights",
+        )
 
 
 def classes_of(family: str, module: nn.Module) -> int | None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from deploycli.options import SEEDS, Count, Number, batch_sizes, json_option, open_bundles, output_option
+from deploycli.options import SEEDS, Count, Number, batch_sizes, json_option, open_bundles, output_option, trust_option
 
 if TYPE_CHECKING:
     from exporters.benchmark.requirement import Requirement
@@ -82,6 +82,7 @@ def _requirement(text: str) -> Requirement:
     metavar="FILE",
     help="Where the bundle's checkpoint is now.",
 )
+@trust_option
 @click.option("--seed", type=SEEDS, default=0, show_default=True, help="Seed of the order within each round.")
 @json_option
 def command(
@@ -98,6 +99,7 @@ def command(
     baseline: str,
     requirements: tuple[Requirement, ...],
     checkpoint: Path | None,
+    trust_factory: bool,
     seed: int,
     as_json: bool,
 ) -> int:
@@ -130,6 +132,7 @@ def command(
         threads=threads,
         cuda_graph=not no_cuda_graph,
         checkpoint=checkpoint,
+        trust_factory=trust_factory,
         baseline=baseline,
         seed=seed,
     )

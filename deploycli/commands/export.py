@@ -121,6 +121,7 @@ def command(
     """
     from deploycli.render import Progress, print_json, show_export
     from exporters.export import ExportRequest, export
+    from exporters.trust import sign
     from models.hub import parse
 
     request = ExportRequest(
@@ -146,6 +147,8 @@ def command(
     )
     with Progress() as progress:
         bundle = export(request, progress=progress, told=partial(progress.warn_of, chosen=weights_entry is not None))
+        if unsigned := sign(bundle.manifest.spec)[1]:
+            progress.warn(f"the function is not signed, and verify will ask for --trust-factory: {unsigned}")
         if bundle.gone:
             progress.warn(f"{bundle.path} held another model.onnx; gone with it: {', '.join(bundle.gone)}")
     if as_json:

@@ -16,6 +16,7 @@ from deploycli.options import (
     open_bundles,
     output_option,
     tolerance,
+    trust_option,
 )
 
 
@@ -51,6 +52,7 @@ from deploycli.options import (
     metavar="FILE",
     help="Where the bundle's checkpoint is now.",
 )
+@trust_option
 @click.option(
     "--rtol",
     type=tolerance,
@@ -80,6 +82,7 @@ def command(
     limit: int | None,
     reference: str,
     checkpoint: Path | None,
+    trust_factory: bool,
     rtol: tuple[tuple[str, float], ...],
     seed: int,
     engines: Literal["auto", "all", "none"],
@@ -118,6 +121,7 @@ def command(
                 limit=limit,
                 rtol=dict(rtol),
                 checkpoint=checkpoint,
+                trust_factory=trust_factory,
                 seed=seed,
                 engines=engines,
                 allow_engine_host_code=allow_engine_host_code,

@@ -116,6 +116,7 @@ class BenchOptions:
         threads: of one operator on the CPU, in every runtime; None leaves the choice to each.
         cuda_graph: let what can replay CUDA graphs do so.
         checkpoint: where the bundle's checkpoint is now, if not where the manifest says.
+        trust_factory: run the function that the manifest names, whoever wrote it.
         baseline: name of the candidate that all others are compared with; empty means eager, or what else computes
             in FP32.
         seed: of the order within each round, and of the intervals.
@@ -133,6 +134,7 @@ class BenchOptions:
     threads: int | None = None
     cuda_graph: bool = True
     checkpoint: Path | None = None
+    trust_factory: bool = False
     baseline: str = ""
     seed: int = 0
 

@@ -46,7 +46,7 @@ class _Models:
     def __init__(self, bundle: Bundle, options: BenchOptions, device: str) -> None:
         self.manifest = bundle.manifest
         self.device = device
-        self._checkpoint = options.checkpoint
+        self._checkpoint, self._trust = options.checkpoint, options.trust_factory
         self._built: dict[str, torch.nn.Module] = {}
         self._users = 0
 
@@ -68,11 +68,13 @@ class _Models:
 
     def _module(self, precision: str) -> torch.nn.Module:
         if precision not in self._built:
-            choose_reference(self.manifest, "eager", self._checkpoint)  # says what is missing
+            choose_reference(
+                self.manifest, "eager", self._checkpoint, trust_factory=self._trust
+            )  # says what is missing
             import torch
 
             # Anew for each precision: a copy of a module need not work.
-            module = reference_model(self.manifest, self._checkpoint)
+            module = reference_model(self.manifest, self._checkpoint, trust_factory=self._trust)
             self._built[precision] = module.to(self.device, getattr(torch, _TYPES[precision])).eval()
         return self._built[precision]
 

@@ -190,3 +190,20 @@ def test_every_field_of_a_report(bundle: Bundle, deploycli: Command) -> None:
         proof = Proof.load(bundle)
         for artifact in bundle.manifest.artifacts:
             assert proof.passed(artifact) or proof.verdict(artifact).reason, what
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"depths": "x"}, {"embed_dim": 0}, {"embed_dim": 10**9}, {"depths": [10**9]}, {"surprise": 1}, {"img_size": None}],
+)
+def test_arguments_that_make_no_model(
+    deploycli: Command, true_bundle: Bundle, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    folder = shutil.copytree(true_bundle.path, tmp_path / "artifacts" / "mine")
+    path = folder / MANIFEST_NAME
+    data = json.loads(path.read_text())
+    data["spec"]["config"].update(change)
+    path.write_text(json.dumps(data))
+    result = deploycli("verify", folder, "--batches", 1)
+    assert result.code in (2, 8), result.err
+    assert "Traceback" not in result.err

@@ -1,0 +1,151 @@
+"""Whose code a bundle names: a factory of this user's own, exported on this machine, or a stranger's.
+
+A manifest names the function that makes the eager model, with its arguments, and whoever wrote the manifest chose them:
+`os:system` is a function, too. So export signs them with a key that only this user can read, and that is in no bundle;
+the function runs unasked only where the signature is right. A bundle may be moved and copied; what was changed in it,
+or was exported by another user or elsewhere, is a stranger's.
+
+What is signed: the name of the function, its arguments, and the hash of the file that holds it. What that file imports
+is not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import secrets
+import stat
+import sys
+from importlib.machinery import PathFinder
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from platformdirs import user_state_path
+
+from models.files import sha256_of
+from models.sources import FACTORY
+
+if TYPE_CHECKING:
+    from exporters.manifest import Manifest
+    from models.spec import ModelSpec
+
+STATE = "DEPLOYCLI_STATE"
+"""Environment variable with the folder of the key, in place of the user's folder for state."""
+
+TRUST = "--trust-factory runs it"
+
+_KEY_NAME, _KEY_BYTES = "factory.key", 32
+
+
+def key_path() -> Path:
+    """Return where the key of this user is."""
+    folder = os.environ.get(STATE)
+    return (Path(folder) if folder else user_state_path("deploycli", appauthor=False)) / _KEY_NAME
+
+
+def sign(spec: ModelSpec) -> tuple[str, str]:
+    """Sign the factory of a model that is being exported, and make the key where there is none yet.
+
+    Returns:
+        The signature, and why there is none; one of them is empty, and both are where no factory made the model.
+    """
+    if spec.family != FACTORY:
+        return "", ""
+    try:
+        key = _read_key() or _make_key()
+        return _signature(spec, key), ""
+    except (OSError, _UnusableError) as error:
+        return "", str(error)
+
+
+def distrust(manifest: Manifest) -> str:
+    """Say why the code that a bundle names is not run unasked; empty where it is, or where the bundle names none."""
+    spec = manifest.spec
+    if spec.family != FACTORY:
+        return ""
+    names = f"it names a function, {spec.config.get('target')}, "
+    if not manifest.factory_signature:
+        return f"{names}and was not signed at export"
+    try:
+        key = _read_key()
+        if key is not None and hmac.compare_digest(_signature(spec, key), manifest.factory_signature):
+            return ""
+    except (OSError, _UnusableError) as error:
+        return f"{names}and the signature cannot be checked: {error}"
+    return f"{names}and it or its file has changed since you exported it, or somebody else did, or on another machine"
+
+
+class _UnusableError(Exception):
+    """There is no telling whose code it is."""
+
+
+def _signature(spec: ModelSpec, key: bytes) -> str:
+    target = spec.config.get("target")
+    source = _source_of(str(target))
+    if source is None:
+        raise _UnusableError(f"no file of {target} is found from here")
+    signed = {"what": "factory", "target": target, "kwargs": spec.config.get("kwargs"), "source": sha256_of(source)}
+    text = json.dumps(signed, sort_keys=True, ensure_ascii=True)
+    return hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
+
+
+def _source_of(target: str) -> Path | None:
+    """Return the file that holds a factory; nothing is imported, for that would run it."""
+    place = target.rpartition(":")[0]
+    if place.endswith(".py"):
+        return Path(place) if Path(place).is_file() else None
+    where: list[str] | None = [str(Path.cwd()), *sys.path]  # as `models.factory` finds it
+    for i in range(place.count(".") + 1):
+        spec = PathFinder.find_spec(".".join(place.split(".")[: i + 1]), where)
+        if spec is None:
+            return None
+        where = list(spec.submodule_search_locations or ())
+    return Path(spec.origin) if spec is not None and spec.origin and Path(spec.origin).is_file() else None
+
+
+def _read_key() -> bytes | None:
+    """Return the key, or None where there is none yet."""
+    path = key_path()
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    except FileNotFoundError:
+        return None
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode):
+        os.close(descriptor)
+        raise _UnusableError(f"the key {path} is no regular file")
+    with os.fdopen(descriptor, "rb") as stream:
+        if hasattr(os, "getuid") and (found.st_uid != os.getuid() or found.st_mode & 0o077):
+            raise _UnusableError(f"the key {path} can be read by others than you (remove it: export makes a new one)")
+        key = stream.read(_KEY_BYTES + 1)
+    if len(key) != _KEY_BYTES:
+        raise _UnusableError(f"the key {path} is damaged (remove it: export makes a new one)")
+    return key
+
+
+def _make_key() -> bytes:
+    """Make the key, whole at once; where another export is faster, take its."""
+    path = key_path()
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(secrets.token_bytes(_KEY_BYTES))
+            stream.flush()
+            os.fsync(stream.fileno())
+        try:
+            os.link(temporary, path)  # unlike a rename, it replaces none that is there
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without links
+            if not path.exists():
+                temporary.rename(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    key = _read_key()
+    if key is None:
+        raise _UnusableError(f"the key {path} vanished")
+    return key
