@@ -74,6 +74,12 @@ def _verdict(check: Check | None) -> Text:
     shapes = "; ".join(dict.fromkeys(check.runs))
     text = Text.assemble(("checked ", "green"), f"in ONNX Runtime on {len(check.runs)} inputs ({shapes}): {seen}")
     for output in check.outputs:
+        if output.own_error:
+            text.append(
+                f"\noutput {output.name} amplifies rounding: it moves by {output.own_error:.1e} where the inputs "
+                f"change in their last place, and by {output.max_rel_error:.1e} from graph to graph",
+                "yellow",
+            )
         if output.vacuous:
             text.append(f"\noutput {output.name} proves little: {output.vacuous}", "yellow")
     return text

@@ -198,7 +198,7 @@ def test_a_cache(deploycli: Command, bundle: Bundle, rows: Path, tmp_path: Path)
         (("--high-precision", "nose"), "no stage is called 'nose'"),
         (("--high-precision", "none,head"), "no stage is called 'none'"),
         (("--high-precision", ""), "no stage is called ''"),
-        (("--method", "percentile", "--percentile", "101"), "the percentile is 101"),
+        (("--method", "percentile", "--percentile", "101"), "'101' is no number above 0 and up to 100"),
         (("--exclude", "["), "'[' is no regular expression"),
         (("--exclude", "blokcs"), "no operator has a name that 'blokcs' finds"),
         (("--exclude-file", "nowhere.txt"), "nowhere.txt cannot be read"),

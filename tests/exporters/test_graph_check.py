@@ -118,3 +118,41 @@ def test_inputs_are_the_same_for_the_same_seed_only(tmp_path: Path) -> None:
 
     assert seen(0) == seen(0)
     assert seen(0) != seen(1)
+
+
+# --- rounding --------------------------------------------------------------------------------------------------------
+
+
+def steep(operator: str, factors: list[float], path: Path) -> Path:
+    """A function of a large multiple of its input: the input's last place is a visible part of a turn."""
+    rest = " ".join(f"x{i + 1} = Mul (x{i}, f{i})" for i in range(len(factors)))
+    text = f"g (float[batch, 64] x0) => (float[batch, 64] y) {{ {rest} y = {operator} (x{len(factors)}) }}"
+    onnx.save(parse(text, **{f"f{i}": np.float32(factor) for i, factor in enumerate(factors)}), path)
+    return path
+
+
+def test_rounding_that_a_graph_amplifies_is_no_difference(tmp_path: Path) -> None:
+    reference = steep("Sin", [37.0, 1013.0], tmp_path / "a.onnx")
+    check = check_graphs(reference, steep("Sin", [37.0 * 1013.0], tmp_path / "b.onnx"), samples=3)
+    (output,) = check.outputs
+    assert 1e-4 < output.max_rel_error < 4 * output.own_error < 0.1
+    for operator, factor in (("Cos", 37.0 * 1013.0), ("Sin", 37.0 * 1013.01)):
+        with pytest.raises(NumericsError, match=r"the original's own by 0\.0"):
+            check_graphs(reference, steep(operator, [factor], tmp_path / "c.onnx"), samples=3)
+
+
+def test_noise_is_no_answer(tmp_path: Path) -> None:
+    reference = steep("Sin", [1013.0, 1013.0], tmp_path / "a.onnx")
+    with pytest.raises(NumericsError, match=r"the original's own by 0\.[1-9]"):
+        check_graphs(reference, steep("Sin", [1013.0 * 1013.0], tmp_path / "b.onnx"), samples=3)
+
+
+def test_a_reference_that_does_not_amplify_excuses_nothing(tmp_path: Path) -> None:
+    reference = steep("Relu", [1000.0], tmp_path / "a.onnx")
+    with pytest.raises(NumericsError, match="relative error"):
+        check_graphs(reference, steep("Relu", [1000.5], tmp_path / "b.onnx"), samples=2)
+
+
+def test_within_the_budget_nothing_is_measured(tmp_path: Path) -> None:
+    path = steep("Relu", [1000.0], tmp_path / "a.onnx")
+    assert [output.own_error for output in check_graphs(path, path, samples=1).outputs] == [0.0]
