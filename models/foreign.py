@@ -162,6 +162,12 @@ def _make_transformers(target: str, kwargs: Mapping[str, Any]) -> object:
     """Make a model from its configuration; its weights are loaded as those of any checkpoint, strictly."""
     transformers = _library("hf")
     config, rest = _configuration(target, kwargs)
+    if CLASSES["hf"] in kwargs and not _classifies(config):
+        raise UsageError(
+            f"{target} is no classifier: a number of classes means nothing to it",
+            expected=f"an architecture ForImageClassification in its config.json, not {config.architectures}",
+            hint="leave out --num-classes",
+        )
     kind = transformers.AutoModelForImageClassification if _classifies(config) else transformers.AutoModel
     # Plain MatMul, Softmax, MatMul is what the passes read.
     return kind.from_config(config, trust_remote_code=False, **{"attn_implementation": "eager", **rest})

@@ -315,6 +315,13 @@ def test_transformers_prints_no_names_of_the_file(
     assert "\x1b[2J" not in "".join((*capfd.readouterr(), caplog.text))
 
 
+def test_a_backbone_takes_no_number_of_classes(saved: tuple[Path, nn.Module]) -> None:
+    config = saved[0] / "config.json"
+    config.write_text(config.read_text().replace("ViTForImageClassification", "ViTModel"))
+    with pytest.raises(UsageError, match="is no classifier"):
+        describe(Source("hf", str(saved[0])), {"num_labels": 5})
+
+
 def test_detectors_have_no_head_of_classes() -> None:
     import_timm()
     import torchvision
