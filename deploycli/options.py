@@ -188,10 +188,38 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is none of its numbers")
 
 
+INPUT_TYPES = ("float32", "float16", "float64", "bool", "uint8", "int8", "int32", "int64")
+"""Element types of inputs, the default first."""
+
+_INPUT = "write NAME:SHAPE[:TYPE[:LOW..HIGH]], the batch first: images:2x3x224x224, or ids:2x16:int64:0..30521"
+
+
 def tensor_spec(text: str) -> TensorSpec:
-    """Read ``images:2x3x224x224``: a name, and a shape whose first axis is the batch."""
-    name, dims = _named_dims(text, "no input; write name:2x3x224x224, the batch first", axes=2)
-    return TensorSpec(name, dims[1:])
+    """Read ``images:2x3x224x224`` or ``ids:2x16:int64:0..30521``.
+
+    That is a name, a shape whose first axis is the batch, an element type, and for integers the lowest and the highest
+    value that they take.
+    """
+    from models.errors import DeployError
+
+    rest, _, last = text.rpartition(":")
+    values = None
+    if found := re.fullmatch(r"(-?\d+)\.\.(-?\d+)", last):
+        values = int(found[1]), int(found[2])
+        rest, _, last = rest.rpartition(":")
+        if last not in INPUT_TYPES:
+            raise click.BadParameter(f"{_shown(text)} has a range and no type before it; {_INPUT}")
+    dtype = INPUT_TYPES[0]
+    if re.fullmatch(r"[A-Za-z_]\w*", last):
+        if last not in INPUT_TYPES:
+            raise click.BadParameter(f"{_shown(last)} is no element type; write one of {', '.join(INPUT_TYPES)}")
+        dtype = last
+        rest, _, last = rest.rpartition(":")
+    name, dims = _named_dims(f"{rest}:{last}", f"no input; {_INPUT}", shown=text)
+    try:
+        return TensorSpec(name, dims[1:], dtype, values)
+    except DeployError as error:
+        raise click.BadParameter(f"{_shown(text)}: {error.found}; expected {error.expected}") from None
 
 
 def input_shape(text: str) -> tuple[str, tuple[int, ...]]:
@@ -204,12 +232,12 @@ def profile_shape(text: str) -> tuple[str, tuple[int, ...]]:
     return _named_dims(text, "no shape; write images:1x3x224x224")
 
 
-def _named_dims(text: str, otherwise: str, *, least: int = 1, axes: int = 1) -> tuple[str, tuple[int, ...]]:
+def _named_dims(text: str, otherwise: str, *, least: int = 1, shown: str = "") -> tuple[str, tuple[int, ...]]:
     name, _, shape = text.rpartition(":")
     written = shape.lower().split("x")
     dims = [dim for part in written if (dim := whole(part, least)) is not None]
-    if not name or len(dims) < max(axes, len(written)):
-        raise click.BadParameter(f"{_shown(text)} is {otherwise}")
+    if not name or len(dims) < len(written):
+        raise click.BadParameter(f"{_shown(shown or text)} is {otherwise}")
     return name, tuple(dims)
 
 

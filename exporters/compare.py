@@ -220,8 +220,12 @@ class _Evidence:
             self.abs_error = max(self.abs_error, float(np.abs(reference - candidate).max()))
         # Each row is scaled by its largest magnitude first, so that no square leaves the range of float64.
         # A zero row has no direction: its cosine with anything is 0, never 0/0.
+        # Two zero rows are equal: where a mask hides a whole sample, 0 is the answer.
         left, right = _unit(reference), _unit(candidate)
-        self.cosine = min(self.cosine, float((left * right).sum(axis=1).min()))
+        zero = ~(left.any(axis=1) | right.any(axis=1))
+        self.cosine = min(self.cosine, float(np.where(zero, 1.0, (left * right).sum(axis=1)).min()))
+        if (_constant_rows(candidate) & ~_constant_rows(reference)).any():
+            self.fault("is constant over a whole sample, the reference is not")
 
     def _rank(self, reference: npt.NDArray[np.float64], candidate: npt.NDArray[np.float64]) -> None:
         top_two = np.partition(reference, -2, axis=1)[:, -2:]
@@ -233,6 +237,8 @@ class _Evidence:
         scale = self.reference.magnitude
         if scale == 0:
             self.fault("the reference is all zero: agreement with it proves nothing")
+        if self.reference.is_constant:
+            self.fault("the reference is constant over every sample: agreement with it proves little")
         if self.candidate.same_rows and not self.reference.same_rows:
             self.fault("gives every sample the same values, the reference does not")
         rel_error = self.abs_error / scale if scale else math.nan
@@ -269,6 +275,7 @@ class _Side:
         self.row_shape: tuple[int, ...] | None = None
         self.magnitude: float | None = None  # of all values that could be read
         self._readable = 0  # samples
+        self._constant = 0  # samples that vary nowhere
         self._first: npt.NDArray[np.float64] | None = None
         self._differ = False
 
@@ -281,6 +288,11 @@ class _Side:
     def same_rows(self) -> bool:
         """Whether there are two samples or more, all alike."""
         return self._readable > 1 and not self._differ
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether no sample varies."""
+        return self._readable > 0 and self._constant == self._readable
 
     def read(self, array: Array, fault: Callable[[str], None]) -> npt.NDArray[np.float64] | None:
         """Return the batch as float64 rows [B, elements], or report why it cannot be judged."""
@@ -300,14 +312,19 @@ class _Side:
             nan, infinite = int(np.isnan(rows).sum()), int(np.isinf(rows).sum())
             fault(f"{self.who} has NaN or Inf: {nan} NaN and {infinite} Inf of {rows.size} values")
             return None
-        if rows.shape[1] > 1 and (rows == rows[:, :1]).all(axis=1).any():
-            fault(f"{self.who} is constant over a whole sample")
+        self._constant += int(_constant_rows(rows).sum())
         self._readable += len(rows)
         self.magnitude = max(self.magnitude or 0.0, float(np.abs(rows).max()))
         if self._first is None:
             self._first = rows[0].copy()
         self._differ = self._differ or self._first.shape != rows[0].shape or bool((rows != self._first).any())
         return rows
+
+
+def _constant_rows(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    """Say which rows [B, elements] of more than one element hold one value."""
+    constant: npt.NDArray[np.bool_] = (rows == rows[:, :1]).all(axis=1) & (rows.shape[1] > 1)
+    return constant
 
 
 def _unit(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

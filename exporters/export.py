@@ -13,7 +13,7 @@ from exporters.artifact import Artifact, FileRecord
 from exporters.bundle import Bundle, write_bundle
 from exporters.collector import collector_paused, set_aside
 from exporters.compare import BUDGETS, compare
-from exporters.golden import GOLDEN_NAME, save_golden, synthetic_inputs
+from exporters.golden import GOLDEN_NAME, require_comparable, save_golden, synthetic_inputs
 from exporters.manifest import SCHEMA_VERSION, Manifest
 from exporters.runtimes import EagerRuntime, OrtRuntime
 from exporters.steps import Step
@@ -195,6 +195,7 @@ def _fill(
     inputs = synthetic_inputs(spec, max(GOLDEN_SAMPLES, request.batch or 0))
     with EagerRuntime(module, [i.name for i in spec.inputs], spec.outputs, poison=False) as eager:
         outputs = eager.run(inputs)
+    require_comparable(inputs, outputs)
     save_golden(folder / GOLDEN_NAME, inputs, outputs)
     artifact = _write_onnx(folder, module, spec, request, progress)
     del module

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from models.errors import IntegrityError
+from models.errors import ExportError, IntegrityError
+from models.masks import is_mask
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from models.spec import ModelSpec
+    from models.spec import ModelSpec, TensorSpec
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -34,10 +35,66 @@ _LOAD_ERRORS = (
 )
 
 
+_DEFAULT_VALUES = {"int8": (-128, 127), "uint8": (0, 255)}
+"""Lowest and highest value of pixels and of quantized numbers; of other integers 0 to 9, for they may be indices."""
+
+
 def synthetic_inputs(spec: ModelSpec, samples: int, seed: int = 0) -> Arrays:
-    """Return seeded normal noise, which is what normalised pictures look like, one array [samples, *shape] an input."""
+    """Return seeded inputs, one array [samples, *shape] an input.
+
+    Floating-point numbers are normal noise, which is what normalised pictures look like. Integers are even between the
+    lowest and the highest that the spec tells; without it pixels take all of their range, masks 0 and 1, and others 0
+    to 9. Masks hide everything in the second sample and nothing in the third.
+    """
     rng = np.random.default_rng(seed)
-    return {i.name: rng.standard_normal((samples, *i.shape)).astype(i.dtype) for i in spec.inputs}
+    return {i.name: _values(i, samples, rng) for i in spec.inputs}
+
+
+def _values(spec: TensorSpec, samples: int, rng: np.random.Generator) -> npt.NDArray[Any]:
+    shape, dtype = (samples, *spec.shape), np.dtype(spec.dtype)
+    array: npt.NDArray[Any]
+    if dtype.kind == "f":
+        array = rng.standard_normal(shape).astype(dtype)
+        if spec.hides:
+            array[1:2] = -np.inf if spec.hides == "infinite" else -np.abs(array[1:2])
+            array[2:3] = np.abs(array[2:3])
+        return array
+    low, high = spec.values or _DEFAULT_VALUES.get(spec.dtype) or (0, 1 if is_mask(spec) else 9)
+    array = rng.integers(low, high, shape, np.uint8 if dtype.kind == "b" else dtype, endpoint=True).astype(dtype)
+    if spec.hides:
+        array[1:2], array[2:3] = low, high
+    return array
+
+
+def require_comparable(inputs: Mapping[str, npt.NDArray[Any]], outputs: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Refuse what a model answers where no file could be compared with it.
+
+    Raises:
+        ExportError: an output without the batch for its first axis, or one that is not finite.
+    """
+    samples = len(next(iter(inputs.values())))
+    for name, array in outputs.items():
+        if array.ndim == 0:
+            raise ExportError(
+                f"the output {name!r} is one number for the whole batch: it has no axis",
+                expected="outputs with the batch for their first axis, so that every sample has an answer of its own",
+                hint="leave it out at inference, as a loss; or return it for each sample: x.sum(1) in place of x.sum()",
+            )
+        if len(array) != samples:
+            raise ExportError(
+                f"the first axis of the output {name!r} is not the batch: it has the shape {list(array.shape)} for "
+                f"{samples} samples",
+                expected="outputs with the batch for their first axis",
+                hint="return a mask or a score in place of what x[mask] selects; or move the batch to the front",
+            )
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            nan, infinite = int(np.isnan(array).sum()), int(np.isinf(array).sum())
+            raise ExportError(
+                f"the model itself answers NaN or Inf, in PyTorch: {nan} NaN and {infinite} Inf of the {array.size} "
+                f"values of the output {name!r}",
+                expected="finite numbers for seeded noise: nothing could be compared with such an answer",
+                hint="weights that are trained (--checkpoint), or the range of an input: --input NAME:SHAPE:int64:0..9",
+            )
 
 
 def save_golden(path: Path, inputs: Mapping[str, npt.NDArray[Any]], outputs: Mapping[str, npt.NDArray[Any]]) -> None:

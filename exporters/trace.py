@@ -29,7 +29,7 @@ from exporters.traced_program import prepare
 from exporters.untraceable import ModuleTracker, explain
 from models.errors import DeployError, ExportError
 from models.factory import contained
-from models.outputs import flatten
+from models.outputs import example, flatten
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -70,7 +70,7 @@ def trace(
     """
     check_opset(opset)
     size = TRACE_BATCH if batch is None else batch
-    example = tuple(torch.zeros(size, *spec.shape, dtype=getattr(torch, spec.dtype)) for spec in inputs)
+    arguments = tuple(example(inputs, size))
     dynamic = None if batch is not None else tuple({0: torch.export.Dim(BATCH_NAME)} for _ in inputs)
     tracker = ModuleTracker(module)
     program = None
@@ -78,7 +78,7 @@ def trace(
         try:
             with tracker.watching(), contained():
                 flat = _Flat(module).eval()
-                program = torch.export.export(flat, example, dynamic_shapes=dynamic and (dynamic,), strict=False)
+                program = torch.export.export(flat, arguments, dynamic_shapes=dynamic and (dynamic,), strict=False)
             model = _translate(program, opset)
         except DeployError:
             raise

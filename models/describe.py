@@ -12,9 +12,10 @@ from models.build import build
 from models.errors import DeployError, UsageError, first_line
 from models.foreign import CLASSES, transformers_folder
 from models.hub import parse
-from models.outputs import output_names
+from models.masks import is_mask
+from models.outputs import answers_numbers, output_names
 from models.registry import INPUT_NAME, HubFile, Variant
-from models.spec import INTERPOLATIONS, ModelSpec, Preprocessing, TensorSpec
+from models.spec import INTERPOLATIONS, Hides, ModelSpec, Preprocessing, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,11 +57,12 @@ def describe(
     except DeployError:
         raise
     except Exception as error:  # a stranger's code raises what it likes
-        shapes = ", ".join(f"{i.name}:{'x'.join(map(str, (2, *i.shape)))}" for i in spec.inputs)
+        shapes = ", ".join(f"{i.name}:{'x'.join(map(str, (2, *i.shape)))}:{i.dtype}" for i in spec.inputs)
         raise UsageError(
             f"{target} does not run on {shapes}: {type(error).__name__}: {first_line(error)}",
             hint="--input NAME:2x3x224x224, once for each input in the order of forward, or --img-size",
         ) from error
+    spec = replace(spec, inputs=tuple(_hiding(module, spec.inputs, place) for place in range(len(spec.inputs))))
     taken = {i.name for i in spec.inputs}
     outputs = tuple(f"{name}_output" if name in taken else name for name in outputs)
     return Variant(
@@ -90,6 +92,18 @@ def with_classes(source: Source, kwargs: Mapping[str, Any], num_classes: int | N
             f"--num-classes {num_classes}, and --model-kwargs with {option} {given}", expected="one of them"
         )
     return {**kwargs, option: num_classes}
+
+
+def _hiding(module: nn.Module, inputs: Sequence[TensorSpec], place: int) -> TensorSpec:
+    """Return an input with what hides all of a sample, where it is a mask and the model bears that."""
+    spec = inputs[place]
+    if not is_mask(spec):
+        return spec
+    ways: tuple[Hides, ...] = ("infinite", "finite") if spec.dtype.startswith("float") else ("finite",)
+    for way in ways:
+        if answers_numbers(module, inputs, place, float("-inf") if way == "infinite" else None):
+            return replace(spec, hides=way)
+    return spec
 
 
 def own_checkpoint(target: str) -> Path | None:

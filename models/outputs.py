@@ -19,23 +19,62 @@ if TYPE_CHECKING:
 
 def output_names(module: nn.Module, inputs: Sequence[TensorSpec]) -> tuple[str, ...]:
     """Run the model once, at batch 2, and name what it returns; see :func:`flatten`."""
-    example = [torch.zeros(2, *spec.shape, dtype=getattr(torch, spec.dtype)) for spec in inputs]
     with torch.inference_mode(), contained():
-        return tuple(flatten(module(*example)))
+        return tuple(flatten(module(*example(inputs, 2))))
+
+
+def answers_numbers(module: nn.Module, inputs: Sequence[TensorSpec], place: int, value: float | None) -> bool:
+    """Say whether a model answers with finite numbers where a whole input has one value.
+
+    Args:
+        module: the model.
+        inputs: its inputs.
+        place: which of them has the value; the others are zero.
+        value: the value; None tries both ends of a mask, -1 and 1, or for integers the lowest and the highest.
+    """
+    spec = inputs[place]
+    low, high = spec.values or (0, 1)
+    tries = (value,) if value is not None else (-1.0, 1.0) if spec.dtype.startswith("float") else (low, high)
+    for one in tries:
+        tensors = example(inputs, 2)
+        tensors[place].fill_(one)
+        try:
+            with torch.inference_mode(), contained():
+                found = flatten(module(*tensors)).values()
+        except Exception:  # a stranger's code raises what it likes
+            return False
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in found):
+            return False
+    return True
+
+
+def example(inputs: Sequence[TensorSpec], batch: int) -> list[torch.Tensor]:
+    """Return zeros, or the lowest integers that an input takes, one tensor [batch, *shape] an input."""
+    return [
+        torch.full((batch, *spec.shape), 0 if spec.values is None else spec.values[0], dtype=getattr(torch, spec.dtype))
+        for spec in inputs
+    ]
 
 
 def flatten(outputs: object) -> dict[str, torch.Tensor]:
     """Name every tensor of a model's output.
 
     A lone tensor is ``logits`` if it is [B, classes], else ``output``; dictionaries and dataclasses give their keys,
-    tuples and lists numbers: ``feature_maps_0``. What is None is left out.
+    tuples and lists numbers: ``feature_maps_0``. What is None is left out. What has no name or that of another is
+    numbered.
 
     Raises:
         UsageError: the output holds something that is no tensor.
     """
     if isinstance(outputs, torch.Tensor):
         return {"logits" if outputs.ndim == 2 else "output": outputs}
-    return dict(_flatten(outputs, ""))
+    named: dict[str, torch.Tensor] = {}
+    for name, tensor in _flatten(outputs, ""):
+        unique, count = name or "output", 2
+        while unique in named:
+            unique, count = f"{name or 'output'}_{count}", count + 1
+        named[unique] = tensor
+    return named
 
 
 def _flatten(value: object, name: str) -> list[tuple[str, torch.Tensor]]:

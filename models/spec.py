@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
@@ -26,16 +26,40 @@ ElementType = Annotated[str, Meta(pattern=r"^(bool|bfloat16|float(16|32|64)|u?in
 """NumPy's name of an element type."""
 
 
+Hides = Literal["", "finite", "infinite"]
+
+
 @dataclass(frozen=True)
 class TensorSpec:
-    """One graph input: its name, its shape without the batch axis, and its element type."""
+    """One graph input.
+
+    Attributes:
+        name: its name.
+        shape: its shape without the batch axis.
+        dtype: its element type.
+        values: the lowest and the highest integer that it takes, such as the rows of an embedding; None: see
+            `exporters.golden`.
+        hides: how a mask hides all of a sample and the model still answers with numbers: ``finite``, by its lowest
+            values, or ``infinite``, by -inf; empty where it is no mask, or where the model answers NaN then.
+    """
 
     name: str
     shape: tuple[Positive, ...]
     dtype: ElementType = "float32"
+    values: tuple[int, int] | None = None
+    hides: Hides = ""
 
     def __post_init__(self) -> None:
-        """Refuse what no memory holds."""
+        """Refuse what no memory holds, and values that are no integers of the type."""
+        if self.values is not None:
+            kind, bits = re.fullmatch(r"(u?int|.*?)(\d*)", self.dtype).groups()  # type: ignore[union-attr]
+            low, high = self.values
+            least = {"int": -(2 ** (int(bits or 0) - 1)), "uint": 0}.get(kind)
+            if least is None or not least <= low <= high < least + 2 ** int(bits):
+                raise InvalidValue(
+                    f"the input {self.name} has values from {low} to {high}",
+                    expected=f"integers of the type {self.dtype}" if least is not None else "values of integers only",
+                )
         if math.prod(self.shape) > LARGEST_SAMPLE:
             raise InvalidValue(
                 f"a sample of the input {self.name} has {'x'.join(map(str, self.shape))} elements",

@@ -67,8 +67,9 @@ def _complete_model(_ctx: click.Context, _param: click.Parameter, incomplete: st
     "inputs",
     type=tensor_spec,
     multiple=True,
-    metavar="NAME:SHAPE",
-    help="Input of a model from elsewhere, batch first: images:2x3x224x224. Once for each, in forward's order.",
+    metavar="NAME:SHAPE[:TYPE[:LOW..HIGH]]",
+    help="Input of a model from elsewhere, batch first: images:2x3x224x224, or ids:2x16:int64:0..30521 where the "
+    "values are indices. Once for each, in forward's order.",
 )
 @click.option("--batch", type=batch_size, default="dynamic", show_default=True, metavar="N|dynamic", help="Batch axis.")
 @click.option("--opset", type=Count(most=99), default=20, show_default=True, help="ONNX operator set, 18 to 23.")
