@@ -204,7 +204,7 @@ def tensor_spec(text: str) -> TensorSpec:
 
     rest, _, last = text.rpartition(":")
     values = None
-    if found := re.fullmatch(r"(-?\d+)\.\.(-?\d+)", last):
+    if found := re.fullmatch(r"(-?[0-9]{1,20})\.\.(-?[0-9]{1,20})", last):
         values = int(found[1]), int(found[2])
         rest, _, last = rest.rpartition(":")
         if last not in INPUT_TYPES:
