@@ -141,6 +141,8 @@ def write_bundle(root: Path, name: str, fill: Callable[[Path], Manifest], *, mod
         return None if derived is None else replace(manifest, artifacts=(*manifest.artifacts, *derived))
 
     with _disk_errors(target):
+        if root.exists() and not root.is_dir():
+            raise UsageError(f"{root} is no folder", expected="a folder of bundles", hint="another --output")
         check()
         return _write(target, fill, merge)
 
