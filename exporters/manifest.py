@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from msgspec import Meta
 
 from exporters.artifact import EXPORT_AGAIN, MANIFEST_NAME, Artifact, FileRecord
-from models.codec import SomeSha256, load
+from models.codec import load
 from models.errors import InvalidValue, UsageError
 from models.spec import ModelSpec, Preprocessing, Weights
 
@@ -46,7 +46,7 @@ class Manifest:
     artifacts: Annotated[tuple[Artifact, ...], Meta(min_length=1)]
     golden: FileRecord
     versions: Mapping[str, str]
-    factory_signature: SomeSha256 = ""
+    factory_signature: Annotated[str, Meta(pattern=r"^([0-9a-f]{64}(-[0-9a-f]{64})?)?\Z")] = ""
 
     def __post_init__(self) -> None:
         """Refuse two records of one file: one of them would be wrong as soon as the other's file is written."""

@@ -5,8 +5,9 @@ A manifest names the function that makes the eager model, with its arguments, an
 the function runs unasked only where the signature is right. A bundle may be moved and copied; what was changed in it,
 or was exported by another user or elsewhere, is a stranger's.
 
-What is signed: the name of the function, its arguments, and the hash of the file that holds it. What that file imports
-is not.
+What is signed: the name of the function and its arguments, once with the hash of the file that holds it and once with
+the file's place. So the file may be moved, and its owner may work on where it is: `verify` then says whether the model
+is another one. What that file imports is not signed.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ STATE = "DEPLOYCLI_STATE"
 
 TRUST = "--trust-factory runs it"
 
+_SEPARATOR = "-"  # between the two signatures
 _KEY_NAME, _KEY_BYTES = "factory.key", 32
 
 
@@ -55,7 +57,7 @@ def sign(spec: ModelSpec) -> tuple[str, str]:
         return "", ""
     try:
         key = _read_key() or _make_key()
-        return _signature(spec, key), ""
+        return _SEPARATOR.join(_signatures(spec, key)), ""
     except (OSError, _UnusableError) as error:
         return "", str(error)
 
@@ -70,25 +72,33 @@ def distrust(manifest: Manifest) -> str:
         return f"{names}and was not signed at export"
     try:
         key = _read_key()
-        if key is not None and hmac.compare_digest(_signature(spec, key), manifest.factory_signature):
+        told = manifest.factory_signature.encode().split(_SEPARATOR.encode())
+        if key is not None and any(map(hmac.compare_digest, map(str.encode, _signatures(spec, key)), told)):
             return ""
     except (OSError, _UnusableError) as error:
         return f"{names}and the signature cannot be checked: {error}"
-    return f"{names}and it or its file has changed since you exported it, or somebody else did, or on another machine"
+    return (
+        f"{names}and it or its file is another than when you exported it, or somebody else did, or on another machine"
+    )
 
 
 class _UnusableError(Exception):
     """There is no telling whose code it is."""
 
 
-def _signature(spec: ModelSpec, key: bytes) -> str:
+def _signatures(spec: ModelSpec, key: bytes) -> tuple[str, str]:
+    """Return the signature with the hash of the function's file, and the one with its place."""
     target = spec.config.get("target")
     source = _source_of(str(target))
     if source is None:
         raise _UnusableError(f"no file of {target} is found from here")
-    signed = {"what": "factory", "target": target, "kwargs": spec.config.get("kwargs"), "source": sha256_of(source)}
-    text = json.dumps(signed, sort_keys=True, ensure_ascii=True)
-    return hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
+    signed = {"what": "factory", "target": target, "kwargs": spec.config.get("kwargs")}
+
+    def signature(**source: str) -> str:
+        text = json.dumps(signed | source, sort_keys=True, ensure_ascii=True)
+        return hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
+
+    return signature(source=sha256_of(source)), signature(place=str(source.resolve()))
 
 
 def _source_of(target: str) -> Path | None:

@@ -101,25 +101,46 @@ def test_the_users_own_function_runs(deploycli: Command, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["arguments", "function", "file", "key", "signature"])
-def test_what_was_changed_is_a_strangers(deploycli: Command, folder: Path, what: str) -> None:
+def test_what_was_changed_is_a_strangers(
+    deploycli: Command, folder: Path, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     exported(deploycli)
     bundle = folder / "artifacts/small"
     if what == "arguments":
         edit(bundle, kwargs={"width": 7})
     elif what == "function":
         edit(bundle, target="small.py:Small")
-    elif what == "file":
-        (folder / "small.py").write_text(SOURCE + "open('it-ran', 'w')\n")
+    elif what == "file":  # another one by the same name, as it comes with somebody's bundle
+        (folder / "theirs").mkdir()
+        (folder / "theirs/small.py").write_text(SOURCE + "open('it-ran', 'w')\n")
+        shutil.move(folder / "artifacts", folder / "theirs/artifacts")
+        monkeypatch.chdir(folder / "theirs")
     elif what == "key":
         shutil.rmtree(folder / "state")
     else:
         data = json.loads((bundle / MANIFEST_NAME).read_text())
-        data["factory_signature"] = "0" * 64
+        data["factory_signature"] = "-".join(["0" * 64] * 2)
         (bundle / MANIFEST_NAME).write_text(json.dumps(data))
     found, why = reference(deploycli)
     assert found == "golden"
-    assert "has changed since you exported it, or somebody else did" in why
-    assert not (folder / "it-ran").exists()
+    assert "is another than when you exported it, or somebody else did" in why
+    assert not list(folder.rglob("it-ran"))
+
+
+def test_the_users_own_file_may_be_moved_and_may_be_edited(
+    deploycli: Command, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exported(deploycli)
+    (folder / "small.py").write_text(SOURCE + "# a remark\n")
+    assert reference(deploycli) == ("eager", "")
+    (folder / "small.py").write_text(SOURCE.replace("nn.Linear(8, width)", "nn.Linear(8, width).requires_grad_(False)"))
+    assert reference(deploycli) == ("eager", "")
+    (folder / "small.py").write_text(SOURCE)
+    (folder / "moved").mkdir()
+    for name in ("small.py", "artifacts"):
+        shutil.move(folder / name, folder / "moved" / name)
+    monkeypatch.chdir(folder / "moved")
+    assert reference(deploycli) == ("eager", "")
 
 
 @pytest.mark.parametrize(
