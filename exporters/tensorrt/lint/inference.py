@@ -316,6 +316,11 @@ def _made_alike(schema: onnx.defs.OpSchema, types: Sequence[ir.DataType | None])
     return alike
 
 
+_RESIZE_OPTIONS = 13
+"""Before this opset a Resize had operands that had to be there and were not read; files leave them out, and TensorRT
+takes these."""
+
+
 def _infer_outputs(
     schema: onnx.defs.OpSchema,
     node: ir.Node,
@@ -336,8 +341,15 @@ def _infer_outputs(
             if operand.values is not None and operand.values[end].dtype.kind in "ibf":
                 array = np.asarray(operand.values[end], dtype.numpy(), order="C")
                 data[name] = onnx.numpy_helper.from_array(array, name)
-        for i, output in enumerate(node.outputs):
-            proto.output[i] = f"y{i}" if output.name else ""
+        names = [f"y{i}" if output.name else "" for i, output in enumerate(node.outputs)]
+        while len(names) > 1 and not names[-1]:  # absent, however it is written
+            names.pop()
+        proto.output[:] = names
+        if node.op_type == "Resize" and opset < _RESIZE_OPTIONS:
+            nothing = np.zeros(0, np.float32)
+            proto.input[:] = [name or "absent" for name in proto.input]
+            described["absent"] = onnx.helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, nothing.shape)
+            data["absent"] = onnx.numpy_helper.from_array(nothing, "absent")
         opsets = [onnx.helper.make_opsetid("", opset)]
         inferred = onnx.shape_inference.infer_node_outputs(schema, proto, described, data, None, opsets, 10)
     except Exception as error:  # a file may hold anything, and each part of ONNX has exceptions of its own

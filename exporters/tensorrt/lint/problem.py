@@ -37,7 +37,7 @@ def warning(where: ir.Node | str, message: str, hint: str = "") -> Problem:
 
 def name_of(where: ir.Node | str) -> str:
     """Return what to call a node, a tensor or a graph."""
-    return where if isinstance(where, str) else label(where)
+    return where if isinstance(where, str) else label(where) or "a node without name and operator"
 
 
 def type_name(dtype: ir.DataType | None) -> str:

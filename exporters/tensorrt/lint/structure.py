@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import graphlib
 from typing import TYPE_CHECKING
 
 import onnx
@@ -29,7 +30,8 @@ NEWEST_IR = 10
 MAX_RANK = 8
 """``Dims::MAX_DIMS`` of TensorRT."""
 
-MAX_TOP_K = 3839
+MAX_TOP_K = 3840
+"""The parser takes more, the builder does not."""
 
 _NEEDED_OPSETS = {"LayerNormalization": 17, "Gelu": 20, "RMSNormalization": 23, "Attention": 23, "Swish": 24}
 
@@ -43,19 +45,21 @@ _QUANTIZED_OPSETS = {
 def opset_and_ir(subject: Subject) -> Iterator[Problem]:
     """Rule 1: the opset and the IR version are those that the parser reads.
 
-    Source: onnx-tensorrt docs/operators.md (opsets 9 to 24). An IR version above 10 is refused by parsers that were
-    built with an older ONNX; nothing in a graph of these opsets needs one.
+    Source: onnx-tensorrt docs/operators.md (opsets 9 to 24). Above them the parser of TensorRT for RTX 1.7 reads on,
+    and it does not look at the IR version; an older one may stumble over either.
     """
     where, opset, supported = subject.name, subject.opset, subject.operators.opsets
     if opset not in supported:
         found = f"opset {opset}" if opset else "no opset of the ONNX domain"
-        yield error(where, found, f"convert it to an opset from {supported.start} to {supported.stop - 1}")
+        make = warning if opset >= supported.stop else error
+        yield make(where, found, f"convert it to an opset from {supported.start} to {supported.stop - 1}")
     elif opset not in RECOMMENDED_OPSETS:
         recommended = f"{RECOMMENDED_OPSETS.start} to {RECOMMENDED_OPSETS.stop - 1}"
         yield warning(where, f"opset {opset} is read, {recommended} is what most models use", "--opset 20")
     version = subject.model.ir_version
     if not 3 <= version <= NEWEST_IR:
-        yield error(where, f"IR version {version}", f"write IR version {NEWEST_IR}: the graph needs no newer one")
+        make = warning if version > NEWEST_IR else error
+        yield make(where, f"IR version {version}", f"write IR version {NEWEST_IR}: the graph needs no newer one")
     for node in subject.nodes:
         needed = _NEEDED_OPSETS.get(node.op_type, 0) if is_onnx(node) else 0
         if opset < needed:
@@ -116,15 +120,47 @@ def _restriction(node: ir.Node, subject: Subject) -> str | None:
     if op_type == "LSTM" and (attribute(node, "input_forget", 0) or attribute(node, "layout", 0)):
         return "LSTM with input_forget or layout"
     if op_type == "Resize":
-        mode = attribute(node, "mode", "nearest")
-        policy = attribute(node, "keep_aspect_ratio_policy", "stretch")
-        if mode not in ("nearest", "linear") or attribute(node, "antialias", 0) or policy != "stretch":
-            return f"Resize with mode {mode}, antialias {attribute(node, 'antialias', 0)}, policy {policy}"
+        return _restriction_of_resize(node, subject)
     if op_type == "ScatterND" and attribute(node, "reduction", "none") != "none":
         return f"ScatterND with reduction {attribute(node, 'reduction', '')}"
-    if op_type == "TopK" and not attribute(node, "sorted", 1):
-        return "TopK that does not sort"
+    if op_type in ("Dropout", "Split") and not all(output.name for output in node.outputs):
+        return f"{op_type} with a result that has no name"
     return None
+
+
+_RESIZED_AXES = {"linear": 3, "cubic": 2}
+"""How many of the last axes such a Resize may change; the nearest one may change any."""
+
+_RESIZE_COORDINATES = ("half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric", "tf_half_pixel_for_nn")
+
+
+def _restriction_of_resize(node: ir.Node, subject: Subject) -> str | None:
+    """Return what of a Resize the parser does not take: seen in the one of TensorRT for RTX 1.7."""
+    mode = attribute(node, "mode", "nearest")
+    policy = attribute(node, "keep_aspect_ratio_policy", "stretch")
+    antialias = attribute(node, "antialias", 0)
+    modes = ("nearest", "linear", "cubic") if subject.version >= _CUBIC_SINCE else ("nearest", "linear")
+    if mode not in modes or antialias or policy != "stretch":
+        return f"Resize with mode {mode}, antialias {antialias}, policy {policy}"
+    coordinates = attribute(node, "coordinate_transformation_mode", "half_pixel")
+    has_sizes = operand(node, 3) is not None
+    if coordinates not in _RESIZE_COORDINATES:
+        return f"Resize with coordinates {coordinates}: it takes {', '.join(_RESIZE_COORDINATES)}"
+    if coordinates == "tf_half_pixel_for_nn" and has_sizes:
+        return "Resize with coordinates tf_half_pixel_for_nn and sizes: it takes them with scales"
+    before, after = (subject.inference[value].dims for value in (node.inputs[0], node.outputs[0]))
+    if before is None or after is None or len(before) != len(after):
+        return None
+    if has_sizes and "axes" in node.attributes and dynamic_axes(before):
+        return "Resize to the sizes of some axes, where another is dynamic"
+    changed = [axis for axis, (a, b) in enumerate(zip(before, after, strict=True)) if a != b]
+    most = _RESIZED_AXES.get(mode, len(before))
+    if changed and changed[0] < len(before) - most:
+        return f"{mode} Resize of axis {changed[0]} of {len(before)}: it takes the last {most}"
+    return None
+
+
+_CUBIC_SINCE = (10, 15)
 
 
 _CONSTANT_OPERANDS = {
@@ -276,19 +312,19 @@ def names_and_edges(subject: Subject) -> Iterator[Problem]:
     """Rule 12: nodes have names of their own, and every edge leads from a producer to a reader.
 
     Source: ONNX IR specification (single assignment, topological order); TensorRT's inspector and profiler know a
-    layer by the name of its ONNX node.
+    layer by the name of its ONNX node. The parser names and sorts by itself: these are warnings, a circle is none.
     """
     nameless = [node for node in subject.nodes if not node.name]
     if nameless:
         types = dict.fromkeys(node.op_type for node in nameless)
-        yield error(subject.name, f"{len(nameless)} nodes have no name ({listed(types)})", "name them")
+        yield warning(subject.name, f"{len(nameless)} nodes have no name ({listed(types)})", "name them")
     seen: dict[str, int] = {}
     for node in subject.nodes:
         if node.name:
             seen[node.name] = seen.get(node.name, 0) + 1
     for name, count in seen.items():
         if count > 1:
-            yield error(name, f"{count} nodes have this name", "give each a name of its own")
+            yield warning(name, f"{count} nodes have this name", "give each a name of its own")
     for node in subject.graph.all_nodes():
         if not node.outputs:
             yield error(node, "it has no result", "leave it out")
@@ -299,12 +335,18 @@ def names_and_edges(subject: Subject) -> Iterator[Problem]:
 
 
 def _order(subject: Subject) -> Iterator[Problem]:
+    made_by = {node: [v.producer() for v in node.inputs if v is not None] for node in subject.graph}
+    try:
+        graphlib.TopologicalSorter({n: [p for p in made if p in made_by] for n, made in made_by.items()}).prepare()
+    except graphlib.CycleError as circle:
+        yield error(circle.args[1][0], "its operands follow from its own result", "cut the circle")
+        return
     done = set[ir.Node]()
     for node in subject.graph:
         for value in node.inputs:
             producer = None if value is None else value.producer()
             if producer is not None and producer.graph is subject.graph and producer not in done and value is not None:
-                yield error(node, f"it reads {value.name} before it is made", "sort the nodes topologically")
+                yield warning(node, f"it reads {value.name} before it is made", "sort the nodes topologically")
         done.add(node)
 
 
@@ -323,6 +365,8 @@ def _operands(node: ir.Node, subject: Subject) -> Iterator[Problem]:
     required = onnx.defs.OpSchema.FormalParameterOption.Single
     formals = [(i, formal(schema.inputs, i)) for i in range(max(len(node.inputs), schema.min_input))]
     missing = [p.name for i, p in formals if p is not None and p.option == required and operand(node, i) is None]
+    if is_onnx(node, "Resize"):  # opset 11 wants operands that it does not read
+        missing = [name for name in missing if name == "X"]
     if missing:
         yield error(node, f"its operand {listed(missing)} is missing")
         return
@@ -346,6 +390,8 @@ def _refused_by_checker(node: ir.Node, subject: Subject) -> str | None:
     context.opset_imports = {"": min(max(subject.opset, 1), onnx.defs.onnx_opset_version())}
     try:
         proto = ir.serde.serialize_node(node)
+        if is_onnx(node, "Resize"):  # opset 11 wants operands that it does not read
+            proto.input[1:] = [name or "absent" for name in proto.input[1:]]
         for i, _ in reversed([(i, a) for i, a in enumerate(proto.attribute) if a.name.startswith("TRT_")]):
             del proto.attribute[i]  # rule 7 speaks of these
         onnx.checker.check_node(proto, context)
@@ -360,16 +406,18 @@ def _refused_by_inference(node: ir.Node, subject: Subject) -> str | None:
 
 
 def _outputs(subject: Subject) -> Iterator[Problem]:
-    for value in subject.graph.outputs:
-        name = value.name or ""
-        if value.is_graph_input():
+    for i, value in enumerate(subject.graph.outputs):
+        name = value.name or f"output {i} of {subject.name}"
+        if not value.name:
+            yield error(name, "it has no name", "name it")
+        elif value.is_graph_input():
             yield error(name, "this output is an input of the graph", "leave it out")
         elif value.is_initializer() or subject.stored(value) is not None:
-            yield error(name, "this output is a constant", "leave it out")
+            yield warning(name, "this output is a constant", "leave it out")
         elif value.producer() is None:
             yield error(name, "nothing makes this output")
         elif not _depends_on_input(value):
-            yield error(name, "this output does not depend on any input", "leave it out")
+            yield warning(name, "this output does not depend on any input", "leave it out")
 
 
 def _depends_on_input(value: ir.Value) -> bool:

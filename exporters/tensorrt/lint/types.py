@@ -138,8 +138,13 @@ def _declared_types(subject: Subject) -> Iterator[Problem]:
             yield error(where, message, "infer the types anew, or Cast it")
 
 
+_ONE_RESULT = frozenset({"LayerNormalization", "BatchNormalization", "MaxPool", "GroupNormalization"})
+
+
 def inference_only(subject: Subject) -> Iterator[Problem]:
-    """Rule 5: normalisations have one result that is read, and nothing trains.
+    """Rule 5: normalisations have one result, and nothing trains.
+
+    A second result that has a name is refused even where nothing reads it.
 
     Source: onnx-tensorrt docs/operators.md: "Only the first output Y is supported", "is_training must be an initializer
     and evaluate to False", "Indices output tensor unsupported".
@@ -148,9 +153,9 @@ def inference_only(subject: Subject) -> Iterator[Problem]:
         if not is_onnx(node):
             continue
         name = node.op_type
-        extra = [o.name or "" for o in node.outputs[1:] if o.name and (o.uses() or o.is_graph_output())]
-        if name in ("LayerNormalization", "BatchNormalization", "MaxPool", "GroupNormalization") and extra:
-            yield error(node, f"{name} has more than one result that is read: {listed(extra)}", "only the first may be")
+        extra = [o.name or "" for o in node.outputs[1:] if o.name]
+        if name in _ONE_RESULT and extra:
+            yield error(node, f"{name} has more than one result: {listed(extra)}", "keep the first only")
         if name in ("LayerNormalization", "RMSNormalization"):
             rank, axis = subject.inference[operand(node, 0)].rank, attribute(node, "axis", -1)
             if rank is not None and not -rank <= axis < rank:
