@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
@@ -19,8 +18,9 @@ COMPLETION = "_DEPLOYCLI_COMPLETE"
 def main() -> NoReturn:
     """Run the command line and exit."""
     _refuse_shadowed_packages()
-    from deploycli.ending import finish_output, say, tolerate_encodings
+    from deploycli.ending import finish_output, say, say_traceback, tolerate_encodings
 
+    sys.excepthook = say_traceback
     tolerate_encodings()
     try:
         with interruptible():
@@ -39,7 +39,7 @@ def _run() -> int:
     import click
 
     from deploycli.cli import cli
-    from deploycli.ending import explain, say
+    from deploycli.ending import explain, say, say_usage
 
     try:
         code = cli.main(prog_name="deploycli", standalone_mode=False)
@@ -50,8 +50,7 @@ def _run() -> int:
         if isinstance(error, SystemExit) and COMPLETION in os.environ:
             raise  # how click ends when a shell asks it
         if isinstance(error, click.ClickException):
-            with suppress(OSError):  # nobody reads it
-                error.show()
+            say_usage(error)
             return error.exit_code
         told = explain(error)
         if told is None:

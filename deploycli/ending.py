@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
+import traceback
 from contextlib import suppress
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 import click
 
+from deploycli.escaping import escaped_lines, escaped_message
 from models.errors import DeployError, EnvironmentUnsuitable, UsageError, first_line
 from models.memory import shortage
+
+if TYPE_CHECKING:
+    from types import TracebackType
 
 _running: list[str] = []
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
@@ -82,10 +88,23 @@ def _unprinted(reason: str) -> EnvironmentUnsuitable:
     )
 
 
-def say(message: str) -> None:
-    """Print to stderr, if anybody reads it."""
+def say(message: str, *, escaped_already: bool = False) -> None:
+    """Print to stderr, if anybody reads it; further lines of the message are indented."""
     with suppress(OSError, ValueError):  # ValueError: it is closed
-        print(message, file=sys.stderr, flush=True)
+        print(message if escaped_already else escaped_message(message), file=sys.stderr, flush=True)
+
+
+def say_usage(error: click.ClickException) -> None:
+    """Print what click has to say, in which the user's words are, and names of files."""
+    told = io.StringIO()
+    error.show(file=told)
+    say(escaped_lines(told.getvalue().rstrip("\n")), escaped_already=True)
+
+
+def say_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print what ends a command and should not; for ``sys.excepthook``."""
+    lines = traceback.format_exception(kind, error, trace)
+    say(escaped_lines("".join(lines).rstrip("\n")), escaped_already=True)
 
 
 def tolerate_encodings() -> None:

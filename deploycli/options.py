@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from models.spec import TensorSpec
-
 if TYPE_CHECKING:
     from exporters.bundle import Bundle
+    from models.spec import TensorSpec
 
 DEFAULT_ROOT = Path("artifacts")
 
@@ -201,6 +200,7 @@ def tensor_spec(text: str) -> TensorSpec:
     value that they take.
     """
     from models.errors import DeployError
+    from models.spec import TensorSpec  # what reads JSON takes a while to import
 
     rest, _, last = text.rpartition(":")
     values = None

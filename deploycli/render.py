@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
-import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn
 from rich.progress import Progress as Bars
-from rich.table import Table
-from rich.text import Text
 
+from deploycli.console import Output, Rows, stderr, stdout, styled, table_of
+from deploycli.console import facts as fact_table
 from deploycli.ending import note_step
+from deploycli.escaping import escaped
 from deploycli.interruption import check
 from deploycli.options import DEFAULT_ROOT
 
@@ -38,22 +36,13 @@ _LOG_EVERY_S = 5.0
 """Seconds between two lines on the progress of one thing, where there is no terminal."""
 
 
-class Output(Console):
-    """A stream whose reader may leave when it has enough, as head does: the command, and its exit code, go on."""
-
-    def on_broken_pipe(self) -> None:
-        """Write the rest to nowhere."""
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self.file.fileno())
-        os.close(nowhere)
-
-
 class Progress:
     """A bar on a terminal; elsewhere some lines a step, so that a log shows where the time goes."""
 
     def __init__(self) -> None:
-        self._console = Output(file=sys.stderr)  # this very stream, also while something redirects stderr
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        self._console = stderr()
+        label = TextColumn("{task.description}", markup=False)
+        columns = (SpinnerColumn(), label, BarColumn(), MofNCompleteColumn())
         self._bars = Bars(*columns, console=self._console, transient=True) if self._console.is_terminal else None
         self._bar = None if self._bars is None else self._bars.add_task("", total=None)
         self._printed = ("", 0.0)  # what was last said off a terminal, and when
@@ -67,9 +56,9 @@ class Progress:
         check()
         note_step(message)
         if self._bars is not None and self._bar is not None:
-            self._bars.update(self._bar, description=message, completed=0, total=None)
+            self._bars.update(self._bar, description=escaped(message), completed=0, total=None)
         else:
-            self._console.out(message, highlight=False)
+            self._console.whole_line(message)
 
     def count(self, message: str, done: int, total: int) -> None:
         """Show what runs now, and how far it is; off a terminal once in a while.
@@ -80,12 +69,12 @@ class Progress:
         check()
         note_step(message)
         if self._bars is not None and self._bar is not None:
-            self._bars.update(self._bar, description=message, completed=min(done + 1, total), total=total)
+            self._bars.update(self._bar, description=escaped(message), completed=min(done + 1, total), total=total)
             return
         said, when = self._printed
         now = time.monotonic()
         if message != said or now - when >= _LOG_EVERY_S or done + 1 >= total:
-            self._console.out(f"{message} ({min(done + 1, total)}/{total})", highlight=False)
+            self._console.whole_line(f"{message} ({min(done + 1, total)}/{total})")
             self._printed = message, now
 
     def warn_of(self, weights: Weights, *, chosen: bool = False) -> None:
@@ -107,7 +96,7 @@ class Progress:
 
     def warn(self, message: str) -> None:
         """Say what a user should know, whatever is printed to stdout."""
-        self._console.print(Text(message, "yellow"), soft_wrap=True)
+        self._console.print(styled(message, "yellow"), soft_wrap=True)
 
     def __enter__(self) -> Progress:
         if self._bars is not None:
@@ -123,7 +112,7 @@ class Progress:
 
 def print_json(data: Any) -> None:
     """Print JSON to stdout."""
-    stdout().out(json.dumps(data, indent=2))
+    stdout().verbatim(json.dumps(data, indent=2).replace("\x7f", "\\u007f"))  # all else is ASCII
 
 
 def show_variants(variants: Sequence[Variant]) -> None:
@@ -142,7 +131,7 @@ def show_export(bundle: Bundle, *, verbose: bool) -> None:
     if manifest.weights.source != "random":  # of which progress warns
         told = manifest.weights.describe()
         line = told if told.startswith("weights") else f"weights: {told}"
-        console.print(line, soft_wrap=True, markup=False, highlight=False)
+        console.print(line, soft_wrap=True)
     for artifact in manifest.artifacts:
         show_artifact(console, bundle, artifact)
     if verbose:
@@ -154,8 +143,8 @@ def show_bundle(bundle: Bundle, proof: Proof, *, verbose: bool) -> None:
     """Print a bundle, and whether its artifacts are verified."""
     console = stdout()
     manifest = bundle.manifest
-    console.print(Text(str(bundle.path), "bold"), f"(deploycli {manifest.tool_version}, all hashes match)")
-    facts = _facts()
+    console.print(styled(str(bundle.path), "bold"), f"(deploycli {manifest.tool_version}, all hashes match)")
+    facts = fact_table()
     facts.add_row("model", f"{manifest.spec.name} ({manifest.spec.family})")
     facts.add_row("weights", manifest.weights.describe())
     if manifest.weights.report:
@@ -182,20 +171,22 @@ def show_bundle(bundle: Bundle, proof: Proof, *, verbose: bool) -> None:
     console.print(files)
 
 
-def _show_verdict(console: Console, proof: Proof, artifact: Artifact) -> None:
+def _show_verdict(console: Output, proof: Proof, artifact: Artifact) -> None:
     verdict = proof.verdict(artifact)
     if verdict.passed:
-        console.print("  verified:", Text("ok", "green"), f"(reference: {proof.reference}, {proof.time})")
+        console.print("  verified:", styled("ok", "green"), f"(reference: {proof.reference}, {proof.time})")
     else:
         style = "bold red" if verdict.status == "failed" else "yellow"
-        console.print("  verified:", Text(verdict.status, style), f"({verdict.reason})", soft_wrap=True)
+        console.print("  verified:", styled(verdict.status, style), f"({verdict.reason})", soft_wrap=True)
 
 
 def show_onnx(summary: OnnxSummary) -> None:
     """Print an ONNX file."""
     console = stdout()
-    console.print(Text(summary.path, "bold"), f"({size_text(summary.size)}, {summary.producer or 'unknown producer'})")
-    facts = _facts()
+    console.print(
+        styled(summary.path, "bold"), f"({size_text(summary.size)}, {summary.producer or 'unknown producer'})"
+    )
+    facts = fact_table()
     for what, tensors in (("input", summary.inputs), ("output", summary.outputs)):
         for tensor in tensors:
             facts.add_row(what, _tensor(tensor))
@@ -220,7 +211,7 @@ def show_reports(reports: Sequence[Report]) -> None:
     """Print the verdict on every bundle."""
     console = stdout()
     for report in reports:
-        console.print(Text(report.bundle, "bold"), f"({report.weights}; reference: {_reference(report)})")
+        console.print(styled(report.bundle, "bold"), f"({report.weights}; reference: {_reference(report)})")
         table = table_of("artifact", "check", "output", "rel. error", "budget", "cosine", "top-1", "")
         for stage in report.stages:
             _add_stage(table, stage)
@@ -229,21 +220,23 @@ def show_reports(reports: Sequence[Report]) -> None:
             console.print(_accuracy_table(report.evaluations))
         if report.skipped:
             named = ", ".join(report.skipped[:3]) + (", ..." if len(report.skipped) > 3 else "")
-            console.print(Text(f"{len(report.skipped)} skipped, could not be read: {named}", "yellow"), soft_wrap=True)
+            console.print(
+                styled(f"{len(report.skipped)} skipped, could not be read: {named}", "yellow"), soft_wrap=True
+            )
         for note in report.notes:
-            console.print(Text(note, "yellow"), soft_wrap=True)
+            console.print(styled(note, "yellow"), soft_wrap=True)
         for engine in report.not_judged:
-            console.print(Text(f"NOT JUDGED {engine.artifact}: {engine.reason}", "bold yellow"), soft_wrap=True)
+            console.print(styled(f"NOT JUDGED {engine.artifact}: {engine.reason}", "bold yellow"), soft_wrap=True)
         for why in report.unreleasable:
-            console.print(Text(f"NOT FOR RELEASE {why}", "bold red"), soft_wrap=True)
+            console.print(styled(f"NOT FOR RELEASE {why}", "bold red"), soft_wrap=True)
         for failure in report.failures:
-            console.print(Text(f"FAILED {failure}", "bold red"), soft_wrap=True)
+            console.print(styled(f"FAILED {failure}", "bold red"), soft_wrap=True)
         if report.passed:
             left = f"; {len(report.not_judged)} engines not judged" if report.not_judged else ""
-            console.print(Text("passed", "bold green"), f"{len(report.stages)} checks{left}")
+            console.print(styled("passed", "bold green"), f"{len(report.stages)} checks{left}")
 
 
-def _add_stage(table: Table, stage: Stage) -> None:
+def _add_stage(table: Rows, stage: Stage) -> None:
     for comparison in stage.comparisons:
         error, cosine, top1 = comparison.max_rel_error, comparison.cosine, comparison.top1
         table.add_row(
@@ -254,17 +247,17 @@ def _add_stage(table: Table, stage: Stage) -> None:
             f"{comparison.budget.max_rel_error:.0e}",
             "-" if cosine is None else f"{cosine:.6f}",
             "-" if top1 is None else f"{top1.agreed}/{top1.decided} ({top1.samples})",
-            Text("ok", "green") if comparison.passed else Text("FAILED", "bold red"),
+            styled("ok", "green") if comparison.passed else styled("FAILED", "bold red"),
         )
 
 
-def _accuracy_table(evaluations: Sequence[Evaluation]) -> Table:
+def _accuracy_table(evaluations: Sequence[Evaluation]) -> Rows:
     table = table_of(
         "model", "labelled", "top-1", "95 % interval", "top-5", "95 % interval", "top-1 lost", "budget", ""
     )
     for evaluation in evaluations:
         found, lost, allowed = evaluation.accuracy, evaluation.top1_lost, evaluation.max_top1_drop
-        verdict = Text("FAILED", "bold red") if evaluation.reasons else Text("ok", "green")
+        verdict = styled("FAILED", "bold red") if evaluation.reasons else styled("ok", "green")
         table.add_row(
             evaluation.artifact or "eager",
             str(found.samples),
@@ -287,18 +280,18 @@ def _reference(report: Report) -> str:
     return report.reference_note or report.reference
 
 
-def next_step(console: Console, bundle: Bundle) -> None:
+def next_step(console: Output, bundle: Bundle) -> None:
     """Print what to do with a new artifact."""
     console.print(f"next: deploycli verify {_argument(bundle)}")
 
 
-def show_artifact(console: Console, bundle: Bundle, artifact: Artifact) -> None:
+def show_artifact(console: Output, bundle: Bundle, artifact: Artifact) -> None:
     """Print one file of a bundle."""
     size = artifact.file.size + sum(record.size for record in artifact.external)
     batch = "dynamic" if artifact.batch is None else str(artifact.batch)
     before, after = sum(artifact.ops_before.values()), sum(artifact.ops_after.values())
     console.print(
-        Text(str(bundle.path / artifact.file.path), "bold"),
+        styled(str(bundle.path / artifact.file.path), "bold"),
         f"{size_text(size)}, {artifact.precision}, opset {artifact.opset}, batch {batch}",
         soft_wrap=True,
     )
@@ -309,16 +302,16 @@ def show_artifact(console: Console, bundle: Bundle, artifact: Artifact) -> None:
     else:
         console.print(f"  {before} nodes traced, {after} written; {refusals} refusals")
     if artifact.unreleasable:
-        console.print(Text(f"  NOT FOR RELEASE: {artifact.unreleasable}", "bold red"))
+        console.print(styled(f"  NOT FOR RELEASE: {artifact.unreleasable}", "bold red"))
 
 
-def show_remarks(console: Console, steps: Sequence[Step]) -> None:
+def show_remarks(console: Output, steps: Sequence[Step]) -> None:
     """Print what kept passes from acting on the graph as a whole."""
     for remark in dict.fromkeys(step.remark for step in steps if step.remark):
-        console.print(Text(f"remark: {remark}", "yellow"), soft_wrap=True)
+        console.print(styled(f"remark: {remark}", "yellow"), soft_wrap=True)
 
 
-def show_steps(console: Console, steps: Sequence[Step], *, refusals: bool = True) -> None:
+def show_steps(console: Output, steps: Sequence[Step], *, refusals: bool = True) -> None:
     """Print what was done, what the graph costs after it, and what was refused."""
     table = table_of("step", "nodes", "moved MB", "GMACs", "constants MB", "seconds", "refusals")
     for step in steps:
@@ -340,33 +333,12 @@ def _cost_cells(cost: GraphCost | None) -> tuple[str, str, str]:
     return moved, products, f"{cost.constant_bytes / 1e6:.1f}"
 
 
-def _op_table(before: Mapping[str, int], after: Mapping[str, int]) -> Table:
+def _op_table(before: Mapping[str, int], after: Mapping[str, int]) -> Rows:
     table = table_of("operator", "traced", "written")
     for op in sorted({*before, *after}, key=lambda op: (-after.get(op, 0), -before.get(op, 0), op)):
         table.add_row(op, str(before.get(op, "")), str(after.get(op, "")))
     table.add_section()
     table.add_row("all", str(sum(before.values())), str(sum(after.values())))
-    return table
-
-
-def stdout() -> Console:
-    """Return a console that reads no markup in brackets, which shapes have, and breaks no lines in a file or a pipe."""
-    console = Output(markup=False, highlight=False)
-    return console if console.is_terminal else Output(markup=False, highlight=False, width=200)
-
-
-def table_of(*columns: str) -> Table:
-    """Return an empty table with these headings."""
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
-
-
-def _facts() -> Table:
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="dim")
-    table.add_column(overflow="fold")
     return table
 
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.text import Text
-
-from deploycli.render import stdout, table_of
+from deploycli.console import Rows, stdout, styled, table_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from rich.table import Table
+    from rich.text import Text
 
     from exporters.benchmark.host import Host
     from exporters.benchmark.measurement import Measurement
@@ -22,21 +20,21 @@ def show_benches(reports: Sequence[BenchReport]) -> None:
     """Print the figures of every bundle, what they include, and what could not be measured."""
     console = stdout()
     for report in reports:
-        console.print(Text(report.bundle, "bold"), f"({report.weights})", soft_wrap=True)
+        console.print(styled(report.bundle, "bold"), f"({report.weights})", soft_wrap=True)
         console.print(_host(report.host), soft_wrap=True)
         if report.host.busy:
-            console.print(Text(report.host.busy, "yellow"), soft_wrap=True)
+            console.print(styled(report.host.busy, "yellow"), soft_wrap=True)
         if report.rows:
             console.print(_table(report))
         for line in (*_conditions(report), *_absences(report)):
             console.print(line, soft_wrap=True)
         for why in report.unreleasable:
-            console.print(Text(f"NOT FOR RELEASE {why}", "bold red"), soft_wrap=True)
+            console.print(styled(f"NOT FOR RELEASE {why}", "bold red"), soft_wrap=True)
         for advice in report.advice:
-            console.print(Text(advice, "yellow"), soft_wrap=True)
+            console.print(styled(advice, "yellow"), soft_wrap=True)
         for verdict in report.verdicts:
             style, word = ("bold green", "met") if verdict.met else ("bold red", "NOT MET")
-            console.print(Text(f"{word} {verdict.requirement}", style), verdict.reason, soft_wrap=True)
+            console.print(styled(f"{word} {verdict.requirement}", style), verdict.reason, soft_wrap=True)
 
 
 def _host(host: Host) -> str:
@@ -49,7 +47,7 @@ def _host(host: Host) -> str:
     return "; ".join((f"{host.cpu}, {cores}", *gpus, ", ".join(versions)))
 
 
-def _table(report: BenchReport) -> Table:
+def _table(report: BenchReport) -> Rows:
     baselines = {row.baseline for row in report.rows if row.baseline}
     heading = f"over {baselines.pop()}" if len(baselines) == 1 else "speedup"
     table = table_of(
@@ -107,6 +105,6 @@ def _absences(report: BenchReport) -> Iterator[Text]:
         said.setdefault((absence.reason, absence.wrong), {})[absence.candidate.label + where] = None
     for (reason, wrong), labels in said.items():
         if wrong:
-            yield Text(f"NOT TIMED, its outputs are wrong: {', '.join(labels)}: {reason}", "bold red")
+            yield styled(f"NOT TIMED, its outputs are wrong: {', '.join(labels)}: {reason}", "bold red")
         else:
-            yield Text(f"not timed: {', '.join(labels)}: {reason}", "dim")
+            yield styled(f"not timed: {', '.join(labels)}: {reason}", "dim")

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.text import Text
-
-from deploycli.render import next_step, size_text, stdout
+from deploycli.console import stdout, styled
+from deploycli.render import next_step, size_text
 from deploycli.render_lint import show_fusable, show_lint
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ def show_planned(engines: Sequence[PlannedEngine]) -> None:
     console = stdout()
     for engine in engines:
         show_lint([engine.report], verbose=False)
-        console.print(Text("would build", "bold"), engine.describe(), soft_wrap=True)
+        console.print(styled("would build", "bold"), engine.describe(), soft_wrap=True)
 
 
 def show_built(engines: Sequence[BuiltEngine]) -> None:
@@ -33,7 +32,7 @@ def show_built(engines: Sequence[BuiltEngine]) -> None:
     for engine in engines:
         sidecar, layers = engine.sidecar, engine.layers
         console.print(
-            Text(str(engine.plan), "bold"),
+            styled(str(engine.plan), "bold"),
             f"{size_text(sidecar.size)}, {sidecar.precision}, TensorRT {sidecar.tensorrt}, {sidecar.gpu.name}",
             soft_wrap=True,
         )
@@ -47,13 +46,13 @@ def show_built(engines: Sequence[BuiltEngine]) -> None:
         if sidecar.precision != "fp32":
             show_fusable(console, engine.planned.report)
             if slow := [f for f in engine.planned.report.warnings if f.rule == ATTENTION_RULE]:
-                console.print(Text(f"    try: {slow[0].hint}", "yellow"), soft_wrap=True)
+                console.print(styled(f"    try: {slow[0].hint}", "yellow"), soft_wrap=True)
         if sidecar.assertions:
             console.print(f"  {' and '.join(sidecar.assertions)} holds; built in {sidecar.seconds:.0f} s")
         else:
-            console.print(Text("  not opened, for it holds host code: what it computes in is not proven", "yellow"))
+            console.print(styled("  not opened, for it holds host code: what it computes in is not proven", "yellow"))
         if sidecar.unreleasable:
-            console.print(Text(f"  NOT FOR RELEASE: {sidecar.unreleasable}", "bold red"))
+            console.print(styled(f"  NOT FOR RELEASE: {sidecar.unreleasable}", "bold red"))
     for bundle in {engine.plan.parent.parent: engine.planned.bundle for engine in engines}.values():
         next_step(console, bundle)
 

@@ -5,14 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from rich.text import Text
-
-from deploycli.render import stdout
+from deploycli.console import Output, assembled, stdout, styled
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from rich.console import Console
 
     from exporters.tensorrt.lint import Finding, LintReport
 
@@ -24,18 +20,18 @@ def show_lint(reports: Sequence[LintReport], *, verbose: bool) -> None:
     """Print the findings of each file, errors first, and what they come to."""
     console = stdout()
     for report in reports:
-        console.print(Text(report.model, "bold"), f"for TensorRT {report.tensorrt}", soft_wrap=True)
+        console.print(styled(report.model, "bold"), f"for TensorRT {report.tensorrt}", soft_wrap=True)
         _show(console, report.errors, "error", "bold red", verbose=verbose)
         _show(console, report.warnings, "warning", "yellow", verbose=verbose)
         show_fusable(console, report)
         if verbose:
             _show_blocks(console, report)
-        verdict = Text("passed", "bold green") if report.passed else Text("FAILED", "bold red")
+        verdict = styled("passed", "bold green") if report.passed else styled("FAILED", "bold red")
         counts = f"{len(report.errors)} errors, {len(report.warnings)} warnings, {len(report.rules)} rules"
         console.print(verdict, counts)
 
 
-def _show(console: Console, findings: Sequence[Finding], level: str, style: str, *, verbose: bool) -> None:
+def _show(console: Output, findings: Sequence[Finding], level: str, style: str, *, verbose: bool) -> None:
     """Print what was found, once for all nodes of which the same is to be said."""
     alike: dict[tuple[int, str, str], list[Finding]] = {}
     for i, finding in enumerate(findings):
@@ -45,7 +41,7 @@ def _show(console: Console, findings: Sequence[Finding], level: str, style: str,
     shown = groups if verbose else groups[:_SHOWN]
     for first, *rest in shown:
         others = f" and {len(rest)} more" if rest else ""
-        line = Text.assemble((f"  {level} {first.rule} ", style), f"{first.node}{others}: {first.message}")
+        line = assembled((f"  {level} {first.rule} ", style), f"{first.node}{others}: {first.message}")
         console.print(line, soft_wrap=True)
         if first.hint:
             console.print(f"    try: {first.hint}", soft_wrap=True)
@@ -55,7 +51,7 @@ def _show(console: Console, findings: Sequence[Finding], level: str, style: str,
         console.print(f"  and {len(left)} more {level}s ({counts}); -v shows them")
 
 
-def show_fusable(console: Console, report: LintReport) -> None:
+def show_fusable(console: Output, report: LintReport) -> None:
     """Print how many attention blocks have a documented form, and why the others have not."""
     if not report.attention:
         return
@@ -66,7 +62,7 @@ def show_fusable(console: Console, report: LintReport) -> None:
         console.print(f"    {count}: {reason}", soft_wrap=True)
 
 
-def _show_blocks(console: Console, report: LintReport) -> None:
+def _show_blocks(console: Output, report: LintReport) -> None:
     for block in report.attention:
         state = "fusable" if block.fusable else "; ".join(block.reasons)
         console.print(f"    {block.node} ({block.precision}, head size {block.head_dim}): {state}", soft_wrap=True)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.text import Text
-
-from deploycli.render import show_remarks, show_steps, size_text, stdout, table_of
+from deploycli.console import Rows, assembled, stdout, styled, table_of
+from deploycli.render import show_remarks, show_steps, size_text
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from collections.abc import Iterator
+
+    from rich.text import Text
 
     from exporters.graph_check import Check
     from exporters.optimize import Optimized
@@ -24,14 +25,15 @@ def show_optimized(result: Optimized, *, verbose: bool) -> None:
         show_steps(console, result.steps)
     elif refusals := sum(len(step.refusals) for step in result.steps):
         console.print(f"{refusals} refusals; -v shows them")
-    console.print(_verdict(result.check), soft_wrap=True)
+    for line in _verdict(result.check):
+        console.print(line, soft_wrap=True)
     for path in result.unread:
-        console.print(Text(f"{path} is no longer read by {result.source.name}", "yellow"), soft_wrap=True)
+        console.print(styled(f"{path} is no longer read by {result.source.name}", "yellow"), soft_wrap=True)
     written = " and ".join(map(str, result.files)) or "nothing: a dry run"
-    console.print("wrote", Text(written, "bold"), soft_wrap=True)
+    console.print("wrote", styled(written, "bold"), soft_wrap=True)
 
 
-def _comparison(result: Optimized) -> Table:
+def _comparison(result: Optimized) -> Rows:
     before, after = result.before, result.after
     table = table_of("", "before", "after", "")
     for op in sorted({*before.ops, *after.ops}, key=lambda op: (-before.ops.get(op, 0), -after.ops.get(op, 0), op)):
@@ -47,9 +49,9 @@ def _comparison(result: Optimized) -> Table:
     )
     for name, old, new, text in rows:
         known = ["not known" if figure is None else text(figure) for figure in (old, new)]
-        table.add_row(Text(name, "bold"), *known, _change(old, new))
+        table.add_row(styled(name, "bold"), *known, _change(old, new))
     if before.opset != after.opset:
-        table.add_row(Text("opset", "bold"), str(before.opset), str(after.opset))
+        table.add_row(styled("opset", "bold"), str(before.opset), str(after.opset))
     return table
 
 
@@ -65,21 +67,21 @@ def count_text(count: int) -> str:
     return f"{count / 1e9:.2f} G" if count >= 1e7 else f"{count:,}"
 
 
-def _verdict(check: Check | None) -> Text:
+def _verdict(check: Check | None) -> Iterator[Text]:
     if check is None:
-        return Text("not checked (--check 0)", "yellow")
+        yield styled("not checked (--check 0)", "yellow")
+        return
     error = max((output.max_rel_error for output in check.outputs), default=0.0)
     same = all(output.identical for output in check.outputs)
     seen = "identical" if same else f"largest relative error {error:.1e}, {check.budget.upper()} budget"
     shapes = "; ".join(dict.fromkeys(check.runs))
-    text = Text.assemble(("checked ", "green"), f"in ONNX Runtime on {len(check.runs)} inputs ({shapes}): {seen}")
+    yield assembled(("checked ", "green"), f"in ONNX Runtime on {len(check.runs)} inputs ({shapes}): {seen}")
     for output in check.outputs:
         if output.own_error:
-            text.append(
-                f"\noutput {output.name} amplifies rounding: it moves by {output.own_error:.1e} where the inputs "
+            yield styled(
+                f"output {output.name} amplifies rounding: it moves by {output.own_error:.1e} where the inputs "
                 f"change in their last place, and by {output.max_rel_error:.1e} from graph to graph",
                 "yellow",
             )
         if output.vacuous:
-            text.append(f"\noutput {output.name} proves little: {output.vacuous}", "yellow")
-    return text
+            yield styled(f"output {output.name} proves little: {output.vacuous}", "yellow")

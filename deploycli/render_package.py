@@ -5,9 +5,8 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING
 
-from rich.text import Text
-
-from deploycli.render import size_text, stdout
+from deploycli.console import stdout, styled
+from deploycli.render import size_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +21,7 @@ def show_packaged(packaged: Sequence[Packaged], repository: Path) -> None:
     for version in packaged:
         batch = f"batches up to {version.max_batch_size}" if version.max_batch_size else "a fixed batch"
         console.print(
-            Text(version.path, "bold"),
+            styled(version.path, "bold"),
             f"{size_text(version.size)}, {version.flavour} {version.precision}, {batch}",
             soft_wrap=True,
         )
@@ -30,5 +29,5 @@ def show_packaged(packaged: Sequence[Packaged], repository: Path) -> None:
         for note in version.notes:
             console.print(f"  {note}", soft_wrap=True)
         for why in version.forced:
-            console.print(Text(f"  NOT FOR RELEASE: {why}", "bold red"), soft_wrap=True)
+            console.print(styled(f"  NOT FOR RELEASE: {why}", "bold red"), soft_wrap=True)
     console.print(f"next: tritonserver --model-repository {shlex.quote(str(repository))}", soft_wrap=True)

@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from rich.text import Text
-
-from deploycli.render import next_step, show_artifact, show_steps, stdout, table_of
+from deploycli.console import Output, stdout, styled, table_of
+from deploycli.render import next_step, show_artifact, show_steps
 from exporters.precision.cast import NOTES
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from exporters.evaluate import Accuracy
     from exporters.precision.budget import Search
     from exporters.precision.derive import Derived
@@ -45,7 +42,7 @@ def show_quantized(quantized: Quantized, *, verbose: bool) -> None:
     next_step(console, quantized.bundle)
 
 
-def _show(console: Console, derived: Derived, *, verbose: bool) -> None:
+def _show(console: Output, derived: Derived, *, verbose: bool) -> None:
     artifact = derived.artifact
     show_artifact(console, derived.bundle, artifact)
     reasons = Counter(refusal.reason.partition(":")[0] for step in artifact.steps for refusal in step.refusals)
@@ -60,12 +57,12 @@ def _show(console: Console, derived: Derived, *, verbose: bool) -> None:
         samples = comparison.reference_shape[0] if comparison.reference_shape else 0
         console.print(f"  {comparison.name}: {figures} to eager on {samples} golden samples ({derived.runtime})")
         if comparison.reasons:
-            console.print(Text(f"  outside the budget: {'; '.join(comparison.reasons)}", "yellow"), soft_wrap=True)
+            console.print(styled(f"  outside the budget: {'; '.join(comparison.reasons)}", "yellow"), soft_wrap=True)
     if verbose:
         show_steps(console, artifact.steps)
 
 
-def _show_search(console: Console, search: Search) -> None:
+def _show_search(console: Output, search: Search) -> None:
     rows = table_of("graph", "labelled", "top-1", "95 % interval", "top-1 lost")
     for name, accuracy in (
         ("fp32", search.fp32),
