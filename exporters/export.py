@@ -126,7 +126,7 @@ def export(
 def _export(request: ExportRequest, progress: Callable[[str], None], told: Callable[[Weights], None]) -> Bundle:
     try:
         from exporters.trace import check_opset
-    except (ImportError, OSError) as error:  # OSError: installed, but a shared library is missing
+    except (ImportError, OSError, SystemError) as error:  # a shared library is missing; there is no memory for it
         raise EnvironmentUnsuitable(
             f"the exporter cannot be imported: {error}",
             expected="PyTorch, ONNX and onnxscript",

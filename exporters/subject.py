@@ -10,6 +10,7 @@ import numpy as np
 from exporters.compare import BUDGETS, Budget, Judge
 from exporters.report import Stage
 from models.errors import DeployError, UsageError
+from models.memory import shortage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -74,10 +75,15 @@ class Subject:
 
         Returns:
             The outputs, name -> [B, ...]; none where the artifact failed.
+
+        Raises:
+            DeployError: memory ended, which is not the artifact's fault.
         """
         try:
             outputs: Arrays = self.runtime.run(inputs)
         except DeployError as error:
+            if shortage(error) is not None:  # says nothing of the artifact
+                raise
             judge.fail(truth, f"was not computed: {error.found}")
             return {}
         given, wanted = (len(next(iter(arrays.values()))) for arrays in (inputs, truth))

@@ -12,10 +12,10 @@ from models.errors import first_line
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# PyTorch on the CPU and on a GPU, ONNX Runtime, C++, glibc. Those that raise MemoryError need no words.
+# PyTorch on the CPU and on a GPU, ONNX Runtime, C++, glibc, protobuf. Those that raise MemoryError need no words.
 _WORDS = re.compile(
     r"not enough memory|can't allocate memory|cannot allocate memory|out of memory|bad_?\s?alloc|bad allocation"
-    r"|failed to allocate memory|unable to allocate|storage size calculation overflowed",
+    r"|failed to allocate memory|arena alloc failed|unable to allocate|storage size calculation overflowed",
     re.IGNORECASE,
 )
 _BYTES = re.compile(r"(?:allocate|of size|buffer of)\s+(\d+)(?!\S*\.)(?:\s*bytes)?(?![.\d]*\s*[KMGT]i?B)")

@@ -197,11 +197,29 @@ def test_memory_that_is_asked_for_in_vain(ask: Callable[[], object], told: str) 
         ("std::bad_alloc", ""),
         ("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1 GiB", "2.00 GiB"),
         ("not enough memory: you tried to allocate 4096 bytes.", "4.0 KiB"),
+        ("Error parsing message with type 'onnx.ModelProto': Arena alloc failed", ""),
         ("a table of allocated seats", None),
     ],
 )
 def test_words_of_several_libraries(text: str, told: str | None) -> None:
     assert shortage(RuntimeError(text)) == told
+
+
+def test_memory_that_ends_is_no_fault_of_an_artifact(
+    deploycli: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from exporters.runtimes import OrtRuntime
+
+    def run_out(self: OrtRuntime, inputs: object) -> None:
+        raise ExportError("ONNX Runtime failed") from RuntimeError(
+            "Failed to allocate memory for requested buffer of size 1024"
+        )
+
+    make(tmp_path / "artifacts")
+    monkeypatch.setattr(OrtRuntime, "run", run_out)
+    result = deploycli("verify", "--reference", "golden")
+    assert_refused(result, 7, "not enough memory for 1.0 KiB", "ONNX Runtime failed")
+    assert not (tmp_path / "artifacts/linear/reports").exists()
 
 
 def test_what_led_to_an_error_counts_only_where_it_did() -> None:
