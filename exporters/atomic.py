@@ -24,7 +24,10 @@ import secrets
 import shutil
 import stat
 import sys
-from contextlib import contextmanager
+import tempfile
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from models.errors import EnvironmentUnsuitable, UsageError
@@ -34,8 +37,10 @@ if sys.platform != "win32":
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
 
+
+_TEMPORARY = "deploycli-"
+_MOMENT_S = 60.0
 
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -103,6 +108,39 @@ def scratch_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)  # gone already where it was swapped
         if owner is not None:
             os.close(owner)
+
+
+@contextmanager
+def temporary_folder(near: Path | None = None) -> Iterator[Path]:
+    """Yield an empty folder for what lives no longer than the block; what dead processes have left goes, too.
+
+    Args:
+        near: the folder to make it in, hidden; by default the system's for temporary files.
+
+    Raises:
+        OSError: from the file system.
+    """
+    place = Path(tempfile.gettempdir()) if near is None else near
+    prefix = _TEMPORARY if near is None else f".{_TEMPORARY}"
+    _remove_dead(place, prefix)
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=place, ignore_cleanup_errors=True) as name:
+        owner = _try_lock(Path(name))
+        try:
+            yield Path(name)
+        finally:
+            if owner is not None:
+                os.close(owner)
+
+
+def _remove_dead(place: Path, prefix: str) -> None:
+    """Delete this user's temporary folders that nobody holds any more; those of a moment ago may not be held yet."""
+    with suppress(OSError):
+        for folder in list(place.glob(f"{prefix}*")):
+            found = folder.lstat()
+            ours = stat.S_ISDIR(found.st_mode) and (sys.platform == "win32" or found.st_uid == os.getuid())
+            if ours and time.time() - found.st_mtime > _MOMENT_S and (owner := _try_lock(folder)) is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+                os.close(owner)
 
 
 def regular_file(path: Path) -> Path:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from exporters.atomic import scratch_folder, unwritable
+from exporters.atomic import scratch_folder, temporary_folder, unwritable
 from exporters.onnx_file import INLINE_LIMIT, write_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     import onnx_ir as ir
 
@@ -39,15 +38,15 @@ def write_beside(model: ir.Model, path: Path, external: ExternalData) -> list[Pa
 
 
 @contextmanager
-def temporary_folder(target: Path | None) -> Iterator[Path]:
+def folder_beside(target: Path | None) -> Iterator[Path]:
     """Yield a folder beside the target, or anywhere if there is none; it vanishes.
 
     Raises:
         EnvironmentUnsuitable: it cannot be made.
     """
     if target is None:
-        with TemporaryDirectory(prefix="deploycli-") as anywhere:
-            yield Path(anywhere)
+        with temporary_folder() as anywhere:
+            yield anywhere
         return
     with ExitStack() as stack:
         try:

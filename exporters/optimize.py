@@ -17,7 +17,7 @@ from exporters.atomic import place, regular_file, unwritable
 from exporters.export import ATTENTION_OPSET
 from exporters.graph_check import BATCHES, RUNNING_CANDIDATE, UNCHECKED, Check, check_graphs
 from exporters.isolated import Died, isolated
-from exporters.model_place import same_file, temporary_folder, write_beside
+from exporters.model_place import folder_beside, same_file, write_beside
 from exporters.onnx_reader import external_files, load_model
 from exporters.precision.external import map_external
 from exporters.rewrite.any_model import optimized
@@ -170,7 +170,7 @@ def optimize(request: OptimizeRequest, *, progress: Callable[[str], None] = lamb
             hint=UNCHECKED,
         )
     budget, (nodes, ops), opset = _budget(model), _count(model), model.opset_imports.get("", 0)
-    with temporary_folder(real) as folder:
+    with folder_beside(real) as folder:
         name = (request.target or request.source).name
         progress("writing")
         files = write_beside(model, folder / name, request.external)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporters.artifact import Artifact, FileRecord
+from exporters.atomic import temporary_folder
 from exporters.bundle import Bundle, extend_bundle
 from exporters.compare import BUDGETS, Comparison, compare
 from exporters.golden import load_golden
@@ -23,6 +22,7 @@ from models.errors import NumericsError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     import numpy.typing as npt
     import onnx_ir as ir
@@ -110,8 +110,8 @@ class Derivation:
 
     def runtime(self) -> OrtRuntime | SimulatedRuntime:
         """Run the model as it is now, without writing it into the bundle."""
-        with tempfile.TemporaryDirectory(prefix="deploycli-") as folder:
-            return open_runtime(write_model(self.model, Path(folder) / "model.onnx")[0])
+        with temporary_folder() as folder:
+            return open_runtime(write_model(self.model, folder / "model.onnx")[0])
 
     def finish(
         self,

@@ -10,13 +10,12 @@ computes: bit for bit where ONNX Runtime optimises neither.
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
 
+from exporters.atomic import temporary_folder
 from exporters.onnx_file import write_model
 from exporters.precision.qdq import Inserter
 from exporters.rewrite.unique import Names, value_names
@@ -69,8 +68,8 @@ class GatedRuntime:
                 result.name, result.dtype, result.shape = names.unique("gated"), ir.DataType.FLOAT, value.shape
                 graph.insert_before(site.node, where)
                 site.node.replace_input_with(position, result)
-        with tempfile.TemporaryDirectory(prefix="deploycli-") as folder:
-            self._runtime = OrtRuntime(write_model(model, Path(folder) / "gated.onnx")[0], optimize=optimize)
+        with temporary_folder() as folder:
+            self._runtime = OrtRuntime(write_model(model, folder / "gated.onnx")[0], optimize=optimize)
 
     def logits(self, inputs: Mapping[str, Array], groups: Collection[str]) -> Array:
         """Run one batch with these groups in INT8; return [B, classes]."""

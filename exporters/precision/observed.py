@@ -6,12 +6,11 @@ import hashlib
 import os
 import shutil
 from contextlib import contextmanager
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import onnx
 
+from exporters.atomic import temporary_folder
 from exporters.onnx_reader import external_files, load_model
 from exporters.runtimes import OrtRuntime
 from models.errors import EnvironmentUnsuitable, UsageError
@@ -19,6 +18,7 @@ from models.files import sha256_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     import onnx_ir as ir
 
@@ -53,8 +53,8 @@ def observed(path: Path, tensors: Sequence[str]) -> Iterator[OrtRuntime]:
     """
     extra, files = _read(path, tensors)
     with (
-        TemporaryDirectory(prefix=f".{path.stem}-", dir=_place(path, files)) as folder,
-        OrtRuntime(_write(path, extra, files, Path(folder))) as runtime,
+        temporary_folder(_place(path, files)) as folder,
+        OrtRuntime(_write(path, extra, files, folder)) as runtime,
     ):
         _check_types(runtime, tensors)
         yield runtime

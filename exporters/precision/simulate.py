@@ -11,15 +11,14 @@ It is a simulation: the order of a kernel's additions is not, and a fused kernel
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from exporters.atomic import temporary_folder
 from exporters.onnx_file import write_model
 from exporters.onnx_reader import load_model
 from exporters.precision.dtypes import REDUCED, drop_idle_casts, fill_types, type_of
@@ -30,6 +29,7 @@ from exporters.runtimes import OrtRuntime
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import Path
     from types import TracebackType
 
     import numpy.typing as npt
@@ -173,8 +173,8 @@ class SimulatedRuntime:
         self.name = f"ONNX Runtime, {'FP16' if dtype == ir.DataType.FLOAT16 else 'BF16'} simulated"
         self._inputs, self._outputs = dict(_reduced(model.graph.inputs)), dict(_reduced(model.graph.outputs))
         simulate(model)
-        with tempfile.TemporaryDirectory(prefix="deploycli-") as folder:
-            self._runtime = OrtRuntime(write_model(model, Path(folder) / "simulated.onnx")[0], threads=threads)
+        with temporary_folder() as folder:
+            self._runtime = OrtRuntime(write_model(model, folder / "simulated.onnx")[0], threads=threads)
         self.inputs, self.outputs = (
             tuple(replace(info, dtype=types[info.name].name) if info.name in types else info for info in infos)
             for infos, types in ((self._runtime.inputs, self._inputs), (self._runtime.outputs, self._outputs))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from exporters.atomic import place, regular_file, scratch_folder, write_whole
+from exporters.atomic import place, regular_file, scratch_folder, temporary_folder, write_whole
 from models.errors import EnvironmentUnsuitable, UsageError
 
 if TYPE_CHECKING:
@@ -145,4 +145,31 @@ def test_what_a_killed_writer_left_goes_and_what_another_holds_stays(tmp_path: P
         assert len(list(tmp_path.iterdir())) == 2
         with scratch_folder(target) as other:
             assert {path.name for path in tmp_path.iterdir()} == {mine.name, other.name}
+    assert list(tmp_path.iterdir()) == []
+
+
+TEMPORARY = """
+import os, sys
+from pathlib import Path
+from exporters.atomic import temporary_folder
+near = Path(sys.argv[1]) if len(sys.argv) > 1 else None
+with temporary_folder(near) as folder:
+    (folder / "half").touch()
+    os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.parametrize("near", [True, False])
+def test_temporary_folders_of_the_dead_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, near: bool) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    place = [tmp_path] if near else []
+    run(TEMPORARY, *place)
+    (left,) = tmp_path.iterdir()
+    with temporary_folder(*place) as held:
+        assert set(tmp_path.iterdir()) == {left, held}  # it might be locked in a moment
+        for folder in (left, held):
+            os.utime(folder, (0, 0))
+        with temporary_folder(*place) as other:
+            assert set(tmp_path.iterdir()) == {held, other}
     assert list(tmp_path.iterdir()) == []
