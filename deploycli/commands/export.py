@@ -147,7 +147,8 @@ def command(
         lint=not no_lint,
     )
     with Progress() as progress:
-        bundle = export(request, progress=progress, told=partial(progress.warn_of, chosen=weights_entry is not None))
+        told = partial(progress.warn_of, chosen=weights_entry is not None)
+        bundle = export(request, progress=progress, told=told, warn=progress.warn)
         if unsigned := sign(bundle.manifest.spec)[1]:
             progress.warn(f"the function is not signed, and verify will ask for --trust-factory: {unsigned}")
         if bundle.gone:
