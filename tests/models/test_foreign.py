@@ -18,7 +18,7 @@ from models.errors import DeployError, EnvironmentUnsuitable, UsageError
 from models.foreign import classes_of, make
 from models.hub import fetch
 from models.outputs import flatten
-from models.registry import HubFile
+from models.registry import HubFile, variants
 from models.sources import Source, parse_source
 from models.spec import TensorSpec
 from tests.hub_server import COMMIT, Hub, serving
@@ -79,6 +79,10 @@ def test_names_are_read(text: str, source: Source | None, name: str | None) -> N
     assert parse_source(text) == source
     if source is not None:
         assert source.name == (name if name is not None else source.target)
+
+
+def test_no_registered_name_can_be_a_factorys() -> None:
+    assert [variant.name for variant in variants() if "." in variant.name] == []
 
 
 def test_outputs_are_flattened_with_clear_names() -> None:

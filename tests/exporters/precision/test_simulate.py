@@ -13,7 +13,7 @@ from onnx import TensorProto, numpy_helper
 
 from exporters.precision.simulate import SimulatedRuntime, open_runtime, reduced_type, simulate
 from exporters.runtimes import OrtRuntime
-from models.errors import ExportError, IntegrityError, UsageError
+from models.errors import ExportError, UsageError
 from tests.exporters.precision.casts import Array, simulated, source, typed
 
 if TYPE_CHECKING:
@@ -302,7 +302,7 @@ def test_the_runtime_of_a_file(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no file"):
         open_runtime(tmp_path / "absent.onnx")
     (tmp_path / "garbage.onnx").write_bytes(b"garbage")
-    with pytest.raises(IntegrityError):
+    with pytest.raises(UsageError, match="is no ONNX file"):
         open_runtime(tmp_path / "garbage.onnx")
 
 
