@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 import zlib
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,8 @@ _LOAD_ERRORS = (
     IndexError,
 )
 
+
+_NUMBERS = "biuf"  # kinds of element types
 
 _DEFAULT_VALUES = {"int8": (-128, 127), "uint8": (0, 255)}
 """Lowest and highest value of pixels and of quantized numbers; of other integers 0 to 9, for they may be indices."""
@@ -116,6 +119,7 @@ def load_golden(path: Path) -> tuple[Arrays, Arrays]:
     """
     kinds: dict[str, Arrays] = {"input": {}, "output": {}}
     try:
+        _weigh(path)
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             for key in archive.files:
                 kind, _, name = key.partition("/")
@@ -128,6 +132,26 @@ def load_golden(path: Path) -> tuple[Arrays, Arrays]:
             path, f"{len(kinds['input'])} inputs, {len(kinds['output'])} outputs, {sorted(samples)} samples"
         )
     return kinds["input"], kinds["output"]
+
+
+def _weigh(path: Path) -> None:
+    """Raise ValueError where an array claims more than the file holds: what is made of it would take that much."""
+    size = path.stat().st_size
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+            raise ValueError("it is compressed")
+        if sum(member.file_size for member in members) > size:
+            raise ValueError(f"its arrays take more than the {size} bytes of the file")
+        for member in members:
+            with archive.open(member) as stream:
+                version = np.lib.format.read_magic(stream)
+                header = (
+                    np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                )
+                shape, _, dtype = header(stream)
+                if dtype.kind not in _NUMBERS or math.prod(shape) * dtype.itemsize != member.file_size - stream.tell():
+                    raise ValueError(f"{member.filename} has {member.file_size} bytes, and is no {shape} {dtype}")
 
 
 def _unreadable(path: Path, why: str) -> IntegrityError:

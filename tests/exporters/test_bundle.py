@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+import zipfile
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -190,3 +191,24 @@ def test_golden_that_is_a_lone_array(tmp_path: Path) -> None:
         np.save(stream, np.ones((2, 2)))
     with pytest.raises(IntegrityError, match="no golden file"):
         load_golden(tmp_path / "golden.npz")
+
+
+@pytest.mark.parametrize("how", ["compressed", "terabytes", "text", "objects", "negative"])
+def test_golden_arrays_are_weighed(tmp_path: Path, how: str) -> None:
+    path = tmp_path / "golden.npz"
+    images = np.zeros((2, 3), np.float32)
+    if how == "compressed":
+        np.savez_compressed(path, **{"input/images": images, "output/logits": images})
+    else:
+        header = {
+            "terabytes": "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 1099511627776)}",
+            "text": "{'descr': '<U6', 'fortran_order': False, 'shape': (1,)}",
+            "objects": "{'descr': '|O', 'fortran_order': False, 'shape': (1,)}",
+            "negative": "{'descr': '<f4', 'fortran_order': False, 'shape': (-2, -3)}",
+        }[how].encode() + b"\n"
+        with zipfile.ZipFile(path, "w") as archive:
+            content = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(24)
+            for name in ("input/images.npy", "output/logits.npy"):
+                archive.writestr(name, content)
+    with pytest.raises(IntegrityError, match="no golden file"):
+        load_golden(path)
