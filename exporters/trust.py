@@ -89,30 +89,42 @@ class _UnusableError(Exception):
 def _signatures(spec: ModelSpec, key: bytes) -> tuple[str, str]:
     """Return the signature with the hash of the function's file, and the one with its place."""
     target = spec.config.get("target")
-    source = _source_of(str(target))
-    if source is None:
+    sources = _sources_of(str(target))
+    if not sources:
         raise _UnusableError(f"no file of {target} is found from here")
     signed = {"what": "factory", "target": target, "kwargs": spec.config.get("kwargs")}
 
-    def signature(**source: str) -> str:
+    def signature(**source: str | list[str]) -> str:
         text = json.dumps(signed | source, sort_keys=True, ensure_ascii=True)
         return hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
 
-    return signature(source=sha256_of(source)), signature(place=str(source.resolve()))
+    content, places = map(sha256_of, sources), (str(source.resolve()) for source in sources)
+    return signature(source=list(content)), signature(place=list(places))
 
 
-def _source_of(target: str) -> Path | None:
-    """Return the file that holds a factory; nothing is imported, for that would run it."""
+def _sources_of(target: str) -> tuple[Path, ...]:
+    """Return the file that holds a factory, after those of the packages around it, which run when it is imported.
+
+    Nothing is imported: that would run it.
+    """
     place = target.rpartition(":")[0]
     if place.endswith(".py"):
-        return Path(place) if Path(place).is_file() else None
+        return (Path(place),) if Path(place).is_file() else ()
+    files: list[Path] = []
     where: list[str] | None = [str(Path.cwd()), *sys.path]  # as `models.factory` finds it
-    for i in range(place.count(".") + 1):
-        spec = PathFinder.find_spec(".".join(place.split(".")[: i + 1]), where)
+    for part in place.split("."):
+        try:
+            spec = PathFinder.find_spec(part, where)  # the parts alone: of a whole name it would look up the parents
+        except (ImportError, ValueError):  # a name that is none
+            return ()
         if spec is None:
-            return None
+            return ()
         where = list(spec.submodule_search_locations or ())
-    return Path(spec.origin) if spec is not None and spec.origin and Path(spec.origin).is_file() else None
+        if spec.origin is not None and Path(spec.origin).is_file():  # a folder without an __init__.py has none
+            files.append(Path(spec.origin))
+        elif not where:  # built in
+            return ()
+    return tuple(files)
 
 
 def _read_key() -> bytes | None:

@@ -90,6 +90,7 @@ def decode(
         text, _, field = str(error).rpartition(" - at ")
         cause = error.__cause__
         reason = text or str(error)
+        reason = reason[:1].lower() + reason[1:]
         if isinstance(cause, DeployError):
             reason = "; expected ".join(filter(None, (cause.found, cause.expected)))
         raise _malformed(where, field.strip("`") if text else "$", reason, what, hint) from error

@@ -145,7 +145,7 @@ def test_every_field_of_a_manifest(bundle: Bundle, capsys: pytest.CaptureFixture
         (b"[" * 100_000, "no JSON"),
         (b"[]", "at $: it is no object"),
         (b"{}", "at $: it has no `schema_version`"),
-        (b'{"schema_version": 1}', "at $: Object missing required field"),
+        (b'{"schema_version": 1}', "at $: object missing required field"),
         (b'{"schema_version": "1"}', "at $.schema_version: it is no integer"),
         (b'{"schema_version": 1, "schema_version": 1}', "at $.schema_version: the key stands there twice"),
         (b"9" * 5000, "no JSON"),

@@ -180,10 +180,15 @@ def test_modules_are_found_without_importing_them(folder: Path, monkeypatch: pyt
     for file in ("strange/__init__.py", "strange/inner/__init__.py"):
         (folder / file).write_text("raise SystemExit('it ran')")
     (folder / "strange/inner/model.py").write_text(SOURCE)
-    assert trust._source_of("strange.inner.model:make") == folder / "strange/inner/model.py"
-    assert trust._source_of("strange.inner:make") == folder / "strange/inner/__init__.py"
-    assert trust._source_of("strange.absent:make") is None
-    assert trust._source_of("sys:exit") is None
+    names = ("strange/__init__.py", "strange/inner/__init__.py", "strange/inner/model.py")
+    files = tuple(folder / name for name in names)
+    assert trust._sources_of("strange.inner.model:make") == files
+    assert trust._sources_of("strange.inner:make") == files[:2]
+    assert trust._sources_of("strange.absent:make") == ()
+    for none in ("sys:exit", "a..b:c", ":c", "strange.\0:c", "strange/inner:c"):
+        assert trust._sources_of(none) == (), none
+    files[1].unlink()
+    assert trust._sources_of("strange.inner.model:make") == (files[0], files[2])
 
 
 @pytest.mark.parametrize(
