@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 from tests.fuzz.graphs import draw, judge
 from tests.fuzz.node_cases import cast_case, node_cases, optimized_case
 
+ROOT = Path(__file__).parents[2]
 SEED = random.SystemRandom().randrange(2**31)
 
-GRAPHS, NODES = 60, 120
+GRAPHS, NODES, FILES = 60, 120, 40
 
 
 def test_random_graphs_answer_as_they_did() -> None:
@@ -25,3 +30,12 @@ def test_node_cases_of_onnx_answer_as_they_did() -> None:
     wrong = {name: found for name, found in judged.items() if "wrong" in {j.kind for j in found}}
     assert not wrong, f"seed {SEED}: {wrong}"
     assert sum(found.kind == "equal" for found, _ in judged.values()) > NODES // 2
+
+
+def test_damaged_files_end_as_documented() -> None:
+    command = [sys.executable, "-m", "tests.fuzz.files", "--count", str(FILES), "--seed", str(SEED)]
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{FILES} runs in" in done.stdout
