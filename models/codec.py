@@ -35,7 +35,9 @@ DEEPEST = 64
 T = TypeVar("T")
 
 
-def load(path: Path, kind: type[T], *, what: str, hint: str, version: int | None = None, partial: bool = False) -> T:
+def load(
+    path: Path, kind: type[T], *, what: str, hint: str = "", version: int | None = None, partial: bool = False
+) -> T:
     """Read a JSON file.
 
     Args:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from msgspec import Meta
 
 from models.build import build
+from models.codec import load
 from models.errors import DeployError, UsageError, first_line
 from models.foreign import CLASSES, transformers_folder
 from models.hub import parse
 from models.masks import is_mask
 from models.outputs import answers_numbers, output_names
 from models.registry import INPUT_NAME, HubFile, Variant
-from models.spec import INTERPOLATIONS, Hides, ModelSpec, Preprocessing, TensorSpec
+from models.spec import INTERPOLATIONS, Hides, ModelSpec, Preprocessing, Scale, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -160,14 +162,16 @@ def _preprocessing(module: nn.Module, family: str, target: str, image: TensorSpe
     default = Preprocessing((image.shape[1], image.shape[2]))
     if family == "hf":
         path = transformers_folder(target) / "preprocessor_config.json"
-        told = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        said = (
+            load(path, _Processor, what="a processor's configuration", partial=True) if path.is_file() else _Processor()
+        )
         # Where transformers squeezes a picture into a square, this recipe crops it: the closest that it can say.
         return replace(
             default,
-            crop_pct=told.get("crop_pct") or 1.0,
-            interpolation={2: "bilinear", 3: "bicubic"}.get(told.get("resample", 3), "bicubic"),
-            mean=tuple(told.get("image_mean", default.mean)),
-            std=tuple(told.get("image_std", default.std)),
+            crop_pct=said.crop_pct or 1.0,
+            interpolation="bilinear" if said.resample == 2 else "bicubic",  # Pillow's numbers
+            mean=said.image_mean or default.mean,
+            std=said.image_std or default.std,
         )
     told = getattr(module, "pretrained_cfg", None) or {}
     return replace(
@@ -177,6 +181,16 @@ def _preprocessing(module: nn.Module, family: str, target: str, image: TensorSpe
         mean=tuple(told.get("mean", default.mean)),
         std=tuple(told.get("std", default.std)),
     )
+
+
+@dataclass(frozen=True)
+class _Processor:
+    """What is read of transformers' preprocessor_config.json."""
+
+    crop_pct: Annotated[float, Meta(ge=0, le=100)] | None = None
+    resample: int | None = None
+    image_mean: tuple[float, float, float] | None = None
+    image_std: tuple[Scale, Scale, Scale] | None = None
 
 
 def _read(holder: object, key: str) -> Any:

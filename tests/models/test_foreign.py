@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import re
 import sys
 from pathlib import Path
 
@@ -11,10 +12,11 @@ from safetensors.torch import save
 from torch import nn
 
 from exporters.export import ExportRequest, export
+from models import codec
 from models.build import build
 from models.checkpoint import load
-from models.describe import describe, own_checkpoint, with_classes
-from models.errors import DeployError, EnvironmentUnsuitable, UsageError
+from models.describe import _Processor, describe, own_checkpoint, with_classes
+from models.errors import DeployError, EnvironmentUnsuitable, IntegrityError, UsageError
 from models.foreign import classes_of, make
 from models.hub import fetch
 from models.outputs import flatten
@@ -408,3 +410,21 @@ def test_weights_in_several_files_are_refused(saved: tuple[Path, nn.Module]) -> 
     (saved[0] / "model-00001-of-00002.safetensors").write_bytes(b"")
     with pytest.raises(UsageError, match="several files"):
         own_checkpoint(str(saved[0]))
+
+
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [
+        ('{"image_mean": [0.5, 0.5]}', "$.image_mean"),
+        ('{"image_std": [0.5, 0, 0.5]}', "$.image_std"),
+        ('{"crop_pct": "all"}', "$.crop_pct"),
+        ("[]", "$"),
+    ],
+)
+def test_a_processor_that_is_none(tmp_path: Path, text: str, field: str) -> None:
+    path = tmp_path / "preprocessor_config.json"
+    path.write_text(text)
+    with pytest.raises(IntegrityError, match=re.escape(f"malformed at {field}")):
+        codec.load(path, _Processor, what="a processor", partial=True)
+    path.write_text('{"image_mean": null, "do_resize": true, "resample": 2}')
+    assert codec.load(path, _Processor, what="a processor", partial=True) == _Processor(resample=2)
