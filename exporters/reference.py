@@ -177,5 +177,8 @@ def _checkpoint_path(weights: Weights, checkpoint: Path | None) -> Path | None:
 
     repository, _, rest = weights.path.partition("@")
     revision, _, filename = rest.partition("/")
-    cached = try_to_load_from_cache(repository, filename, revision=revision)
+    try:
+        cached = try_to_load_from_cache(repository, filename, revision=revision)
+    except (OSError, ValueError):  # what the manifest names is no file of a repository
+        return None
     return Path(cached) if isinstance(cached, str) else None

@@ -26,6 +26,8 @@ ElementType = Annotated[str, Meta(pattern=r"^(bool|bfloat16|float(16|32|64)|u?in
 """NumPy's name of an element type."""
 
 
+WeightsSource = Annotated[str, Meta(pattern=r"^(random|checkpoint|pretrained|factory)\Z")]
+
 Hides = Literal["", "finite", "infinite"]
 
 
@@ -138,7 +140,7 @@ class Weights:
         drawn: how many of a factory's tensors differ from seed to seed.
     """
 
-    source: str
+    source: WeightsSource
     seed: int | None = None
     path: str = ""
     sha256: SomeSha256 = ""

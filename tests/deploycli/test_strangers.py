@@ -207,3 +207,17 @@ def test_arguments_that_make_no_model(
     result = deploycli("verify", folder, "--batches", 1)
     assert result.code in (2, 8), result.err
     assert "Traceback" not in result.err
+
+
+@pytest.mark.parametrize("source", ["pretrained", "checkpoint"])
+@pytest.mark.parametrize(
+    "path", ["", "a/b@../../../etc/passwd/x", "a/b@c/../../../../etc/passwd", "\0", "\ud800@a/b", "/"]
+)
+def test_weights_that_are_nowhere(deploycli: Command, bundle: Bundle, source: str, path: str) -> None:
+    manifest = json.loads((bundle.path / MANIFEST_NAME).read_text())
+    manifest["weights"] |= {"source": source, "path": path}
+    (bundle.path / MANIFEST_NAME).write_text(json.dumps(manifest))
+    (report,) = deploycli("verify", bundle.path, "--batches", 1, "--json").json()
+    assert report["reference"] == "golden"
+    assert "not at hand" in report["reference_note"]
+    assert deploycli("verify", bundle.path, "--reference", "eager").code == 7
