@@ -8,16 +8,20 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from deploycli.render import show_bundle
 from exporters.artifact import MANIFEST_NAME, CalibrationRecord, FileRecord
 from exporters.bundle import Bundle
+from exporters.precision.calibration_cache import CalibrationCache
 from exporters.proof import PROOF_NAME, Proof
 from exporters.steps import GraphCost
 from exporters.tensorrt.sidecar import Sidecar, sidecar_of
 from models.errors import DeployError, IntegrityError, UsageError
 from models.spec import Preprocessing
 from tests.exporters import bundles, engines
+from tests.exporters.precision.test_calibration_cache import CACHE
 from tests.exporters.tensorrt.test_sidecar import SETTINGS
 
 if TYPE_CHECKING:
@@ -221,3 +225,51 @@ def test_weights_that_are_nowhere(deploycli: Command, bundle: Bundle, source: st
     assert report["reference"] == "golden"
     assert "not at hand" in report["reference_note"]
     assert deploycli("verify", bundle.path, "--reference", "eager").code == 7
+
+
+def test_every_field_of_a_calibration(tmp_path: Path) -> None:
+    path = tmp_path / "ranges.json"
+    CACHE.save(path)
+    refused = 0
+    for what, text in spoilt(json.loads(path.read_text())):
+        path.write_bytes(text.encode())
+        error = ending(lambda: CalibrationCache.load(path))
+        refused += isinstance(error, IntegrityError)
+        if isinstance(error, IntegrityError):
+            assert " at $" in error.found or "no JSON" in error.found, what
+    assert refused > 300
+
+
+@given(st.data())
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+def test_several_edits_at_once(bundle: Bundle, data: st.DataObject) -> None:
+    """Whatever JSON takes the place of fields, anywhere, together: the manifest is read, or an error names a field."""
+    path = bundle.path / MANIFEST_NAME
+    before = bundle.manifest.dumps()
+    values = json.loads(before)
+    anything = st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+        max_leaves=5,
+    )
+    for _ in range(data.draw(st.integers(1, 3))):
+        *where, last = data.draw(st.sampled_from(list(places(values))))
+        holder = values
+        for key in where:
+            holder = holder[key]
+        holder[last] = data.draw(anything)
+    try:
+        path.write_text(json.dumps(values))
+        error = ending(lambda: Bundle.open(bundle.path))
+        if isinstance(error, IntegrityError):
+            assert len(error.found) < 10_000
+        elif error is not None:
+            assert isinstance(error, UsageError)
+            assert "schema version" in error.found
+        else:
+            opened = Bundle.open(bundle.path)
+            assert json.loads(opened.manifest.dumps()).keys() == json.loads(before).keys()
+    finally:
+        path.write_text(before)
