@@ -190,7 +190,7 @@ def _refuse_constant(name: str) -> None:
 INPUT_TYPES = ("float32", "float16", "float64", "bool", "uint8", "int8", "int32", "int64")
 """Element types of inputs, the default first."""
 
-_INPUT = "write NAME:SHAPE[:TYPE[:LOW..HIGH]], the batch first: images:2x3x224x224, or ids:2x16:int64:0..30521"
+_INPUT = "write name:2x3x224x224, the batch first, or name:2x16:int64:0..30521 with a type and a range"
 
 
 def tensor_spec(text: str) -> TensorSpec:
@@ -210,7 +210,7 @@ def tensor_spec(text: str) -> TensorSpec:
         if last not in INPUT_TYPES:
             raise click.BadParameter(f"{_shown(text)} has a range and no type before it; {_INPUT}")
     dtype = INPUT_TYPES[0]
-    if re.fullmatch(r"[A-Za-z_]\w*", last):
+    if rest and re.fullmatch(r"[A-Za-z_]\w*", last):
         if last not in INPUT_TYPES:
             raise click.BadParameter(f"{_shown(last)} is no element type; write one of {', '.join(INPUT_TYPES)}")
         dtype = last

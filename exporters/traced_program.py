@@ -86,7 +86,10 @@ def _answer_zero_where_all_is_hidden(node: torch.fx.Node, program: ExportedProgr
     mask = node.args[position] if position < len(node.args) else node.kwargs.get("attn_mask")
     if not isinstance(mask, torch.fx.Node):
         return
-    constant = _constant(mask, program)
+    try:
+        constant = _constant(mask, program)
+    except Exception:  # what cannot be computed alone is treated as if it followed from an input
+        constant = None
     if constant is not None and not bool(_hides_all(constant).any()):
         return
     value: torch.Tensor = node.meta["val"]
