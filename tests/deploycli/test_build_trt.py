@@ -316,7 +316,7 @@ class TestWithoutTensorRt:
     def test_errors_of_the_lint_end_it(self, tmp_path: Path, deploycli: Command, gpu: Any) -> None:
         bad = [helper.make_node("Det", ["raw.logits"], ["features"])]
         made = bundles.make(tmp_path / "artifacts", model=bundles.graph(bad))
-        assert_refused(deploycli("build-trt", "--precision", "fp32"), 3, "errors, the first of rule", "Det")
+        assert_refused(deploycli("build-trt", "--precision", "fp32"), 3, "cannot read ", "rule 2: ", "Det")
         assert not (made.path / "reports").exists()
 
     def test_engines_are_listed_as_not_judged(self, engines: Path, deploycli: Command) -> None:
