@@ -301,7 +301,7 @@ class TestWithoutTensorRt:
             (["--workspace", "lots"], "is no size"),
             (["--error-on-timing-cache-miss"], "--timing-cache FILE"),
             (["--timing-cache", "a", "--locked", "b"], "one of them"),
-            (["--builder-optimization-level", "9"], "0<=x<=5"),
+            (["--builder-optimization-level", "9"], "'9' is no whole number from 0 to 5"),
             (["--precision", "fp8"], "'fp8' is not one of"),
             (["nowhere"], "nowhere"),
         ],

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import shlex
+from dataclasses import replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from PIL import Image
 
 from exporters.bundle import Bundle
 from tests.deploycli.commands import SCRIPT, assert_refused, files, module, run
-from tests.exporters.bundles import make
+from tests.exporters.bundles import SPEC, make
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,7 +39,10 @@ def test_export_says_what_it_did_and_what_comes_next(exported: Path) -> None:
 
 def test_exported_json_is_the_manifest(exported: Path) -> None:
     printed = json.loads((exported / "second.out").read_text())
-    assert printed == json.loads((exported / "twin/swin_t/manifest.json").read_text()) | {"path": "twin/swin_t"}
+    assert printed == json.loads((exported / "twin/swin_t/manifest.json").read_text()) | {
+        "path": "twin/swin_t",
+        "gone": [],
+    }
     assert printed["weights"]["source"] == "random"
     assert printed["weights"]["seed"] == 0
     assert "tracing" in (exported / "second.err").read_text().splitlines()
@@ -213,7 +217,7 @@ def test_options_of_the_export_reach_the_bundle(smallest: str, deploycli: Comman
 
 
 def test_export_replaces_a_bundle_whole(smallest: str, deploycli: Command, tmp_path: Path) -> None:
-    old = make(tmp_path / "artifacts", smallest)
+    old = make(tmp_path / "artifacts", smallest, spec=replace(SPEC, name=smallest, family="swin"))
     (old.path / "reports").mkdir()
     (old.path / "reports/old.json").touch()
     make(tmp_path / "artifacts", "other")
