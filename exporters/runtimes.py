@@ -49,6 +49,9 @@ class Runtime(Protocol):
     ) -> None: ...
 
 
+_INDICES = "the range of the indices, where that is what an input holds: --input NAME:SHAPE:int64:0..N"
+
+
 class EagerRuntime:
     """The PyTorch module itself, in evaluation mode and full float32 on the CPU: the truth of every comparison.
 
@@ -97,6 +100,7 @@ class EagerRuntime:
                     f"{type(self._module).__name__} does not run on {shapes}: "
                     f"{type(error).__name__}: {first_line(error)}{raised_at(error)}",
                     expected="a model that runs at every batch size",
+                    hint=_INDICES if isinstance(error, IndexError) else "",
                 ) from error
         found = tuple(flatten(outputs).values())
         if len(found) != len(self._output_names):
