@@ -62,8 +62,8 @@ def describe(
         shapes = ", ".join(f"{i.name}:{'x'.join(map(str, (2, *i.shape)))}:{i.dtype}" for i in spec.inputs)
         raise UsageError(
             f"{target} does not run on {shapes}: {type(error).__name__}: {first_line(error)}",
-            hint="--input NAME:2x3x224x224 (or with a type and a range: NAME:2x16:int64:0..9), once for each input in the "
-            "order of forward, or --img-size",
+            hint="--input NAME:2x3x224x224 (or NAME:2x16:int64:0..9, with a type and a range), once for each input "
+            "in the order of forward; or --img-size",
         ) from error
     spec = replace(spec, inputs=tuple(_hiding(module, spec.inputs, place) for place in range(len(spec.inputs))))
     taken = {i.name for i in spec.inputs}
