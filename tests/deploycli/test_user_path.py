@@ -227,7 +227,8 @@ def test_export_replaces_a_bundle_whole(smallest: str, deploycli: Command, tmp_p
     assert sorted(path.name for path in (tmp_path / "artifacts").iterdir()) == ["other", smallest]
     assert files(tmp_path / "artifacts/other") == other
     (artifact,) = Bundle.open(old.path).manifest.artifacts
-    assert artifact.ops_before == artifact.ops_after
+    kept = ("MatMul", "Transpose", "Softmax", "Slice", "Concat")  # only what makes operands constants is folded
+    assert [artifact.ops_after.get(op) for op in kept] == [artifact.ops_before.get(op) for op in kept]
     assert [step.name for step in artifact.steps] == ["trace"]
 
 
