@@ -84,6 +84,7 @@ def read_message(path: Path) -> onnx.ModelProto:
 
     Raises:
         UsageError: no such file, or it is no ONNX file.
+        OSError: it cannot be read.
     """
     try:
         there, size = path.is_file(), path.stat().st_size if path.is_file() else 0
@@ -95,6 +96,8 @@ def read_message(path: Path) -> onnx.ModelProto:
         raise UsageError(f"{path} is no ONNX file: it has {size} bytes", expected="at most 2 GiB, which protobuf reads")
     try:
         proto = onnx.load(path, format="protobuf", load_external_data=False)
+    except (OSError, MemoryError):
+        raise
     except Exception as error:  # protobuf's exceptions differ between its implementations
         raise UsageError(f"{path} is no ONNX file: {first_line(error)}", expected="a complete ONNX file") from error
     if not proto.HasField("graph") or not (proto.ir_version or proto.opset_import):

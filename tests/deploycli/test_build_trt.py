@@ -367,7 +367,7 @@ class TestVerifying:
             ("no sidecar", "has no sidecar"),
             ("link", "is a link that leaves the bundle"),
             ("folder", "is a link that leaves the bundle"),
-            ("sidecar", "is malformed"),
+            ("sidecar", "is no JSON"),
             ("header", "as its header says"),
         ],
     )

@@ -183,7 +183,7 @@ def test_unknown_precision_is_refused(tmp_path: Path) -> None:
 def test_artifact_that_is_no_onnx_file(tmp_path: Path) -> None:
     bundle = make(tmp_path)
     (bundle.path / "model.onnx").write_bytes(b"something else")
-    with pytest.raises(IntegrityError, match="cannot be read as ONNX"):
+    with pytest.raises(UsageError, match="is no ONNX file"):
         verify(record_again(bundle))
 
 
