@@ -423,7 +423,11 @@ def test_error_of_another_file_is_not_explained_as_the_disk(tmp_path: Path) -> N
 
 def test_root_that_cannot_be_a_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    for root in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/nowhere")):
+    os.mkfifo(tmp_path / "pipe")
+    for root in (tmp_path / "file", tmp_path / "pipe"):
+        with pytest.raises(UsageError, match="is no folder"):
+            make(root)
+    for root in (tmp_path / "file" / "below", Path("/proc/nowhere")):
         with pytest.raises(EnvironmentUnsuitable, match="cannot write"):
             make(root)
 
