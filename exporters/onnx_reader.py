@@ -282,18 +282,28 @@ def _refuse_sparse(message: onnx.ModelProto, path: Path) -> None:
 
 
 def _refuse_names(model: ir.Model) -> None:
-    """Raise where a body is missing, or a name is no text: the file holds bytes there."""
+    """Raise where a name, or what else is shown of a model, is no text: the file holds bytes there."""
     tops = [model.graph, *(function.graph for function in model.functions.values())]
     names: list[object] = [*model.opset_imports, *(part for key in model.functions for part in key)]
+    names += [model.producer_name, model.producer_version, model.domain, model.doc_string, *_words(model)]
     for graph in (*tops, *(inner for top in tops for inner in top.subgraphs())):
         values = [*graph.inputs, *graph.initializers.values(), *graph.outputs]
         for node in graph:
-            names += [node.name, node.op_type, node.domain, *node.attributes]
+            names += [node.name, node.op_type, node.domain, node.overload, node.doc_string, *node.attributes]
+            names += _words(node)
             values += [value for value in (*node.inputs, *node.outputs) if value is not None]
-        names += [graph.name, *(value.name for value in values)]
+        names += [graph.name, graph.doc_string, *_words(graph)]
+        for value in values:
+            names += [value.name, value.doc_string, *_words(value)]
+            names += [dim.value for dim in value.shape or () if isinstance(dim, ir.SymbolicDim)]
     broken = next((name for name in names if not isinstance(name, str | None)), None)
     if broken is not None:
         raise UsageError(f"the name {broken!r} is no text", expected="a valid ONNX graph")
+
+
+def _words(holder: ir.Model | ir.Graph | ir.Node | ir.Value) -> list[str]:
+    """Return the keys and values of what metadata a file attaches."""
+    return [*holder.metadata_props, *holder.metadata_props.values()]
 
 
 def _refuse_endless(proto: onnx.ModelProto) -> None:

@@ -170,3 +170,28 @@ def test_what_is_no_file(tmp_path: Path, name: str) -> None:
     (tmp_path / "folder.onnx").mkdir()
     with pytest.raises(UsageError):
         load_model(tmp_path / name)
+
+
+TEXTS: dict[str, Callable[[onnx.ModelProto], object]] = {
+    "producer": lambda m: setattr(m, "producer_version", "MARK"),
+    "domain": lambda m: setattr(m, "domain", "MARK"),
+    "documentation": lambda m: setattr(m, "doc_string", "MARK"),
+    "metadata": lambda m: m.metadata_props.add(key="MARK", value="x"),
+    "metadata of the graph": lambda m: m.graph.metadata_props.add(key="x", value="MARK"),
+    "operator": lambda m: setattr(m.graph.node[0], "op_type", "MARK"),
+    "documentation of a node": lambda m: setattr(m.graph.node[0], "doc_string", "MARK"),
+    "metadata of a node": lambda m: m.graph.node[0].metadata_props.add(key="x", value="MARK"),
+    "symbol": lambda m: setattr(m.graph.input[0].type.tensor_type.shape.dim[0], "dim_param", "MARK"),
+    "documentation of a value": lambda m: setattr(m.graph.output[0], "doc_string", "MARK"),
+}
+
+
+@pytest.mark.parametrize("where", TEXTS)
+def test_text_that_is_none_is_refused(tmp_path: Path, where: str) -> None:
+    proto = model()
+    TEXTS[where](proto)
+    written = proto.SerializeToString()
+    assert b"MARK" in written
+    (tmp_path / "m.onnx").write_bytes(written.replace(b"MARK", b"\xff\xfe\x80K"))
+    with pytest.raises(UsageError):
+        load_model(tmp_path / "m.onnx")
