@@ -24,7 +24,7 @@ from msgspec import Meta
 
 from exporters.atomic import write_whole
 from exporters.tensorrt.timing_cache import SIZE_LIMIT, exclusive, sha256_of_bytes
-from models.codec import Sha256, load
+from models.codec import SomeSha256, load
 from models.errors import BuildError, EnvironmentUnsuitable, IntegrityError
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ _Tactic = Annotated[str, Meta(pattern=r"^(0[xX])?[0-9a-fA-F]{1,16}\Z")]
 @dataclass(frozen=True)
 class _LockFile:
     scope: LockScope
-    cache_sha256: Sha256
+    cache_sha256: SomeSha256
     tactics: Mapping[str, _Tactic]
 
 

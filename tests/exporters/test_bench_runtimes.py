@@ -198,7 +198,9 @@ def test_checkpoint_of_a_random_model_is_refused(swin: Bundle, tmp_path: Path) -
 def test_module_is_built_once_for_all_that_run_it(swin: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     built = []
     original = pytorch.reference_model
-    monkeypatch.setattr(pytorch, "reference_model", lambda *args: built.append(1) or original(*args))
+    monkeypatch.setattr(
+        pytorch, "reference_model", lambda *args, **kwargs: built.append(1) or original(*args, **kwargs)
+    )
     candidates = list(pytorch_candidates(swin, OPTIONS))
     with ExitStack() as stack:
         for candidate in candidates:
@@ -312,5 +314,5 @@ def test_file_that_does_not_load_or_run_is_a_reason(linear: Bundle) -> None:
     with pick(ort_candidates(linear, OPTIONS), "ort-cpu").open() as prepare, pytest.raises(ExportError, match="failed"):
         prepare({"images": IMAGES[:, :5]})
     (linear.path / "model.onnx").write_bytes(b"no model")
-    with pytest.raises(ExportError, match=r"cannot load model\.onnx"):
+    with pytest.raises(UsageError, match=r"model\.onnx is no ONNX file"):
         pick(ort_candidates(linear, OPTIONS), "ort-cpu").open().__enter__()

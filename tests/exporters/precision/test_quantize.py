@@ -216,7 +216,7 @@ def test_a_cache_of_something_else(bundle: Bundle, tmp_path: Path) -> None:
     sharper = dataclasses.replace(made.manifest, preprocessing=dataclasses.replace(recipe, crop_pct=0.5))
     refused(Bundle(made.path, sharper), IntegrityError, "another preprocessing", Quantization(), given)
     cache.write_text("{")
-    refused(made, IntegrityError, "is not JSON", Quantization(), given)
+    refused(made, IntegrityError, "is no JSON", Quantization(), given)
     refused(made, UsageError, "there is no calibration", Quantization(), CalibrationData(cache=tmp_path / "none"))
 
 
