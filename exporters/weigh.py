@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 from exporters.rewrite.cost import constant_bytes
+from exporters.rewrite.shapes import item_bytes
 from models.errors import EnvironmentUnsuitable
 from models.memory import available, size
 
@@ -84,4 +85,4 @@ def _nodes(graph: ir.Graph) -> Iterator[tuple[ir.Node, bool]]:
 def _bytes(value: ir.Value, facts: Facts, batch: int) -> int:
     fact = facts[value]
     shape = None if fact is None else fact.shape(batch)
-    return 0 if fact is None or shape is None else math.ceil(math.prod(shape) * fact.dtype.itemsize)
+    return 0 if fact is None or shape is None else math.ceil(math.prod(shape) * item_bytes(fact.dtype))

@@ -17,6 +17,7 @@ from exporters.rewrite.axes import Relation, Take, View
 from exporters.rewrite.boxes import Box, covers, is_whole, merge, sizes, volume, whole
 from exporters.rewrite.forms import LAUNCH, VIEW
 from exporters.rewrite.relations import relations
+from exporters.rewrite.shapes import item_bytes
 from exporters.rewrite.unique import label
 from exporters.steps import Refusal
 
@@ -253,7 +254,7 @@ class Demand:
     def _bytes(self, value: ir.Value, box: Box) -> int:
         fact = self._facts[value]
         assert fact is not None, "it has been selected from"
-        return math.ceil(fact.dtype.itemsize * volume(self._dims(value), box))
+        return math.ceil(item_bytes(fact.dtype) * volume(self._dims(value), box))
 
     def _dims(self, value: ir.Value) -> Dims:
         dims = self._facts.dims(value)

@@ -18,7 +18,7 @@ import onnx_ir as ir
 from exporters.rewrite.affine import INTEGERS
 from exporters.rewrite.cost import multiply_adds
 from exporters.rewrite.movement_ops import is_movement, move
-from exporters.rewrite.shapes import NodeShapes, Operand
+from exporters.rewrite.shapes import NodeShapes, Operand, item_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -144,7 +144,7 @@ def _weigh(node: ir.Node, operands: Operands, opset_imports: Mapping[str, int], 
         if not outputs or any(out is None or None in out[2] for out in outputs):
             raise ValueError(f"how large the result of {node.op_type} is, is not known before it is computed")
         shapes = [(dtype, [d for d in axes if d is not None]) for dtype, _, axes in filter(None, outputs)]
-        size = sum(math.ceil(math.prod(dims) * dtype.itemsize) for dtype, dims in shapes)
+        size = sum(math.ceil(math.prod(dims) * item_bytes(dtype)) for dtype, dims in shapes)
         products = multiply_adds(node, [() if x is None else x.shape for x in operands], tuple(shapes[0][1]))
         if products is None or products > MOST_PRODUCTS:
             raise ValueError(f"{products} multiply-adds of constants")

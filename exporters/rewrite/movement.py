@@ -24,7 +24,7 @@ from exporters.rewrite.graph_pass import GraphPass
 from exporters.rewrite.index_map import IndexMap
 from exporters.rewrite.regions import RegionMaps, find_regions
 from exporters.rewrite.rewiring import remove, replace, replace_all
-from exporters.rewrite.shapes import elements
+from exporters.rewrite.shapes import elements, item_bytes
 from exporters.rewrite.splits import joint_plans, split_groups, swaps_last_axes
 from exporters.rewrite.unique import label
 from exporters.steps import Refusal
@@ -138,7 +138,7 @@ class _Folder:
     def _itemsize(self, value: ir.Value) -> int:
         fact = self._facts[value]
         assert fact is not None
-        return math.ceil(fact.dtype.itemsize)
+        return math.ceil(item_bytes(fact.dtype))
 
     def _cost(self, chosen: Mapping[ir.Value, Plan], region: Region) -> int:
         """Cost of a set of plans that share their common beginnings; Slices that tile an axis are one Split."""

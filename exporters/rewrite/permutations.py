@@ -25,6 +25,7 @@ from exporters.rewrite.order_plan import Compute, Planner, ReadAsIs, Reduce, Shu
 from exporters.rewrite.rewiring import replace
 from exporters.rewrite.row_events import read_events
 from exporters.rewrite.rows import permuted
+from exporters.rewrite.shapes import item_bytes
 from exporters.rewrite.tidying import sweep
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ class _Writer:
         assert fact is not None
         key = (pieces.key, unit, source, result)
         if key not in self._plans:
-            self._plans[key] = _cheapest(pieces, unit, source, result, math.ceil(fact.dtype.itemsize))
+            self._plans[key] = _cheapest(pieces, unit, source, result, math.ceil(item_bytes(fact.dtype)))
         for move in self._plans[key]:
             value = self._builder.move(move, value, anchor)
         return value

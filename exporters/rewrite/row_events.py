@@ -9,7 +9,7 @@ from exporters.rewrite.index_map import IndexMap
 from exporters.rewrite.order_plan import Compute, Matrix, ReadAsIs, Reduce, Shuffle
 from exporters.rewrite.regions import RegionMaps, find_regions
 from exporters.rewrite.rows import reduced_axes, row_wise, rows_of
-from exporters.rewrite.shapes import elements
+from exporters.rewrite.shapes import elements, item_bytes
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -61,7 +61,7 @@ class _Reader:
         assert fact is not None
         assert fact.dims is not None, "events are on values of known shape"
         rows, channels = rows_of(fact.dims) or (1, elements(fact.dims))
-        return Matrix(value, fact.dims, rows, channels, math.ceil(fact.dtype.itemsize))
+        return Matrix(value, fact.dims, rows, channels, math.ceil(item_bytes(fact.dtype)))
 
     def _is_pinned(self, value: ir.Value) -> bool:
         """Say whether a value is read where its readers cannot be rewired: outside, or in an inner graph."""

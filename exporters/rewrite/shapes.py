@@ -36,6 +36,8 @@ FLOATS_LIMIT = 16
 _MOST = 8192
 """So many results are kept."""
 
+_POINTER = 8
+
 _MOST_ELEMENTS = 2**56
 """A shape of more elements than this is taken for one that overflowed."""
 
@@ -62,6 +64,11 @@ def substitute(dim: int, batch: int) -> int:
 def elements(dims: Dims, batch: int = 1) -> int:
     """Return the number of elements of a shape at a batch size."""
     return math.prod(substitute(d, batch) for d in dims)
+
+
+def item_bytes(dtype: ir.DataType) -> float:
+    """Return the bytes of an element; of a string, which may be of any length, those of a pointer."""
+    return _POINTER if dtype.is_string() else dtype.itemsize
 
 
 class NodeShapes:

@@ -5,13 +5,15 @@ Before -> after, as PyTorch decomposes scaled_dot_product_attention::
     Softmax(s) -> p; Where(IsNaN(p), 0, p) -> p
 
 The guard is for a query that sees no key at all: a row of minus infinities. Scores are bounded through all that is
-added to them and multiplied into them, in the type that they have there: two finite masks may overflow together. Where
-each row keeps a finite score, and none is plus infinity, there is no NaN. Bit-equal for all products far from overflow.
-Refused, for one: a constant mask that hides every key from some query.
+added to them and multiplied into them, in the type that they have there: two finite masks may overflow together, and so
+may a scale of the queries and one of the keys. Where each row keeps a finite score, and none is plus infinity, there is
+no NaN. Bit-equal for all products far from overflow. Refused, for one: a constant mask that hides every key from some
+query.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,7 @@ import ml_dtypes
 import numpy as np
 
 from exporters.rewrite.graph_pass import GraphPass
+from exporters.rewrite.movement_ops import MOVEMENT
 from exporters.rewrite.rewiring import replace
 from exporters.rewrite.unique import label
 from exporters.steps import Refusal
@@ -105,9 +108,11 @@ def _bounds(scores: ir.Value, facts: Facts) -> _Bounds | None:
     fact = facts[scores]
     if node is None or fact is None or not fact.dtype.is_floating_point():
         return None
-    most = np.array(far_from_overflow(fact.dtype.numpy()))
-    bounds = _Bounds(-most, most)
+    usual = far_from_overflow(fact.dtype.numpy())
     with np.errstate(all="ignore"):  # what overflows is the answer
+        times = math.prod(_times_usual(value, math.sqrt(usual), facts) for value in node.inputs)
+        most = np.array(usual * max(times, 1)).astype(fact.dtype.numpy()).astype(np.float64)
+        bounds = _Bounds(-most, most)
         for node in path:
             bounds = _after(node, bounds, facts)
     return bounds
@@ -117,6 +122,75 @@ def far_from_overflow(dtype: np.dtype[Any]) -> float:
     """Return a number that a product of queries and keys is taken to stay below, and a mask that hides is beyond."""
     largest = float(ml_dtypes.finfo(dtype).max)  # type: ignore[no-untyped-call]  # it ships no types
     return largest / 2 if largest < 1e6 else largest * 2.0**-28
+
+
+_MOST_LOOKED_AT = 128
+"""So many operators above a product are looked at; with more, no bound is known."""
+
+_USUAL_WEIGHT = 2.0**10
+"""A projection by no larger numbers than this leaves numbers of the usual size."""
+
+
+def _times_usual(operand: ir.Value | None, usual: float, facts: Facts) -> float:
+    """Return how many times larger than usual an operand of a product may be, for the constants that it is made with.
+
+    Queries and keys are taken to be of the usual size where no constant says otherwise: a finite scale, or a mask that
+    is added before the product, may let the product overflow.
+    """
+    found: dict[ir.Value | None, float] = {}
+
+    def of(value: ir.Value | None) -> float:
+        if value not in found:
+            found[value] = math.inf
+            if len(found) <= _MOST_LOOKED_AT:
+                constant = facts.constant(value)
+                node = None if value is None else value.producer()
+                if constant is not None:
+                    found[value] = _largest(constant) / usual
+                elif node is None or node.domain != "":
+                    found[value] = 1
+                else:
+                    found[value] = made_by(node)
+        return found[value]
+
+    def factor(value: ir.Value | None) -> float:
+        constant = facts.constant(value)
+        return of(value) if constant is None else _largest(constant)
+
+    def made_by(node: ir.Node) -> float:
+        first = node.inputs[0] if node.inputs else None
+        constants = [constant for constant in map(facts.constant, node.inputs[1:]) if constant is not None]
+        if node.op_type in ("MatMul", "Gemm", "Conv"):
+            weights = max([1, *(_largest(x) / _USUAL_WEIGHT for x in constants)])
+            return weights * of(first) if constants else max(map(of, node.inputs))
+        if node.op_type in ("BatchNormalization", "LayerNormalization"):
+            return max([1, *(_largest(x) / _USUAL_WEIGHT for x in constants)])
+        if node.op_type == "Mul":
+            return math.prod(map(factor, node.inputs))
+        if node.op_type == "Div":
+            divisor = facts.constant(node.inputs[1])
+            return of(first) if divisor is None else of(first) / float(np.abs(divisor).min(initial=math.inf))
+        if node.op_type in _KEEPS_SIZE or node.op_type in MOVEMENT:
+            numbers = [value for value in node.inputs if _is_number(value, facts)]
+            return max(map(of, numbers), default=1)
+        return 1
+
+    return of(operand)
+
+
+_KEEPS_SIZE = frozenset({"Abs", "Add", "Cast", "Identity", "Max", "Min", "Neg", "Relu", "Sub", "Sum", "Where"})
+"""Operators whose results are of their operands' size."""
+
+
+def _is_number(value: ir.Value | None, facts: Facts) -> bool:
+    fact = None if value is None else facts[value]
+    return fact is None or fact.dtype.is_floating_point()
+
+
+def _largest(constant: Array) -> float:
+    """Return the largest magnitude of a constant; where one is no number, infinity."""
+    largest = float(np.abs(constant.astype(np.float64)).max(initial=0))
+    return math.inf if math.isnan(largest) else largest
 
 
 def _varying(node: ir.Node, facts: Facts) -> ir.Value | None:

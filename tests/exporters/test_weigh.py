@@ -82,3 +82,7 @@ def test_activations_are_held_against_what_is_left(monkeypatch: pytest.MonkeyPat
 
 def test_what_is_not_known_is_not_weighed() -> None:
     judge(graph([node("Relu", "x", "y")], ["batch", "height", "width"]))
+
+
+def test_a_string_is_of_the_size_of_a_pointer() -> None:
+    judge(graph([node("Cast", "x", "s", to=8), node("Cast", "s", "y", to=1)], ["batch", 4]))

@@ -110,6 +110,47 @@ def test_constants_that_are_finite_alone_may_overflow_together(scores: str, cons
     assert (counts["Where"], refusals, modified) == (1, ["its mask may hide all keys from a query"], False)
 
 
+IN_THE_PRODUCT = """g (float[batch, 3, 4] x) => (float[batch, 3, 4] y) {
+    t = Transpose <perm = [0, 2, 1]> (x)
+    OPERANDS
+    raw = MatMul (q, k)
+    p = Softmax <axis = -1> (raw)
+    none = IsNaN (p)
+    kept = Where (none, zero, p)
+    y = MatMul (kept, x)
+}"""
+
+
+@pytest.mark.parametrize(
+    ("operands", "constants"),
+    [
+        ("q = Mul (x, c) k = Mul (t, c)", {"c": np.float32(1e25)}),
+        ("a = Mul (x, c) q = Neg (a) k = Div (t, d)", {"c": np.float32(1e25), "d": np.float32(1e-25)}),
+        ("q = Add (x, c) k = Identity (t)", {"c": np.float32([[0], [LOWEST], [0]])}),
+        ("q = Identity (x) k = Where (b, c, t)", {"b": np.eye(4, 3) > 0, "c": np.float32(-np.inf)}),
+        ("q = MatMul (x, w) k = Mul (t, c)", {"w": 1e20 * np.eye(4, dtype=np.float32), "c": np.float32(1e20)}),
+        ("q = Identity (w) k = Mul (t, c)", {"w": 1e20 * np.eye(3, 4, dtype=np.float32), "c": np.float32(1e20)}),
+        ("q = Identity (w) k = Mul (t, c)", {"w": np.full((3, 4), np.nan, np.float32), "c": np.float32(1)}),
+    ],
+)
+def test_constants_in_queries_and_keys_may_let_their_product_overflow(operands: str, constants: dict[str, Any]) -> None:
+    text = IN_THE_PRODUCT.replace("OPERANDS", operands)
+    counts, _, modified = run(text, zero=NUMBERS["zero"], **constants)
+    assert (counts["IsNaN"], modified) == (1, False)
+
+
+def test_usual_scales_and_weights_of_queries_and_keys_need_no_guard() -> None:
+    operands = "n = LayerNormalization (x, g) q0 = MatMul (n, w) q1 = Add (q0, b) q = Mul (q1, c) k = Mul (t, c)"
+    weights = {"g": np.float32([1, 2, 3, 4]), "w": np.eye(4, dtype=np.float32), "b": np.float32([1, -1, 30, 0])}
+    assert run(IN_THE_PRODUCT.replace("OPERANDS", operands), zero=NUMBERS["zero"], c=np.float32(8), **weights)[2]
+
+
+def test_a_long_way_to_a_product_has_no_bound() -> None:
+    steps = " ".join(f"a{i + 1} = Add (a{i}, a{i})" for i in range(200))
+    text = IN_THE_PRODUCT.replace("OPERANDS", f"a0 = Identity (x) {steps} q = Identity (a200) k = Identity (t)")
+    assert not run(text, zero=NUMBERS["zero"])[2]
+
+
 @pytest.mark.parametrize(
     "mask",
     [
