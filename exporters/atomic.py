@@ -19,6 +19,7 @@ is assumed, and what a killed one left is not cleaned up.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import secrets
 import shutil
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 
 _TEMPORARY = "deploycli-"
 _MOMENT_S = 60.0
+_ATTEMPTS = 10
+_LONGEST_STEM = 200  # bytes
 
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -90,24 +93,39 @@ def replaced_folder(
 def scratch_folder(target: Path) -> Iterator[Path]:
     """Yield an empty hidden folder beside ``target``, which vanishes; what dead processes have left there does, too.
 
-    The parent folder is created where it is missing.
+    The parent folder is created where it is missing, and removed again where nothing came of it.
 
     Raises:
         OSError: from the file system.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
+    missing = [folder for folder in (target.parent, *target.parent.parents) if not folder.exists()]
     temporary = target.parent / f"{_temporary_prefix(target)}{secrets.token_hex(4)}"
     owner = None
     try:
-        with locked(target.parent):  # nobody may take the folder for a dead writer's before it is locked
-            _remove_stale(target)
-            temporary.mkdir()
-            owner = _try_lock(temporary)
+        owner = _made(temporary, target)
         yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # gone already where it was swapped
         if owner is not None:
             os.close(owner)
+        with suppress(OSError):  # something is in it
+            for folder in missing:
+                folder.rmdir()
+
+
+def _made(temporary: Path, target: Path) -> int | None:
+    """Make a hidden folder beside ``target`` and hold it; return what holds it, if anything can."""
+    for attempts_left in range(_ATTEMPTS - 1, -1, -1):
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with locked(temporary.parent):  # nobody may take the folder for a dead writer's before it is locked
+                _remove_stale(target)
+                temporary.mkdir()
+                return _try_lock(temporary)
+        except FileNotFoundError:  # another writer, who had made the parent folder, gave up and removed it
+            if not attempts_left:
+                raise
+    return None
 
 
 @contextmanager
@@ -256,6 +274,9 @@ def _replaced(target: Path) -> Path:
 
 
 def _temporary_prefix(target: Path) -> str:
+    name = os.fsencode(target.name)
+    if len(name) > _LONGEST_STEM:  # 255 bytes are all that a name may have
+        return f".{hashlib.sha256(name).hexdigest()}.tmp-"
     return f".{target.name}.tmp-"
 
 

@@ -170,6 +170,7 @@ class OrtRuntime:
 
     Raises:
         EnvironmentUnsuitable: ONNX Runtime is not installed.
+        UsageError: the file's name is not in UTF-8.
         ExportError: it cannot load the file.
     """
 
@@ -181,6 +182,12 @@ class OrtRuntime:
         except ImportError as error:
             raise EnvironmentUnsuitable(
                 f"ONNX Runtime cannot be imported: {error}", hint="pip install onnxruntime"
+            ) from error
+        try:
+            str(path).encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(
+                f"{path} is no name in UTF-8, and ONNX Runtime opens no other", hint="rename it"
             ) from error
         options = ort.SessionOptions()
         options.log_severity_level = 4  # errors are raised as well, and warnings are not ours to act on

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.errors import UsageError
+from models.errors import UsageError, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -46,15 +46,22 @@ class Exited(RuntimeError):  # noqa: N818 - it tells what was done
 
 @contextmanager
 def contained() -> Iterator[None]:
-    """Turn ``sys.exit`` of a stranger's code into an exception like any other.
+    """Turn ``sys.exit`` of a stranger's code, and whatever else is no `Exception`, into an exception like any other.
+
+    What ends the command stays what it is: KeyboardInterrupt, and what Ctrl-C and SIGTERM raise.
 
     Raises:
-        Exited: it was called.
+        Exited: something of the kind was raised.
     """
     try:
         yield
     except SystemExit as error:
         raise Exited(f"it called sys.exit({error.code!r})").with_traceback(error.__traceback__) from None
+    except BaseException as error:
+        if isinstance(error, Exception | KeyboardInterrupt) or hasattr(error, "exit_code"):  # ours has one
+            raise
+        told = f"it raised {type(error).__name__}, which is no Exception: {first_line(error)}"
+        raise Exited(told).with_traceback(error.__traceback__) from None
 
 
 def raised_at(error: BaseException) -> str:

@@ -7,11 +7,13 @@ import re
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from models.errors import DeployError, EnvironmentUnsuitable, UsageError, first_line
 from models.factory import call_factory, raised_at
@@ -62,6 +64,13 @@ def make(family: str, target: str, kwargs: Mapping[str, Any]) -> nn.Module:
         ) from error
     if not isinstance(module, nn.Module):
         raise UsageError(f"{target} returned {type(module).__name__}", expected="an nn.Module")
+    lazy = [name for name, value in chain(module.named_parameters(), module.named_buffers()) if is_lazy(value)]
+    if lazy:
+        raise UsageError(
+            f"{target} has parameters that get their shapes when it first runs {some(lazy)}",
+            expected="an nn.Module with weights",
+            hint="let the function run it once, on zeros of an input's shape",
+        )
     return module
 
 

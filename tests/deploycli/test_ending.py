@@ -41,9 +41,13 @@ class Net(torch.nn.Linear):
 
 def fails(): raise OSError(28, "No space left on device")
 def asks(): raise KeyboardInterrupt
+class Stop(BaseException): pass
+def stops(): raise Stop("enough")
+def lazy(): return torch.nn.Sequential(torch.nn.LazyLinear(4))
 def exits(): sys.exit(0)
 def exits_with_text(): sys.exit("no licence")
 def huge(): return torch.zeros(2 ** 50)
+def forward_stops(): return Net((0, stops))
 def forward_exits(): return Net((0, sys.exit))
 def only_small_batches(): return Net((5, sys.exit))
 def forward_fails(): return Net((5, fails))
@@ -62,8 +66,11 @@ def factories(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("factory", "code", "parts"),
     [
-        ("exits", 2, ["mine.py:exits could not be made", "it called sys.exit(0)", "mine.py:17"]),
-        ("exits_with_text", 2, ["sys.exit('no licence')", "mine.py:18"]),
+        ("exits", 2, ["mine.py:exits could not be made", "it called sys.exit(0)", "mine.py:20"]),
+        ("exits_with_text", 2, ["sys.exit('no licence')", "mine.py:21"]),
+        ("stops", 2, ["mine.py:stops could not be made", "raised Stop, which is no Exception: enough", "mine.py:18"]),
+        ("forward_stops", 2, ["does not run on x:2x8", "raised Stop"]),
+        ("lazy", 2, ["shapes when it first runs (2): 0.weight, 0.bias"]),
         ("asks", 2, ["ended the process: KeyboardInterrupt"]),
         ("fails", 2, ["mine.py:fails could not be made: OSError: [Errno 28]"]),
         ("forward_exits", 2, ["does not run on x:2x8", "it called sys.exit(None)"]),
@@ -81,7 +88,7 @@ def test_what_the_code_of_a_model_may_do(
     factories: Path, deploycli: Command, tmp_path: Path, factory: str, code: int, parts: list[str]
 ) -> None:
     assert_refused(deploycli("export", f"mine.py:{factory}", "--input", "x:2x8"), code, *parts)
-    assert not (tmp_path / "artifacts").exists() or files(tmp_path / "artifacts") == {}
+    assert not (tmp_path / "artifacts").exists()
 
 
 def test_samples_that_end_the_process(factories: Path, deploycli: Command, tmp_path: Path) -> None:
@@ -118,7 +125,22 @@ def test_a_module_that_ends_the_process_when_it_is_imported(deploycli: Command, 
 )
 def test_names_that_are_too_long(deploycli: Command, tmp_path: Path, arguments: tuple[str, ...]) -> None:
     assert_refused(deploycli(*arguments), 2)
-    assert set(files(tmp_path)) <= {"artifacts"}
+    assert files(tmp_path) == {}
+
+
+@pytest.mark.parametrize("letter", ["n", "é", "漢"])
+def test_the_longest_name_that_there_may_be(deploycli: Command, tmp_path: Path, letter: str) -> None:
+    make(tmp_path)
+    name = letter * ((255 - len(".onnx")) // len(letter.encode())) + ".onnx"
+    assert deploycli("optimize", "linear/model.onnx", "-o", name).code == 0
+    assert [path.name for path in tmp_path.iterdir() if path.name != "linear"] == [name]
+
+
+def test_a_name_that_is_not_utf_8(deploycli: Command, tmp_path: Path) -> None:
+    make(tmp_path)
+    result = deploycli("optimize", "linear/model.onnx", "-o", os.fsdecode(b"\xff.onnx"))
+    assert_refused(result, 2, "no name in UTF-8")
+    assert [path.name for path in tmp_path.iterdir()] == ["linear"]
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def test_interruption_that_became_an_error_is_still_one(
     result = deploycli("export", smallest)
     assert (result.code, result.err.splitlines()[-1]) == (130, "interrupted: nothing was written")
     assert "Traceback" not in result.err
-    assert files(tmp_path) == {"artifacts": b""}
+    assert files(tmp_path) == {}
 
 
 def test_handlers_are_put_back_and_ignored_signals_stay_ignored() -> None:
