@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from models.files import sha256_of
 from models.sources import FACTORY, LIBRARIES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from torch import nn
 
@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from models.spec import Weights
 
 _LARGEST_ARGUMENT = 2**16
-"""Of a constructor: no width, depth or number of classes is larger, and a larger one would take all memory."""
+"""No width or depth is larger; a number of classes is, where the bundle's files hold as many weights."""
+
+_TIMES_STORED, _MOST_WEIGHTS = 16, 2**26
+"""A model has no more weights than so many times what the bundle stores of them, and so many: some are never used."""
 
 REFERENCES = ("auto", "eager", "golden")
 
@@ -107,27 +110,43 @@ def reference_model(manifest: Manifest, checkpoint: Path | None, *, trust_factor
             expected=f"sha256 {weights.sha256}",
             hint="pass the recorded file with --checkpoint, or export again from this one",
         )
-    with _as_recorded(manifest):
+    with _as_recorded(manifest, path.stat().st_size):
         return load(manifest.spec, path, entry=weights.entry or None).model
 
 
 @contextmanager
-def _as_recorded(manifest: Manifest) -> Iterator[None]:
+def _as_recorded(manifest: Manifest, mapped: int = 0) -> Iterator[None]:
     """Make a sentence of an error in what follows from the manifest, which may be anybody's.
 
+    Args:
+        manifest: the bundle's.
+        mapped: bytes of a checkpoint that is read inside the block.
+
     Raises:
-        IntegrityError: the arguments in the manifest make no model.
+        IntegrityError: the arguments in the manifest make no model, or a far larger one than the bundle holds.
     """
+    from models.limits import memory_that_is_left, weights_at_most
+
     spec = manifest.spec
     where = f"{MANIFEST_NAME} names arguments at $.spec.config that make no {spec.family}"
-    if spec.family not in (*LIBRARIES, FACTORY) and (huge := max(_numbers(spec.config), default=0)) > _LARGEST_ARGUMENT:
-        raise IntegrityError(f"{where}: {huge}", expected=f"numbers up to {_LARGEST_ARGUMENT}", hint=EXPORT_AGAIN)
     try:
-        yield
+        with ExitStack() as limits:
+            if spec.family != FACTORY:  # that is the user's own, or one that the user trusts
+                stored = sum(r.size for artifact in manifest.artifacts if not artifact.source for r in artifact.files())
+                weights = stored // 4  # of FP32
+                _refuse_huge_numbers(spec.config, max(_LARGEST_ARGUMENT, weights), where)
+                limits.enter_context(memory_that_is_left(mapped))
+                limits.enter_context(weights_at_most(_TIMES_STORED * weights + _MOST_WEIGHTS, where))
+            yield
     except (DeployError, MemoryError):
         raise
     except Exception as error:
         raise IntegrityError(f"{where}: {type(error).__name__}: {first_line(error)}", hint=EXPORT_AGAIN) from error
+
+
+def _refuse_huge_numbers(config: Mapping[str, Any], largest: int, where: str) -> None:
+    if (huge := max(_numbers(config), default=0)) > largest:
+        raise IntegrityError(f"{where}: {huge}", expected=f"numbers up to {largest}", hint=EXPORT_AGAIN)
 
 
 def _numbers(value: Any) -> Iterator[float]:
