@@ -16,8 +16,16 @@ COMPLETION = "_DEPLOYCLI_COMPLETE"
 
 
 def main() -> NoReturn:
-    """Run the command line and exit."""
+    """Run the command line and exit; where the process is the program, and no other's that calls it, in a child."""
     _refuse_shadowed_packages()
+    if __name__ == "__main__" or getattr(sys.modules["__main__"], "main", None) is main:
+        from deploycli.guard import guarded
+
+        guarded(_main)
+    _main()
+
+
+def _main() -> NoReturn:
     from deploycli.ending import finish_output, say, say_traceback, tolerate_encodings
 
     sys.excepthook = say_traceback

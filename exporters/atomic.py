@@ -54,6 +54,20 @@ _KINDS = (
 )
 
 
+_notes: list[int] = []
+
+
+def note_temporaries(descriptor: int) -> None:
+    """Have every temporary file and folder noted there from now on, for who cleans up after a crash."""
+    _notes[:] = [descriptor]
+
+
+def note(what: bytes) -> None:
+    """Write a note, if anybody wants one; a zero byte ends it."""
+    for descriptor in _notes:
+        os.write(descriptor, what + b"\0")
+
+
 @contextmanager
 def replaced_folder(
     target: Path,
@@ -120,6 +134,7 @@ def _made(temporary: Path, target: Path) -> int | None:
         try:
             with locked(temporary.parent):  # nobody may take the folder for a dead writer's before it is locked
                 _remove_stale(target)
+                note(os.fsencode(temporary.absolute()))
                 temporary.mkdir()
                 return _try_lock(temporary)
         except FileNotFoundError:  # another writer, who had made the parent folder, gave up and removed it
@@ -142,6 +157,7 @@ def temporary_folder(near: Path | None = None) -> Iterator[Path]:
     prefix = _TEMPORARY if near is None else f".{_TEMPORARY}"
     _remove_dead(place, prefix)
     with tempfile.TemporaryDirectory(prefix=prefix, dir=place, ignore_cleanup_errors=True) as name:
+        note(os.fsencode(Path(name).absolute()))
         owner = _try_lock(Path(name))
         try:
             yield Path(name)
@@ -193,6 +209,7 @@ def write_whole(path: Path, data: bytes) -> None:
         path = regular_file(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.parent / f"{_temporary_prefix(path)}{secrets.token_hex(4)}"
+        note(os.fsencode(temporary.absolute()))
         try:
             with temporary.open("xb") as stream:  # with the permissions of any other file, as mkstemp does not
                 stream.write(data)
