@@ -373,7 +373,7 @@ def _exact(request: ExportRequest, variant: Variant, feed: Arrays) -> Arrays | N
         tensors = (torch.tensor(feed[i.name]) for i in spec.inputs)
         with torch.inference_mode(), contained():
             found = flatten(module.double()(*(t.double() if t.is_floating_point() else t for t in tensors)))
-        return {name: value.numpy() for name, value in zip(spec.outputs, found.values(), strict=True)}
+        return {name: value.detach().numpy() for name, value in zip(spec.outputs, found.values(), strict=True)}
     except Exception:  # a stranger's code raises what it likes
         return None
 

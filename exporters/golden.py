@@ -42,12 +42,17 @@ _DEFAULT_VALUES = {"int8": (-128, 127), "uint8": (0, 255)}
 """Lowest and highest value of pixels and of quantized numbers; of other integers 0 to 9, for they may be indices."""
 
 
+_SHOWN = ("high", "low")
+"""What hides, where the lowest and where the highest value shows."""
+
+
 def synthetic_inputs(spec: ModelSpec, samples: int, seed: int = 0) -> Arrays:
     """Return seeded inputs, one array [samples, *shape] an input.
 
     Floating-point numbers are normal noise, which is what normalised pictures look like. Integers are even between the
     lowest and the highest that the spec tells; without it pixels take all of their range, masks 0 and 1, and others 0
-    to 9. Masks hide everything in the second sample and nothing in the third.
+    to 9. Masks hide everything in the second sample and nothing in the third, or nowhere a whole row where the model
+    does not bear that.
     """
     rng = np.random.default_rng(seed)
     return {i.name: _values(i, samples, rng) for i in spec.inputs}
@@ -64,7 +69,9 @@ def _values(spec: TensorSpec, samples: int, rng: np.random.Generator) -> npt.NDA
         return array
     low, high = spec.values or _DEFAULT_VALUES.get(spec.dtype) or (0, 1 if is_mask(spec) else 9)
     array = rng.integers(low, high, shape, np.uint8 if dtype.kind == "b" else dtype, endpoint=True).astype(dtype)
-    if spec.hides:
+    if spec.hides in _SHOWN:  # the model answers NaN where all is hidden: the first of each row never is
+        array[..., :1] = array[2:3] = (low, high)[_SHOWN.index(spec.hides)]
+    elif spec.hides:
         array[1:2], array[2:3] = low, high
     return array
 

@@ -50,6 +50,7 @@ class Runtime(Protocol):
 
 
 _INDICES = "the range of the indices, where that is what an input holds: --input NAME:SHAPE:int64:0..N"
+_SINGLE = "weights are FP32 here, whatever they were: --input NAME:SHAPE:float32, or x.float() in forward"
 
 
 class EagerRuntime:
@@ -100,7 +101,7 @@ class EagerRuntime:
                     f"{type(self._module).__name__} does not run on {shapes}: "
                     f"{type(error).__name__}: {first_line(error)}{raised_at(error)}",
                     expected="a model that runs at every batch size",
-                    hint=_INDICES if isinstance(error, IndexError) else "",
+                    hint=_hint(error),
                 ) from error
         found = tuple(flatten(outputs).values())
         if len(found) != len(self._output_names):
@@ -108,7 +109,7 @@ class EagerRuntime:
                 f"{type(self._module).__name__} returned {len(found)} tensors",
                 expected=f"one for each of {', '.join(self._output_names)}",
             )
-        return {name: tensor.numpy() for name, tensor in zip(self._output_names, found, strict=True)}
+        return {name: tensor.detach().numpy() for name, tensor in zip(self._output_names, found, strict=True)}
 
     def __enter__(self) -> Self:
         return self
@@ -117,6 +118,12 @@ class EagerRuntime:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         del self._module  # a large model's weights, while the next runtime loads its own
+
+
+def _hint(error: Exception) -> str:
+    if isinstance(error, IndexError):
+        return _INDICES
+    return _SINGLE if isinstance(error, RuntimeError) and "dtype" in str(error) else ""
 
 
 @contextmanager

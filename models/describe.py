@@ -98,14 +98,19 @@ def with_classes(source: Source, kwargs: Mapping[str, Any], num_classes: int | N
 
 
 def _hiding(module: nn.Module, inputs: Sequence[TensorSpec], place: int) -> TensorSpec:
-    """Return an input with what hides all of a sample, where it is a mask and the model bears that."""
+    """Return an input with what hides all of a sample, where it is a mask, and whether the model bears that."""
     spec = inputs[place]
     if not is_mask(spec):
         return spec
-    ways: tuple[Hides, ...] = ("infinite", "finite") if spec.dtype.startswith("float") else ("finite",)
-    for way in ways:
-        if answers_numbers(module, inputs, place, float("-inf") if way == "infinite" else None):
-            return replace(spec, hides=way)
+    low, high = spec.values or (0, 1)
+    tries: dict[Hides, float | None] = (
+        {"infinite": float("-inf"), "finite": None}
+        if spec.dtype.startswith("float")
+        else {"finite": None, "high": low, "low": high}
+    )
+    for hides, value in tries.items():
+        if answers_numbers(module, inputs, place, value):
+            return replace(spec, hides=hides)
     return spec
 
 

@@ -18,9 +18,16 @@ if TYPE_CHECKING:
 
 
 def output_names(module: nn.Module, inputs: Sequence[TensorSpec]) -> tuple[str, ...]:
-    """Run the model once, at batch 2, and name what it returns; see :func:`flatten`."""
+    """Run the model once, at batch 2, and name what it returns; see :func:`flatten`.
+
+    Raises:
+        UsageError: it returns nothing, or something that is no tensor.
+    """
     with torch.inference_mode(), contained():
-        return tuple(flatten(module(*example(inputs, 2))))
+        names = tuple(flatten(module(*example(inputs, 2))))
+    if not names:
+        raise UsageError("the model returns no tensor", expected="one or more, each with the batch for its first axis")
+    return names
 
 
 def answers_numbers(module: nn.Module, inputs: Sequence[TensorSpec], place: int, value: float | None) -> bool:

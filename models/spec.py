@@ -28,7 +28,7 @@ ElementType = Annotated[str, Meta(pattern=r"^(bool|bfloat16|float(16|32|64)|u?in
 
 WeightsSource = Annotated[str, Meta(pattern=r"^(random|checkpoint|pretrained|factory)\Z")]
 
-Hides = Literal["", "finite", "infinite"]
+Hides = Literal["", "finite", "infinite", "high", "low"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class TensorSpec:
         values: the lowest and the highest integer that it takes, such as the rows of an embedding; None: see
             `exporters.golden`.
         hides: how a mask hides all of a sample and the model still answers with numbers: ``finite``, by its lowest
-            values, or ``infinite``, by -inf; empty where it is no mask, or where the model answers NaN then.
+            values, or ``infinite``, by -inf; ``high`` or ``low`` where the model answers NaN to its highest or its
+            lowest values alone, so that none of its rows may be hidden; empty where it is no mask.
     """
 
     name: str

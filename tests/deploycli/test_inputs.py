@@ -48,6 +48,14 @@ class Padded(nn.Module):
     def forward(self, x, pad):
         return self.layer(x, src_key_padding_mask=pad)
 
+class Decoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.register_buffer("later", torch.ones(3, 3, dtype=torch.bool).triu(1))
+    def forward(self, x, keep):
+        return self.attention(x, x, x, key_padding_mask=keep == 0, attn_mask=self.later)
+
 class Scores(nn.Module):
     '''A mask that is added to the scores.'''
     def forward(self, x, mask):
@@ -67,6 +75,9 @@ class Half(nn.Module):
     def forward(self, x, keep):
         return torch.where(keep[:, :4], self.head(x.float()), 0.0)
 
+def half():
+    return nn.Linear(8, 4).half()
+
 class Step(nn.Module):
     def __init__(self):
         super().__init__()
@@ -77,10 +88,11 @@ class Step(nn.Module):
 class Odd(nn.Module):
     def __init__(self, kind):
         super().__init__()
-        self.kind, self.head = kind, nn.Linear(8, 4)
+        self.kind, self.head, self.weight = kind, nn.Linear(8, 4), nn.Parameter(torch.ones(5, 8))
     def forward(self, x):
         y = self.head(x)
-        return {"loss": lambda: (y, y.sum()), "pick": lambda: y[y[:, 0] > 0], "nan": lambda: y.log(),
+        return {"loss": lambda: (y, y.sum()), "weight": lambda: (y, self.weight), "none": lambda: None,
+                "pick": lambda: y[y[:, 0] > 0], "nan": lambda: y.log(),
                 "turned": lambda: y.T, "same": lambda: (y, x), "whole": lambda: (y, (y * 9).long(), y > 0)}[self.kind]()
 """
 
@@ -125,7 +137,8 @@ def test_tokens(deploycli: Command, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "inputs", "hides"),
     [
-        ("Padded", ("x:1x5x16", "pad:1x5:bool"), ""),  # not in its samples: the model itself answers NaN
+        ("Padded", ("x:1x2x16", "pad:1x2:bool"), "high"),  # the model itself answers NaN where all is hidden
+        ("Decoder", ("x:1x3x16", "keep:1x3:int64"), "low"),  # and this one where the first token is
         ("Scores", ("x:1x2x5x8", "mask:1x1x5x5"), "infinite"),
         ("Pixels", ("x:1x3x16x16:uint8",), None),
         ("Half", ("x:1x8:float16", "keep:1x8:bool"), "finite"),
@@ -150,12 +163,23 @@ def test_odd_outputs(deploycli: Command, tmp_path: Path, kind: str) -> None:
         ("pick", "the first axis of the output 'logits' is not the batch: it has the shape ["),
         ("turned", "the first axis of the output 'logits' is not the batch: it has the shape [4, 8] for 8 samples"),
         ("nan", "the model itself answers NaN or Inf, in PyTorch: "),
+        ("weight", "the first axis of the output 'output_1' is not the batch: it has the shape [5, 8] for 8 samples"),
     ],
 )
 def test_outputs_that_nothing_can_be_compared_with(deploycli: Command, tmp_path: Path, kind: str, says: str) -> None:
     refused = deploycli("export", "own.py:Odd", "--input", "x:2x8", "--model-kwargs", json.dumps({"kind": kind}))
     assert_refused(refused, 3, says, "expected: ", "try: ")
     assert not list((tmp_path / "artifacts").rglob("*.onnx"))
+
+
+def test_no_output(deploycli: Command) -> None:
+    refused = deploycli("export", "own.py:Odd", "--input", "x:2x8", "--model-kwargs", json.dumps({"kind": "none"}))
+    assert_refused(refused, 2, "the model returns no tensor", "expected: ")
+
+
+def test_weights_of_half_precision_are_single_here(deploycli: Command) -> None:
+    refused = deploycli("export", "own.py:half", "--input", "x:2x8:float16")
+    assert_refused(refused, 3, "does not run on x:8x8 float16", "weights are FP32 here", "--input NAME:SHAPE:float32")
 
 
 @pytest.mark.parametrize(
