@@ -9,6 +9,7 @@ import click
 
 from deploycli.options import SEEDS, Count
 from models.errors import UsageError
+from models.files import text_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -83,8 +84,8 @@ def expressions(given: Iterable[str], file: Path | None) -> tuple[str, ...]:
     if file is None:
         return tuple(given)
     try:
-        lines = file.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = text_of(file).splitlines()
+    except (OSError, ValueError) as error:
         raise UsageError(
             f"{file} cannot be read: {error}", expected="a text file with one expression a line"
         ) from error

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     Labels = npt.NDArray[np.int64]
 
 _HEADER = ["path", "label"]
+_LONGEST_LINE = 1 << 20  # characters
 _INDEX = re.compile(r"[0-9]{1,9}")
 
 
@@ -121,7 +122,9 @@ def _rows(table: Path) -> Iterator[tuple[int, str, str]]:
     """Yield line number, path and label of every line that is neither empty nor the header."""
     try:
         with table.open(encoding="utf-8-sig", newline="") as stream:  # spreadsheets put a mark before UTF-8
-            reader = csv.reader(stream, strict=True)
+            reader = csv.reader(
+                iter(lambda: stream.readline(_LONGEST_LINE), ""), strict=True
+            )  # a device may have no end
             for cells in reader:
                 row = [cell.strip() for cell in cells]
                 if not any(row) or (reader.line_num == 1 and [cell.lower() for cell in row] == _HEADER):

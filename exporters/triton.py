@@ -20,6 +20,7 @@ from exporters.servable import engine_candidates, onnx_candidates
 from exporters.triton_config import CONFIG_NAME, MARK, Options, config_text
 from exporters.triton_repository import Delivery, Packaged, check_existing, next_version, place
 from models.errors import NumericsError, UsageError
+from models.files import text_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -209,7 +210,7 @@ def _labels(servable: Servable, path: Path | None) -> tuple[str, str | None]:
     if output is None:
         raise UsageError(f"{servable.file.path} has no output [batch, classes] to label", hint="leave out --labels")
     try:
-        text = path.read_text("utf-8-sig")
+        text = text_of(path, "utf-8-sig")
     except (OSError, ValueError) as error:
         raise UsageError(f"the labels {path} cannot be read: {error}", expected="a text file in UTF-8") from error
     names = [line.strip() for line in text.removesuffix("\n").split("\n")]  # not splitlines: Triton reads lines so
