@@ -3,7 +3,6 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,29 +13,16 @@ from tests.deploycli.commands import ENVIRONMENT, SCRIPT, module, run
 if TYPE_CHECKING:
     from pathlib import Path
 
-HEAVY = {"torch", "numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "PIL", "huggingface_hub", "rich"}
+HEAVY = {"torch", "numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "PIL", "huggingface_hub", "rich", "msgspec"}
 HELPS = [[], *([name] for name in COMMANDS)]
 
 
 @pytest.mark.parametrize("command", HELPS, ids=lambda command: " ".join(command) or "group")
-def test_help_answers_at_once_and_with_an_example(command: list[str], tmp_path: Path) -> None:
-    seconds = []
-    for _ in range(5):  # the fastest: the others waited for the rest of the machine
-        begin = time.perf_counter()
-        result = run(*command, "--help", cwd=tmp_path)
-        seconds.append(time.perf_counter() - begin)
-        if seconds[-1] < 0.2:
-            break
-    assert min(seconds) < 0.2
-    assert (result.code, result.err) == (0, "")
+def test_help_has_an_example_and_imports_nothing_heavy(command: list[str], tmp_path: Path) -> None:
+    result = run(*command, "--help", cwd=tmp_path, program=module("-X", "importtime"))
+    assert result.code == 0
     assert "Example" in result.out
     assert f"deploycli {' '.join(command)}".strip() + " " in result.out.partition("Example")[2]
-
-
-@pytest.mark.parametrize("command", HELPS, ids=lambda command: " ".join(command) or "group")
-def test_help_imports_nothing_heavy(command: list[str], tmp_path: Path) -> None:
-    result = run(*command, "-h", cwd=tmp_path, program=module("-X", "importtime"))
-    assert result.code == 0
     imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in result.err.splitlines()}
     assert "click" in imported
     assert imported & HEAVY == set()
