@@ -6,13 +6,17 @@ import json
 import math
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from exporters.bundle import Bundle
     from models.spec import TensorSpec
+
+F = TypeVar("F", bound="Callable[..., Any]")
 
 DEFAULT_ROOT = Path("artifacts")
 
@@ -53,6 +57,18 @@ external_option = click.option(
     show_default=True,
     help="Weights beside the file; auto: only above 2 GiB.",
 )
+
+
+def gpu_option(meaning: str) -> Callable[[F], F]:
+    """Return the option that names GPUs."""
+    return click.option(
+        "--gpu",
+        "gpus",
+        multiple=True,
+        metavar="GPU",
+        help=f"{meaning}: 8.6, sm86, turing, ampere, ada, blackwell, all, or a card such as rtx-3090. Repeatable.",
+    )
+
 
 lint_option = click.option(
     "--no-lint", is_flag=True, help="Write the graph even where TensorRT could not read it; without this it is exit 3."

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from deploycli.console import stdout, styled
 from deploycli.render import next_step, size_text
 from deploycli.render_lint import show_fusable, show_lint
+from exporters.tensorrt.kernels import KernelTotals
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,9 +34,15 @@ def show_built(engines: Sequence[BuiltEngine]) -> None:
         sidecar, layers = engine.sidecar, engine.layers
         console.print(
             styled(str(engine.plan), "bold"),
-            f"{size_text(sidecar.size)}, {sidecar.precision}, TensorRT {sidecar.tensorrt}, {sidecar.gpu.name}",
+            f"{size_text(sidecar.size)}, {sidecar.precision}, {sidecar.product.title} {sidecar.tensorrt}, "
+            f"{sidecar.runs_on}",
             soft_wrap=True,
         )
+        if engine.kept:
+            console.print(
+                "  is there already, by this compiler from this graph and with these settings: nothing was done"
+            )
+            continue
         if layers.detailed:
             console.print(
                 f"  {len(layers.judged)} products: {_counts(layers.products_per_type)}; "
@@ -43,6 +50,8 @@ def show_built(engines: Sequence[BuiltEngine]) -> None:
                 f"{len(layers.computing)} layers compute: {_counts(layers.per_type)}",
                 soft_wrap=True,
             )
+            totals = KernelTotals.of(sidecar.kernels)
+            console.print(f"  {totals.launches} launches move {_moved(totals)} for one image", soft_wrap=True)
         if sidecar.precision != "fp32":
             show_fusable(console, engine.planned.report)
             if slow := [f for f in engine.planned.report.warnings if f.rule == ATTENTION_RULE]:
@@ -59,3 +68,9 @@ def show_built(engines: Sequence[BuiltEngine]) -> None:
 
 def _counts(per_type: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {precision}" for precision, count in per_type.items())
+
+
+def _moved(totals: KernelTotals) -> str:
+    """Return the activations that kernels move, in words."""
+    known = f"{size_text(totals.moved)} of activations"
+    return f"at least {known} ({totals.unknown} launches are not known)" if totals.unknown else known

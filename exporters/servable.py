@@ -172,7 +172,6 @@ def _read_engine(folder: Path, file: FileRecord, sidecar: Sidecar) -> Servable:
             hint="refit it first, or build it again without --strip-weights",
         )
     profiles = [tensor.profile for tensor in sidecar.io if tensor.profile]
-    capability = ".".join(map(str, sidecar.gpu.compute_capability))
     return Servable(
         file,
         (),
@@ -184,7 +183,7 @@ def _read_engine(folder: Path, file: FileRecord, sidecar: Sidecar) -> Servable:
         sidecar.unreleasable,
         {
             "tensorrt": sidecar.tensorrt + (" or later" if sidecar.settings.version_compatible else ""),
-            "gpu": f"{sidecar.gpu.name}, compute capability {capability}",
+            "gpu": sidecar.runs_on,
             "onnx_sha256": sidecar.onnx_sha256,
         },
     )

@@ -11,6 +11,7 @@ from deploycli.options import (
     MOST_BATCH,
     Count,
     Number,
+    gpu_option,
     json_option,
     open_bundles,
     output_option,
@@ -21,6 +22,8 @@ from deploycli.precision_options import calibration_options, expressions, names,
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from exporters.tensorrt.product import CompilerName
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
@@ -49,9 +52,16 @@ def _shapes(which: str) -> Callable[[F], F]:
 @click.argument("bundles", nargs=-1, metavar="[BUNDLE]...")
 @output_option
 @click.option(
+    "--compiler",
+    type=click.Choice(["tensorrt", "rtx"]),
+    help="NVIDIA's compiler: TensorRT builds for the GPU that is here; TensorRT for RTX for those of --gpu, and needs "
+    "none.  [default: tensorrt where it and a GPU are there, else rtx]",
+)
+@gpu_option("GPU to compile for, of rtx  [default: all]")
+@click.option(
     "--precision",
     "precisions",
-    type=click.Choice(["fp32", "fp16", "int8"]),
+    type=click.Choice(["fp32", "fp16", "bf16", "int8"]),
     multiple=True,
     default=("fp16",),
     show_default=True,
@@ -99,7 +109,7 @@ def _shapes(which: str) -> Callable[[F], F]:
     multiple=True,
     metavar="P>=N%",
     help="Share of the products (matrix products, convolutions, attention) that must compute in a precision; exit 6 "
-    "otherwise. Repeatable.  [default: fp32>=90%, fp16>=80%, int8>=50%]",
+    "otherwise. Repeatable.  [default: fp32>=90%, fp16>=80%, bf16>=80%, int8>=50%]",
 )
 @click.option("--calibrate", metavar="DATA", help="Data to calibrate int8 with.  [default: the bundle's INT8 graph]")
 @calibration_options
@@ -118,6 +128,8 @@ def _shapes(which: str) -> Callable[[F], F]:
 def command(
     bundles: tuple[str, ...],
     root: Path,
+    compiler: CompilerName | None,
+    gpus: tuple[str, ...],
     precisions: tuple[str, ...],
     batch: tuple[int, int, int] | None,
     min_shapes: tuple[tuple[str, tuple[int, ...]], ...],
@@ -159,16 +171,20 @@ def command(
     Examples:
       deploycli build-trt
       deploycli build-trt swin_t --precision int8 --calibrate photos/ --batch 1:16:64
+      deploycli build-trt --compiler rtx --gpu ada --gpu rtx-3090
       deploycli build-trt --timing-cache timings/ --hardware-compatibility ampere+
       deploycli build-trt --dry-run
     """
     from deploycli.render import Progress, print_json
     from deploycli.render_engines import show_built, show_planned
     from exporters.precision.request import CalibrationData, Quantization, Typing
+    from exporters.tensorrt import library
     from exporters.tensorrt.engines import ENGINE_TYPING, EngineRequest, build_all, plan_all
     from exporters.tensorrt.inspector import PrecisionAssertion
     from exporters.tensorrt.settings import BuildSettings, ShapeRequest, parse_size
+    from exporters.tensorrt.targets import parse_targets
 
+    targets = parse_targets(gpus)
     keep = expressions(keep_fp32, keep_fp32_file)
     typing = Typing("fp16", ENGINE_TYPING.allow | names(allow_fp16), keep, io_types == "fp16")
     given = calibrate is not None or cache is not None or allow_random_calibration
@@ -195,6 +211,8 @@ def command(
         assertions=tuple(PrecisionAssertion.parse(text) for text in assertions),
         timeout=timeout,
         tensorrt=version,
+        product=library.choose("rtx" if compiler is None and targets else compiler),
+        targets=targets,
     )
     opened = open_bundles(root, bundles)
     with Progress() as progress:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from deploycli.options import bundle_path, json_option, output_option
+from deploycli.options import bundle_path, gpu_option, json_option, output_option
 
 
 @click.command("lint")
@@ -24,6 +24,7 @@ from deploycli.options import bundle_path, json_option, output_option
 @click.option(
     "--plugin", "plugins", multiple=True, metavar="OP", help="An operator that a plugin provides. Repeatable."
 )
+@gpu_option("Judge for this GPU too: what it cannot compute in")
 @click.option("-v", "--verbose", is_flag=True, help="Show every warning, and every attention block.")
 @json_option
 def command(
@@ -32,6 +33,7 @@ def command(
     version: str,
     rules: str | None,
     plugins: tuple[str, ...],
+    gpus: tuple[str, ...],
     verbose: bool,
     as_json: bool,
 ) -> int:
@@ -50,7 +52,9 @@ def command(
     from deploycli.render_lint import show_lint
     from exporters.bundle import Bundle, find_bundles
     from exporters.tensorrt.lint import lint
+    from exporters.tensorrt.targets import parse_targets
 
+    targets = parse_targets(gpus)
     try:
         numbers = None if rules is None else {int(number) for number in rules.split(",")}
     except ValueError:
@@ -62,7 +66,7 @@ def command(
         else:
             bundle = Bundle.open(bundle_path(root, path))
             files += [bundle.path / artifact.file.path for artifact in bundle.manifest.artifacts]
-    reports = [lint(file, version=version, rules=numbers, plugins=plugins) for file in files]
+    reports = [lint(file, version=version, rules=numbers, plugins=plugins, targets=targets) for file in files]
     if as_json:
         print_json([report.to_json() for report in reports])
     else:

@@ -1,57 +1,37 @@
-"""Build an engine, in the child process (`exporters.tensorrt.worker`): one code path for TensorRT 10.12 to 11.x.
+"""Build an engine, in the child process (`exporters.tensorrt.worker`): one code path for TensorRT 10.12 to 11.x and
+for TensorRT for RTX, whose differences are in `exporters.tensorrt.compilers`.
 
 The network is strongly typed, so precision is what the ONNX file says. What can fail in TensorRT tells so by what it
 returns, None, False or -1, and not by an exception: each return value is looked at.
 
-Polygraphy's ``CreateConfig`` sets the configuration, for it knows which versions have what. Its other loaders do not
-serve: ``NetworkFromOnnxPath`` and ``EngineBytesFromNetwork`` bring a logger of their own and no way to another, and do
-not say on which node the parser failed; ``Profile`` takes input names for patterns; what ``CreateConfig`` does with a
-timing cache is not checked; and ``EngineFromBytes`` lets the plan run host code.
-
-Sources: TensorRT, Python API of 10.13 to 11.4; "Migrating from TensorRT 10.x to 11.x"; Polygraphy 0.53, backend/trt.
+Sources: TensorRT, Python API of 10.13 to 11.4, and of TensorRT for RTX 1.7.
 """
 
 from __future__ import annotations
 
-import re
 import time
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from exporters.atomic import write_whole
 from exporters.tensorrt import library
-from exporters.tensorrt.job import LAYERS, LOG, PLAN, BuildResult, Job
-from exporters.tensorrt.plan import plan_version
-from exporters.tensorrt.readback import hardware_compatibility, inspect_engine, network_io
-from exporters.tensorrt.tactics import Lock, LockScope, tactics_of
-from exporters.tensorrt.timing_cache import (
-    CacheStore,
-    cache_bytes,
-    cache_key,
-    load_cache,
-    merged,
-    sha256_of_bytes,
-)
-from models.errors import BuildError, DeployError, EnvironmentUnsuitable, UsageError, first_line
+from exporters.tensorrt.job import LAYERS, LOG, PLAN, BuildResult
+from exporters.tensorrt.plan import HEADER_BYTES, plan_header
+from exporters.tensorrt.timing_cache import sha256_of_bytes
+from models.errors import BuildError, EnvironmentUnsuitable, UsageError, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     import tensorrt as trt
 
     from exporters.tensorrt.callbacks import Log, Monitor
+    from exporters.tensorrt.job import Job
     from exporters.tensorrt.progress import Reporter
     from exporters.tensorrt.settings import BuildSettings
-    from exporters.tensorrt.sidecar import GpuRecord
 
 _ERRORS_SHOWN = 20
-
-_OLD_NAME = "WEIGHTLESS"
-"""Of STRIP_PLAN, which TensorRT 10 knows under both."""
-
-_POLYGRAPHY = (0, 50, 3)
-"""First Polygraphy whose ``CreateConfig`` runs on TensorRT 11; earlier ones ask layers for their precision."""
 
 
 class Cancelled(Exception):  # noqa: N818 - it was asked for
@@ -59,7 +39,7 @@ class Cancelled(Exception):  # noqa: N818 - it was asked for
 
 
 def build(job: Job, reporter: Reporter, log: Log) -> BuildResult:
-    """Build what the job asks for; the plan and the inspector's text are then in its folder.
+    """Build what the job asks for; the plan and what is told of its layers are then in its folder.
 
     Args:
         job: the job.
@@ -70,44 +50,38 @@ def build(job: Job, reporter: Reporter, log: Log) -> BuildResult:
         BuildError: TensorRT refuses the model or the settings.
         UsageError: the profile does not fit the model's inputs.
         IntegrityError: the timing cache or the lock is damaged or for something else.
-        EnvironmentUnsuitable: no GPU, no Polygraphy, no space.
+        EnvironmentUnsuitable: not installed, no GPU where one is needed, no Polygraphy, no space.
         Cancelled: the reporter said so.
     """
-    library.require()
-    import tensorrt as trt
+    from exporters.tensorrt.compilers import compiler_of
 
-    gpu, seconds = library.gpu(), _Stopwatch(reporter)
-    log.write(
-        f"TensorRT {library.version()}, {gpu.name}, compute capability {'.'.join(map(str, gpu.compute_capability))}"
-    )
-    if not trt.init_libnvinfer_plugins(log, ""):
-        raise BuildError("TensorRT cannot register its plugins", expected=log.last())
+    title, seconds = job.product.title, _Stopwatch(reporter)
+    compiler = compiler_of(job, log)
+    compiler.start()
     with seconds.phase("parse"):
-        builder = make_builder(log)
-        network = make_network(builder)
-        parser = parse(network, job.onnx, log)  # kept: the network points into the parser's weights
+        builder = make_builder(log, title)
+        network = make_network(builder, title)
+        parser = parse(network, job.onnx, log, title)  # kept: the network points into the parser's weights
     monitor = make_monitor(reporter)
-    config = configure(builder, job.settings, monitor)
+    config = compiler.configure(builder, monitor)
     add_profile(builder, network, config, job.settings)
-    kernels = _Kernels(job, config, gpu)
     with seconds.phase("build"):
         memory = builder.build_serialized_network(network, config)
     if reporter.cancelled.is_set():
         raise Cancelled
     if memory is None:
-        raise BuildError(
-            f"TensorRT built no engine: {log.last() or 'it does not say why'}", hint=_why_no_engine(job.settings)
-        )
+        raise BuildError(f"{title} built no engine: {log.last() or 'it does not say why'}", hint=compiler.advice())
     plan = bytes(memory)
-    if plan_version(plan[:64]) is None:
-        raise BuildError(f"what TensorRT built does not begin as a plan does: {plan[:8]!r}, {len(plan)} bytes")
+    header = plan_header(plan[:HEADER_BYTES])
+    if header is None or header.product is not job.product:
+        raise BuildError(f"what {title} built does not begin as a plan does: {plan[:8]!r}, {len(plan)} bytes")
     with seconds.phase("inspect"):
-        engine = inspect_engine(plan, log, may_have_host_code=job.settings.version_compatible)
+        engine = compiler.read(plan, header, config, network)
     del parser, memory
-    lock, cache = kernels.keep(log)
+    lock, cache = compiler.keep()
     write_whole(job.file(PLAN), plan)
     layers = None
-    if engine is not None:
+    if engine.layers is not None:
         layers = job.file(LAYERS)
         write_whole(layers, engine.layers.encode())
     return BuildResult(
@@ -116,17 +90,21 @@ def build(job: Job, reporter: Reporter, log: Log) -> BuildResult:
         size=len(plan),
         layers=layers,
         log=job.file(LOG),
-        tensorrt=library.version(),
-        gpu=gpu,
-        io=network_io(network, job.settings) if engine is None else engine.io,
-        facts={**_facts(config, plan), **({} if engine is None else engine.facts)},
+        tensorrt=library.version(job.product),
+        gpu=compiler.gpu,
+        io=engine.io,
+        facts={
+            "plan_version": ".".join(map(str, header.version)),
+            "network_flags": ["STRONGLY_TYPED"],
+            **engine.facts,
+        },
         timing_cache=cache,
         lock=lock,
         seconds=seconds.taken,
     )
 
 
-def make_builder(log: Log) -> trt.Builder:
+def make_builder(log: Log, title: str) -> trt.Builder:
     """Return a builder.
 
     Raises:
@@ -138,13 +116,13 @@ def make_builder(log: Log) -> trt.Builder:
         return trt.Builder(log)
     except TypeError as error:  # pybind11's "factory function returned nullptr"
         raise EnvironmentUnsuitable(
-            f"TensorRT does not start: {log.last() or first_line(error)}",
-            expected="a GPU and a driver that this TensorRT supports, with free memory",
+            f"{title} does not start: {log.last() or first_line(error)}",
+            expected="a GPU and a driver that it supports, with free memory",
             hint="nvidia-smi",
         ) from error
 
 
-def make_network(builder: trt.Builder) -> trt.INetworkDefinition:
+def make_network(builder: trt.Builder, title: str) -> trt.INetworkDefinition:
     """Return an empty, strongly typed network.
 
     Raises:
@@ -155,15 +133,16 @@ def make_network(builder: trt.Builder) -> trt.INetworkDefinition:
     # The flag's number is 1 in TensorRT 10 and 0 in 11, where all networks are strongly typed.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     if network is None:
-        raise BuildError("TensorRT makes no strongly typed network")
+        raise BuildError(f"{title} makes no strongly typed network")
     return network
 
 
-def parse(network: trt.INetworkDefinition, onnx: Path, log: Log) -> trt.OnnxParser:
+def parse(network: trt.INetworkDefinition, onnx: Path, log: Log, title: str) -> trt.OnnxParser:
     """Fill the network from an ONNX file; the parser must outlive the network.
 
     Raises:
-        BuildError: the parser refuses the file: all its errors, with node and operator.
+        BuildError: the parser refuses the file: all its errors, with node and operator; or finds nothing in it, which
+            it does not call an error.
     """
     import tensorrt as trt
 
@@ -173,56 +152,16 @@ def parse(network: trt.INetworkDefinition, onnx: Path, log: Log) -> trt.OnnxPars
         if (more := parser.num_errors - len(errors)) > 0:
             errors.append(f"and {more} more")
         raise BuildError(
-            "\n  ".join([f"TensorRT cannot read {onnx}:", *(errors or [log.last() or "it does not say why"])]),
+            "\n  ".join([f"{title} cannot read {onnx}:", *(errors or [log.last() or "it does not say why"])]),
             hint="deploycli lint, which names what TensorRT does not take",
         )
+    if not network.num_outputs:
+        raise BuildError(
+            f"{onnx} holds no graph: {title} reads {network.num_layers} layers and no output of it",
+            expected="an ONNX file with nodes and outputs",
+            hint="deploycli inspect FILE.onnx, and export it again",
+        )
     return parser
-
-
-def configure(builder: trt.Builder, settings: BuildSettings, monitor: Monitor) -> trt.IBuilderConfig:
-    """Return the configuration of a build, without its profile and its timing cache.
-
-    Args:
-        builder: of the build.
-        settings: what is not in them stays TensorRT's default, but for TF32, which is off unless asked for.
-        monitor: must outlive the build.
-
-    Raises:
-        BuildError: this TensorRT does not have a setting, or not with this value.
-        EnvironmentUnsuitable: Polygraphy is missing or too old.
-    """
-    import tensorrt as trt
-
-    _require_polygraphy()
-    from polygraphy.backend.trt import CreateConfig
-    from polygraphy.exception import PolygraphyException
-
-    hardware = None
-    if settings.hardware_compatibility != "none":
-        name = settings.hardware_compatibility.upper().replace("-", "_").replace("+", "_PLUS")
-        hardware = member(trt.HardwareCompatibilityLevel, name)
-    create = CreateConfig(
-        tf32=settings.tf32,
-        memory_pool_limits=None if settings.workspace is None else {trt.MemoryPoolType.WORKSPACE: settings.workspace},
-        builder_optimization_level=settings.optimization_level,
-        hardware_compatibility_level=hardware,
-        version_compatible=settings.version_compatible,  # with its lean runtime, for we never exclude that
-        strip_plan=settings.strip_weights,
-        max_aux_streams=settings.max_aux_streams,
-        error_on_timing_cache_miss=settings.error_on_timing_cache_miss,
-        profiling_verbosity=trt.ProfilingVerbosity.DETAILED,
-        progress_monitor=monitor,
-    )
-    try:
-        config: trt.IBuilderConfig = create(builder, None)  # None: no network, for the profile is ours to add
-    except (PolygraphyException, TypeError, ValueError) as error:  # the latter two: TensorRT takes no such value
-        raise BuildError(f"TensorRT does not take a setting: {first_line(error)}") from error
-    if settings.strip_weights:
-        # 10.x strips nothing without a refit flag. Not REFIT: NVIDIA warns that it may lose a bias (11.3, "Refitting").
-        config.set_flag(member(trt.BuilderFlag, "REFIT_IDENTICAL"))
-    if settings.locked is not None:
-        config.set_flag(member(trt.BuilderFlag, "EDITABLE_TIMING_CACHE"))
-    return config
 
 
 def add_profile(
@@ -259,72 +198,6 @@ def make_monitor(reporter: Reporter) -> Monitor:
     return Monitor(reporter)
 
 
-def member(enum: Any, name: str) -> Any:
-    """Return a member of an enumeration of TensorRT's by name, for numbers and members differ between versions.
-
-    Raises:
-        EnvironmentUnsuitable: this version does not have it.
-    """
-    try:
-        return enum.__members__[name]
-    except KeyError as error:
-        raise EnvironmentUnsuitable(
-            f"TensorRT {library.version()} has no {enum.__name__}.{name}", hint=library.INSTALL
-        ) from error
-
-
-class _Kernels:
-    """What decides on kernels beside measurement: a lock, or a timing cache, or neither."""
-
-    def __init__(self, job: Job, config: trt.IBuilderConfig, gpu: GpuRecord) -> None:
-        settings, version = job.settings, library.version()
-        self._config = config
-        self._settings = settings
-        self._stored = b""
-        self._lock: Lock | None = None
-        self._cache: trt.ITimingCache | None = None
-        self._scope = LockScope.of(version, gpu, job.onnx_sha256, settings)
-        if settings.locked is not None:
-            path = Path(settings.locked)
-            self._lock = Lock.read(path, self._scope)
-            self._cache = load_cache(config, b"" if self._lock is None else self._lock.cache, path)
-            if self._lock is not None:
-                self._lock.pin(self._cache)
-        elif settings.timing_cache is not None:
-            self._store = CacheStore(settings.timing_cache, cache_key(version, gpu))
-            self._stored = self._store.read()
-            self._cache = load_cache(config, self._stored, self._store.file)
-
-    def keep(self, log: Log) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-        """Write the lock, or merge the timings; return what the result says of either."""
-        if self._cache is None:
-            return None, None
-        if self._settings.locked is not None:
-            return self._keep_lock(Path(self._settings.locked), self._cache), None
-        cache, store = self._cache, self._store
-        read = sha256_of_bytes(self._stored)
-        found = {"file": str(store.file), "read_sha256": read}
-        try:
-            data = store.merge(lambda stored: merged(self._config, cache, stored, store.file))
-        except DeployError as error:  # the engine is there: it is not thrown away for its timings
-            log.write(f"the timing cache was not updated: {error.found}")
-            return None, {**found, "sha256": read, "problem": error.found}
-        return None, {**found, "sha256": sha256_of_bytes(data), "problem": ""}
-
-    def _keep_lock(self, path: Path, cache: trt.ITimingCache) -> dict[str, Any]:
-        written = self._lock is None
-        if self._lock is None:
-            tactics = tactics_of(cache)
-            if not tactics:
-                raise BuildError("TensorRT recorded no tactics: there is nothing to lock")
-            self._lock = Lock(self._scope, cache_bytes(cache), tactics)
-            self._lock.write(path)
-        else:
-            self._lock.check(cache)
-        digest = sha256_of_bytes(path.read_bytes())
-        return {"file": str(path), "sha256": digest, "tactics": len(self._lock.tactics), "written": written}
-
-
 class _Stopwatch:
     def __init__(self, reporter: Reporter) -> None:
         self._reporter = reporter
@@ -342,31 +215,11 @@ class _Stopwatch:
         self._reporter.finish(f"deploycli: {name}")
 
 
-def _require_polygraphy() -> None:
-    try:
-        import polygraphy
-    except ImportError as error:
-        found = f"Polygraphy cannot be imported: {first_line(error)}"
-    else:
-        if tuple(int(part) for part in re.findall(r"\d+", polygraphy.__version__)[:3]) >= _POLYGRAPHY:
-            return
-        found = f"Polygraphy {polygraphy.__version__} is installed"
-    needed = ".".join(map(str, _POLYGRAPHY))
-    raise EnvironmentUnsuitable(
-        found, expected=f"Polygraphy {needed} or later", hint=f'pip install "polygraphy>={needed}"'
-    )
-
-
 def _parser_error(error: trt.ParserError | None) -> str:
     if error is None:
         return "an error that TensorRT does not describe"
-    return f"node {error.node()} {error.node_name()!r} ({error.node_operator()}): {error.desc()} [{error.code().name}]"
-
-
-def _why_no_engine(settings: BuildSettings) -> str:
-    if settings.error_on_timing_cache_miss:
-        return "the timing cache may lack a layer: build once without --error-on-timing-cache-miss"
-    return "a larger --workspace" if settings.workspace is not None else ""
+    what = error.desc() if error.desc() not in ("", "false") else "there is no form of it that is taken"
+    return f"node {error.node()} {error.node_name()!r} ({error.node_operator()}): {what} [{error.code().name}]"
 
 
 def _bad_profile(settings: BuildSettings, reason: str) -> BuildError:
@@ -378,17 +231,3 @@ def _bad_profile(settings: BuildSettings, reason: str) -> BuildError:
         f"TensorRT refuses the shapes {shapes}" + (f": {reason}" if reason else ""),
         expected="shapes that the model takes: its batch axis may be fixed",
     )
-
-
-def _facts(config: trt.IBuilderConfig, plan: bytes) -> dict[str, Any]:
-    import tensorrt as trt
-
-    members = trt.BuilderFlag.__members__.items()
-    flags = [name for name, flag in members if name != _OLD_NAME and config.get_flag(flag)]
-    written_by = plan_version(plan[:64])
-    return {
-        "plan_version": "" if written_by is None else ".".join(map(str, written_by)),
-        "network_flags": ["STRONGLY_TYPED"],
-        "hardware_compatibility": hardware_compatibility(config.hardware_compatibility_level),
-        "builder_flags": sorted(flags),
-    }

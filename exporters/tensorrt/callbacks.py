@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, TextIO
 import tensorrt as trt
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    import re
+    from collections.abc import Callable, Iterable
 
     from exporters.tensorrt.progress import Reporter
 
@@ -30,6 +31,9 @@ class Log(trt.ILogger):
     Args:
         stream: also written there, flushed after every line: the process may crash after any.
         verbose: keep verbose messages, of which a build makes hundreds of megabytes.
+
+    Attributes:
+        dropped: what messages are noise, or None.
     """
 
     def __init__(self, stream: TextIO | None = None, *, verbose: bool = False) -> None:
@@ -39,10 +43,19 @@ class Log(trt.ILogger):
         self._lock = threading.Lock()
         self._lines: deque[str] = deque(maxlen=_KEPT)
         self._errors: deque[str] = deque(maxlen=_KEPT)
+        self._listener: Callable[[str], None] = lambda _message: None
+        self.dropped: re.Pattern[str] | None = None
+
+    def listen(self, listener: Callable[[str], None]) -> None:
+        """Let a function have every message, verbose ones too; it must not raise."""
+        self._listener = listener
 
     def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
         """Keep a message; called by TensorRT."""
         letter = _LETTERS.get(severity.name, "?")
+        self._listener(msg)
+        if self.dropped is not None and self.dropped.search(msg):
+            return
         if letter == "V" and not self._verbose:
             return
         lines = str(msg).splitlines() or [""]

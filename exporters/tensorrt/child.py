@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from exporters.isolated import what_ended
 from exporters.tensorrt.job import JOB, LOG, OUTPUTS, BuildResult, Job, load_error
-from exporters.tensorrt.plan import version_of_plan
+from exporters.tensorrt.plan import header_of_plan
 from exporters.tensorrt.progress import Reader
 from models.errors import BuildError, EnvironmentUnsuitable, UsageError
 from models.files import sha256_of
@@ -29,8 +29,10 @@ from models.files import sha256_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from exporters.tensorrt.product import CompilerName
     from exporters.tensorrt.progress import Progress
     from exporters.tensorrt.settings import BuildSettings
+    from exporters.tensorrt.targets import Capability
 
 GRACE_S = 4.0
 """Between SIGTERM and SIGKILL, seconds: a little more than the child gives TensorRT."""
@@ -40,7 +42,7 @@ _TAIL_BYTES = 1 << 16
 _TAIL_LINES = 20
 
 _DROPPED = ("POLYGRAPHY_AUTOINSTALL_DEPS", "POLYGRAPHY_ASK_BEFORE_INSTALL", "POLYGRAPHY_USE_TENSORRT_RTX")
-"""A build installs no packages, and RTX is another product."""
+"""A build installs no packages, and Polygraphy configures TensorRT alone."""
 
 
 def run_build(
@@ -51,6 +53,8 @@ def run_build(
     timeout: float | None = None,
     progress: Callable[[Progress], None] | None = None,
     verbose: bool = False,
+    compiler: CompilerName = "tensorrt",
+    targets: tuple[Capability, ...] = (),
 ) -> BuildResult:
     """Build an engine.
 
@@ -63,6 +67,8 @@ def run_build(
         timeout: seconds that the child may take in all, or None.
         progress: is called with each step.
         verbose: keep TensorRT's verbose messages in the log.
+        compiler: which of NVIDIA's two builds it.
+        targets: compute capabilities to compile for, of TensorRT for RTX.
 
     Raises:
         BuildError: TensorRT refused or crashed, was killed, took too long, or left no complete plan. The message has
@@ -76,7 +82,7 @@ def run_build(
     from exporters.precision.observed import model_sha256  # slow to import
 
     digest = model_sha256(onnx)
-    job = Job(onnx.absolute(), digest, _absolute(settings), work_folder.absolute(), verbose)
+    job = Job(onnx.absolute(), digest, _absolute(settings), work_folder.absolute(), verbose, compiler, targets)
     try:
         job.folder.mkdir(parents=True, exist_ok=True)
         job.file(LOG).unlink(missing_ok=True)
@@ -196,7 +202,7 @@ def _judge(job: Job, status: int) -> BuildResult:
         except BuildError as error:
             raise _failure(job, error.found) from error
         size = result.plan.stat().st_size if result.plan.is_file() else None
-        if size != result.size or sha256_of(result.plan) != result.sha256 or version_of_plan(result.plan) is None:
+        if size != result.size or sha256_of(result.plan) != result.sha256 or header_of_plan(result.plan) is None:
             left = "no plan" if size is None else f"a plan of {size} bytes that is not the one it built"
             raise _failure(job, f"the engine builder left {left}", expected=f"{result.size} bytes")
         return result

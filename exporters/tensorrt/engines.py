@@ -1,6 +1,7 @@
 """``deploycli build-trt``: for every precision a typed graph, a lint, an engine, its proof, its sidecar.
 
 bundle/engines/fp16-sm89-trt10.13.3.9.plan, .json      the engine and what is known of it
+bundle/engines/fp16-rtx1.7.1.116.plan, .json           the same by TensorRT for RTX, for all GPUs that it knows
 bundle/reports/build-fp16/                             job, builder's log and layers of the last build, kept
 """
 
@@ -20,11 +21,15 @@ from exporters.precision.typed import cast_bundle
 from exporters.tensorrt import library
 from exporters.tensorrt.child import run_build
 from exporters.tensorrt.inspector import DEFAULT_ASSERTIONS, EngineLayers, PrecisionAssertion, parse_layers
+from exporters.tensorrt.kernels import KernelTotals
 from exporters.tensorrt.lint import lint
 from exporters.tensorrt.lint.gate import require_passed
+from exporters.tensorrt.product import RTX, TENSORRT
 from exporters.tensorrt.settings import BuildSettings, ShapeRequest
 from exporters.tensorrt.sidecar import Sidecar, engine_name, sidecar_of
-from models.errors import EnvironmentUnsuitable, IntegrityError, RequirementError, UsageError
+from exporters.tensorrt.targets import NEEDS, TARGETS, dotted, lacking, named, shown
+from exporters.tensorrt.traffic import kernels_of
+from models.errors import DeployError, EnvironmentUnsuitable, IntegrityError, RequirementError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,13 +39,17 @@ if TYPE_CHECKING:
     from exporters.bundle import Bundle
     from exporters.precision.request import CalibrationData
     from exporters.tensorrt.job import BuildResult
+    from exporters.tensorrt.kernels import Kernel
     from exporters.tensorrt.lint import LintReport
+    from exporters.tensorrt.product import Product
+    from exporters.tensorrt.progress import Progress as Step
     from exporters.tensorrt.settings import ShapeRange
+    from exporters.tensorrt.targets import Capability
 
     Progress = Callable[[str, int, int], None]
 
 ENGINES = "engines"
-PRECISIONS = ("fp32", "fp16", "int8")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 ENGINE_TYPING = Typing(allow=frozenset({"softmax"}))
 """How graphs are typed for an engine: a fused attention kernel keeps its softmax in FP32 by itself, and an FP32 island
@@ -62,6 +71,9 @@ class EngineRequest:
         assertions: what must hold of the engines of their precision, in place of the default.
         timeout: seconds that one build may take, or None.
         tensorrt: version to lint for where TensorRT is not installed.
+        product: the compiler.
+        targets: compute capabilities to compile for, of TensorRT for RTX; empty for all that compute what is in
+            the graph.
     """
 
     precisions: tuple[str, ...] = ("fp16",)
@@ -74,6 +86,8 @@ class EngineRequest:
     assertions: tuple[PrecisionAssertion, ...] = ()
     timeout: float | None = None
     tensorrt: str = "11.4"
+    product: Product = TENSORRT
+    targets: tuple[Capability, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse unknown precisions, and what would have no effect."""
@@ -85,6 +99,13 @@ class EngineRequest:
         if self.data is not None and "int8" not in self.ordered:
             raise UsageError(
                 f"data to calibrate with were given, and what is built is {built}", hint="--precision int8"
+            )
+        if self.product is RTX:
+            _refuse_what_rtx_lacks(self.settings)
+        elif self.targets:
+            raise UsageError(
+                f"--gpu names {named(self.targets)}, and TensorRT builds for the GPU of this machine",
+                hint="--compiler rtx, which compiles for GPUs that are not here; or without --gpu",
             )
         if self.assertions and self.settings.version_compatible:
             raise UsageError(
@@ -119,6 +140,8 @@ class PlannedEngine:
         artifact: the typed graph.
         settings: what it is built with.
         report: what the lint says of the graph.
+        product: the compiler.
+        targets: compute capabilities to compile for; empty for TensorRT.
     """
 
     bundle: Bundle
@@ -126,6 +149,8 @@ class PlannedEngine:
     artifact: Artifact
     settings: BuildSettings
     report: LintReport
+    product: Product
+    targets: tuple[Capability, ...]
 
     @property
     def onnx(self) -> Path:
@@ -134,7 +159,8 @@ class PlannedEngine:
 
     def describe(self) -> str:
         """Say in one line what would be built."""
-        return f"{self.precision} from {self.onnx}, {_describe(self.settings.profile)}"
+        gpus = f", for {named(self.targets)}" if self.targets else ""
+        return f"{self.precision} from {self.onnx} by {self.product.title}, {_describe(self.settings.profile)}{gpus}"
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as JSON values."""
@@ -142,6 +168,8 @@ class PlannedEngine:
             "bundle": str(self.bundle.path),
             "precision": self.precision,
             "onnx": self.artifact.file.path,
+            "compiler": self.product.key,
+            "targets": list(map(dotted, self.targets)),
             "settings": self.settings.to_json(),
             "lint": self.report.to_json(),
         }
@@ -156,16 +184,23 @@ class BuiltEngine:
         plan: the file.
         sidecar: what is known of it.
         layers: what its layers compute in.
+        kept: it was there already, and building it again would have given the same bytes: nothing was done.
     """
 
     planned: PlannedEngine
     plan: Path
     sidecar: Sidecar
     layers: EngineLayers
+    kept: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return the engine as JSON values."""
-        return {**self.planned.to_json(), "plan": str(self.plan), "sidecar": self.sidecar.to_json()}
+        return {
+            **self.planned.to_json(),
+            "plan": str(self.plan),
+            "kept": self.kept,
+            "sidecar": self.sidecar.to_json(),
+        }
 
 
 def plan_all(bundles: Sequence[Bundle], request: EngineRequest, *, progress: Progress) -> Iterator[PlannedEngine]:
@@ -185,7 +220,8 @@ def plan_all(bundles: Sequence[Bundle], request: EngineRequest, *, progress: Pro
 def build_all(bundles: Sequence[Bundle], request: EngineRequest, *, progress: Progress) -> Iterator[BuiltEngine]:
     """Build, prove and write the engines of bundles, one after another.
 
-    All graphs of a bundle are written and linted before the first engine is built: that takes long.
+    All graphs of a bundle are written and linted before the first engine is built: that takes long. An engine of
+    TensorRT for RTX that is there already, from the same graph, settings and versions, is not built again.
 
     Raises:
         EnvironmentUnsuitable: no TensorRT or no GPU; the message says what would have been built.
@@ -197,7 +233,7 @@ def build_all(bundles: Sequence[Bundle], request: EngineRequest, *, progress: Pr
     _check_host(bundles, profiles, request)
     for bundle in bundles:
         for planned in _plan(bundle, request, progress):
-            yield _build(planned, request, progress)
+            yield _kept(planned, request) or _build(planned, request, progress)
 
 
 def _check_usage(bundle: Bundle, request: EngineRequest) -> str:
@@ -219,7 +255,9 @@ def _plan(bundle: Bundle, request: EngineRequest, progress: Progress) -> list[Pl
         profile = request.shapes.profile(bundle.manifest.spec.inputs, artifact.batch)
         report = lint(bundle.path / artifact.file.path, version=_lint_version(request))
         require_passed(report, report.model, f"deploycli lint {report.model}, which shows all")
-        planned.append(PlannedEngine(bundle, precision, artifact, replace(request.settings, profile=profile), report))
+        settings = replace(request.settings, profile=profile)
+        targets = _targets(request, report)
+        planned.append(PlannedEngine(bundle, precision, artifact, settings, report, request.product, targets))
     # Each step may have replaced the bundle: all of them stand in the last one.
     return [replace(engine, bundle=bundle) for engine in planned]
 
@@ -227,8 +265,9 @@ def _plan(bundle: Bundle, request: EngineRequest, progress: Progress) -> list[Pl
 def _check_host(bundles: Sequence[Bundle], profiles: Sequence[str], request: EngineRequest) -> None:
     """Fail before anything is calibrated where nothing can be built."""
     try:
-        library.require()
-        library.gpu()
+        library.require(request.product)
+        if request.product is TENSORRT:
+            library.gpu()
     except EnvironmentUnsuitable as error:
         what = "; ".join(f"{bundle.path}, {shapes}" for bundle, shapes in zip(bundles, profiles, strict=True))
         raise EnvironmentUnsuitable(
@@ -236,6 +275,55 @@ def _check_host(bundles: Sequence[Bundle], profiles: Sequence[str], request: Eng
             expected=error.expected,
             hint=f"{error.hint}; --dry-run writes the typed ONNX and shows the plan without TensorRT",
         ) from error
+
+
+def _targets(request: EngineRequest, report: LintReport) -> tuple[Capability, ...]:
+    """Return the GPUs that a graph is compiled for.
+
+    Raises:
+        UsageError: one that was named does not compute something in the graph.
+    """
+    if request.product is TENSORRT:
+        return ()
+    below = lacking(request.targets or TARGETS, report.features)
+    lack = {target for targets in below.values() for target in targets}
+    if request.targets and lack:
+        feature, targets = next(iter(below.items()))
+        raise UsageError(
+            f"{report.model} has {shown(feature)}, which {RTX.title} does not compile for {named(targets)}",
+            expected=f"compute capability {dotted(NEEDS[feature])} or later",
+            hint="another --gpu, or another --precision",
+        )
+    return tuple(target for target in request.targets or TARGETS if target not in lack)
+
+
+def _refuse_what_rtx_lacks(settings: BuildSettings) -> None:
+    """Refuse settings that would have no effect, or that need a GPU.
+
+    Raises:
+        UsageError: one of them was given.
+    """
+    for name, (option, why) in _NOT_OF_RTX.items():
+        if getattr(settings, name) != BuildSettings.default(name):
+            raise UsageError(
+                f"{option} was given, and {RTX.title} {why}",
+                expected="what it takes: shapes and --gpu",
+                hint=f"without {option}; or --compiler tensorrt, which needs a GPU",
+            )
+
+
+_NOT_OF_RTX: Mapping[str, tuple[str, str]] = {
+    "workspace": ("--workspace", "does not limit scratch memory"),
+    "optimization_level": ("--builder-optimization-level", "has one level of effort"),
+    "hardware_compatibility": ("--hardware-compatibility", "compiles for the GPUs that --gpu names"),
+    "version_compatible": ("--version-compatible", "ships no lean runtime to put into a plan"),
+    "strip_weights": ("--strip-weights", "takes no weights out of an engine without a GPU"),
+    "max_aux_streams": ("--max-aux-streams", "chooses streams by itself"),
+    "timing_cache": ("--timing-cache", "measures no kernels"),
+    "error_on_timing_cache_miss": ("--error-on-timing-cache-miss", "measures no kernels"),
+    "locked": ("--locked", "measures no kernels: its engines are the same each time anyway"),
+    "tf32": ("--tf32", "does not take that flag into account"),
+}
 
 
 def _describe(profile: Mapping[str, ShapeRange]) -> str:
@@ -247,7 +335,7 @@ def _describe(profile: Mapping[str, ShapeRange]) -> str:
 
 def _lint_version(request: EngineRequest) -> str:
     try:
-        return ".".join(library.version().split(".")[:2])
+        return ".".join(library.version().split(".")[:2]) if request.product is TENSORRT else request.tensorrt
     except EnvironmentUnsuitable:
         return request.tensorrt
 
@@ -262,27 +350,54 @@ def _typed(bundle: Bundle, precision: str, request: EngineRequest, progress: Pro
         return quantized.bundle, quantized.artifact
     if found is not None and (precision == "int8" or not request.recast):
         return bundle, found
-    derived = cast_bundle(bundle, request.typing, lint=False, progress=progress)
+    derived = cast_bundle(bundle, replace(request.typing, type=precision), lint=False, progress=progress)
     return derived.bundle, derived.artifact
+
+
+def _kept(planned: PlannedEngine, request: EngineRequest) -> BuiltEngine | None:
+    """Return the engine that the bundle holds, if building it again would give the very same bytes."""
+    if planned.product is not RTX:  # TensorRT measures: no two builds are the same
+        return None
+    folder = planned.bundle.path / ENGINES
+    plan = folder / engine_name(
+        planned.precision, *planned.targets, version=library.version(RTX), product=planned.product
+    )
+    try:
+        sidecar = Sidecar.load(sidecar_of(plan))
+        sidecar.check_file(folder)
+    except DeployError:  # not there, changed, or of another layout: it is built
+        return None
+    made_from = (sidecar.onnx_sha256, sidecar.settings, sidecar.assertions, sidecar.tool_version)
+    assertions = tuple(map(str, request.asserted(planned.precision)))
+    if made_from != (planned.artifact.sha256, planned.settings, assertions, version("deploycli")):
+        return None
+    return BuiltEngine(planned, plan, sidecar, EngineLayers(()), kept=True)
 
 
 def _build(planned: PlannedEngine, request: EngineRequest, progress: Progress) -> BuiltEngine:
     work = planned.bundle.path / "reports" / f"build-{planned.precision}"
+
+    def show(now: Step) -> None:
+        if planned.product is RTX and now.parent:  # of a few seconds, nobody wants to read every part
+            return
+        label = f"building {planned.precision}: {now.phase.removeprefix('deploycli: ')}"
+        progress(label, min(now.step, now.total - 1), now.total)  # steps that are done: one runs until the phase ends
+
     result = run_build(
         planned.onnx,
         planned.settings,
         work,
         timeout=request.timeout,
-        progress=lambda now: progress(
-            f"building {planned.precision}: {now.phase.removeprefix('deploycli: ')}",
-            min(now.step, now.total - 1),  # steps that are done, and one runs until the phase ends
-            now.total,
-        ),
+        compiler=planned.product.key,
+        targets=planned.targets,
+        progress=show,
     )
     try:
         layers = _inspected(result)
-        assertions = _assert(planned, result, layers, request.asserted(planned.precision))
-        sidecar = _sidecar(planned, result, layers, assertions)
+        kernels, missing = kernels_of(layers, planned.onnx, _one_batch(planned.settings.profile))
+        assertions = _assert(planned, result, layers, missing, request.asserted(planned.precision))
+        figures = {**layers.to_json(), **KernelTotals.of(kernels).to_json(), "products_not_found": len(missing)}
+        sidecar = _sidecar(planned, result, figures, kernels, assertions)
         return BuiltEngine(planned, _install(planned, result, sidecar), sidecar, layers)
     finally:
         result.plan.unlink(missing_ok=True)  # moved already where all is well
@@ -292,12 +407,31 @@ def _inspected(result: BuildResult) -> EngineLayers:
     return EngineLayers(()) if result.layers is None else parse_layers(result.layers.read_text("utf-8"))
 
 
+def _one_batch(profile: Mapping[str, ShapeRange]) -> int | None:
+    """Return the batch of an engine that takes only one."""
+    sizes = {shape[0] for shapes in profile.values() for shape in (shapes.min, shapes.max)}
+    return sizes.pop() if len(sizes) == 1 else None
+
+
 def _assert(
-    planned: PlannedEngine, result: BuildResult, layers: EngineLayers, assertions: Sequence[PrecisionAssertion]
+    planned: PlannedEngine,
+    result: BuildResult,
+    layers: EngineLayers,
+    missing: Sequence[str],
+    assertions: Sequence[PrecisionAssertion],
 ) -> tuple[str, ...]:
-    """Compare the engine with what was asked for; what a flag asks for is read back, not assumed."""
+    """Compare the engine with what was asked for; what a flag asks for is read back, not assumed.
+
+    TensorRT for RTX names the nodes of every layer, so there the proof is over all products of the graph or it is none.
+    """
     breaches = [breach for assertion in assertions if (breach := assertion.breach(layers))]
-    wanted, found = planned.settings.hardware_compatibility, result.facts.get("hardware_compatibility")
+    if missing and assertions and planned.product is RTX:
+        breaches.append(
+            f"{len(missing)} products of the graph are in no layer that is known for one, such as {missing[0]}, "
+            f"so {assertions[0]} is not proven"
+        )
+    wanted = planned.settings.hardware_compatibility
+    found = result.facts.get("hardware_compatibility", "none" if planned.product is RTX else None)
     if found != wanted:
         breaches.append(f"the engine's hardware compatibility is {found}, expected {wanted}")
     if breaches:
@@ -309,10 +443,17 @@ def _assert(
     return tuple(map(str, assertions))
 
 
-def _sidecar(planned: PlannedEngine, result: BuildResult, layers: EngineLayers, assertions: tuple[str, ...]) -> Sidecar:
+def _sidecar(
+    planned: PlannedEngine,
+    result: BuildResult,
+    figures: Mapping[str, Any],
+    kernels: tuple[Kernel, ...],
+    assertions: tuple[str, ...],
+) -> Sidecar:
     cache = result.timing_cache or {}
+    gpus = planned.targets if result.gpu is None else (result.gpu.compute_capability,)
     return Sidecar(
-        plan=engine_name(planned.precision, result.gpu.compute_capability, result.tensorrt),
+        plan=engine_name(planned.precision, *gpus, version=result.tensorrt, product=planned.product),
         sha256=result.sha256,
         size=result.size,
         precision=planned.precision,
@@ -322,7 +463,7 @@ def _sidecar(planned: PlannedEngine, result: BuildResult, layers: EngineLayers, 
         gpu=result.gpu,
         settings=planned.settings,
         io=result.io,
-        layers=layers.to_json(),
+        layers=figures,
         assertions=assertions,
         facts=result.facts,
         timing_cache_sha256=str(cache.get("sha256", "")),
@@ -330,6 +471,9 @@ def _sidecar(planned: PlannedEngine, result: BuildResult, layers: EngineLayers, 
         tool_version=version("deploycli"),
         built_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         unreleasable=planned.artifact.unreleasable,
+        compiler=planned.product.key,
+        targets=planned.targets,
+        kernels=kernels,
     )
 
 

@@ -57,16 +57,52 @@ _NARROWEST_FIRST = ("int4", "fp4", "int8", "fp8", "fp16", "bf16", "fp32")
 _BOOKKEEPING = frozenset({"constant", "noop", "reformat", "shapehostshape", "shapehosttodevice", "signal", "wait"})
 """Types of layers that compute nothing; copies between formats are among them."""
 
+_NO_KERNEL = frozenset(
+    {"constant", "noop", "shapehostshape", "shape_call", "signal", "wait", "cjmp", "reshape", "cast"}
+)
+"""Types of layers that launch nothing on the GPU: order, jumps, arithmetic on shapes."""
+
 _FUSED_ATTENTION = re.compile(r"gemm_mha|gemv_mha|fmha|(?<![a-z])mha(?![a-z])|fused_attention", re.IGNORECASE)
 """What layers and kernels of fused attention are called."""
 
-_PRODUCT = re.compile(r"gemm|gemv|matrixmultiply|matmul|conv(?!ert)|fullyconnected|attention", re.IGNORECASE)
-"""Types of layers that are products, and what their kernels are called."""
+_PRODUCT = re.compile(
+    r"gemm|gemv|matrixmultiply|matmul|conv(?!ert)|fullyconnected|attention|correlation", re.IGNORECASE
+)
+"""Types of layers that are products, and what their kernels are called; ``deconv`` is one of them."""
+
+_FUSED_AT_RUN_TIME, _FC = "runtime_fusion", re.compile(r"Fc(?=[A-Z_]|$)")
+"""Type of a layer whose kernel is made when the engine is first loaded: a product with what follows it,
+``__myl_FcAddAdd``."""
+
+PRODUCT_OPERATORS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", "Attention"})
+"""Operators of ONNX that become products."""
 
 _GENERATED = "kgen"
 """Type of a layer whose kernel TensorRT has generated; a fused attention's may be one."""
 
 _ONNX_NODE = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
+_WHOLE_NODE = re.compile(r"\[ONNX Layer: (.+)\]", re.DOTALL)
+_NEXT_NODE = "][ONNX Layer: "
+_SEPARATOR = "\x1f"
+
+
+@dataclass(frozen=True)
+class EngineTensor:
+    """An activation that a layer reads or writes.
+
+    Attributes:
+        name: the compiler's name of it.
+        shape: sizes, -1 for an axis that is not fixed.
+        dtype: ``fp16``; ``other`` where it is not known.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    def __str__(self) -> str:
+        """Return type and shape: ``fp16 -1x3136x96``."""
+        return f"{self.dtype} {'x'.join(map(str, self.shape))}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -81,6 +117,8 @@ class Layer:
         fused_attention: whether it is a kernel of fused attention.
         product: whether it is a matrix product, a convolution or fused attention.
         nodes: the ONNX nodes that it computes, as far as it says.
+        reads: the activations that it reads.
+        writes: the activations that it writes.
     """
 
     name: str
@@ -90,6 +128,13 @@ class Layer:
     fused_attention: bool
     product: bool
     nodes: tuple[str, ...]
+    reads: tuple[EngineTensor, ...] = ()
+    writes: tuple[EngineTensor, ...] = ()
+
+    @property
+    def launches(self) -> bool:
+        """Whether it runs a kernel."""
+        return self.kind.lower() not in _NO_KERNEL
 
     @property
     def computes(self) -> bool:
@@ -122,6 +167,11 @@ class EngineLayers:
     def computing(self) -> tuple[Layer, ...]:
         """The layers that do arithmetic."""
         return tuple(layer for layer in self.layers if layer.computes)
+
+    @property
+    def launched(self) -> tuple[Layer, ...]:
+        """The layers that run a kernel."""
+        return tuple(layer for layer in self.layers if layer.launches)
 
     @property
     def judged(self) -> tuple[Layer, ...]:
@@ -217,6 +267,7 @@ DEFAULT_ASSERTIONS: Mapping[str, PrecisionAssertion] = {
     "fp32": PrecisionAssertion("fp32", 0.9),
     # Normalisations and softmaxes that stay FP32 are no products; a pooling or a head that stays FP32 may be one.
     "fp16": PrecisionAssertion("fp16", 0.8),
+    "bf16": PrecisionAssertion("bf16", 0.8),
     # Of the scheme gemm: four products of a block in five, or in six where attention is not fused; patch embedding,
     # head and whatever an accuracy budget reverted stay FP16.
     "int8": PrecisionAssertion("int8", 0.5),
@@ -248,11 +299,37 @@ def _layer(entry: Any) -> Layer:
     attention = bool(_FUSED_ATTENTION.search(f"{name} {kind} {tactic}"))
     # A generated kernel is named after what it fuses, and a layer after its ONNX nodes: neither makes it a product.
     product = attention or bool(_PRODUCT.search(kind if kind.lower() == _GENERATED else f"{kind} {tactic}"))
-    nodes = tuple(dict.fromkeys(_ONNX_NODE.findall(str(entry.get("Metadata", "")))))
+    product = product or (kind.lower() == _FUSED_AT_RUN_TIME and _FC.search(name) is not None)
+    nodes = _nodes(str(entry.get("Metadata", "")))
+    reads, writes = (_tensors(entry.get(key)) for key in ("Inputs", "Outputs"))
     inputs, outputs = (_types(entry.get(key)) for key in ("Inputs", "Outputs"))
     if not {*inputs, *outputs} - {"other"}:
         inputs = _said_elsewhere(entry, tactic)
-    return Layer(name, kind, inputs, outputs, attention, product and kind.lower() not in _BOOKKEEPING, nodes)
+    product = product and kind.lower() not in _BOOKKEEPING
+    return Layer(name, kind, inputs, outputs, attention, product, nodes, reads, writes)
+
+
+def _nodes(metadata: str) -> tuple[str, ...]:
+    """Return the ONNX nodes, each once: ``[ONNX Layer: a]``, with a separator between two in some versions."""
+    found: list[str] = []
+    for part in metadata.split(_SEPARATOR):
+        whole = _WHOLE_NODE.fullmatch(part)  # a name of its own may hold a bracket
+        found += [whole[1]] if whole and _NEXT_NODE not in part else _ONNX_NODE.findall(part)
+    return tuple(dict.fromkeys(found))
+
+
+def _tensors(tensors: Any) -> tuple[EngineTensor, ...]:
+    found = tensors if isinstance(tensors, list) else ()
+    kept = [tensor for tensor in found if isinstance(tensor, dict)]
+    return tuple(
+        EngineTensor(str(tensor.get("Name", "")), _shape(tensor.get("Dimensions")), dtype)
+        for tensor, dtype in zip(kept, _types(kept), strict=True)
+    )
+
+
+def _shape(dimensions: Any) -> tuple[int, ...]:
+    found = dimensions if isinstance(dimensions, list) else ()
+    return tuple(size for size in found if isinstance(size, int))
 
 
 def _types(tensors: Any) -> tuple[str, ...]:

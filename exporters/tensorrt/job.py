@@ -3,7 +3,7 @@
 job.json      what to build
 builder.log   what TensorRT said, line by line; kept whatever happens
 model.plan    the engine
-layers.json   what the engine inspector says of it
+layers.json   what the engine inspector says of it; of TensorRT for RTX, its builder's own list in the same form
 result.json   written last: it is there only when everything else is complete
 error.json    a failure that the child could explain
 """
@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from exporters.atomic import write_whole
+from exporters.tensorrt.product import PRODUCTS, CompilerName, Product
 from exporters.tensorrt.settings import BuildSettings
 from exporters.tensorrt.sidecar import GpuRecord, IoTensor
+from exporters.tensorrt.targets import Capability
 from models import errors
 from models.codec import Count, Sha256, load
 from models.errors import BuildError, DeployError, IntegrityError, UsageError, first_line
@@ -45,6 +47,8 @@ class Job:
         settings: how to build it; their paths are absolute.
         folder: where everything goes.
         verbose: keep TensorRT's verbose messages, too.
+        compiler: which of NVIDIA's two compilers builds it.
+        targets: compute capabilities to compile for, lowest first; empty for TensorRT, which builds for its GPU.
     """
 
     onnx: Path
@@ -52,6 +56,13 @@ class Job:
     settings: BuildSettings
     folder: Path
     verbose: bool = False
+    compiler: CompilerName = "tensorrt"
+    targets: tuple[Capability, ...] = ()
+
+    @property
+    def product(self) -> Product:
+        """The compiler."""
+        return PRODUCTS[self.compiler]
 
     def file(self, name: str) -> Path:
         """Return where a file of the job is."""
@@ -68,6 +79,8 @@ class Job:
             "onnx_sha256": self.onnx_sha256,
             "settings": self.settings.to_json(),
             "verbose": self.verbose,
+            "compiler": self.compiler,
+            "targets": self.targets,
         }
         write_json(self.file(JOB), data)
 
@@ -84,7 +97,15 @@ class Job:
             raise UsageError(f"{path} is no job: {error.strerror or error}") from error
         except IntegrityError as error:
             raise UsageError(error.found, expected=error.expected) from error
-        return cls(Path(found.onnx), found.onnx_sha256, found.settings, path.absolute().parent, found.verbose)
+        return cls(
+            Path(found.onnx),
+            found.onnx_sha256,
+            found.settings,
+            path.absolute().parent,
+            found.verbose,
+            found.compiler,
+            found.targets,
+        )
 
 
 @dataclass(frozen=True)
@@ -93,6 +114,8 @@ class _JobFile:
     onnx_sha256: Sha256
     settings: BuildSettings
     verbose: bool
+    compiler: CompilerName
+    targets: tuple[Capability, ...]
 
 
 @dataclass(frozen=True)
@@ -103,7 +126,7 @@ class _ResultFile:
     layers: str | None
     log: str
     tensorrt: str
-    gpu: GpuRecord
+    gpu: GpuRecord | None
     io: tuple[IoTensor, ...]
     facts: Mapping[str, Any]
     timing_cache: Mapping[str, Any] | None
@@ -130,7 +153,7 @@ class BuildResult:
         layers: file with the engine inspector's JSON, or None where the engine could not be inspected.
         log: file with what TensorRT said.
         tensorrt: version, four parts.
-        gpu: where it was built.
+        gpu: where its kernels were measured, or None where none were.
         io: its inputs and outputs.
         facts: read back from the engine and the builder's configuration, enumerations by name, memory in bytes.
         timing_cache: None, or the ``file``; ``sha256`` of its timings for this TensorRT and GPU, now, and as they were
@@ -146,7 +169,7 @@ class BuildResult:
     layers: Path | None
     log: Path
     tensorrt: str
-    gpu: GpuRecord
+    gpu: GpuRecord | None
     io: tuple[IoTensor, ...]
     facts: Mapping[str, Any]
     timing_cache: Mapping[str, Any] | None

@@ -6,10 +6,14 @@ Nothing of NVIDIA's is imported before it is asked for: every other command work
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import platform
 import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from exporters.tensorrt.product import PRODUCTS, RTX, TENSORRT
 from exporters.tensorrt.sidecar import GpuRecord
 from models.errors import EnvironmentUnsuitable, first_line
 
@@ -17,46 +21,106 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from exporters.tensorrt.callbacks import Log
+    from exporters.tensorrt.product import CompilerName, Product
 
-MINIMUM = (10, 12)
-"""First TensorRT whose strongly typed networks NVIDIA recommends. Source: NVIDIA/TensorRT, strong typing migration."""
-
-INSTALL = 'pip install "tensorrt>=10.12", or work in the container nvcr.io/nvidia/tensorrt'
-_EXPECTED = "TensorRT 10.12 or later"
+_RTX_PYTHONS = ((3, 10), (3, 14))
+"""The first and the last CPython that TensorRT for RTX 1.7 has wheels for."""
 
 
-def require() -> ModuleType:
-    """Return the package ``tensorrt``. That there is a GPU is for `gpu` to say.
+def choose(asked: CompilerName | None = None) -> Product:
+    """Return the compiler that is asked for, or else the one for this machine: TensorRT where it and a GPU are there,
+    else TensorRT for RTX, which needs no GPU, where that is installed. Whether it works is for `require` to say.
+    """
+    if asked is not None:
+        return PRODUCTS[asked]
+    if _is_installed(TENSORRT):
+        try:
+            gpu()
+        except EnvironmentUnsuitable:
+            pass
+        else:
+            return TENSORRT
+    return RTX if _is_installed(RTX) else TENSORRT
+
+
+def require(product: Product = TENSORRT) -> ModuleType:
+    """Return a package of NVIDIA's. That there is a GPU is for `gpu` to say.
 
     Raises:
         EnvironmentUnsuitable: it is not installed, incomplete or too old.
     """
+    expected, hint = product.expected, install_hint(product)
     try:
-        trt = importlib.import_module("tensorrt")
+        trt = importlib.import_module(product.module)
     except ModuleNotFoundError as error:
-        if error.name == "tensorrt":
-            raise EnvironmentUnsuitable("TensorRT is not installed", expected=_EXPECTED, hint=INSTALL) from error
-        raise _broken(error) from error
+        if error.name == product.module:
+            raise EnvironmentUnsuitable(f"{product.title} is not installed", expected=expected, hint=hint) from error
+        raise _broken(error, product) from error
     except Exception as error:  # what an incomplete installation raises is not documented
-        raise _broken(error) from error
+        raise _broken(error, product) from error
     found = getattr(trt, "__version__", None)
     if not isinstance(found, str):  # such as a folder named tensorrt, which imports as an empty package
         where = next(iter(getattr(trt, "__path__", [])), "an unknown place")
         raise EnvironmentUnsuitable(
-            f"the package tensorrt in {where} is not NVIDIA's", expected=_EXPECTED, hint=INSTALL
+            f"the package {product.module} in {where} is not NVIDIA's", expected=expected, hint=hint
         )
-    if _numbers(found) < MINIMUM:
-        raise EnvironmentUnsuitable(f"TensorRT {found} is installed", expected=_EXPECTED, hint=INSTALL)
+    if _numbers(found) < product.minimum:
+        raise EnvironmentUnsuitable(f"{product.title} {found} is installed", expected=expected, hint=hint)
     return trt
 
 
-def version() -> str:
-    """Return the version of TensorRT, four parts, such as ``10.13.3.9``.
+def use(product: Product) -> None:
+    """Let ``import tensorrt`` mean a product, for the rest of this process: both have the same interface.
+
+    Only for a process that serves one of them, such as the child that builds.
 
     Raises:
         EnvironmentUnsuitable: see `require`.
     """
-    return str(require().__version__)
+    sys.modules[TENSORRT.module] = require(product)
+
+
+def version(product: Product = TENSORRT) -> str:
+    """Return the version of a package of NVIDIA's, four parts, such as ``10.13.3.9``.
+
+    Raises:
+        EnvironmentUnsuitable: see `require`.
+    """
+    return str(require(product).__version__)
+
+
+def install_hint(product: Product) -> str:
+    """Say what helps on this machine where a product is not there: without a driver, TensorRT does not."""
+    if product is TENSORRT:
+        if _has_driver() or _no_rtx_wheel():
+            return TENSORRT.install
+        rtx = "--compiler rtx, which needs none" if _is_installed(RTX) else RTX.install
+        return f"without an NVIDIA driver: {rtx}; with one: {TENSORRT.install}"
+    if lacking := _no_rtx_wheel():
+        return f"{TENSORRT.install}: TensorRT for RTX has no wheel for {lacking}"
+    return RTX.install
+
+
+def _is_installed(product: Product) -> bool:
+    try:
+        return importlib.util.find_spec(product.module) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _has_driver() -> bool:
+    return Path("/proc/driver/nvidia/version").exists()
+
+
+def _no_rtx_wheel() -> str:
+    """Return why TensorRT for RTX cannot be installed here, or an empty string."""
+    machine, system, python = platform.machine(), platform.system(), platform.python_implementation()
+    if system not in ("Linux", "Windows") or machine not in ("x86_64", "AMD64"):
+        return f"{system} on {machine}, but for Linux and Windows on x86-64"
+    first, last = _RTX_PYTHONS
+    if python != "CPython" or not first <= sys.version_info[:2] <= last:
+        return f"{python} {platform.python_version()}, but for CPython 3.{first[1]} to 3.{last[1]}"
+    return ""
 
 
 def log() -> Log:
@@ -117,13 +181,14 @@ def _torch_gpu(reason: str) -> GpuRecord:
     return GpuRecord(found.name, (found.major, found.minor), _driver(""), found.total_memory)
 
 
-def _broken(error: Exception) -> EnvironmentUnsuitable:
+def _broken(error: Exception, product: Product) -> EnvironmentUnsuitable:
     missing = re.search(r"lib[\w+-]+\.so[.\d]*", str(error))
     found = f"its shared library {missing[0]} is missing" if missing else "it is broken"
+    again = f"pip install --force-reinstall --no-cache-dir {product.module.replace('_', '-')}-cu12"
     return EnvironmentUnsuitable(
-        f"TensorRT is installed, but {found}: {type(error).__name__}: {first_line(error)}",
-        expected=f"{_EXPECTED}, with its shared libraries where the loader finds them",
-        hint=f"{INSTALL}; a tar installation needs LD_LIBRARY_PATH",
+        f"{product.title} is installed, but {found}: {type(error).__name__}: {first_line(error)}",
+        expected=f"{product.expected}, with its shared libraries where the loader finds them",
+        hint=f"{product.install}; a tar installation needs LD_LIBRARY_PATH" if product is TENSORRT else again,
     )
 
 

@@ -1,39 +1,64 @@
-"""The header of a plan, which is read without TensorRT: who serialised it.
+"""The header of a plan, which is read without TensorRT: who serialised it, and for which GPUs.
 
-Source: NVIDIA/TensorRT, samples/common/sampleEngines.cpp, ``printPlanVersion``.
+Sources: NVIDIA/TensorRT, samples/common/sampleEngines.cpp, ``printPlanVersion``; of TensorRT for RTX the plans of 1.7.1
+for each of its targets.
 """
 
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from exporters.tensorrt.product import PRODUCTS, RTX
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-_HEADER_BYTES = 28
-_TAG = 0x74727466  # the bytes "ftrt"
+    from exporters.tensorrt.product import Product
+    from exporters.tensorrt.targets import Capability
+
+HEADER_BYTES = 36
+
+_TENSORRT_BYTES = 28
+_TARGET_BITS = ((7, 5), (8, 0), (8, 6), (8, 9), (12, 0), (12, 1))
 
 
-def plan_version(head: bytes) -> tuple[int, int, int, int] | None:
-    """Return major, minor, patch and build (its lowest eight bits) of the TensorRT that wrote a plan.
+@dataclass(frozen=True)
+class PlanHeader:
+    """What a plan says of itself.
 
-    Args:
-        head: the first bytes of the file, 28 or more.
-
-    Returns:
-        None where it is no plan.
+    Attributes:
+        product: what wrote it.
+        version: major, minor, patch and build; of the build its lowest eight bits.
+        targets: compute capabilities that it was compiled for; empty for TensorRT, whose plans are for one GPU.
     """
-    if len(head) < _HEADER_BYTES:
+
+    product: Product
+    version: tuple[int, int, int, int]
+    targets: tuple[Capability, ...] = ()
+
+    def __str__(self) -> str:
+        """Return product and version."""
+        return f"{self.product.title} {'.'.join(map(str, self.version))}"
+
+
+def plan_header(head: bytes) -> PlanHeader | None:
+    """Read the first `HEADER_BYTES` of a file; None where it is no plan."""
+    product = next((p for p in PRODUCTS.values() if head.startswith(p.tag)), None)
+    if product is None or len(head) < (HEADER_BYTES if product is RTX else _TENSORRT_BYTES):
         return None
-    tag, serialization = struct.unpack_from("<II", head)
-    if tag != _TAG or serialization != 0:
+    if struct.unpack_from("<I", head, 4) != (0,):  # the version of the serialisation
         return None
     major, minor, patch, build = head[24:28]
-    return major, minor, patch, build
+    targets: tuple[Capability, ...] = ()
+    if product is RTX:
+        (mask,) = struct.unpack_from("<I", head, 32)
+        targets = tuple(target for bit, target in enumerate(_TARGET_BITS) if mask & 1 << bit)
+    return PlanHeader(product, (major, minor, patch, build), targets)
 
 
-def version_of_plan(path: Path) -> tuple[int, int, int, int] | None:
-    """Return the TensorRT version that wrote the file, or None where it is no plan."""
+def header_of_plan(path: Path) -> PlanHeader | None:
+    """Read the header of a file; None where it is no plan."""
     with path.open("rb") as file:
-        return plan_version(file.read(_HEADER_BYTES))
+        return plan_header(file.read(HEADER_BYTES))

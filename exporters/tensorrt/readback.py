@@ -36,12 +36,12 @@ class EngineReport:
     """What was read from an engine.
 
     Attributes:
-        layers: JSON of the engine inspector, as it is.
+        layers: JSON of the engine inspector, as it is, or None where the engine could not be inspected.
         io: inputs and outputs.
         facts: figures by name; memory in bytes.
     """
 
-    layers: str
+    layers: str | None
     io: tuple[IoTensor, ...]
     facts: Mapping[str, Any]
 

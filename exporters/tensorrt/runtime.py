@@ -17,6 +17,7 @@ import numpy as np
 from exporters.precision.observed import model_sha256
 from exporters.tensorrt import library
 from exporters.tensorrt.device import open_device
+from exporters.tensorrt.product import RTX, TENSORRT
 from models.errors import DeployError, EnvironmentUnsuitable, ExportError, IntegrityError, UsageError
 
 if TYPE_CHECKING:
@@ -58,9 +59,15 @@ def check_host(sidecar: Sidecar, *, allow_host_code: bool = False) -> None:
     Raises:
         EnvironmentUnsuitable: no TensorRT, no GPU, others than the plan was built for, or host code.
     """
-    library.require()
+    library.require(sidecar.product)
     gpu = library.gpu()
-    sidecar.check_host(library.version(), gpu.compute_capability, gpu.name)
+    sidecar.check_host(library.version(sidecar.product), gpu.compute_capability, gpu.name)
+    if sidecar.product is RTX:
+        raise EnvironmentUnsuitable(
+            f"{sidecar.plan} is an engine of {RTX.title}, which this version of deploycli builds, but does not run",
+            expected=f"an engine of {TENSORRT.title}",
+            hint="deploycli build-trt --compiler tensorrt, or NVIDIA's own tools for this one",
+        )
     if sidecar.settings.version_compatible and not allow_host_code:
         raise EnvironmentUnsuitable(
             f"{sidecar.plan} is version compatible: it holds a lean runtime, which is code that would run here",

@@ -101,6 +101,11 @@ class BuildSettings:
                 "a timing cache and a lock file were given", expected="one of them: a lock has timings of its own"
             )
 
+    @classmethod
+    def default(cls, name: str) -> Any:
+        """Return what a setting is where nobody says otherwise."""
+        return cls.__dataclass_fields__[name].default
+
     def to_json(self) -> dict[str, Any]:
         """Return the settings as JSON values; enumerations by name, for their numbers differ between versions."""
         return asdict(self)

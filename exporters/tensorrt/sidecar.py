@@ -17,8 +17,11 @@ from msgspec import Meta
 
 from exporters.artifact import Precision
 from exporters.atomic import write_whole
-from exporters.tensorrt.plan import plan_version
+from exporters.tensorrt.kernels import Kernel
+from exporters.tensorrt.plan import HEADER_BYTES, plan_header
+from exporters.tensorrt.product import PRODUCTS, RTX, TENSORRT, CompilerName, Product
 from exporters.tensorrt.settings import BuildSettings
+from exporters.tensorrt.targets import TARGETS, Capability, dotted, named
 from models.codec import Count, Positive, Sha256, SomeSha256, load
 from models.errors import EnvironmentUnsuitable, IntegrityError, InvalidValue
 
@@ -83,11 +86,11 @@ class Sidecar:
         precision: what it was built as.
         onnx: name of the ONNX file of the bundle that it was built from.
         onnx_sha256: its hash, external data included.
-        tensorrt: version, four parts.
-        gpu: where it was built.
+        tensorrt: version of the compiler, four parts.
+        gpu: where it was built; None of TensorRT for RTX, which needs none.
         settings: what it was built with.
         io: its inputs and outputs.
-        layers: figures of the engine inspector.
+        layers: figures of its layers, of its kernels and of what its precision was proven on.
         assertions: what was asserted of its precision, and held; empty where a plan may not be opened to look.
         facts: read back from the engine: hardware compatibility, whether it can be refitted, device memory.
         timing_cache_sha256: of the timing cache that was used, or empty.
@@ -95,6 +98,9 @@ class Sidecar:
         tool_version: version of deploycli.
         built_at: time of the build, UTC.
         unreleasable: why it must not be shipped, or empty.
+        compiler: which of NVIDIA's two compilers built it.
+        targets: compute capabilities that it was compiled for, of TensorRT for RTX.
+        kernels: what it launches, in the order of execution; empty where a plan may not be opened to look.
         schema_version: of this layout.
     """
 
@@ -105,7 +111,7 @@ class Sidecar:
     onnx: Annotated[str, Meta(pattern=r"^(?!\.{1,2}\Z)[^/\\\0]+\Z")]
     onnx_sha256: Sha256
     tensorrt: Annotated[str, Meta(pattern=r"^[0-9]{1,9}(\.[0-9]{1,9}){2,3}")]
-    gpu: GpuRecord
+    gpu: GpuRecord | None
     settings: BuildSettings
     io: tuple[IoTensor, ...]
     layers: Mapping[str, Any]
@@ -116,12 +122,32 @@ class Sidecar:
     tool_version: str
     built_at: str
     unreleasable: str = ""
+    compiler: CompilerName = "tensorrt"
+    targets: tuple[Capability, ...] = ()
+    kernels: tuple[Kernel, ...] = ()
     schema_version: int = field(default=SCHEMA_VERSION)
 
     def __post_init__(self) -> None:
-        """Refuse an engine that takes nothing."""
+        """Refuse an engine that takes nothing, or that is for no GPU."""
         if not any(tensor.mode == "input" for tensor in self.io):
             raise InvalidValue("no input in `io`", expected="one or more")
+        if (self.gpu is None) != (self.product is RTX) or bool(self.targets) != (self.product is RTX):
+            raise InvalidValue(
+                f"the GPUs of an engine of {self.product.title}",
+                expected="`targets` and no `gpu`" if self.product is RTX else "a `gpu` and no `targets`",
+            )
+
+    @property
+    def product(self) -> Product:
+        """The compiler that built it."""
+        return PRODUCTS[self.compiler]
+
+    @property
+    def runs_on(self) -> str:
+        """The GPUs that it is for, in words."""
+        if self.gpu is None:
+            return named(self.targets)
+        return f"{self.gpu.name}, compute capability {dotted(self.gpu.compute_capability)}"
 
     @property
     def batches(self) -> tuple[int, int]:
@@ -207,13 +233,19 @@ class Sidecar:
                 expected=f"{self.size} bytes, sha256 {self.sha256}",
                 hint=_BUILD_AGAIN,
             )
-        if (header := plan_version(content[:64])) is None:
+        if (header := plan_header(content[:HEADER_BYTES])) is None:
             raise IntegrityError(f"{plan} does not begin as a TensorRT plan does", expected="a plan", hint=_BUILD_AGAIN)
         version = tuple(part & 0xFF for part in _numbers(self.tensorrt))  # the header holds the lowest eight bits
-        if header[: len(version)] != version:
+        if header.product is not self.product or header.version[: len(version)] != version:
             raise IntegrityError(
-                f"{plan} was written by TensorRT {'.'.join(map(str, header))}, as its header says",
-                expected=f"TensorRT {self.tensorrt}, as its sidecar says",
+                f"{plan} was written by {header}, as its header says",
+                expected=f"{self.product.title} {self.tensorrt}, as its sidecar says",
+                hint=_BUILD_AGAIN,
+            )
+        if header.targets != self.targets:
+            raise IntegrityError(
+                f"{plan} is for {named(header.targets) if header.targets else 'no GPU'}, as its header says",
+                expected=f"{named(self.targets)}, as its sidecar says",
                 hint=_BUILD_AGAIN,
             )
         return content
@@ -232,13 +264,24 @@ class Sidecar:
         Raises:
             EnvironmentUnsuitable: another version or another GPU than the plan was built for.
         """
+        title, package = self.product.title, self.product.module.replace("_", "-")
         if not self._runs_on(tensorrt):
             later = self.settings.version_compatible
             raise EnvironmentUnsuitable(
-                f"{self.plan} was built by TensorRT {self.tensorrt}, here is {tensorrt}",
-                expected=f"TensorRT {self.tensorrt}"
+                f"{self.plan} was built by {title} {self.tensorrt}, here is {tensorrt}",
+                expected=f"{title} {self.tensorrt}"
                 + (", or a later one of the majors that it covers" if later else ", for it is not version compatible"),
-                hint=f"pip install tensorrt=={self.tensorrt}, or build it again here",
+                hint=f"pip install {package}=={self.tensorrt}, or build it again here",
+            )
+        if self.gpu is None:
+            if compute_capability in self.targets:
+                return
+            raise EnvironmentUnsuitable(
+                f"{self.plan} is for {named(self.targets)}, here is {gpu} ({dotted(compute_capability)})",
+                expected="a GPU that it was compiled for",
+                hint=f"deploycli build-trt --compiler rtx --gpu {dotted(compute_capability)}"
+                if compute_capability in TARGETS
+                else "deploycli build-trt --compiler tensorrt, on this machine",
             )
         level, built = self.settings.hardware_compatibility, self.gpu.compute_capability
         fits = {
@@ -250,8 +293,8 @@ class Sidecar:
             wider = "same-compute-capability" if compute_capability == built else "ampere+"
             possible = level != "ampere+" and (wider != "ampere+" or min(compute_capability, built) >= _AMPERE)
             raise EnvironmentUnsuitable(
-                f"{self.plan} was built on {self.gpu.name} (compute capability {_dotted(built)}), "
-                f"here is {gpu} ({_dotted(compute_capability)})",
+                f"{self.plan} was built on {self.gpu.name} (compute capability {dotted(built)}), "
+                f"here is {gpu} ({dotted(compute_capability)})",
                 expected=f"a GPU that its hardware compatibility, {level}, covers",
                 hint="build it again here" + (f", or there with --hardware-compatibility {wider}" if possible else ""),
             )
@@ -268,9 +311,10 @@ def sidecar_of(plan: Path) -> Path:
     return plan.with_suffix(".json")
 
 
-def engine_name(precision: str, compute_capability: tuple[int, int], tensorrt: str) -> str:
-    """Return the name of a plan's file: ``fp16-sm89-trt10.13.3.9.plan``."""
-    return f"{precision}-sm{compute_capability[0]}{compute_capability[1]}-trt{tensorrt}{PLAN_SUFFIX}"
+def engine_name(precision: str, *capabilities: Capability, version: str, product: Product = TENSORRT) -> str:
+    """Return the name of a plan's file: ``fp16-sm89-trt10.13.3.9.plan``, or ``fp16-rtx1.7.1.116.plan`` for all GPUs."""
+    gpus = () if capabilities == TARGETS else tuple(f"sm{major}{minor}" for major, minor in capabilities)
+    return f"{'-'.join((precision, *gpus, product.mark))}{version}{PLAN_SUFFIX}"
 
 
 def sidecars(folder: Path) -> Iterator[Sidecar]:
@@ -303,10 +347,6 @@ def sidecars(folder: Path) -> Iterator[Sidecar]:
 
 def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".") if part.isascii() and part.isdigit())
-
-
-def _dotted(capability: tuple[int, int]) -> str:
-    return ".".join(map(str, capability))
 
 
 def _has_batch(shape: tuple[int, ...]) -> bool:

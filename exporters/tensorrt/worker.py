@@ -64,7 +64,7 @@ def _run(job: Job, reporter: Reporter) -> int:
     for name in (RESULT, ERROR):
         job.file(name).unlink(missing_ok=True)
     try:
-        library.require()
+        library.use(job.product)
         # They import TensorRT, or take long to import.
         from exporters.tensorrt.builder import Cancelled, build
         from exporters.tensorrt.callbacks import Log

@@ -30,7 +30,7 @@ def build(bundle: Bundle, precision: str = "fp16", capability: tuple[int, int] =
     """Write an engine and its sidecar into a bundle."""
     folder = bundle.path / "engines"
     folder.mkdir(exist_ok=True)
-    name = engine_name(precision, capability, TENSORRT)
+    name = engine_name(precision, capability, version=TENSORRT)
     header = struct.pack("<II", 0x74727466, 0) + bytes(16) + bytes((10, 13, 3, 9))
     (folder / name).write_bytes(header + f"{precision} {capability}".encode())
     sidecar = Sidecar(

@@ -13,7 +13,7 @@ class Finding:
     """One place where a graph breaks a rule.
 
     Attributes:
-        rule: number of the rule, 1 to 19.
+        rule: number of the rule, 1 to 20.
         level: ``error`` where the parser refuses the graph or gives a tensor the wrong type, ``warning`` where the
             engine is slower or less exact than it could be.
         node: name of the node, which carries the PyTorch module path; of the tensor, where the finding is about one;
@@ -75,6 +75,7 @@ class LintReport:
         rules: numbers of the rules that were applied, in order.
         findings: by rule, then in the order of the graph.
         attention: every attention block, in the order of the graph; empty where rule 16 was not applied.
+        features: what the graph has and not every GPU computes, of `exporters.tensorrt.targets.NEEDS`.
     """
 
     model: str
@@ -82,6 +83,7 @@ class LintReport:
     rules: tuple[int, ...]
     findings: tuple[Finding, ...]
     attention: tuple[AttentionBlock, ...]
+    features: tuple[str, ...] = ()
 
     @property
     def errors(self) -> tuple[Finding, ...]:

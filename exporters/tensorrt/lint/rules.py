@@ -17,6 +17,7 @@ from exporters.onnx_reader import quiet, read
 from exporters.tensorrt.lint.economy import hard_to_fuse, redundant_pairs, stored_numbers, unused_and_repeated
 from exporters.tensorrt.lint.external import external_data
 from exporters.tensorrt.lint.fusion import attention_blocks, attention_form
+from exporters.tensorrt.lint.hardware import hardware, hardware_features
 from exporters.tensorrt.lint.operators import parse_version
 from exporters.tensorrt.lint.placement import quantization_placement
 from exporters.tensorrt.lint.quantization import quantization
@@ -34,9 +35,10 @@ from exporters.tensorrt.lint.types import attention_operator, gemm, inference_on
 from models.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     from exporters.tensorrt.lint.problem import Problem
+    from exporters.tensorrt.targets import Capability
 
 DEFAULT_VERSION = "11.4"
 
@@ -79,6 +81,7 @@ RULES: tuple[Rule, ...] = (
     Rule(17, redundant_pairs),
     Rule(18, unused_and_repeated),
     Rule(19, hard_to_fuse),
+    Rule(20, hardware),
 )
 
 _ATTENTION_RULE = 16
@@ -91,6 +94,7 @@ def lint(
     rules: Collection[int] | None = None,
     plugins: Collection[str] = (),
     profiled: Collection[str] = (),
+    targets: Sequence[Capability] = (),
 ) -> LintReport:
     """Judge a graph as TensorRT's ONNX parser will, without TensorRT.
 
@@ -100,6 +104,7 @@ def lint(
         rules: numbers of the rules to apply; all by default.
         plugins: operators that the engine will find as plugins.
         profiled: symbolic axes beside the batch for which there will be an optimization profile.
+        targets: compute capabilities of the GPUs that the engine is for; none where that is not known.
 
     Returns:
         The same report for the same model, in the order of the rules and of the graph.
@@ -116,7 +121,9 @@ def lint(
         else:
             name = os.fspath(model)
             model, wrong_entries = read(Path(model))
-        subject = Subject(inlined(model), target, plugins=plugins, profiled=profiled, wrong_entries=wrong_entries)
+        subject = Subject(
+            inlined(model), target, plugins=plugins, profiled=profiled, wrong_entries=wrong_entries, targets=targets
+        )
         findings = [
             Finding(rule.number, problem.level, problem.where, problem.message, problem.hint)
             for rule in chosen
@@ -124,7 +131,8 @@ def lint(
         ]
         numbers = tuple(rule.number for rule in chosen)
         attention = tuple(attention_blocks(subject)) if _ATTENTION_RULE in numbers else ()
-    return LintReport(name, version, numbers, tuple(dict.fromkeys(findings)), attention)
+        features = tuple(sorted(hardware_features(subject)))
+    return LintReport(name, version, numbers, tuple(dict.fromkeys(findings)), attention, features)
 
 
 def _choose(numbers: Collection[int] | None) -> list[Rule]:

@@ -16,9 +16,10 @@ from exporters.tensorrt.lint.operators import ONNX_DOMAINS, Operators, Version, 
 from models.errors import UsageError, first_line
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterator, Sequence
 
     from exporters.rewrite.movement_ops import Array
+    from exporters.tensorrt.targets import Capability
 
 CHUNK = 1 << 22
 """A large tensor is looked at in pieces of this many elements."""
@@ -33,6 +34,7 @@ class Subject:
         plugins: names of operators that the engine will find as plugins.
         profiled: symbolic axes beside the batch for which an optimization profile will exist.
         wrong_entries: tensor name -> what is wrong with its external data entry, as far as it is known already.
+        targets: compute capabilities of the GPUs that the engine is for; empty where that is not known.
 
     Attributes:
         graph: its main graph.
@@ -49,11 +51,13 @@ class Subject:
         plugins: Collection[str] = (),
         profiled: Collection[str] = (),
         wrong_entries: dict[str, str] | None = None,
+        targets: Sequence[Capability] = (),
     ) -> None:
         self.model = model
         self.version = version
         self.plugins = frozenset(plugins)
         self.profiled = frozenset(profiled)
+        self.targets = tuple(targets)
         self.graph = model.graph
         self.opset = next((v for domain, v in model.opset_imports.items() if domain in ONNX_DOMAINS), 0)
         self.nodes = tuple(node for node in model.graph.all_nodes() if node.outputs)

@@ -88,7 +88,7 @@ def write_engine(folder: Path, onnx: str, batch: tuple[int, int, int], **changes
         if wanted:
             config.set_flag(trt.BuilderFlag[flag])
     plan = bytes(builder.build_serialized_network(network, config))
-    name = engine_name("fp16", (8, 9), VERSION)
+    name = engine_name("fp16", (8, 9), version=VERSION)
     (folder / "engines").mkdir(exist_ok=True)
     (folder / "engines" / name).write_bytes(plan)
     sidecar = Sidecar(

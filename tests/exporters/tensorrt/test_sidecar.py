@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from exporters.bundle import Bundle
-from exporters.tensorrt.plan import plan_version, version_of_plan
+from exporters.tensorrt.plan import PlanHeader, header_of_plan, plan_header
+from exporters.tensorrt.product import RTX, TENSORRT
 from exporters.tensorrt.settings import BuildSettings, ShapeRange, ShapeRequest, parse_size
 from exporters.tensorrt.sidecar import Sidecar, engine_name, sidecar_of, sidecars
 from models.codec import decode
@@ -38,7 +39,7 @@ def test_it_comes_back_as_it_was(sidecar: Sidecar, folder: Path) -> None:
     assert found.batches == (1, 16)
     assert sidecar.check_file(folder) == folder / "fp16-sm89-trt10.13.3.9.plan"
     assert sidecar_of(folder / sidecar.plan).name == "fp16-sm89-trt10.13.3.9.json"
-    assert engine_name("int8", (12, 0), "11.4.0.106") == "int8-sm120-trt11.4.0.106.plan"
+    assert engine_name("int8", (12, 0), version="11.4.0.106") == "int8-sm120-trt11.4.0.106.plan"
 
 
 def change(folder: Path, sidecar: Sidecar, **data: Any) -> None:
@@ -113,12 +114,18 @@ def test_a_file_that_is_no_plan(sidecar: Sidecar, folder: Path) -> None:
 
 class TestHeader:
     def test_versions(self, sidecar: Sidecar, folder: Path) -> None:
-        assert version_of_plan(folder / sidecar.plan) == (10, 13, 3, 9)
-        assert plan_version(struct.pack("<II16x4B", 0x74727466, 0, 11, 4, 0, 106) + b"more") == (11, 4, 0, 106)
+        assert header_of_plan(folder / sidecar.plan) == PlanHeader(TENSORRT, (10, 13, 3, 9))
+        plan = struct.pack("<II16x4B", 0x74727466, 0, 11, 4, 0, 106) + b"more"
+        assert plan_header(plan) == PlanHeader(TENSORRT, (11, 4, 0, 106))
+
+    def test_the_other_product(self) -> None:
+        plan = b"vtrt" + struct.pack("<I16x4B", 0, 1, 7, 1, 116) + b"vtrt" + struct.pack("<I", 0x2C)
+        assert plan_header(plan) == PlanHeader(RTX, (1, 7, 1, 116), ((8, 6), (8, 9), (12, 1)))
+        assert plan_header(plan[:-1]) is None
 
     @pytest.mark.parametrize("head", [b"", b"ftrt", bytes(28), struct.pack("<II16x4B", 0x74727466, 1, 11, 4, 0, 106)])
     def test_what_is_no_plan(self, head: bytes) -> None:
-        assert plan_version(head) is None
+        assert plan_header(head) is None
 
     def test_the_last_part_has_eight_bits(self, sidecar: Sidecar, folder: Path) -> None:
         replace(sidecar, tensorrt="10.13.3.265").check_file(folder)  # 256 + 9

@@ -1,0 +1,77 @@
+"""NVIDIA's two compilers behind one interface: `exporters.tensorrt.builder` drives either.
+
+Import this after `exporters.tensorrt.library.use`, in the child process that builds.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from exporters.tensorrt.product import RTX
+
+if TYPE_CHECKING:
+    import tensorrt as trt
+
+    from exporters.tensorrt.callbacks import Log, Monitor
+    from exporters.tensorrt.job import Job
+    from exporters.tensorrt.plan import PlanHeader
+    from exporters.tensorrt.readback import EngineReport
+    from exporters.tensorrt.sidecar import GpuRecord
+
+
+class Compiler(Protocol):
+    """What differs between the two, for one build.
+
+    Attributes:
+        gpu: where kernels are measured, or None where none are.
+    """
+
+    gpu: GpuRecord | None
+
+    def start(self) -> None:
+        """Do what comes before everything else.
+
+        Raises:
+            BuildError: it fails.
+        """
+
+    def configure(self, builder: trt.Builder, monitor: Monitor) -> trt.IBuilderConfig:
+        """Return the configuration of the build, without its profile.
+
+        Args:
+            builder: of the build.
+            monitor: must outlive the build.
+
+        Raises:
+            BuildError: the compiler does not take a setting.
+        """
+
+    def read(
+        self, plan: bytes, header: PlanHeader, config: trt.IBuilderConfig, network: trt.INetworkDefinition
+    ) -> EngineReport:
+        """Say what was built: from the plan and from what the compiler tells of it, not from what was asked for.
+
+        Raises:
+            BuildError: the compiler cannot describe its own engine.
+        """
+
+    def keep(self) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+        """Write what the next build shall know; return what the result says of the lock and of the timing cache."""
+
+    def advice(self) -> str:
+        """Say what to try where no engine was built; may be empty."""
+
+
+def compiler_of(job: Job, log: Log) -> Compiler:
+    """Return the compiler of a job.
+
+    Raises:
+        EnvironmentUnsuitable: it needs a GPU, and there is none.
+    """
+    if job.product is RTX:
+        from exporters.tensorrt.compilers.rtx import Rtx
+
+        return Rtx(job, log)
+    from exporters.tensorrt.compilers.tensorrt import TensorRt
+
+    return TensorRt(job, log)

@@ -1,0 +1,108 @@
+"""The kernels that an engine launches: what its sidecar records of them, and how they are counted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from models.codec import Count
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel that an engine launches.
+
+    Attributes:
+        name: the compiler's name of it.
+        kind: the compiler's type of layer.
+        precision: the narrowest type that it reads.
+        product: whether it is a matrix product, a convolution or fused attention.
+        attention: whether it is fused attention.
+        reads: types and shapes of the activations that it reads, -1 for an axis that is not fixed.
+        writes: the same of those that it writes.
+        nodes: the ONNX nodes in it, in the order of the graph.
+        module: the PyTorch module that it belongs to: of its product, or else of its last node; may be empty.
+        moved: bytes of activations that it reads and writes for one image; None where that does not follow.
+    """
+
+    name: str
+    kind: str
+    precision: str
+    product: bool
+    attention: bool
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    nodes: tuple[str, ...]
+    module: str
+    moved: Count | None
+
+
+@dataclass(frozen=True)
+class KernelTotals:
+    """Kernels, counted.
+
+    Attributes:
+        launches: how many.
+        attention: those that are fused attention.
+        products: precision -> matrix products, convolutions and fused attention.
+        moved: bytes of activations for one image, of those kernels where they are known.
+        unknown: kernels whose bytes are not known.
+    """
+
+    launches: int
+    attention: int
+    products: Mapping[str, int]
+    moved: int
+    unknown: int
+
+    @classmethod
+    def of(cls, kernels: Sequence[Kernel]) -> KernelTotals:
+        """Count kernels."""
+        products: dict[str, int] = {}
+        for kernel in kernels:
+            if kernel.product:
+                products[kernel.precision] = products.get(kernel.precision, 0) + 1
+        return cls(
+            len(kernels),
+            sum(kernel.attention for kernel in kernels),
+            products,
+            sum(kernel.moved or 0 for kernel in kernels),
+            sum(kernel.moved is None for kernel in kernels),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the figures as JSON values."""
+        return {
+            "launches": self.launches,
+            "attention": self.attention,
+            "products": dict(self.products),
+            "moved": self.moved,
+            "moved_unknown": self.unknown,
+        }
+
+
+def by_module(kernels: Sequence[Kernel], depth: int | None = None, most: int = 32) -> dict[str, KernelTotals]:
+    """Return totals by PyTorch module, in the order of execution.
+
+    Args:
+        kernels: of one engine.
+        depth: parts of a module's path that count; None for as many as give at most ``most`` modules.
+        most: see ``depth``.
+    """
+    deepest = max((kernel.module.count(".") + 1 for kernel in kernels), default=0)
+    if depth is None:
+        counts = {d: len({cut(kernel.module, d) for kernel in kernels}) for d in range(deepest, 0, -1)}
+        depth = next((d for d, count in counts.items() if count <= most), 1)
+    groups: dict[str, list[Kernel]] = {}
+    for kernel in kernels:
+        groups.setdefault(cut(kernel.module, depth), []).append(kernel)
+    return {module: KernelTotals.of(group) for module, group in groups.items()}
+
+
+def cut(module: str, depth: int) -> str:
+    """Return the first parts of a module's path."""
+    return ".".join(module.split(".")[:depth])

@@ -1,0 +1,169 @@
+"""An engine beside the graph that it computes: the ONNX nodes and PyTorch module of each kernel, the bytes it moves.
+
+An engine says of a dynamic axis only that it is one: rows of batch and tokens together are ``[-1, 96]``. How many there
+are for one image is taken from the graph: what a kernel writes are those values of its nodes that others read. All
+that is counted are activations; weights are left out, and caches are not known of, so the bytes are an upper bound.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from exporters.onnx_reader import quiet, read
+from exporters.tensorrt.inspector import PRODUCT_OPERATORS
+from exporters.tensorrt.kernels import Kernel
+from exporters.tensorrt.lint.operators import parse_version
+from exporters.tensorrt.lint.rules import DEFAULT_VERSION
+from exporters.tensorrt.lint.subject import Subject, inlined
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    import onnx_ir as ir
+
+    from exporters.tensorrt.inspector import EngineLayers, EngineTensor, Layer
+
+_BYTES: Mapping[str, float] = {
+    **{"int4": 0.5, "fp4": 0.5, "int8": 1, "uint8": 1, "fp8": 1, "bool": 1},
+    **{"fp16": 2, "bf16": 2, "fp32": 4, "int32": 4, "int64": 8},
+}
+
+
+def kernels_of(layers: EngineLayers, onnx: Path, batch: int | None) -> tuple[tuple[Kernel, ...], tuple[str, ...]]:
+    """Return the kernels of an engine, and the products of its graph that none of its product kernels names.
+
+    Args:
+        layers: of the engine, in the order of execution.
+        onnx: the graph that it was built from.
+        batch: the one batch that the engine takes, or None where it takes several.
+    """
+    with quiet():
+        subject = Subject(inlined(read(onnx)[0]), parse_version(DEFAULT_VERSION))
+        graph = _Graph(subject)
+        sizes = _Sizes(graph, batch or 1)
+        kernels = tuple(_kernel(layer, graph, sizes) for layer in layers.launched)
+    found = {node for kernel in kernels if kernel.product for node in kernel.nodes}
+    return kernels, tuple(node for node in graph.products if node not in found)
+
+
+def _kernel(layer: Layer, graph: _Graph, sizes: _Sizes) -> Kernel:
+    nodes = graph.in_order(layer.nodes)
+    products = [node for node in nodes if node in graph.products]
+    home = products[:1] if layer.product and products else nodes[-1:]
+    return Kernel(
+        layer.name,
+        layer.kind,
+        layer.precision,
+        layer.product,
+        layer.fused_attention,
+        tuple(map(str, layer.reads)),
+        tuple(map(str, layer.writes)),
+        nodes,
+        module_of(home[0]) if home else "",
+        sizes.moved(layer),
+    )
+
+
+class _Graph:
+    """What is asked of the graph that an engine was built from."""
+
+    def __init__(self, subject: Subject) -> None:
+        self._subject = subject
+        self._nodes = {node.name: node for node in subject.nodes if node.name}
+        self._place = {name: place for place, name in enumerate(self._nodes)}
+        self.products = {
+            name
+            for name, node in self._nodes.items()
+            if node.op_type in PRODUCT_OPERATORS and any(not self._is_constant(value) for value in node.inputs)
+        }
+        inputs = [value for value in subject.graph.inputs if value.const_value is None]
+        first = inputs[0].shape[0] if inputs and inputs[0].shape is not None and len(inputs[0].shape) else 1
+        self._batch = first if isinstance(first, int) else 1
+        self.io = {value.name or "": self._elements(value) for value in (*inputs, *subject.graph.outputs)}
+
+    def in_order(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Return nodes in the order of the graph; what the graph does not have comes first."""
+        return tuple(sorted(names, key=lambda name: self._place.get(name, -1)))
+
+    def written(self, names: Collection[str]) -> list[int]:
+        """Return the elements, for one image, of every value that these nodes make and others read."""
+        chosen = {name for name in names if name in self._nodes}
+        outputs = set(self._subject.graph.outputs)
+        values = [
+            value
+            for name in chosen
+            for value in self._nodes[name].outputs
+            if value in outputs or any(use.node.name not in chosen for use in value.uses())
+        ]
+        return [elements for value in values if (elements := self._elements(value)) is not None]
+
+    def _elements(self, value: ir.Value) -> int | None:
+        ends = self._subject.inference[value].ends
+        if ends is None:
+            return None
+        return math.prod(ends[0]) // self._batch  # ends[0]: at batch 1, where the graph takes any
+
+    def _is_constant(self, value: ir.Value | None) -> bool:
+        return value is None or self._subject.stored(value) is not None
+
+
+class _Sizes:
+    """Elements of every tensor of an engine for one image, known as the layers are gone through in their order."""
+
+    def __init__(self, graph: _Graph, batch: int) -> None:
+        self._graph = graph
+        self._batch = batch
+        self._elements: dict[str, int] = {name: size for name, size in graph.io.items() if size is not None}
+
+    def moved(self, layer: Layer) -> int | None:
+        """Return the bytes that a layer reads and writes for one image, or None where they do not follow."""
+        candidates = self._graph.written(layer.nodes)
+        for tensor in sorted(layer.writes, key=_row, reverse=True):
+            if tensor.name in self._elements:
+                continue
+            if (size := self._written(tensor, candidates, (*layer.reads, *layer.writes))) is not None:
+                self._elements[tensor.name] = size
+        total = 0.0
+        for tensor in {*layer.reads, *layer.writes}:
+            size = self._elements.get(tensor.name)
+            if size is None:
+                size = self._fixed(tensor)
+            if size is None:
+                return None
+            total += size * _BYTES.get(tensor.dtype, 4)
+        return math.ceil(total)
+
+    def _written(self, tensor: EngineTensor, candidates: Sequence[int], others: Sequence[EngineTensor]) -> int | None:
+        if (fixed := self._fixed(tensor)) is not None:
+            return fixed
+        row = _row(tensor)
+        known = [(other, size) for other in others if (size := self._elements.get(other.name)) is not None]
+        if tensor.shape[-1:] == (1,):  # a mean, or the like, of each row of another one
+            for other, size in known:
+                if other.shape[:-1] == tensor.shape[:-1] and other.shape[-1] > 0:
+                    return size // other.shape[-1]
+        if row in candidates:  # as many rows as images
+            return row
+        if fitting := [size for size in candidates if row and size % row == 0]:
+            return max(fitting, key=lambda size: (fitting.count(size), size))
+        for other, size in known:  # padded or cut: as many rows as the other
+            if len(other.shape) == len(tensor.shape) and _row(other) and size % _row(other) == 0:
+                return size // _row(other) * row
+        return next((size for _, size in known if row and size % row == 0), None)  # in another order
+
+    def _fixed(self, tensor: EngineTensor) -> int | None:
+        if min(tensor.shape, default=0) < 0:
+            return None
+        return math.prod(tensor.shape) // self._batch
+
+
+def _row(tensor: EngineTensor) -> int:
+    """Return the elements behind the axes that are not fixed."""
+    return math.prod(size for size in tensor.shape if size >= 0)
+
+
+def module_of(node: str) -> str:
+    """Return the PyTorch module in the name of a node: ``layers.0.attn/MatMul``, or ``/layers.0/attn/MatMul``."""
+    return node.strip("/").rpartition("/")[0].replace("/", ".")
