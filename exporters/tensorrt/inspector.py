@@ -94,11 +94,13 @@ class EngineTensor:
         name: the compiler's name of it.
         shape: sizes, -1 for an axis that is not fixed.
         dtype: ``fp16``; ``other`` where it is not known.
+        strides: elements between two indices of every axis; empty where the engine does not say.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
+    strides: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         """Return type and shape: ``fp16 -1x3136x96``."""
@@ -322,12 +324,14 @@ def _tensors(tensors: Any) -> tuple[EngineTensor, ...]:
     found = tensors if isinstance(tensors, list) else ()
     kept = [tensor for tensor in found if isinstance(tensor, dict)]
     return tuple(
-        EngineTensor(str(tensor.get("Name", "")), _shape(tensor.get("Dimensions")), dtype)
+        EngineTensor(
+            str(tensor.get("Name", "")), _sizes(tensor.get("Dimensions")), dtype, _sizes(tensor.get("Strides"))
+        )
         for tensor, dtype in zip(kept, _types(kept), strict=True)
     )
 
 
-def _shape(dimensions: Any) -> tuple[int, ...]:
+def _sizes(dimensions: Any) -> tuple[int, ...]:
     found = dimensions if isinstance(dimensions, list) else ()
     return tuple(size for size in found if isinstance(size, int))
 

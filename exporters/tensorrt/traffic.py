@@ -121,42 +121,47 @@ class _Sizes:
         """Return the bytes that a layer reads and writes for one image, or None where they do not follow."""
         candidates = self._graph.written(layer.nodes)
         for tensor in sorted(layer.writes, key=_row, reverse=True):
-            if tensor.name in self._elements:
-                continue
-            if (size := self._written(tensor, candidates, (*layer.reads, *layer.writes))) is not None:
+            if tensor.name not in self._elements and (size := self._written(tensor, candidates, layer)) is not None:
                 self._elements[tensor.name] = size
         total = 0.0
         for tensor in {*layer.reads, *layer.writes}:
-            size = self._elements.get(tensor.name)
-            if size is None:
-                size = self._fixed(tensor)
+            size = self._seen(tensor)
             if size is None:
                 return None
             total += size * _BYTES.get(tensor.dtype, 4)
         return math.ceil(total)
 
-    def _written(self, tensor: EngineTensor, candidates: Sequence[int], others: Sequence[EngineTensor]) -> int | None:
-        if (fixed := self._fixed(tensor)) is not None:
-            return fixed
+    def _seen(self, tensor: EngineTensor) -> int | None:
+        """Return the elements of a tensor that one layer looks at: all, or columns of every row."""
+        if min(tensor.shape, default=0) >= 0:
+            return math.prod(tensor.shape) // self._batch
+        size = self._elements.get(tensor.name)
+        axis = next(place for place, extent in enumerate(tensor.shape) if extent < 0)
+        columns = math.prod(tensor.shape[axis + 1 :])
+        stride = tensor.strides[axis] if len(tensor.strides) == len(tensor.shape) else columns
+        return size if size is None or stride <= columns else size * columns // stride
+
+    def _written(self, tensor: EngineTensor, candidates: Sequence[int], layer: Layer) -> int | None:
+        if min(tensor.shape, default=0) >= 0:
+            return self._seen(tensor)
         row = _row(tensor)
-        known = [(other, size) for other in others if (size := self._elements.get(other.name)) is not None]
+        known = [(t, size) for t in (*layer.reads, *layer.writes) if (size := self._seen(t)) is not None]
         if tensor.shape[-1:] == (1,):  # a mean, or the like, of each row of another one
             for other, size in known:
                 if other.shape[:-1] == tensor.shape[:-1] and other.shape[-1] > 0:
                     return size // other.shape[-1]
         if row in candidates:  # as many rows as images
             return row
-        if fitting := [size for size in candidates if row and size % row == 0]:
-            return max(fitting, key=lambda size: (fitting.count(size), size))
+        fitting = [size for size in candidates if row and size % row == 0]
+        moved = next((size for _, size in known if row and size % row == 0), None)  # in another order
+        if fitting:
+            most = max(fitting, key=lambda size: (fitting.count(size), size))
+            whole = layer.product or moved is None or most <= sum(size for _, size in known)
+            return most if whole else moved  # of a node that the compiler has split: its part
         for other, size in known:  # padded or cut: as many rows as the other
             if len(other.shape) == len(tensor.shape) and _row(other) and size % _row(other) == 0:
                 return size // _row(other) * row
-        return next((size for _, size in known if row and size % row == 0), None)  # in another order
-
-    def _fixed(self, tensor: EngineTensor) -> int | None:
-        if min(tensor.shape, default=0) < 0:
-            return None
-        return math.prod(tensor.shape) // self._batch
+        return moved
 
 
 def _row(tensor: EngineTensor) -> int:

@@ -269,7 +269,7 @@ class TestBuilding:
 class TestWithoutTensorRt:
     def test_nothing_is_built_and_it_says_what_would_have_been(self, bundle: Path, deploycli: Command) -> None:
         before = files(bundle)
-        result = deploycli("build-trt", "--batch", "1:2:8")
+        result = deploycli("build-trt", "--compiler", "tensorrt", "--batch", "1:2:8")
         shapes = "images 1x3x16x16 / 2x3x16x16 / 8x3x16x16"
         assert_refused(result, 7, "TensorRT is not installed", "nothing was built: fp16", shapes)
         for words in ("pip install", "nvcr.io/nvidia/tensorrt", "--dry-run"):
@@ -277,9 +277,12 @@ class TestWithoutTensorRt:
         assert files(bundle) == before
 
     def test_a_dry_run_writes_the_graph_and_shows_the_plan(self, bundle: Path, deploycli: Command) -> None:
-        result = deploycli("build-trt", "--dry-run", "--batch", "4")
+        result = deploycli("build-trt", "--compiler", "tensorrt", "--dry-run", "--batch", "4")
         assert result.code == 0, result.err
-        assert "would build fp16 from artifacts/smallest/model.fp16.onnx, images 4x3x16x16 / 4x3x16x16" in result.out
+        assert (
+            "would build fp16 from artifacts/smallest/model.fp16.onnx by TensorRT, images 4x3x16x16 / 4x3x16x16"
+            in result.out
+        )
         assert "TensorRT 11.4" in result.out
         assert (bundle / "model.fp16.onnx").is_file()
         assert not (bundle / "engines").exists()
@@ -310,7 +313,7 @@ class TestWithoutTensorRt:
         self, options: list[str], words: str, bundle: Path, deploycli: Command
     ) -> None:
         before = files(bundle)
-        assert_refused(deploycli("build-trt", *options), 2, words)
+        assert_refused(deploycli("build-trt", "--compiler", "tensorrt", *options), 2, words)
         assert files(bundle) == before
 
     def test_errors_of_the_lint_end_it(self, tmp_path: Path, deploycli: Command, gpu: Any) -> None:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 _NO_DRIVER = re.compile(r"cudaError 35\b|CUDA driver version is insufficient|cudaErrorInsufficientDriver")
 """What most messages are followed by where there is no driver; it tells nothing, for none is needed."""
 
+_NODE = re.compile(r"\[ONNX Layer: (.*)\]", re.DOTALL)
+
 _MEMORY = re.compile(r"^Total (Weights|Activation) Memory: (\d+) bytes", re.IGNORECASE)
 
 
@@ -88,7 +90,8 @@ class Rtx:
         if header.targets != self._job.targets:
             found = named(header.targets) if header.targets else "no target"
             raise BuildError(f"the plan is for {found}", expected=named(self._job.targets))
-        layers = as_inspector_json(self._listing) if self._listing else None
+        names = [name for place in range(network.num_layers) for name in _names(network.get_layer(place))]
+        layers = as_inspector_json(self._listing, names) if self._listing else None
         return EngineReport(layers, network_io(network, self._job.settings), dict(self._memory))
 
     def keep(self) -> tuple[None, None]:
@@ -104,3 +107,9 @@ class Rtx:
             self._listing = message
         elif found := _MEMORY.match(message):
             self._memory[f"{found[1].lower()}_memory"] = int(found[2])
+
+
+def _names(layer: trt.ILayer) -> list[str]:
+    """Return the names of a layer, of its ONNX node and of what it writes."""
+    outputs = [layer.get_output(place) for place in range(layer.num_outputs)]
+    return [layer.name, *_NODE.findall(layer.metadata), *(tensor.name for tensor in outputs if tensor is not None)]
