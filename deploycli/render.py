@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from exporters.report import Report, Stage
     from exporters.steps import GraphCost, Step
     from exporters.summary import OnnxSummary, TensorSummary
+    from exporters.tensorrt.sidecar import Sidecar
     from models.registry import Variant
     from models.spec import Weights
 
@@ -139,8 +140,8 @@ def show_export(bundle: Bundle, *, verbose: bool) -> None:
     next_step(console, bundle)
 
 
-def show_bundle(bundle: Bundle, proof: Proof, *, verbose: bool) -> None:
-    """Print a bundle, and whether its artifacts are verified."""
+def show_bundle(bundle: Bundle, proof: Proof, engines: Sequence[Sidecar], *, verbose: bool) -> None:
+    """Print a bundle, whether its artifacts are verified, and its engines."""
     console = stdout()
     manifest = bundle.manifest
     console.print(styled(str(bundle.path), "bold"), f"(deploycli {manifest.tool_version}, all hashes match)")
@@ -164,6 +165,17 @@ def show_bundle(bundle: Bundle, proof: Proof, *, verbose: bool) -> None:
         _show_verdict(console, proof, artifact)
         console.print(_op_table(artifact.ops_before, artifact.ops_after))
         show_steps(console, artifact.steps, refusals=verbose)
+    for sidecar in engines:
+        console.print()
+        console.print(
+            styled(f"{bundle.path}/engines/{sidecar.plan}", "bold"),
+            f"{size_text(sidecar.size)}, {sidecar.precision}, {sidecar.product.title} {sidecar.tensorrt}, "
+            f"{sidecar.runs_on}",
+            soft_wrap=True,
+        )
+        held = manifest.artifact(sidecar.onnx)
+        same = held is not None and held.sha256 == sidecar.onnx_sha256
+        console.print(f"  from {sidecar.onnx}{'' if same else ', another than the bundle holds now'}")
     console.print()
     files = table_of("file", "bytes", "sha256")
     for record in manifest.files():
@@ -207,6 +219,22 @@ def show_onnx(summary: OnnxSummary) -> None:
     console.print(largest)
 
 
+def show_onnx_against(summaries: Sequence[OnnxSummary]) -> None:
+    """Print two ONNX files side by side: operators, costs and sizes."""
+    console = stdout()
+    table = table_of("operator", *(summary.path for summary in summaries))
+    for op in dict.fromkeys(op for summary in summaries for op in summary.ops):
+        table.add_row(op, *(str(summary.ops.get(op, "-")) for summary in summaries))
+    table.add_row("all nodes", *(f"{sum(summary.ops.values()):,}" for summary in summaries))
+    table.add_row("opset", *(str(summary.opset) for summary in summaries))
+    table.add_row("parameters", *(f"{summary.parameters:,}" for summary in summaries))
+    table.add_row("file", *(size_text(summary.size) for summary in summaries))
+    costs = [("?",) * 3 if summary.cost is None else _cost_cells(summary.cost) for summary in summaries]
+    for what, cells in zip(("MB moved", "GMACs", "MB of constants"), zip(*costs, strict=True), strict=True):
+        table.add_row(what, *cells)
+    console.print(table)
+
+
 def show_reports(reports: Sequence[Report]) -> None:
     """Print the verdict on every bundle."""
     console = stdout()
@@ -227,12 +255,14 @@ def show_reports(reports: Sequence[Report]) -> None:
             console.print(styled(note, "yellow"), soft_wrap=True)
         for engine in report.not_judged:
             console.print(styled(f"NOT JUDGED {engine.artifact}: {engine.reason}", "bold yellow"), soft_wrap=True)
+            console.print(f"  {report.origin(engine)}", soft_wrap=True)
         for why in report.unreleasable:
             console.print(styled(f"NOT FOR RELEASE {why}", "bold red"), soft_wrap=True)
         for failure in report.failures:
             console.print(styled(f"FAILED {failure}", "bold red"), soft_wrap=True)
         if report.passed:
-            left = f"; {len(report.not_judged)} engines not judged" if report.not_judged else ""
+            count = len(report.not_judged)
+            left = f"; {count} engine{'s' * (count > 1)} not run here, and so not judged" if count else ""
             console.print(styled("passed", "bold green"), f"{len(report.stages)} checks{left}")
 
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from deploycli.console import stdout, styled
+from deploycli.console import facts, stdout, styled, table_of
 from deploycli.render import next_step, size_text
 from deploycli.render_lint import show_fusable, show_lint
-from exporters.tensorrt.kernels import KernelTotals
+from exporters.tensorrt.kernels import KernelTotals, by_module, readable_depth
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
+    from deploycli.console import Rows
     from exporters.tensorrt.engines import BuiltEngine, PlannedEngine
+    from exporters.tensorrt.kernels import Kernel
+    from exporters.tensorrt.sidecar import Sidecar
 
 
 ATTENTION_RULE = 16
@@ -50,8 +54,7 @@ def show_built(engines: Sequence[BuiltEngine]) -> None:
                 f"{len(layers.computing)} layers compute: {_counts(layers.per_type)}",
                 soft_wrap=True,
             )
-            totals = KernelTotals.of(sidecar.kernels)
-            console.print(f"  {totals.launches} launches move {_moved(totals)} for one image", soft_wrap=True)
+            console.print(f"  {_work(sidecar.totals)}", soft_wrap=True)
         if sidecar.precision != "fp32":
             show_fusable(console, engine.planned.report)
             if slow := [f for f in engine.planned.report.warnings if f.rule == ATTENTION_RULE]:
@@ -66,11 +69,85 @@ def show_built(engines: Sequence[BuiltEngine]) -> None:
         next_step(console, bundle)
 
 
+def show_engine(plan: Path, sidecar: Sidecar, *, verbose: bool) -> None:
+    """Print an engine: what it is, and its kernels by PyTorch module, or each of them."""
+    console = stdout()
+    console.print(styled(str(plan), "bold"), f"({size_text(sidecar.size)}, deploycli {sidecar.tool_version})")
+    known = facts()
+    known.add_row("compiler", f"{sidecar.product.title} {sidecar.tensorrt}, in {sidecar.seconds:.0f} s")
+    known.add_row("for", sidecar.runs_on)
+    known.add_row("from", f"{sidecar.onnx}, sha256 {sidecar.onnx_sha256}")
+    for tensor in sidecar.io:
+        sizes = " / ".join("x".join(map(str, shape)) for shape in tensor.profile or (tensor.shape,))
+        known.add_row(tensor.mode, f"{tensor.name} {tensor.dtype} {sizes}")
+    known.add_row("precision", f"{sidecar.precision}; {' and '.join(sidecar.assertions) or 'not proven'}")
+    if sidecar.kernels:
+        known.add_row("kernels", _work(sidecar.totals))
+    console.print(known)
+    if verbose:
+        console.print(_kernels(sidecar.kernels))
+    elif sidecar.kernels:
+        console.print(_modules(sidecar.kernels))
+
+
+def show_against(engines: Sequence[tuple[Path, Sidecar]]) -> None:
+    """Print the kernels of two engines by PyTorch module, side by side."""
+    first, second = (sidecar.kernels for _, sidecar in engines)
+    names = "A", "B"
+    console = stdout()
+    for letter, (plan, sidecar) in zip(names, engines, strict=True):
+        console.print(styled(f"{letter} {plan}", "bold"), _work(sidecar.totals), soft_wrap=True)
+    columns = [f"{what} {letter}" for what in ("launches", "attention", "moved") for letter in names]
+    table = table_of("module", *columns)
+    depth = readable_depth(first, second)
+    sides = by_module(first, depth), by_module(second, depth)
+    none = KernelTotals.of(())
+    for module in dict.fromkeys(name for side in sides for name in side):
+        pair = [side.get(module, none) for side in sides]
+        cells = [f(totals) for f in (_launches, _attention, _megabytes) for totals in pair]
+        table.add_row(module or "-", *cells)
+    pair = [KernelTotals.of(kernels) for kernels in (first, second)]
+    table.add_row("all", *(f(totals) for f in (_launches, _attention, _megabytes) for totals in pair))
+    console.print(table)
+
+
+def _modules(kernels: Sequence[Kernel]) -> Rows:
+    table = table_of("module", "launches", "products", "attention", "moved")
+    for module, totals in by_module(kernels, readable_depth(kernels)).items():
+        products = _counts(totals.products) or "-"
+        table.add_row(module or "-", _launches(totals), products, _attention(totals), _megabytes(totals))
+    return table
+
+
+def _kernels(kernels: Sequence[Kernel]) -> Rows:
+    table = table_of("kernel", "type", "reads", "writes", "moved", "ONNX nodes")
+    for kernel in kernels:
+        moved = _megabytes(KernelTotals.of((kernel,)))
+        shapes = ", ".join(kernel.reads), ", ".join(kernel.writes)
+        table.add_row(kernel.name, kernel.kind, *shapes, moved, ", ".join(kernel.nodes) or "-")
+    return table
+
+
+def _launches(totals: KernelTotals) -> str:
+    return str(totals.launches)
+
+
+def _attention(totals: KernelTotals) -> str:
+    return str(totals.attention or "-")
+
+
+def _megabytes(totals: KernelTotals) -> str:
+    if totals.unknown == totals.launches:
+        return "?" if totals.launches else "-"
+    return f"{totals.moved / 1e6:.2f} MB" + ("+" if totals.unknown else "")
+
+
+def _work(totals: KernelTotals) -> str:
+    """Say what kernels do."""
+    moved = f"{size_text(totals.moved)} of activations for one image"
+    at_least = f"at least {moved} ({totals.unknown} are not known)" if totals.unknown else moved
+    return f"{totals.launches} launches move {at_least}"
+
+
 def _counts(per_type: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {precision}" for precision, count in per_type.items())
-
-
-def _moved(totals: KernelTotals) -> str:
-    """Return the activations that kernels move, in words."""
-    known = f"{size_text(totals.moved)} of activations"
-    return f"at least {known} ({totals.unknown} launches are not known)" if totals.unknown else known

@@ -90,7 +90,8 @@ def open_engines(
         except EnvironmentUnsuitable as error:
             if choice == "all":
                 raise
-            not_judged.append(NotJudged(path, error.found))
+            same = _stale(bundle, sidecar) is None
+            not_judged.append(NotJudged(path, error.found, sidecar.onnx, sidecar.onnx_sha256, same))
             continue
         runtime = stack.enter_context(TensorRtRuntime(folder, sidecar, allow_host_code=allow_host_code))
         subjects.append(Subject(path, sidecar.precision, (low, high), runtime, *budgets(sidecar.precision, rtol)))

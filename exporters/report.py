@@ -60,15 +60,21 @@ class Stage:
 
 @dataclass(frozen=True)
 class NotJudged:
-    """An engine that this machine could not run: nothing is known of it.
+    """An engine that this machine could not run: nothing is known of what it computes.
 
     Attributes:
         artifact: the plan's path inside the bundle.
         reason: why.
+        onnx: the ONNX file of the bundle that it was compiled from.
+        onnx_sha256: that file's hash, as it was then.
+        same: whether the bundle still holds that very file.
     """
 
     artifact: str
     reason: str
+    onnx: str = ""
+    onnx_sha256: str = ""
+    same: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,6 +120,19 @@ class Report:
         """One line for every output that failed in any stage."""
         return tuple(line for stage in self.stages for line in stage.failures)
 
+    def origin(self, engine: NotJudged) -> str:
+        """Say of an engine that was not run what is known of the graph that it was compiled from."""
+        stages = [stage for stage in self.stages if stage.artifact == engine.onnx]
+        if not engine.same:
+            known = "which is not the file that the bundle holds now"
+        elif not stages:
+            known = "which was not judged either"
+        elif all(stage.passed for stage in stages):
+            known = f"which passed {len(stages)} check{'s' * (len(stages) > 1)}"
+        else:
+            known = "which FAILED"
+        return f"compiled from {engine.onnx} (sha256 {engine.onnx_sha256[:12]}), {known}"
+
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON values."""
         return {
@@ -127,6 +146,6 @@ class Report:
             "evaluations": [evaluation.to_json() for evaluation in self.evaluations],
             "skipped": list(self.skipped),
             "unreleasable": list(self.unreleasable),
-            "not_judged": [asdict(engine) for engine in self.not_judged],
+            "not_judged": [{**asdict(engine), "origin": self.origin(engine)} for engine in self.not_judged],
             "notes": list(self.notes),
         }

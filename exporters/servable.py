@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from exporters.artifact import FileRecord
 from exporters.golden import load_golden
 from exporters.onnx_reader import load_model
+from exporters.tensorrt.product import TENSORRT
 from exporters.tensorrt.sidecar import Sidecar, sidecars
 from models.errors import UsageError
 
@@ -104,21 +105,26 @@ def onnx_candidates(bundle: Bundle) -> list[Candidate]:
 
 
 def engine_candidates(bundle: Bundle) -> list[Candidate]:
-    """Return the TensorRT engines of a bundle; reading one checks that its bytes are those that its sidecar records.
+    """Return the engines of a bundle that a server can load: those of TensorRT.
+
+    Reading one checks that its bytes are those that its sidecar records.
 
     Raises:
         UsageError: there is none.
         IntegrityError: a plan without a sidecar, or a sidecar that is malformed.
     """
     folder = bundle.path / ENGINES
-    found = []
+    found, ahead = [], ""
     for sidecar in sidecars(folder):
+        if sidecar.product is not TENSORRT:
+            ahead = f" but of {sidecar.product.title}, which Triton has no backend for"
+            continue
         file = FileRecord(f"{ENGINES}/{sidecar.plan}", sidecar.sha256, sidecar.size)
         read = partial(_read_engine, folder, file, sidecar)
         found.append(Candidate(file, (), sidecar.precision, sidecar.unreleasable, read))
     if not found:
         raise UsageError(
-            f"{bundle.path} holds no TensorRT engine",
+            f"{bundle.path} holds no TensorRT engine{ahead}",
             expected=f"a plan and its sidecar in {ENGINES}/",
             hint=f"on the GPU that will serve it: deploycli build-trt {bundle.path.name}; or --flavour onnx",
         )

@@ -7,41 +7,96 @@ from pathlib import Path
 import click
 
 from deploycli.options import bundle_path, json_option, output_option
+from models.errors import UsageError
+
+_ONNX, _PLAN = ".onnx", ".plan"
 
 
 @click.command("inspect")
 @click.argument("path")
 @output_option
-@click.option("-v", "--verbose", is_flag=True, help="Show every refusal of the passes.")
+@click.option("--against", metavar="PATH", help="A second engine, or a second ONNX file, side by side with the first.")
+@click.option("-v", "--verbose", is_flag=True, help="Show every refusal of the passes; of an engine, every kernel.")
 @json_option
-def command(path: str, root: Path, verbose: bool, as_json: bool) -> int:
-    """Show what is in PATH: a bundle (its folder or its name), or an ONNX file.
+def command(path: str, root: Path, against: str | None, verbose: bool, as_json: bool) -> int:
+    """Show what is in PATH: a bundle (its folder or its name), an ONNX file, or an engine.
 
     Of a bundle every hash is checked first; a changed or missing file is exit 8. Each artifact is shown with what the
-    last `deploycli verify` found of it: ok, failed, not verified, or stale where it was written again since.
+    last `deploycli verify` found of it: ok, failed, not verified, or stale where it was written again since. Of an
+    engine (.plan) its kernels are shown by PyTorch module: launches, products by type, fused attention, and the
+    activations that they move for one image.
 
     \b
     Examples:
       deploycli inspect swin_t
       deploycli inspect artifacts/swin_t/model.onnx
+      deploycli inspect artifacts/swin_t/engines/fp16-rtx1.7.1.116.plan
+      deploycli inspect A.plan --against B.plan
       deploycli inspect swin_t --json
     """
-    from deploycli.render import print_json, show_bundle, show_onnx
+    from deploycli.render import print_json, show_bundle
     from exporters.bundle import Bundle
     from exporters.proof import Proof
+    from exporters.tensorrt.sidecar import sidecars
+
+    kinds = {Path(name).suffix for name in (path, against) if name is not None}
+    if kinds == {_ONNX}:
+        _files([Path(name) for name in (path, against) if name is not None], as_json)
+        return 0
+    if kinds == {_PLAN}:
+        _engines([Path(name) for name in (path, against) if name is not None], verbose, as_json)
+        return 0
+    if against is not None:
+        raise UsageError(
+            f"{path} cannot be shown against {against}", expected=f"two engines ({_PLAN}) or two ONNX files ({_ONNX})"
+        )
+    bundle = Bundle.open(bundle_path(root, path))
+    proof, engines = Proof.load(bundle), list(sidecars(bundle.path / "engines"))
+    for sidecar in engines:
+        sidecar.check_file(bundle.path / "engines")
+    if as_json:
+        more = {
+            "path": str(bundle.path),
+            "verified": proof.to_json(bundle),
+            "engines": [sidecar.to_json() for sidecar in engines],
+        }
+        print_json(bundle.manifest.to_json() | more)
+    else:
+        show_bundle(bundle, proof, engines, verbose=verbose)
+    return 0
+
+
+def _files(paths: list[Path], as_json: bool) -> None:
+    from deploycli.render import print_json, show_onnx, show_onnx_against
     from exporters.summary import summarize
 
-    if path.endswith(".onnx"):
-        summary = summarize(Path(path))
-        if as_json:
-            print_json(summary.to_json())
-        else:
-            show_onnx(summary)
-        return 0
-    bundle = Bundle.open(bundle_path(root, path))
-    proof = Proof.load(bundle)
+    summaries = [summarize(path) for path in paths]
     if as_json:
-        print_json(bundle.manifest.to_json() | {"path": str(bundle.path), "verified": proof.to_json(bundle)})
+        found = [summary.to_json() for summary in summaries]
+        print_json(found if len(found) > 1 else found[0])
+    elif len(summaries) > 1:
+        show_onnx_against(summaries)
     else:
-        show_bundle(bundle, proof, verbose=verbose)
-    return 0
+        show_onnx(summaries[0])
+
+
+def _engines(plans: list[Path], verbose: bool, as_json: bool) -> None:
+    from deploycli.render import print_json
+    from deploycli.render_engines import show_against, show_engine
+    from exporters.tensorrt.kernels import by_module, readable_depth
+    from exporters.tensorrt.sidecar import sidecar_of_plan
+
+    engines = [(plan, sidecar_of_plan(plan)) for plan in plans]
+    if as_json:
+        depth = readable_depth(*(sidecar.kernels for _, sidecar in engines))
+        found = [
+            sidecar.to_json()
+            | {"path": str(plan)}
+            | {"modules": {name: totals.to_json() for name, totals in by_module(sidecar.kernels, depth).items()}}
+            for plan, sidecar in engines
+        ]
+        print_json(found if len(found) > 1 else found[0])
+    elif len(engines) > 1:
+        show_against(engines)
+    else:
+        show_engine(*engines[0], verbose=verbose)

@@ -28,7 +28,7 @@ from exporters.tensorrt.product import RTX, TENSORRT
 from exporters.tensorrt.settings import BuildSettings, ShapeRequest
 from exporters.tensorrt.sidecar import Sidecar, engine_name, sidecar_of
 from exporters.tensorrt.targets import NEEDS, TARGETS, dotted, lacking, named, shown
-from exporters.tensorrt.traffic import kernels_of
+from exporters.tensorrt.traffic import read_engine
 from models.errors import DeployError, EnvironmentUnsuitable, IntegrityError, RequirementError, UsageError
 
 if TYPE_CHECKING:
@@ -39,12 +39,12 @@ if TYPE_CHECKING:
     from exporters.bundle import Bundle
     from exporters.precision.request import CalibrationData
     from exporters.tensorrt.job import BuildResult
-    from exporters.tensorrt.kernels import Kernel
     from exporters.tensorrt.lint import LintReport
     from exporters.tensorrt.product import Product
     from exporters.tensorrt.progress import Progress as Step
     from exporters.tensorrt.settings import ShapeRange
     from exporters.tensorrt.targets import Capability
+    from exporters.tensorrt.traffic import Reading
 
     Progress = Callable[[str, int, int], None]
 
@@ -393,12 +393,10 @@ def _build(planned: PlannedEngine, request: EngineRequest, progress: Progress) -
         progress=show,
     )
     try:
-        layers = _inspected(result)
-        kernels, missing = kernels_of(layers, planned.onnx, _one_batch(planned.settings.profile))
-        assertions = _assert(planned, result, layers, missing, request.asserted(planned.precision))
-        figures = {**layers.to_json(), **KernelTotals.of(kernels).to_json(), "products_not_found": len(missing)}
-        sidecar = _sidecar(planned, result, figures, kernels, assertions)
-        return BuiltEngine(planned, _install(planned, result, sidecar), sidecar, layers)
+        found = read_engine(_inspected(result), planned.onnx, _one_batch(planned.settings.profile))
+        assertions = _assert(planned, result, found, request.asserted(planned.precision))
+        sidecar = _sidecar(planned, result, found, assertions)
+        return BuiltEngine(planned, _install(planned, result, sidecar), sidecar, found.layers)
     finally:
         result.plan.unlink(missing_ok=True)  # moved already where all is well
 
@@ -416,24 +414,23 @@ def _one_batch(profile: Mapping[str, ShapeRange]) -> int | None:
 def _assert(
     planned: PlannedEngine,
     result: BuildResult,
-    layers: EngineLayers,
-    missing: Sequence[str],
+    found: Reading,
     assertions: Sequence[PrecisionAssertion],
 ) -> tuple[str, ...]:
     """Compare the engine with what was asked for; what a flag asks for is read back, not assumed.
 
     TensorRT for RTX names the nodes of every layer, so there the proof is over all products of the graph or it is none.
     """
-    breaches = [breach for assertion in assertions if (breach := assertion.breach(layers))]
-    if missing and assertions and planned.product is RTX:
+    breaches = [breach for assertion in assertions if (breach := assertion.breach(found.layers))]
+    if found.missing and assertions and planned.product is RTX:
         breaches.append(
-            f"{len(missing)} products of the graph are in no layer that is known for one, such as {missing[0]}, "
+            f"no layer names {len(found.missing)} products of the graph, such as {found.missing[0]}, "
             f"so {assertions[0]} is not proven"
         )
     wanted = planned.settings.hardware_compatibility
-    found = result.facts.get("hardware_compatibility", "none" if planned.product is RTX else None)
-    if found != wanted:
-        breaches.append(f"the engine's hardware compatibility is {found}, expected {wanted}")
+    level = result.facts.get("hardware_compatibility", "none" if planned.product is RTX else None)
+    if level != wanted:
+        breaches.append(f"the engine's hardware compatibility is {level}, expected {wanted}")
     if breaches:
         raise RequirementError(
             f"the {planned.precision} engine of {planned.bundle.path}: " + "; ".join(breaches),
@@ -446,10 +443,10 @@ def _assert(
 def _sidecar(
     planned: PlannedEngine,
     result: BuildResult,
-    figures: Mapping[str, Any],
-    kernels: tuple[Kernel, ...],
+    found: Reading,
     assertions: tuple[str, ...],
 ) -> Sidecar:
+    totals = KernelTotals.of(found.kernels)
     cache = result.timing_cache or {}
     gpus = planned.targets if result.gpu is None else (result.gpu.compute_capability,)
     return Sidecar(
@@ -463,7 +460,7 @@ def _sidecar(
         gpu=result.gpu,
         settings=planned.settings,
         io=result.io,
-        layers=figures,
+        layers={**found.layers.to_json(), **totals.to_json(), "products_not_found": len(found.missing)},
         assertions=assertions,
         facts=result.facts,
         timing_cache_sha256=str(cache.get("sha256", "")),
@@ -473,7 +470,7 @@ def _sidecar(
         unreleasable=planned.artifact.unreleasable,
         compiler=planned.product.key,
         targets=planned.targets,
-        kernels=kernels,
+        kernels=found.kernels,
     )
 
 

@@ -85,24 +85,21 @@ class KernelTotals:
         }
 
 
-def by_module(kernels: Sequence[Kernel], depth: int | None = None, most: int = 32) -> dict[str, KernelTotals]:
-    """Return totals by PyTorch module, in the order of execution.
-
-    Args:
-        kernels: of one engine.
-        depth: parts of a module's path that count; None for as many as give at most ``most`` modules.
-        most: see ``depth``.
-    """
-    deepest = max((kernel.module.count(".") + 1 for kernel in kernels), default=0)
-    if depth is None:
-        counts = {d: len({cut(kernel.module, d) for kernel in kernels}) for d in range(deepest, 0, -1)}
-        depth = next((d for d, count in counts.items() if count <= most), 1)
+def by_module(kernels: Sequence[Kernel], depth: int) -> dict[str, KernelTotals]:
+    """Return totals by PyTorch module, in the order of execution; ``depth`` parts of a module's path count."""
     groups: dict[str, list[Kernel]] = {}
     for kernel in kernels:
-        groups.setdefault(cut(kernel.module, depth), []).append(kernel)
+        groups.setdefault(_cut(kernel.module, depth), []).append(kernel)
     return {module: KernelTotals.of(group) for module, group in groups.items()}
 
 
-def cut(module: str, depth: int) -> str:
-    """Return the first parts of a module's path."""
+def readable_depth(*engines: Sequence[Kernel], most: int = 32) -> int:
+    """Return how many parts of modules' paths give a table of at most so many rows, if any does."""
+    kernels = [kernel for engine in engines for kernel in engine]
+    deepest = max((kernel.module.count(".") + 1 for kernel in kernels), default=1)
+    depths = (d for d in range(deepest, 1, -1) if len({_cut(kernel.module, d) for kernel in kernels}) <= most)
+    return next(depths, 1)
+
+
+def _cut(module: str, depth: int) -> str:
     return ".".join(module.split(".")[:depth])

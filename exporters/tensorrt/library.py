@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import platform
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,7 +93,7 @@ def version(product: Product = TENSORRT) -> str:
 def install_hint(product: Product) -> str:
     """Say what helps on this machine where a product is not there: without a driver, TensorRT does not."""
     if product is TENSORRT:
-        if _has_driver() or _no_rtx_wheel():
+        if has_driver() or _no_rtx_wheel():
             return TENSORRT.install
         rtx = "--compiler rtx, which needs none" if _is_installed(RTX) else RTX.install
         return f"without an NVIDIA driver: {rtx}; with one: {TENSORRT.install}"
@@ -108,8 +109,9 @@ def _is_installed(product: Product) -> bool:
         return False
 
 
-def _has_driver() -> bool:
-    return Path("/proc/driver/nvidia/version").exists()
+def has_driver() -> bool:
+    """Whether there are signs of an NVIDIA driver on this machine."""
+    return Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
 
 
 def _no_rtx_wheel() -> str:

@@ -59,6 +59,12 @@ def check_host(sidecar: Sidecar, *, allow_host_code: bool = False) -> None:
     Raises:
         EnvironmentUnsuitable: no TensorRT, no GPU, others than the plan was built for, or host code.
     """
+    if sidecar.product is RTX and not library.has_driver():
+        raise EnvironmentUnsuitable(
+            f"it was not run here: it is for {sidecar.runs_on}, and this machine has no NVIDIA driver",
+            expected=f"a GPU of {sidecar.runs_on}, to run {sidecar.plan}",
+            hint="--engines auto, which lists the engines that cannot run; or such a GPU",
+        )
     library.require(sidecar.product)
     gpu = library.gpu()
     sidecar.check_host(library.version(sidecar.product), gpu.compute_capability, gpu.name)

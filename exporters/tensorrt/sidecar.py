@@ -17,13 +17,13 @@ from msgspec import Meta
 
 from exporters.artifact import Precision
 from exporters.atomic import write_whole
-from exporters.tensorrt.kernels import Kernel
+from exporters.tensorrt.kernels import Kernel, KernelTotals
 from exporters.tensorrt.plan import HEADER_BYTES, plan_header
 from exporters.tensorrt.product import PRODUCTS, RTX, TENSORRT, CompilerName, Product
 from exporters.tensorrt.settings import BuildSettings
 from exporters.tensorrt.targets import TARGETS, Capability, dotted, named
 from models.codec import Count, Positive, Sha256, SomeSha256, load
-from models.errors import EnvironmentUnsuitable, IntegrityError, InvalidValue
+from models.errors import EnvironmentUnsuitable, IntegrityError, InvalidValue, UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -148,6 +148,11 @@ class Sidecar:
         if self.gpu is None:
             return named(self.targets)
         return f"{self.gpu.name}, compute capability {dotted(self.gpu.compute_capability)}"
+
+    @property
+    def totals(self) -> KernelTotals:
+        """Its kernels, counted."""
+        return KernelTotals.of(self.kernels)
 
     @property
     def batches(self) -> tuple[int, int]:
@@ -315,6 +320,20 @@ def engine_name(precision: str, *capabilities: Capability, version: str, product
     """Return the name of a plan's file: ``fp16-sm89-trt10.13.3.9.plan``, or ``fp16-rtx1.7.1.116.plan`` for all GPUs."""
     gpus = () if capabilities == TARGETS else tuple(f"sm{major}{minor}" for major, minor in capabilities)
     return f"{'-'.join((precision, *gpus, product.mark))}{version}{PLAN_SUFFIX}"
+
+
+def sidecar_of_plan(plan: Path) -> Sidecar:
+    """Return the sidecar of a plan, which is compared with it.
+
+    Raises:
+        UsageError: there is no such plan.
+        IntegrityError: the plan has no sidecar, or is not what it says.
+    """
+    if not plan.is_file():
+        raise UsageError(f"there is no engine {plan}", expected=f"a {PLAN_SUFFIX} that deploycli build-trt wrote")
+    sidecar = Sidecar.load(sidecar_of(plan))
+    sidecar.check_file(plan.parent)
+    return sidecar
 
 
 def sidecars(folder: Path) -> Iterator[Sidecar]:

@@ -8,10 +8,11 @@ that is counted are activations; weights are left out, and caches are not known 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from exporters.onnx_reader import quiet, read
-from exporters.tensorrt.inspector import PRODUCT_OPERATORS
+from exporters.tensorrt.inspector import PRODUCT_OPERATORS, EngineLayers
 from exporters.tensorrt.kernels import Kernel
 from exporters.tensorrt.lint.operators import parse_version
 from exporters.tensorrt.lint.rules import DEFAULT_VERSION
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
-    from exporters.tensorrt.inspector import EngineLayers, EngineTensor, Layer
+    from exporters.tensorrt.inspector import EngineTensor, Layer
 
 _BYTES: Mapping[str, float] = {
     **{"int4": 0.5, "fp4": 0.5, "int8": 1, "uint8": 1, "fp8": 1, "bool": 1},
@@ -31,21 +32,44 @@ _BYTES: Mapping[str, float] = {
 }
 
 
-def kernels_of(layers: EngineLayers, onnx: Path, batch: int | None) -> tuple[tuple[Kernel, ...], tuple[str, ...]]:
-    """Return the kernels of an engine, and the products of its graph that none of its product kernels names.
+@dataclass(frozen=True)
+class Reading:
+    """What is known of an engine once it is read beside its graph.
+
+    Attributes:
+        layers: of the engine; those are products, too, that alone hold one of the graph, whatever their kernel is.
+        kernels: those that run one.
+        missing: products of the graph that no layer names.
+    """
+
+    layers: EngineLayers
+    kernels: tuple[Kernel, ...]
+    missing: tuple[str, ...]
+
+
+def read_engine(layers: EngineLayers, onnx: Path, batch: int | None) -> Reading:
+    """Read an engine beside the graph that it was built from.
 
     Args:
         layers: of the engine, in the order of execution.
-        onnx: the graph that it was built from.
+        onnx: the graph.
         batch: the one batch that the engine takes, or None where it takes several.
     """
     with quiet():
         subject = Subject(inlined(read(onnx)[0]), parse_version(DEFAULT_VERSION))
         graph = _Graph(subject)
         sizes = _Sizes(graph, batch or 1)
-        kernels = tuple(_kernel(layer, graph, sizes) for layer in layers.launched)
-    found = {node for kernel in kernels if kernel.product for node in kernel.nodes}
-    return kernels, tuple(node for node in graph.products if node not in found)
+        open_ = graph.products - {node for layer in layers.layers if layer.product for node in layer.nodes}
+        # A product of few channels is multiplied and added up by a generated kernel, which is not called one.
+        known = EngineLayers(
+            tuple(
+                replace(layer, product=layer.product or (layer.launches and not open_.isdisjoint(layer.nodes)))
+                for layer in layers.layers
+            )
+        )
+        kernels = tuple(_kernel(layer, graph, sizes) for layer in known.launched)
+    named = {node for layer in known.layers for node in layer.nodes}
+    return Reading(known, kernels, tuple(sorted(open_ - named)))
 
 
 def _kernel(layer: Layer, graph: _Graph, sizes: _Sizes) -> Kernel:

@@ -22,7 +22,7 @@ from exporters.tensorrt.product import RTX
 from exporters.tensorrt.settings import BuildSettings, ShapeRange
 from exporters.tensorrt.sidecar import Sidecar
 from exporters.tensorrt.targets import TARGETS
-from exporters.tensorrt.traffic import kernels_of
+from exporters.tensorrt.traffic import read_engine
 from models.errors import BuildError, DeployError, IntegrityError
 from tests.exporters import bundles, engines
 from tests.exporters.tensorrt.rtx import WHY
@@ -119,8 +119,9 @@ def test_an_engine_is_compiled_for_all_gpus(built: BuildResult) -> None:
 
 def test_every_product_of_the_graph_is_in_a_layer_that_counts_as_one(built: BuildResult) -> None:
     layers = layers_of(built)
-    kernels, missing = kernels_of(layers, built.plan.parent.parent / "model.onnx", None)
-    assert missing == ()
+    found = read_engine(layers, built.plan.parent.parent / "model.onnx", None)
+    kernels = found.kernels
+    assert (found.missing, found.layers) == ((), layers)
     assert layers.fused_attention == 1
     products = [kernel for kernel in kernels if kernel.product]
     assert {kernel.precision for kernel in products} == {"fp16"}
@@ -161,8 +162,8 @@ def test_bytes_that_follow_from_the_graph_are_those_of_an_engine_of_one_batch(dt
             for layer in layers.layers
         )
     )
-    said = [kernel.moved for kernel in kernels_of(layers, onnx_file, size)[0]]
-    assert [kernel.moved for kernel in kernels_of(dynamic, onnx_file, None)[0]] == said
+    said = [kernel.moved for kernel in read_engine(layers, onnx_file, size).kernels]
+    assert [kernel.moved for kernel in read_engine(dynamic, onnx_file, None).kernels] == said
     assert None not in said
 
 

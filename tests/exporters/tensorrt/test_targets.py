@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,6 +17,8 @@ from models.errors import EnvironmentUnsuitable, UsageError
 from tests.exporters.tensorrt.texts import Graph
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from exporters.tensorrt.targets import Capability
 
 
@@ -65,7 +66,7 @@ def test_gpus_that_it_does_not_compile_for(text: str) -> None:
     assert "--compiler tensorrt" in caught.value.hint
 
 
-@pytest.mark.parametrize("text", ["", "8", "rtx", "rtx-9090", "gpu", "8.6.1", "sm", "8.6,8.9", "-8.6", "\n"])
+@pytest.mark.parametrize("text", ["", "8", "rtx", "rtx-9090", "gpu", "8.6.1", "sm", "8.6,8.9", "+8.6", "\n"])
 def test_what_is_no_gpu(text: str) -> None:
     with pytest.raises(UsageError, match="names no GPU that is known"):
         parse_target(text)
@@ -129,7 +130,7 @@ class TestTheCompiler:
             there = {TENSORRT: tensorrt, RTX: rtx}
             monkeypatch.setattr(library, "_is_installed", lambda product: there[product])
             monkeypatch.setattr(library, "gpu", describe)
-            monkeypatch.setattr(library, "_has_driver", lambda: driver)
+            monkeypatch.setattr(library, "has_driver", lambda: driver)
             monkeypatch.setattr(library.platform, "machine", lambda: "aarch64" if arm else "x86_64")
 
         return make
