@@ -74,5 +74,7 @@ def test_readme_names_every_option(name: str) -> None:
 
 
 def test_readme_opens_with_the_two_commands() -> None:
-    assert README.index("deploycli export swin_t --fmt onnx && deploycli verify") < README.index("## ")
+    assert README.index("deploycli export swin_t --fmt onnx && deploycli build-trt && deploycli verify") < README.index(
+        "## "
+    )
     assert 'pip install -c constraints.txt -e ".[test]" && pytest' in README

@@ -369,7 +369,8 @@ def _kept(planned: PlannedEngine, request: EngineRequest) -> BuiltEngine | None:
         return None
     made_from = (sidecar.onnx_sha256, sidecar.settings, sidecar.assertions, sidecar.tool_version)
     assertions = tuple(map(str, request.asserted(planned.precision)))
-    if made_from != (planned.artifact.sha256, planned.settings, assertions, version("deploycli")):
+    wanted = (planned.artifact.sha256, planned.settings, assertions, version("deploycli"))
+    if made_from != wanted or not sidecar.kernels:
         return None
     return BuiltEngine(planned, plan, sidecar, EngineLayers(()), kept=True)
 
