@@ -83,7 +83,7 @@ _GENERATED = "kgen"
 _ONNX_NODE = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
 _WHOLE_NODE = re.compile(r"\[ONNX Layer: (.+)\]", re.DOTALL)
 _NEXT_NODE = "][ONNX Layer: "
-_SEPARATOR = "\x1f"
+_SEPARATOR = re.compile("[\x1e\x1f]")
 
 
 @dataclass(frozen=True)
@@ -314,7 +314,7 @@ def _layer(entry: Any) -> Layer:
 def _nodes(metadata: str) -> tuple[str, ...]:
     """Return the ONNX nodes, each once: ``[ONNX Layer: a]``, with a separator between two in some versions."""
     found: list[str] = []
-    for part in metadata.split(_SEPARATOR):
+    for part in _SEPARATOR.split(metadata):
         whole = _WHOLE_NODE.fullmatch(part)  # a name of its own may hold a bracket
         found += [whole[1]] if whole and _NEXT_NODE not in part else _ONNX_NODE.findall(part)
     return tuple(dict.fromkeys(found))
