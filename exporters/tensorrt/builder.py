@@ -62,6 +62,7 @@ def build(job: Job, reporter: Reporter, log: Log) -> BuildResult:
         builder = make_builder(log, title)
         network = make_network(builder, title)
         parser = parse(network, job.onnx, log, title)  # kept: the network points into the parser's weights
+    compiler.adapt(network)
     monitor = make_monitor(reporter)
     config = compiler.configure(builder, monitor)
     add_profile(builder, network, config, job.settings)

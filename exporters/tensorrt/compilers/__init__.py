@@ -46,6 +46,9 @@ class Compiler(Protocol):
             BuildError: the compiler does not take a setting.
         """
 
+    def adapt(self, network: trt.INetworkDefinition) -> None:
+        """Change what the parser has made of the file, so that it compiles; it computes the same."""
+
     def read(
         self, plan: bytes, header: PlanHeader, config: trt.IBuilderConfig, network: trt.INetworkDefinition
     ) -> EngineReport:

@@ -79,6 +79,16 @@ class Rtx:
         config.progress_monitor = monitor
         return cast("trt.IBuilderConfig", config)
 
+    def adapt(self, network: trt.INetworkDefinition) -> None:
+        """Let every operator Attention be taken apart where there is no kernel for all of it, as in FP32."""
+        import tensorrt_rtx as rtx
+
+        for place in range(network.num_layers):
+            layer: Any = network.get_layer(place)
+            if layer.type == rtx.LayerType.ATTENTION_OUTPUT:
+                layer.__class__ = rtx.IAttentionOutputLayer  # a layer comes as its base class
+                layer.attention.decomposable = True
+
     def read(
         self, plan: bytes, header: PlanHeader, config: trt.IBuilderConfig, network: trt.INetworkDefinition
     ) -> EngineReport:

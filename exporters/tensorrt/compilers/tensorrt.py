@@ -115,6 +115,9 @@ class TensorRt:
             config.set_flag(_member(trt.BuilderFlag, "EDITABLE_TIMING_CACHE"))
         return config
 
+    def adapt(self, network: trt.INetworkDefinition) -> None:
+        """Change nothing."""
+
     def read(
         self, plan: bytes, header: PlanHeader, config: trt.IBuilderConfig, network: trt.INetworkDefinition
     ) -> EngineReport:

@@ -188,6 +188,23 @@ def one(op: str, shape: list[int | str], out: list[int | str], **attributes: Any
 SQUARE = {"x": ShapeRange((1, 4, 4), (2, 4, 4), (4, 4, 4))}
 
 
+@pytest.mark.parametrize(("dtype", "queries"), [(TensorProto.FLOAT, TOKENS), (TensorProto.FLOAT16, 1)])
+def test_the_operator_attention_without_a_kernel_of_its_own_is_taken_apart(
+    dtype: int, queries: int, tmp_path: Path
+) -> None:
+    shapes = {"q": queries, "k": TOKENS, "v": TOKENS}
+    inputs = [helper.make_tensor_value_info(name, dtype, ["b", n, WIDTH]) for name, n in shapes.items()]
+    y = helper.make_tensor_value_info("y", dtype, ["b", queries, WIDTH])
+    node = helper.make_node("Attention", list("qkv"), ["y"], name="attn/one", q_num_heads=HEADS, kv_num_heads=HEADS)
+    graph = helper.make_graph([node], "g", inputs, [y])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=11)
+    profile = {name: ShapeRange((1, n, WIDTH), (2, n, WIDTH), (4, n, WIDTH)) for name, n in shapes.items()}
+    result = compile_(model, tmp_path, profile, TARGETS[1:])
+    found = read_engine(layers_of(result), tmp_path / "model.onnx", None)
+    assert found.missing == ()
+    assert any(kernel.product for kernel in found.kernels)
+
+
 class TestWhatGoesWrong:
     def test_the_parser_refuses(self, tmp_path: Path) -> None:
         with pytest.raises(BuildError, match=r"'head/one' \(Det\).*UNSUPPORTED_NODE") as caught:
