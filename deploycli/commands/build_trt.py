@@ -124,6 +124,7 @@ def _shapes(which: str) -> Callable[[F], F]:
     help="To lint for where none is installed.",
 )
 @click.option("--dry-run", is_flag=True, help="Write and lint the typed ONNX, show what would be built; no TensorRT.")
+@click.option("-v", "--verbose", is_flag=True, help="Keep the compiler's verbose messages in the builder's log.")
 @json_option
 def command(
     bundles: tuple[str, ...],
@@ -159,6 +160,7 @@ def command(
     io_types: str,
     version: str,
     dry_run: bool,
+    verbose: bool,
     as_json: bool,
 ) -> int:
     """Build TensorRT engines for BUNDLE (or for every bundle): cast or quantize, lint, build, prove, write.
@@ -213,6 +215,7 @@ def command(
         tensorrt=version,
         product=library.choose("rtx" if compiler is None and targets else compiler),
         targets=targets,
+        verbose=verbose,
     )
     opened = open_bundles(root, bundles)
     with Progress() as progress:

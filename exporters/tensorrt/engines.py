@@ -74,6 +74,7 @@ class EngineRequest:
         product: the compiler.
         targets: compute capabilities to compile for, of TensorRT for RTX; empty for all that compute what is in
             the graph.
+        verbose: keep the compiler's verbose messages in the log.
     """
 
     precisions: tuple[str, ...] = ("fp16",)
@@ -88,6 +89,7 @@ class EngineRequest:
     tensorrt: str = "11.4"
     product: Product = TENSORRT
     targets: tuple[Capability, ...] = ()
+    verbose: bool = False
 
     def __post_init__(self) -> None:
         """Refuse unknown precisions, and what would have no effect."""
@@ -391,6 +393,7 @@ def _build(planned: PlannedEngine, request: EngineRequest, progress: Progress) -
         timeout=request.timeout,
         compiler=planned.product.key,
         targets=planned.targets,
+        verbose=request.verbose,
         progress=show,
     )
     try:

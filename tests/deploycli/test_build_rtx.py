@@ -99,8 +99,9 @@ def test_what_was_changed_is_built_again_to_the_same_bytes(
 
 
 def test_targets_by_name(bundle: Path, deploycli: Command) -> None:
-    result = deploycli("build-trt", "--gpu", "ada", "--gpu", "rtx-3090")
+    result = deploycli("build-trt", "--gpu", "ada", "--gpu", "rtx-3090", "--verbose")
     assert result.code == 0, result.err
+    assert "\n[V] " in (bundle / "reports/build-fp16/builder.log").read_text()
     assert "compute capability 8.6 and 8.9" in result.out
     assert next(bundle.glob("engines/fp16-sm86-sm89-rtx*.plan")).is_file()
     planned = deploycli("build-trt", "--dry-run", "--precision", "bf16")
