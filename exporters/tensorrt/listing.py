@@ -6,9 +6,9 @@ With detailed profiling verbosity one verbose message holds a line for each laye
     Name: .., LayerType: gemm, Inputs: [ { Name: .., Dimensions: [-1,96], .., Datatype: Half, .. }], Constants: [..],
     Outputs: [..], TacticName: .., StreamId: 0, Metadata: [ONNX Layer: a/MatMul][ONNX Layer: ..]
 
-It is meant for people: names of nodes stand in it as they are, with their commas, brackets and line breaks. Such names
-are known from the graph, so others stand for them while the text is read. What cannot be read is kept as a name, which
-proves nothing.
+It is meant for people: names of nodes stand in it as they are, with their commas, brackets and line breaks. So a
+network gets plain names in their place before it is built, see `PlainNames`. What cannot be read is kept as a name,
+which proves nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable
 
 LISTING = "Layers:\n"
 """What the message begins with."""
@@ -26,6 +26,7 @@ LISTING = "Layers:\n"
 _END = "\n\nI/O Tensors:\n"
 _NEXT = re.compile(r"\n(?=Name: )")
 _PLAIN = re.compile(r"[\w./+:-]*")
+_STAND_IN = re.compile(r"~(\d+)~")
 _LAYER = re.compile(
     r"Name: (?P<Name>.*?), LayerType: (?P<LayerType>\w*), Inputs: \[(?P<Inputs>.*?)\], "
     r"Constants: \[(?P<Constants>.*?)\], Outputs: \[(?P<Outputs>.*?)\], "
@@ -39,29 +40,37 @@ _TENSOR = re.compile(
 )
 
 
-def as_inspector_json(message: str, names: Iterable[str] = ()) -> str:
+class PlainNames:
+    """Names that a reader of the list cannot mistake, in place of those that it could."""
+
+    def __init__(self) -> None:
+        self._places: dict[str, int] = {}
+
+    def plain(self, name: str) -> str:
+        """Return a name itself where it is plain, or else what stands for it."""
+        if _PLAIN.fullmatch(name):
+            return name
+        return f"~{self._places.setdefault(name, len(self._places))}~"
+
+    def restored(self, text: str) -> str:
+        """Return a text with the names that it had."""
+        names = list(self._places)
+        return _STAND_IN.sub(lambda found: names[int(found[1])] if int(found[1]) < len(names) else found[0], text)
+
+
+def as_inspector_json(message: str, names: PlainNames | None = None) -> str:
     """Return the layers of a message that begins with `LISTING`, as the inspector writes them.
 
     Args:
         message: the message.
-        names: of the nodes and tensors of the graph.
+        names: that were given to the network's layers and tensors.
     """
-    odd = sorted({name for name in names if not _PLAIN.fullmatch(name)}, key=len, reverse=True)
-    text = message.removeprefix(LISTING)
-    for place, name in enumerate(odd):
-        text = text.replace(name, _stand_in(place))
-    lines = _NEXT.split(text.partition(_END)[0])
-    return json.dumps({"Layers": [_layer(line, odd) for line in lines if line.strip()]})
+    text = message.removeprefix(LISTING).partition(_END)[0]
+    names = PlainNames() if names is None else names
+    return json.dumps({"Layers": [_layer(line, names.restored) for line in _NEXT.split(text) if line.strip()]})
 
 
-def _stand_in(place: int) -> str:
-    return f"\x00{place}\x00"
-
-
-def _layer(line: str, odd: Sequence[str]) -> dict[str, Any] | str:
-    def restored(text: str) -> str:
-        return re.sub("\x00(\\d+)\x00", lambda found: odd[int(found[1])], text)
-
+def _layer(line: str, restored: Callable[[str], str]) -> dict[str, Any] | str:
     found = _LAYER.fullmatch(line)
     if found is None:
         return restored(line)

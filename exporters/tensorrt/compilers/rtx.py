@@ -13,7 +13,7 @@ import re
 from typing import TYPE_CHECKING, Any, cast
 
 from exporters.tensorrt import library
-from exporters.tensorrt.listing import LISTING, as_inspector_json
+from exporters.tensorrt.listing import LISTING, PlainNames, as_inspector_json
 from exporters.tensorrt.product import RTX
 from exporters.tensorrt.readback import EngineReport, network_io
 from exporters.tensorrt.targets import named
@@ -44,6 +44,7 @@ class Rtx:
         self._job = job
         self._log = log
         self._listing = ""
+        self._names = PlainNames()
         self._memory: dict[str, int] = {}
         log.dropped = _NO_DRIVER
         log.listen(self._hear)
@@ -80,11 +81,18 @@ class Rtx:
         return cast("trt.IBuilderConfig", config)
 
     def adapt(self, network: trt.INetworkDefinition) -> None:
-        """Let every operator Attention be taken apart where there is no kernel for all of it, as in FP32."""
+        """Let every operator Attention be taken apart where there is no kernel for all of it, as in FP32; and give
+        plain names to what has others, for the list of the engine's layers is read.
+        """
         import tensorrt_rtx as rtx
 
+        outputs = {network.get_output(place).name for place in range(network.num_outputs)}
         for place in range(network.num_layers):
             layer: Any = network.get_layer(place)
+            layer.name, layer.metadata = self._names.plain(layer.name), self._plain_metadata(layer.metadata)
+            for tensor in map(layer.get_output, range(layer.num_outputs)):
+                if tensor is not None and tensor.name not in outputs:
+                    tensor.name = self._names.plain(tensor.name)
             if layer.type == rtx.LayerType.ATTENTION_OUTPUT:
                 layer.__class__ = rtx.IAttentionOutputLayer  # a layer comes as its base class
                 layer.attention.decomposable = True
@@ -100,8 +108,7 @@ class Rtx:
         if header.targets != self._job.targets:
             found = named(header.targets) if header.targets else "no target"
             raise BuildError(f"the plan is for {found}", expected=named(self._job.targets))
-        names = [name for place in range(network.num_layers) for name in _names(network.get_layer(place))]
-        layers = as_inspector_json(self._listing, names) if self._listing else None
+        layers = as_inspector_json(self._listing, self._names) if self._listing else None
         return EngineReport(layers, network_io(network, self._job.settings), dict(self._memory))
 
     def keep(self) -> tuple[None, None]:
@@ -112,14 +119,12 @@ class Rtx:
         """Say what to try where no engine was built."""
         return "deploycli lint, which names what TensorRT does not take"
 
+    def _plain_metadata(self, metadata: str) -> str:
+        found = _NODE.fullmatch(metadata)
+        return metadata if found is None else f"[ONNX Layer: {self._names.plain(found[1])}]"
+
     def _hear(self, message: str) -> None:
         if message.startswith(LISTING):
             self._listing = message
         elif found := _MEMORY.match(message):
             self._memory[f"{found[1].lower()}_memory"] = int(found[2])
-
-
-def _names(layer: trt.ILayer) -> list[str]:
-    """Return the names of a layer, of its ONNX node and of what it writes."""
-    outputs = [layer.get_output(place) for place in range(layer.num_outputs)]
-    return [layer.name, *_NODE.findall(layer.metadata), *(tensor.name for tensor in outputs if tensor is not None)]
