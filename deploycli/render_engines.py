@@ -81,18 +81,22 @@ def show_engine(plan: Path, sidecar: Sidecar, *, verbose: bool) -> None:
         sizes = " / ".join("x".join(map(str, shape)) for shape in tensor.profile or (tensor.shape,))
         known.add_row(tensor.mode, f"{tensor.name} {tensor.dtype} {sizes}")
     known.add_row("precision", f"{sidecar.precision}; {' and '.join(sidecar.assertions) or 'not proven'}")
+    for profile in sidecar.settings.more_profiles:
+        for name, r in profile.items():
+            shapes = " / ".join("x".join(map(str, shape)) for shape in (r.min, r.opt, r.max))
+            known.add_row("or", f"{name} {shapes}, by other kernels than are shown")
     if sidecar.kernels:
         known.add_row("kernels", _work(sidecar.totals))
     console.print(known)
     if verbose:
-        console.print(_kernels(sidecar.kernels))
+        console.print(_kernels(sidecar.first_kernels))
     elif sidecar.kernels:
-        console.print(_modules(sidecar.kernels))
+        console.print(_modules(sidecar.first_kernels))
 
 
 def show_against(engines: Sequence[tuple[Path, Sidecar]]) -> None:
     """Print the kernels of two engines by PyTorch module, side by side."""
-    first, second = (sidecar.kernels for _, sidecar in engines)
+    first, second = (sidecar.first_kernels for _, sidecar in engines)
     names = "A", "B"
     console = stdout()
     for letter, (plan, sidecar) in zip(names, engines, strict=True):

@@ -69,9 +69,11 @@ def _shapes(which: str) -> Callable[[F], F]:
 )
 @click.option(
     "--batch",
+    "batches",
     type=_batch_range,
+    multiple=True,
     metavar="MIN:OPT:MAX",
-    help="Batches to take.  [default: 1:8:32, or the one that was exported]",
+    help="Batches to take; repeatable, each with kernels of its own.  [default: 1:8:32, or the one that was exported]",
 )
 @_shapes("min")
 @_shapes("opt")
@@ -132,7 +134,7 @@ def command(
     compiler: CompilerName | None,
     gpus: tuple[str, ...],
     precisions: tuple[str, ...],
-    batch: tuple[int, int, int] | None,
+    batches: tuple[tuple[int, int, int], ...],
     min_shapes: tuple[tuple[str, tuple[int, ...]], ...],
     opt_shapes: tuple[tuple[str, tuple[int, ...]], ...],
     max_shapes: tuple[tuple[str, tuple[int, ...]], ...],
@@ -192,7 +194,9 @@ def command(
     given = calibrate is not None or cache is not None or allow_random_calibration
     request = EngineRequest(
         precisions=precisions,
-        shapes=ShapeRequest(batch, dict(min_shapes), dict(opt_shapes), dict(max_shapes)),
+        shapes=ShapeRequest(
+            batches[0] if batches else None, dict(min_shapes), dict(opt_shapes), dict(max_shapes), batches[1:]
+        ),
         settings=BuildSettings(
             {},
             workspace=None if workspace is None else parse_size(workspace),

@@ -88,11 +88,11 @@ def _engines(plans: list[Path], verbose: bool, as_json: bool) -> None:
 
     engines = [(plan, sidecar_of_plan(plan)) for plan in plans]
     if as_json:
-        depth = readable_depth(*(sidecar.kernels for _, sidecar in engines))
+        depth = readable_depth(*(sidecar.first_kernels for _, sidecar in engines))
         found = [
             sidecar.to_json()
             | {"path": str(plan)}
-            | {"modules": {name: totals.to_json() for name, totals in by_module(sidecar.kernels, depth).items()}}
+            | {"modules": {name: totals.to_json() for name, totals in by_module(sidecar.first_kernels, depth).items()}}
             for plan, sidecar in engines
         ]
         print_json(found if len(found) > 1 else found[0])

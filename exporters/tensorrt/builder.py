@@ -21,7 +21,7 @@ from exporters.tensorrt.timing_cache import sha256_of_bytes
 from models.errors import BuildError, EnvironmentUnsuitable, UsageError, first_line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     import tensorrt as trt
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from exporters.tensorrt.callbacks import Log, Monitor
     from exporters.tensorrt.job import Job
     from exporters.tensorrt.progress import Reporter
-    from exporters.tensorrt.settings import BuildSettings
+    from exporters.tensorrt.settings import BuildSettings, ShapeRange
 
 _ERRORS_SHOWN = 20
 
@@ -65,7 +65,7 @@ def build(job: Job, reporter: Reporter, log: Log) -> BuildResult:
     compiler.adapt(network)
     monitor = make_monitor(reporter)
     config = compiler.configure(builder, monitor)
-    add_profile(builder, network, config, job.settings)
+    add_profiles(builder, network, config, job.settings)
     with seconds.phase("build"):
         memory = builder.build_serialized_network(network, config)
     if reporter.cancelled.is_set():
@@ -165,31 +165,32 @@ def parse(network: trt.INetworkDefinition, onnx: Path, log: Log, title: str) -> 
     return parser
 
 
-def add_profile(
+def add_profiles(
     builder: trt.Builder, network: trt.INetworkDefinition, config: trt.IBuilderConfig, settings: BuildSettings
 ) -> None:
-    """Add the one optimization profile.
+    """Add the optimization profiles, in their order.
 
     Raises:
-        UsageError: it does not name the network's inputs.
-        BuildError: TensorRT refuses it.
+        UsageError: one does not name the network's inputs.
+        BuildError: TensorRT refuses one.
     """
     inputs = [network.get_input(i).name for i in range(network.num_inputs)]
-    if set(inputs) != set(settings.profile):
-        raise UsageError(
-            f"the shapes are for {', '.join(sorted(settings.profile)) or 'no input'}",
-            expected=f"the model's inputs: {', '.join(sorted(inputs))}",
-        )
-    profile = builder.create_optimization_profile()
-    if profile is None:
-        raise BuildError("TensorRT makes no optimization profile")
-    try:
-        for name, shapes in settings.profile.items():
-            profile.set_shape(name, shapes.min, shapes.opt, shapes.max)
-    except ValueError as error:
-        raise _bad_profile(settings, first_line(error)) from error
-    if not profile or config.add_optimization_profile(profile) != 0:
-        raise _bad_profile(settings, "")
+    for place, wanted in enumerate(settings.profiles):
+        if set(inputs) != set(wanted):
+            raise UsageError(
+                f"the shapes are for {', '.join(sorted(wanted)) or 'no input'}",
+                expected=f"the model's inputs: {', '.join(sorted(inputs))}",
+            )
+        profile = builder.create_optimization_profile()
+        if profile is None:
+            raise BuildError("TensorRT makes no optimization profile")
+        try:
+            for name, shapes in wanted.items():
+                profile.set_shape(name, shapes.min, shapes.opt, shapes.max)
+        except ValueError as error:
+            raise _bad_profile(wanted, first_line(error)) from error
+        if not profile or config.add_optimization_profile(profile) != place:
+            raise _bad_profile(wanted, "")
 
 
 def make_monitor(reporter: Reporter) -> Monitor:
@@ -223,10 +224,10 @@ def _parser_error(error: trt.ParserError | None) -> str:
     return f"node {error.node()} {error.node_name()!r} ({error.node_operator()}): {what} [{error.code().name}]"
 
 
-def _bad_profile(settings: BuildSettings, reason: str) -> BuildError:
+def _bad_profile(profile: Mapping[str, ShapeRange], reason: str) -> BuildError:
     shapes = "; ".join(
         f"{name} {', '.join('x'.join(map(str, shape)) for shape in (r.min, r.opt, r.max))}"
-        for name, r in settings.profile.items()
+        for name, r in profile.items()
     )
     return BuildError(
         f"TensorRT refuses the shapes {shapes}" + (f": {reason}" if reason else ""),

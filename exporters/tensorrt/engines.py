@@ -28,7 +28,7 @@ from exporters.tensorrt.product import RTX, TENSORRT
 from exporters.tensorrt.settings import BuildSettings, ShapeRequest
 from exporters.tensorrt.sidecar import Sidecar, engine_name, sidecar_of
 from exporters.tensorrt.targets import NEEDS, TARGETS, dotted, lacking, named, shown
-from exporters.tensorrt.traffic import read_engine
+from exporters.tensorrt.traffic import by_profile, read_engine
 from models.errors import DeployError, EnvironmentUnsuitable, IntegrityError, RequirementError, UsageError
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ class PlannedEngine:
     def describe(self) -> str:
         """Say in one line what would be built."""
         gpus = f", for {named(self.targets)}" if self.targets else ""
-        return f"{self.precision} from {self.onnx} by {self.product.title}, {_describe(self.settings.profile)}{gpus}"
+        return f"{self.precision} from {self.onnx} by {self.product.title}, {_describe(self.settings.profiles)}{gpus}"
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as JSON values."""
@@ -240,24 +240,24 @@ def build_all(bundles: Sequence[Bundle], request: EngineRequest, *, progress: Pr
 
 def _check_usage(bundle: Bundle, request: EngineRequest) -> str:
     """Refuse what cannot be built of a bundle; return the shapes that can, in words."""
-    profile = request.shapes.profile(bundle.manifest.spec.inputs, fp32_artifact(bundle).batch)
+    profiles = request.shapes.profiles(bundle.manifest.spec.inputs, fp32_artifact(bundle).batch)
     if "int8" in request.ordered and request.data is None and bundle.manifest.artifact("model.int8.onnx") is None:
         raise UsageError(
             f"{bundle.path} holds no INT8 graph, and there is no data to calibrate one with",
             expected="pictures such as the model will see",
             hint="--calibrate DIR, or deploycli quantize first",
         )
-    return _describe(profile)
+    return _describe(profiles)
 
 
 def _plan(bundle: Bundle, request: EngineRequest, progress: Progress) -> list[PlannedEngine]:
     planned = []
     for precision in request.ordered:
         bundle, artifact = _typed(bundle, precision, request, progress)
-        profile = request.shapes.profile(bundle.manifest.spec.inputs, artifact.batch)
+        profile, *more = request.shapes.profiles(bundle.manifest.spec.inputs, artifact.batch)
         report = lint(bundle.path / artifact.file.path, version=_lint_version(request))
         require_passed(report, report.model, f"deploycli lint {report.model}, which shows all")
-        settings = replace(request.settings, profile=profile)
+        settings = replace(request.settings, profile=profile, more_profiles=tuple(more))
         targets = _targets(request, report)
         planned.append(PlannedEngine(bundle, precision, artifact, settings, report, request.product, targets))
     # Each step may have replaced the bundle: all of them stand in the last one.
@@ -328,10 +328,13 @@ _NOT_OF_RTX: Mapping[str, tuple[str, str]] = {
 }
 
 
-def _describe(profile: Mapping[str, ShapeRange]) -> str:
-    return ", ".join(
-        f"{name} " + " / ".join("x".join(map(str, shape)) for shape in (r.min, r.opt, r.max))
-        for name, r in profile.items()
+def _describe(profiles: Sequence[Mapping[str, ShapeRange]]) -> str:
+    return "; ".join(
+        ", ".join(
+            f"{name} " + " / ".join("x".join(map(str, shape)) for shape in (r.min, r.opt, r.max))
+            for name, r in profile.items()
+        )
+        for profile in profiles
     )
 
 
@@ -397,16 +400,26 @@ def _build(planned: PlannedEngine, request: EngineRequest, progress: Progress) -
         progress=show,
     )
     try:
-        found = read_engine(_inspected(result), planned.onnx, _one_batch(planned.settings.profile))
-        assertions = _assert(planned, result, found, request.asserted(planned.precision))
-        sidecar = _sidecar(planned, result, found, assertions)
-        return BuiltEngine(planned, _install(planned, result, sidecar), sidecar, found.layers)
+        readings = _read(planned, result)
+        assertions = _assert(planned, result, readings, request.asserted(planned.precision))
+        sidecar = _sidecar(planned, result, readings, assertions)
+        return BuiltEngine(planned, _install(planned, result, sidecar), sidecar, readings[0].layers)
     finally:
         result.plan.unlink(missing_ok=True)  # moved already where all is well
 
 
 def _inspected(result: BuildResult) -> EngineLayers:
     return EngineLayers(()) if result.layers is None else parse_layers(result.layers.read_text("utf-8"))
+
+
+def _read(planned: PlannedEngine, result: BuildResult) -> list[Reading]:
+    """Return what is known of the layers of every optimization profile, as far as they are told apart."""
+    profiles = planned.settings.profiles
+    layers = _inspected(result)
+    groups = by_profile(layers, len(profiles)) if planned.product is RTX else (layers,)
+    return [
+        read_engine(group, planned.onnx, _one_batch(profile)) for group, profile in zip(groups, profiles, strict=False)
+    ]
 
 
 def _one_batch(profile: Mapping[str, ShapeRange]) -> int | None:
@@ -418,17 +431,18 @@ def _one_batch(profile: Mapping[str, ShapeRange]) -> int | None:
 def _assert(
     planned: PlannedEngine,
     result: BuildResult,
-    found: Reading,
+    readings: Sequence[Reading],
     assertions: Sequence[PrecisionAssertion],
 ) -> tuple[str, ...]:
     """Compare the engine with what was asked for; what a flag asks for is read back, not assumed.
 
     TensorRT for RTX names the nodes of every layer, so there the proof is over all products of the graph or it is none.
     """
-    breaches = [breach for assertion in assertions if (breach := assertion.breach(found.layers))]
-    if found.missing and assertions and planned.product is RTX:
+    breaches = [breach for found in readings for assertion in assertions if (breach := assertion.breach(found.layers))]
+    missing = next((found.missing for found in readings if found.missing), ())
+    if missing and assertions and planned.product is RTX:
         breaches.append(
-            f"no layer names {len(found.missing)} products of the graph, such as {found.missing[0]}, "
+            f"no layer names {len(missing)} products of the graph, such as {missing[0]}, "
             f"so {assertions[0]} is not proven"
         )
     wanted = planned.settings.hardware_compatibility
@@ -447,9 +461,10 @@ def _assert(
 def _sidecar(
     planned: PlannedEngine,
     result: BuildResult,
-    found: Reading,
+    readings: Sequence[Reading],
     assertions: tuple[str, ...],
 ) -> Sidecar:
+    found = readings[0]
     totals = KernelTotals.of(found.kernels)
     cache = result.timing_cache or {}
     gpus = planned.targets if result.gpu is None else (result.gpu.compute_capability,)
@@ -474,7 +489,9 @@ def _sidecar(
         unreleasable=planned.artifact.unreleasable,
         compiler=planned.product.key,
         targets=planned.targets,
-        kernels=found.kernels,
+        kernels=tuple(
+            replace(kernel, profile=place) for place, reading in enumerate(readings) for kernel in reading.kernels
+        ),
     )
 
 

@@ -27,6 +27,7 @@ class Kernel:
         nodes: the ONNX nodes in it, in the order of the graph.
         module: the PyTorch module that it belongs to: of its product, or else of its last node; may be empty.
         moved: bytes of activations that it reads and writes for one image; None where that does not follow.
+        profile: number of the optimization profile that it is for.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Kernel:
     nodes: tuple[str, ...]
     module: str
     moved: Count | None
+    profile: Count = 0
 
 
 @dataclass(frozen=True)

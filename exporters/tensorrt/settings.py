@@ -55,7 +55,7 @@ class BuildSettings:
     """How an engine is built. What is not here is TensorRT's default.
 
     Attributes:
-        profile: input name -> shapes, one optimization profile.
+        profile: input name -> shapes, the first optimization profile.
         workspace: bytes of scratch memory that a layer may take; None for all of the GPU.
         optimization_level: 0 to 5; None for TensorRT's default, 3.
         hardware_compatibility: one of `HARDWARE_COMPATIBILITY`.
@@ -67,6 +67,7 @@ class BuildSettings:
         locked: file of the kernels that must be chosen, or None; it has timings of its own. See
             `exporters.tensorrt.tactics`.
         tf32: let FP32 matrix products round to TF32.
+        more_profiles: the others, each with kernels of its own.
     """
 
     profile: Mapping[str, ShapeRange]
@@ -80,6 +81,7 @@ class BuildSettings:
     error_on_timing_cache_miss: bool = False
     locked: str | None = None
     tf32: bool = False
+    more_profiles: tuple[Mapping[str, ShapeRange], ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse what no builder takes."""
@@ -101,6 +103,11 @@ class BuildSettings:
                 "a timing cache and a lock file were given", expected="one of them: a lock has timings of its own"
             )
 
+    @property
+    def profiles(self) -> tuple[Mapping[str, ShapeRange], ...]:
+        """All optimization profiles."""
+        return self.profile, *self.more_profiles
+
     @classmethod
     def default(cls, name: str) -> Any:
         """Return what a setting is where nobody says otherwise."""
@@ -120,15 +127,39 @@ class ShapeRequest:
         min: input name -> smallest shape, in place of the batch's.
         opt: the same for the best.
         max: the same for the largest.
+        more: further batches, each for a profile of its own.
     """
 
     batch: tuple[int, int, int] | None = None
     min: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     opt: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     max: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    more: tuple[tuple[int, int, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse profiles that leave out a batch between them, or shapes of which it is not known whose they are."""
+        if not self.more:
+            return
+        if self.min or self.opt or self.max:
+            raise UsageError("shapes of inputs were given beside several batches", expected="one --batch, or none")
+        ranges = sorted((low, high) for low, _, high in (*filter(None, (self.batch,)), *self.more))
+        reached = ranges[0][1]
+        for low, high in ranges[1:]:
+            if low > reached + 1:
+                gap = str(low - 1) if low == reached + 2 else f"{reached + 1} to {low - 1}"
+                raise UsageError(
+                    f"no profile takes batch {gap}",
+                    expected="ranges of batches that meet, such as 1:1:1 and 2:8:32",
+                )
+            reached = max(reached, high)
+
+    def profiles(self, inputs: Sequence[TensorSpec], fixed_batch: int | None) -> tuple[dict[str, ShapeRange], ...]:
+        """Return all profiles of a model; see `profile`."""
+        others = (ShapeRequest(batch).profile(inputs, fixed_batch) for batch in self.more)
+        return self.profile(inputs, fixed_batch), *others
 
     def profile(self, inputs: Sequence[TensorSpec], fixed_batch: int | None) -> dict[str, ShapeRange]:
-        """Return the profile of a model.
+        """Return the first profile of a model.
 
         Args:
             inputs: the model's.

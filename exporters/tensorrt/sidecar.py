@@ -60,7 +60,7 @@ class IoTensor:
         mode: ``input`` or ``output``.
         dtype: NumPy name of the element type.
         shape: sizes, -1 for a dynamic axis.
-        profile: smallest, best and largest shape; of inputs only.
+        profile: smallest, best and largest shape of the first optimization profile; of inputs only.
     """
 
     name: str
@@ -150,15 +150,24 @@ class Sidecar:
         return f"{self.gpu.name}, compute capability {dotted(self.gpu.compute_capability)}"
 
     @property
+    def first_kernels(self) -> tuple[Kernel, ...]:
+        """Its kernels in the first optimization profile."""
+        return tuple(kernel for kernel in self.kernels if kernel.profile == 0)
+
+    @property
     def totals(self) -> KernelTotals:
-        """Its kernels, counted."""
-        return KernelTotals.of(self.kernels)
+        """Its kernels in the first optimization profile, counted."""
+        return KernelTotals.of(self.first_kernels)
 
     @property
     def batches(self) -> tuple[int, int]:
         """The smallest and the largest batch that the engine takes."""
         inputs = [tensor.profile or (tensor.shape,) for tensor in self.io if tensor.mode == "input"]
-        return max(shapes[0][0] for shapes in inputs), min(shapes[-1][0] for shapes in inputs)
+        ranges = [(max(shapes[0][0] for shapes in inputs), min(shapes[-1][0] for shapes in inputs))]
+        for profile in self.settings.more_profiles:
+            found = profile.values()
+            ranges.append((max(r.min[0] for r in found), min(r.max[0] for r in found)))
+        return min(low for low, _ in ranges), max(high for _, high in ranges)
 
     def to_json(self) -> dict[str, Any]:
         """Return the sidecar as JSON values."""

@@ -64,6 +64,8 @@ class LockScope:
         """Return the scope of a build."""
         values = json.loads(json.dumps(settings.to_json()))  # as they are read back: lists, no tuples
         kept = {name: value for name, value in values.items() if name not in _IRRELEVANT}
+        if not kept["more_profiles"]:  # which locks of before do not know
+            del kept["more_profiles"]
         return cls(tensorrt, gpu.name, ".".join(map(str, gpu.compute_capability)), onnx_sha256, kept)
 
     def check(self, wanted: LockScope, path: Path) -> None:

@@ -8,6 +8,7 @@ that is counted are activations; weights are left out, and caches are not known 
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from exporters.tensorrt.inspector import EngineTensor, Layer
+
+_PROFILE = re.compile(r"_myl(\d+)_\d+\Z")
+"""At the end of a layer's name: the number of the graph that it was compiled for."""
 
 _BYTES: Mapping[str, float] = {
     **{"int4": 0.5, "fp4": 0.5, "int8": 1, "uint8": 1, "fp8": 1, "bool": 1},
@@ -70,6 +74,20 @@ def read_engine(layers: EngineLayers, onnx: Path, batch: int | None) -> Reading:
         kernels = tuple(_kernel(layer, graph, sizes) for layer in known.launched)
     named = {node for layer in known.layers for node in layer.nodes}
     return Reading(known, kernels, tuple(sorted(open_ - named)))
+
+
+def by_profile(layers: EngineLayers, profiles: int) -> tuple[EngineLayers, ...]:
+    """Return the layers of every optimization profile: TensorRT for RTX compiles each by itself, and numbers them."""
+    if profiles == 1:
+        return (layers,)
+    groups: list[list[Layer]] = [[] for _ in range(profiles)]
+    for layer in layers.layers:
+        found = _PROFILE.search(layer.name)
+        place = int(found[1]) if found else profiles
+        if place >= profiles:  # of another version: which is whose is not known
+            return (layers,)
+        groups[place].append(layer)
+    return tuple(EngineLayers(tuple(group)) for group in groups)
 
 
 def _kernel(layer: Layer, graph: _Graph, sizes: _Sizes) -> Kernel:

@@ -109,6 +109,21 @@ def test_targets_by_name(bundle: Path, deploycli: Command) -> None:
     assert "for compute capability 8.0, 8.6, 8.9, 12.0 and 12.1" in planned.out
 
 
+def test_every_profile_has_kernels_of_its_own(bundle: Path, deploycli: Command) -> None:
+    (built,) = deploycli("build-trt", "--batch", "1", "--batch", "2:4:8", "--json").json()
+    found = built["sidecar"]
+    kernels = {place: [k for k in found["kernels"] if k["profile"] == place] for place in (0, 1)}
+    assert sum(map(len, kernels.values())) == len(found["kernels"])
+    for group in kernels.values():
+        assert sum(kernel["product"] for kernel in group) >= 14
+        assert all(kernel["moved"] for kernel in group)
+    assert found["layers"]["launches"] == len(kernels[0])
+    assert deploycli("build-trt", "--batch", "1", "--batch", "2:4:8", "--json").json()[0]["kept"] is True
+    shown = deploycli("inspect", built["plan"])
+    assert "or         images 2x3x16x16 / 4x3x16x16 / 8x3x16x16, by other kernels" in shown.out
+    assert_refused(deploycli("build-trt", "--batch", "1", "--batch", "4:8:8"), 2, "no profile takes batch 2 to 3")
+
+
 def test_verify_says_what_is_known_of_engines_that_did_not_run(
     bundle: Path, plans: dict[str, Path], deploycli: Command
 ) -> None:

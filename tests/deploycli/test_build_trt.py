@@ -212,6 +212,7 @@ class TestBuilding:
             "error_on_timing_cache_miss": False,
             "locked": None,
             "tf32": True,
+            "more_profiles": [],
         }
         assert sidecar["assertions"] == ["fp16>=70%"]
         assert sidecar["facts"]["builder_flags"] == ["REFIT_IDENTICAL", "STRIP_PLAN", "TF32"]

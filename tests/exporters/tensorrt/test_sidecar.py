@@ -203,6 +203,29 @@ class TestShapes:
             ShapeRequest((1, 4, 8)).profile(self.INPUTS, 4)
         assert caught.value.expected == "4x3x8x8"
 
+    def test_several_profiles(self) -> None:
+        request = ShapeRequest((1, 1, 1), more=((2, 8, 32),))
+        first, second = request.profiles(self.INPUTS, None)
+        assert (first["images"].max[0], second["images"].min, second["images"].max[0]) == (1, (2, 3, 8, 8), 32)
+        settings = BuildSettings(first, more_profiles=(second,))
+        assert decode(json.dumps(settings.to_json()), BuildSettings, where="it", what="settings") == settings
+        assert settings.profiles == (first, second)
+        ShapeRequest((1, 4, 8), more=((4, 8, 16), (9, 32, 64)))
+
+    @pytest.mark.parametrize(
+        ("batch", "more", "gap"),
+        [((1, 1, 1), ((3, 8, 32),), "batch 2"), ((8, 8, 8), ((1, 1, 1), (2, 3, 4)), "batch 5 to 7")],
+    )
+    def test_profiles_that_leave_a_gap(self, batch: Any, more: Any, gap: str) -> None:
+        with pytest.raises(UsageError, match=f"no profile takes {gap}\n"):
+            ShapeRequest(batch, more=more)
+        with pytest.raises(UsageError, match="beside several batches"):
+            ShapeRequest(batch, min={"images": (1, 3, 8, 8)}, more=more)
+
+    def test_the_batches_of_several_profiles(self, sidecar: Sidecar) -> None:
+        second = {"images": ShapeRange((17, 12), (32, 12), (64, 12))}
+        assert replace(sidecar, settings=replace(SETTINGS, more_profiles=(second,))).batches == (1, 64)
+
     @pytest.mark.parametrize(("text", "size"), [("4G", 4 << 30), ("512M", 512 << 20), ("1.5k", 1536), ("7", 7)])
     def test_sizes(self, text: str, size: int) -> None:
         assert parse_size(text) == size
