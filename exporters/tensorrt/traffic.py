@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 _PROFILE = re.compile(r"_myl(\d+)_\d+\Z")
 """At the end of a layer's name: the number of the graph that it was compiled for."""
 
+_OF_A_PROFILE = re.compile(r" \[profile \d+\]")
+
 _BYTES: Mapping[str, float] = {
     **{"int4": 0.5, "fp4": 0.5, "int8": 1, "uint8": 1, "fp8": 1, "bool": 1},
     **{"fp16": 2, "bf16": 2, "fp32": 4, "int32": 4, "int64": 8},
@@ -163,8 +165,8 @@ class _Sizes:
         """Return the bytes that a layer reads and writes for one image, or None where they do not follow."""
         candidates = self._graph.written(layer.nodes)
         for tensor in sorted(layer.writes, key=_row, reverse=True):
-            if tensor.name not in self._elements and (size := self._written(tensor, candidates, layer)) is not None:
-                self._elements[tensor.name] = size
+            if _key(tensor) not in self._elements and (size := self._written(tensor, candidates, layer)) is not None:
+                self._elements[_key(tensor)] = size
         total = 0.0
         for tensor in {*layer.reads, *layer.writes}:
             size = self._seen(tensor)
@@ -177,7 +179,7 @@ class _Sizes:
         """Return the elements of a tensor that one layer looks at: all, or columns of every row."""
         if min(tensor.shape, default=0) >= 0:
             return math.prod(tensor.shape) // self._batch
-        size = self._elements.get(tensor.name)
+        size = self._elements.get(_key(tensor))
         axis = next(place for place, extent in enumerate(tensor.shape) if extent < 0)
         columns = math.prod(tensor.shape[axis + 1 :])
         stride = tensor.strides[axis] if len(tensor.strides) == len(tensor.shape) else columns
@@ -204,6 +206,11 @@ class _Sizes:
             if len(other.shape) == len(tensor.shape) and _row(other) and size % _row(other) == 0:
                 return size // _row(other) * row
         return moved
+
+
+def _key(tensor: EngineTensor) -> str:
+    """Return the name of a tensor without that of an optimization profile, ``images [profile 1]``."""
+    return _OF_A_PROFILE.sub("", tensor.name)
 
 
 def _row(tensor: EngineTensor) -> int:
