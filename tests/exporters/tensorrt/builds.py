@@ -161,8 +161,6 @@ def lock() -> dict[str, Any]:
     """Write a lock, and pin by it a cache that has other tactics."""
     import tensorrt as trt
 
-    from tests.tensorrt_api.doubles import HostMemory
-
     table = {"0x" + "1" * 32: 7, "0x" + "2" * 32: 8}
 
     def keys(cache: Any, given: Any) -> list[Any]:
@@ -175,12 +173,7 @@ def lock() -> dict[str, Any]:
         table[str(given["key"])] = given["value"].tacticHash
         return True
 
-    answers = {
-        "ITimingCache.queryKeys": keys,
-        "ITimingCache.query": query,
-        "ITimingCache.update": update,
-        "ITimingCache.serialize": HostMemory(b"timings"),
-    }
+    answers = {"ITimingCache.queryKeys": keys, "ITimingCache.query": query, "ITimingCache.update": update}
     with tempfile.TemporaryDirectory() as folder:
         settings = BuildSettings(IMAGES, locked=f"{folder}/lock")
         first, result, _, _ = run(scenario(**answers), settings)
