@@ -63,7 +63,7 @@ def check_host(sidecar: Sidecar, *, allow_host_code: bool = False) -> None:
         raise EnvironmentUnsuitable(
             f"it was not run here: it is for {sidecar.runs_on}, and this machine has no NVIDIA driver",
             expected=f"a GPU of {sidecar.runs_on}, to run {sidecar.plan}",
-            hint="--engines auto, which lists the engines that cannot run; or such a GPU",
+            hint="a machine with such a GPU; on this one, verify --engines auto lists what cannot run",
         )
     library.require(sidecar.product)
     gpu = library.gpu()
