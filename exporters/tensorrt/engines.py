@@ -436,15 +436,15 @@ def _assert(
 ) -> tuple[str, ...]:
     """Compare the engine with what was asked for; what a flag asks for is read back, not assumed.
 
-    TensorRT for RTX names the nodes of every layer, so there the proof is over all products of the graph or it is none.
+    TensorRT for RTX names the nodes of every layer, so there a product of the graph that no layer names is not proven.
     """
-    breaches = [breach for found in readings for assertion in assertions if (breach := assertion.breach(found.layers))]
-    missing = next((found.missing for found in readings if found.missing), ())
-    if missing and assertions and planned.product is RTX:
-        breaches.append(
-            f"no layer names {len(missing)} products of the graph, such as {missing[0]}, "
-            f"so {assertions[0]} is not proven"
-        )
+    names_nodes = planned.product is RTX
+    breaches = [
+        breach
+        for found in readings
+        for assertion in assertions
+        if (breach := assertion.breach(found.layers, found.missing if names_nodes else ()))
+    ]
     wanted = planned.settings.hardware_compatibility
     level = result.facts.get("hardware_compatibility", "none" if planned.product is RTX else None)
     if level != wanted:

@@ -195,14 +195,15 @@ class EngineLayers:
         """Number of kernels of fused attention."""
         return sum(layer.fused_attention for layer in self.layers)
 
-    def share(self, precision: str) -> float:
+    def share(self, precision: str, missing: int = 0) -> float:
         """Share of the judged layers that compute in a precision, 0 to 1; 0 where the engine does not say.
 
-        What is narrower serves, too: of an engine that shall be FP16, a product in INT8 counts.
+        What is narrower serves, too: of an engine that shall be FP16, a product in INT8 counts. Products that are
+        ``missing`` count as others.
         """
         if not self.judged:
             return 0.0
-        return sum(layer.precision in _SERVES[precision] for layer in self.judged) / len(self.judged)
+        return sum(layer.precision in _SERVES[precision] for layer in self.judged) / (len(self.judged) + missing)
 
     def to_json(self) -> dict[str, Any]:
         """Return the figures as JSON values."""
@@ -250,15 +251,22 @@ class PrecisionAssertion:
             )
         return cls(found[1], float(found[2]) / 100)
 
-    def breach(self, layers: EngineLayers) -> str:
-        """Say how an engine breaks the assertion, or return an empty string."""
+    def breach(self, layers: EngineLayers, missing: Sequence[str] = ()) -> str:
+        """Say how an engine breaks the assertion, or return an empty string.
+
+        Args:
+            layers: of the engine.
+            missing: products of its graph that no layer names, of an engine whose layers name theirs.
+        """
         if not layers.detailed:
             return f"the engine does not say what its layers compute in, so {self} is not proven"
-        share = layers.share(self.precision)
+        share = layers.share(self.precision, len(missing))
         if share >= self.share:
             return ""
         found = ", ".join(f"{count} {precision}" for precision, count in layers.products_per_type.items())
-        return f"{100 * share:.1f}% of {len(layers.judged)} products are {self.precision} ({found}), expected {self}"
+        unknown = f", {len(missing)} in no layer, such as {missing[0]}" if missing else ""
+        count = len(layers.judged) + len(missing)
+        return f"{100 * share:.1f}% of {count} products are {self.precision} ({found}{unknown}), expected {self}"
 
     def __str__(self) -> str:
         """Return the assertion as it is written."""

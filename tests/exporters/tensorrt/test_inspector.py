@@ -45,6 +45,29 @@ def test_a_swin_in_int8(version: str) -> None:
     assert breach == "72.7% of 22 products are int8 (16 int8, 6 fp16), expected int8>=80%"
 
 
+def test_products_that_no_layer_names_are_not_proven() -> None:
+    layers = parse_layers(text("swin_fp16.11"))
+    assert PrecisionAssertion("fp16", 0.8).breach(layers, ["a/MatMul"] * 5) == ""
+    breach = PrecisionAssertion("fp16", 0.8).breach(layers, ["a/MatMul"] * 6)
+    assert breach == "78.6% of 28 products are fp16 (22 fp16, 6 in no layer, such as a/MatMul), expected fp16>=80%"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "product"),
+    [
+        ("__myl_FcAddAdd_myl0_10", "runtime_fusion", True),
+        ("__myl_Fc_myl0_1", "runtime_fusion", True),
+        ("__myl_MulAdd_myl0_10", "runtime_fusion", False),
+        ("patch_embed.proj/Conv_U1_myl0_2", "correlation", True),
+        ("up/ConvTranspose_myl0_2", "deconv", True),
+        ("__myl_FcAdd_myl0_3", "kgen", False),
+    ],
+)
+def test_products_of_every_kind_count(name: str, kind: str, product: bool) -> None:
+    (found,) = parse_layers(layer(kind, "Half", Name=name)).layers
+    assert found.product is product
+
+
 def test_an_engine_in_fp32_breaks_what_fp16_promises() -> None:
     layers = parse_layers(text("swin_fp32.11"))
     assert DEFAULT_ASSERTIONS["fp32"].breach(layers) == ""
