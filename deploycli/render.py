@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from exporters.report import Report, Stage
     from exporters.steps import GraphCost, Step
     from exporters.summary import OnnxSummary, TensorSummary
-    from exporters.tensorrt.sidecar import Sidecar
     from models.registry import Variant
     from models.spec import Weights
 
@@ -140,8 +139,8 @@ def show_export(bundle: Bundle, *, verbose: bool) -> None:
     next_step(console, bundle)
 
 
-def show_bundle(bundle: Bundle, proof: Proof, engines: Sequence[Sidecar], *, verbose: bool) -> None:
-    """Print a bundle, whether its artifacts are verified, and its engines."""
+def show_bundle(bundle: Bundle, proof: Proof, *, verbose: bool) -> None:
+    """Print a bundle, and whether its artifacts are verified."""
     console = stdout()
     manifest = bundle.manifest
     console.print(styled(str(bundle.path), "bold"), f"(deploycli {manifest.tool_version}, all hashes match)")
@@ -165,17 +164,6 @@ def show_bundle(bundle: Bundle, proof: Proof, engines: Sequence[Sidecar], *, ver
         _show_verdict(console, proof, artifact)
         console.print(_op_table(artifact.ops_before, artifact.ops_after))
         show_steps(console, artifact.steps, refusals=verbose)
-    for sidecar in engines:
-        console.print()
-        console.print(
-            styled(f"{bundle.path}/engines/{sidecar.plan}", "bold"),
-            f"{size_text(sidecar.size)}, {sidecar.precision}, {sidecar.product.title} {sidecar.tensorrt}, "
-            f"{sidecar.runs_on}",
-            soft_wrap=True,
-        )
-        held = manifest.artifact(sidecar.onnx)
-        same = held is not None and held.sha256 == sidecar.onnx_sha256
-        console.print(f"  from {sidecar.onnx}{'' if same else ', another than the bundle holds now'}")
     console.print()
     files = table_of("file", "bytes", "sha256")
     for record in manifest.files():

@@ -69,14 +69,23 @@ def show_built(engines: Sequence[BuiltEngine]) -> None:
         next_step(console, bundle)
 
 
-def show_engine(plan: Path, sidecar: Sidecar, *, verbose: bool) -> None:
-    """Print an engine: what it is, and its kernels by PyTorch module, or each of them."""
+def show_engine(plan: Path, sidecar: Sidecar, *, verbose: bool, stale: bool = False) -> None:
+    """Print an engine: what it is, and its kernels by PyTorch module, or each of them.
+
+    Args:
+        plan: the file.
+        sidecar: what is known of it.
+        verbose: print every kernel.
+        stale: it was built from another graph than its bundle holds now.
+    """
     console = stdout()
+    console.print()
     console.print(styled(str(plan), "bold"), f"({size_text(sidecar.size)}, deploycli {sidecar.tool_version})")
     known = facts()
     known.add_row("compiler", f"{sidecar.product.title} {sidecar.tensorrt}, in {sidecar.seconds:.0f} s")
     known.add_row("for", sidecar.runs_on)
-    known.add_row("from", f"{sidecar.onnx}, sha256 {sidecar.onnx_sha256}")
+    other = ", another than the bundle holds now" if stale else ""
+    known.add_row("from", f"{sidecar.onnx}, sha256 {sidecar.onnx_sha256}{other}")
     for tensor in sidecar.io:
         sizes = " / ".join("x".join(map(str, shape)) for shape in tensor.profile or (tensor.shape,))
         known.add_row(tensor.mode, f"{tensor.name} {tensor.dtype} {sizes}")

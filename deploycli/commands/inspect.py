@@ -23,8 +23,8 @@ def command(path: str, root: Path, against: str | None, verbose: bool, as_json: 
 
     Of a bundle every hash is checked first; a changed or missing file is exit 8. Each artifact is shown with what the
     last `deploycli verify` found of it: ok, failed, not verified, or stale where it was written again since. Of an
-    engine (.plan) its kernels are shown by PyTorch module: launches, products by type, fused attention, and the
-    activations that they move for one image.
+    engine (.plan), or of those of a bundle, the kernels are shown by PyTorch module: launches, products by type, fused
+    attention, and the activations that they move for one image.
 
     \b
     Examples:
@@ -35,6 +35,7 @@ def command(path: str, root: Path, against: str | None, verbose: bool, as_json: 
       deploycli inspect swin_t --json
     """
     from deploycli.render import print_json, show_bundle
+    from deploycli.render_engines import show_engine
     from exporters.bundle import Bundle
     from exporters.proof import Proof
     from exporters.tensorrt.sidecar import sidecars
@@ -62,7 +63,11 @@ def command(path: str, root: Path, against: str | None, verbose: bool, as_json: 
         }
         print_json(bundle.manifest.to_json() | more)
     else:
-        show_bundle(bundle, proof, engines, verbose=verbose)
+        show_bundle(bundle, proof, verbose=verbose)
+        for sidecar in engines:
+            held = bundle.manifest.artifact(sidecar.onnx)
+            same = held is not None and held.sha256 == sidecar.onnx_sha256
+            show_engine(bundle.path / "engines" / sidecar.plan, sidecar, verbose=verbose, stale=not same)
     return 0
 
 

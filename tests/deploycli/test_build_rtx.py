@@ -155,7 +155,10 @@ def test_inspect_shows_kernels_by_module(bundle: Path, plans: dict[str, Path], d
     data = deploycli("inspect", fp16, "--json").json()
     assert sum(module["launches"] for module in data["modules"].values()) == totals["launches"]
     assert sum(module["moved"] for module in data["modules"].values()) == totals["moved"]
-    assert f"engines/{fp16.name}" in deploycli("inspect", "smallest").out
+    whole = deploycli("inspect", "smallest").out
+    assert all(f"engines/{plan.name}" in whole for plan in plans.values())
+    assert whole.count("launches move") == 3
+    assert "another than the bundle holds now" not in whole
     files_ = [bundle / "model.onnx", bundle / "model.fp16.onnx"]
     assert "all nodes" in deploycli("inspect", files_[0], "--against", files_[1]).out
     assert_refused(deploycli("inspect", fp16, "--against", files_[0]), 2, "cannot be shown against")

@@ -121,7 +121,7 @@ def test_every_field_of_a_manifest(bundle: Bundle, capsys: pytest.CaptureFixture
         opened = Bundle.open(bundle.path)
         json.dumps(opened.manifest.to_json(), allow_nan=False)
         if worked % 10 == 0:  # it takes longer than all else
-            show_bundle(opened, Proof.load(opened), [], verbose=True)
+            show_bundle(opened, Proof.load(opened), verbose=True)
 
     of_a_file = ("has changed", "is missing", "a link that leaves")  # another path, hash or size
     for what, text in spoilt(json.loads(path.read_text())):
