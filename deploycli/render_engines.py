@@ -79,7 +79,6 @@ def show_engine(plan: Path, sidecar: Sidecar, *, verbose: bool, stale: bool = Fa
         stale: it was built from another graph than its bundle holds now.
     """
     console = stdout()
-    console.print()
     console.print(styled(str(plan), "bold"), f"({size_text(sidecar.size)}, deploycli {sidecar.tool_version})")
     known = facts()
     known.add_row("compiler", f"{sidecar.product.title} {sidecar.tensorrt}, in {sidecar.seconds:.0f} s")

@@ -67,6 +67,7 @@ def command(path: str, root: Path, against: str | None, verbose: bool, as_json: 
         for sidecar in engines:
             held = bundle.manifest.artifact(sidecar.onnx)
             same = held is not None and held.sha256 == sidecar.onnx_sha256
+            click.echo()
             show_engine(bundle.path / "engines" / sidecar.plan, sidecar, verbose=verbose, stale=not same)
     return 0
 
