@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from models.errors import ExportError, IntegrityError
 from models.masks import is_mask
+from models.npy import array_header
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -152,11 +153,7 @@ def _weigh(path: Path) -> None:
             raise ValueError(f"its arrays take more than the {size} bytes of the file")
         for member in members:
             with archive.open(member) as stream:
-                version = np.lib.format.read_magic(stream)
-                header = (
-                    np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-                )
-                shape, _, dtype = header(stream)
+                shape, dtype = array_header(stream)
                 if dtype.kind not in _NUMBERS or math.prod(shape) * dtype.itemsize != member.file_size - stream.tell():
                     raise ValueError(f"{member.filename} has {member.file_size} bytes, and is no {shape} {dtype}")
 

@@ -6,6 +6,7 @@ A file holds one set of weights or several, such as EMA weights beside plain one
 from __future__ import annotations
 
 import argparse
+import math
 import pickle
 import re
 import warnings
@@ -20,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from models.errors import UsageError
+from models.npy import array_header
 from models.values import require_dense, shown, some
 
 if TYPE_CHECKING:
@@ -133,8 +135,26 @@ def _read_torch(path: Path, *, mmap: bool) -> object:
 
 def _read_npz(path: Path) -> dict[str, Tensor]:
     """Read a NumPy archive, as JAX models are published in."""
+    _weigh_npz(path)
     with np.load(path, allow_pickle=False) as archive:
         return {name: _array(path, name, archive) for name in archive.files}
+
+
+def _weigh_npz(path: Path) -> None:
+    """Refuse an array that claims more than the file holds: NumPy would make room for all of it first."""
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            with archive.open(member) as stream:
+                shape, dtype = array_header(stream)
+                held = member.file_size - stream.tell()
+            claimed = math.prod(shape) * dtype.itemsize
+            if claimed > held and not dtype.hasobject:
+                raise UsageError(
+                    f"{shown(member.filename)} of {path} is {claimed:,} bytes by its shape {list(shape)}, and {held:,} "
+                    "in the file",
+                    expected="whole arrays",
+                    hint="copy or download it again",
+                )
 
 
 def _array(path: Path, name: str, archive: Mapping[str, Any]) -> Tensor:
