@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from models.errors import UsageError
+from models.memory import available, shortage
 from models.npy import array_header
 from models.values import require_dense, shown, some
 
@@ -32,6 +33,7 @@ PREFERRED = ("state_dict_ema", "model_ema", "state_dict", "model")
 
 FORMATS = ".safetensors, .pth or .npz"
 _DEPTH = 3  # entries are looked for so deep: {"ema": {"module": {...}}}
+_TIMES_READ = 3  # reading a file takes no more memory than so many times its size
 _BOMB = (1 << 30, 100)  # bytes, ratio: weights do not compress; above both, an archive unpacks to no weights
 
 
@@ -114,6 +116,13 @@ def _content(path: Path) -> object:
                 expected=f"the weights alone, a {FORMATS} file",
                 hint="torch.save(torch.jit.load(FILE).state_dict(), NEW) where you trust it",
             ) from error
+        left = available()
+        if shortage(error) is not None and left is not None and _TIMES_READ * path.stat().st_size < left:
+            raise UsageError(  # from None: there is memory enough for the file, so that is not what it lacks
+                f"{path} cannot be read as a checkpoint: it claims far more numbers than it holds",
+                expected=f"a complete {FORMATS} file",
+                hint="copy or download it again",
+            ) from None
         raise _unreadable(path, error) from error
 
 

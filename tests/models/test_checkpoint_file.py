@@ -19,6 +19,7 @@ from torch import nn
 
 from models.checkpoint_file import PREFERRED, StoredWeights, read_weights
 from models.errors import UsageError
+from models.memory import shortage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -199,6 +200,20 @@ def test_a_storage_that_claims_more_than_the_file_holds(kind: int, count: int, t
         archive.writestr("w.npy", header.getvalue() + bytes(16))
     assert "bytes by its shape" in refusal(tmp_path / "weights.npz")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
+
+
+@pytest.mark.parametrize(("zipped", "count"), [(True, 2**61), (False, 10**12)])
+def test_a_claim_is_no_lack_of_memory(zipped: bool, count: int, tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save({"w": torch.arange(1000.0)}, path, _use_new_zipfile_serialization=zipped)
+    claim = b"\x8a\x08" + struct.pack("<q", count)
+    if zipped:
+        path = repacked(path, zipfile.ZIP_STORED, lambda pickle: pickle.replace(b"M\xe8\x03", claim))
+    else:
+        path.write_bytes(path.read_bytes().replace(b"M\xe8\x03", claim))
+    with pytest.raises(UsageError, match="claims far more numbers than it holds") as refused:
+        read_weights(path)
+    assert shortage(refused.value) is None
 
 
 @pytest.mark.parametrize("name", ["w.npy", "archive/data.pkl"])
