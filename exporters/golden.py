@@ -81,7 +81,7 @@ def require_comparable(inputs: Mapping[str, npt.NDArray[Any]], outputs: Mapping[
     """Refuse what a model answers where no file could be compared with it.
 
     Raises:
-        ExportError: an output without the batch for its first axis, or one that is not finite.
+        ExportError: an output without the batch for its first axis, or one that is not finite, or zero throughout.
     """
     samples = len(next(iter(inputs.values())))
     for name, array in outputs.items():
@@ -105,6 +105,12 @@ def require_comparable(inputs: Mapping[str, npt.NDArray[Any]], outputs: Mapping[
                 f"values of the output {name!r}",
                 expected="finite numbers for seeded noise: nothing could be compared with such an answer",
                 hint="weights that are trained (--checkpoint), or the range of an input: --input NAME:SHAPE:int64:0..9",
+            )
+        if not array.any():
+            raise ExportError(
+                f"the model itself answers zero everywhere, in PyTorch: the output {name!r}",
+                expected="numbers that differ: agreement with zero would prove nothing",
+                hint="weights that are trained (--checkpoint), such as those of a head that starts at zero",
             )
 
 

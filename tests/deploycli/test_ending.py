@@ -46,6 +46,10 @@ def stops(): raise Stop("enough")
 def lazy(): return torch.nn.Sequential(torch.nn.LazyLinear(4))
 def exits(): sys.exit(0)
 def exits_with_text(): sys.exit("no licence")
+def zeros():
+    net = Net()
+    torch.nn.init.zeros_(net.weight), torch.nn.init.zeros_(net.bias)
+    return net
 def huge(): return torch.zeros(2 ** 50)
 def forward_stops(): return Net((0, stops))
 def forward_exits(): return Net((0, sys.exit))
@@ -79,6 +83,7 @@ def factories(tmp_path: Path) -> Path:
             3,
             ["Net does not run on x:8x8 float32: Exited: it called sys.exit(None)", "mine.py:12"],
         ),
+        ("zeros", 3, ["the model itself answers zero everywhere", "'logits'"]),
         ("forward_fails", 3, ["Net does not run on x:8x8 float32: OSError: [Errno 28]"]),
         ("huge", 7, ["not enough memory for 4.0 PiB", "mine.py:huge"]),
         ("forward_is_huge", 7, ["not enough memory for 4.0 PiB"]),
