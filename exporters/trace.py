@@ -97,12 +97,13 @@ def trace(
 def store_operands(model: ir.Model) -> None:
     """Store what TensorRT's parser must know while it builds, such as the axes of a ReduceMean; nothing else changes.
 
-    PyTorch's exporter writes a Reshape between a constant and its reader.
+    PyTorch's exporter writes a Reshape between a constant and its reader, and a CastLike before a Range, whose length
+    follows from its operands.
     """
     facts = Facts(model.graph)
     builder = Builder(model.graph, facts)
     for node in model.graph:
-        for position in constant_positions(node):
+        for position in range(3) if node.op_type == "Range" else constant_positions(node):
             value = node.inputs[position] if position < len(node.inputs) else None
             known = None if value is None or value.producer() is None else facts.constant(value)
             if known is not None:

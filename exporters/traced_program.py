@@ -7,6 +7,7 @@ Before -> after::
     tensor_split, split, meshgrid, hstack, ...   -> the slices, views and concatenations that they are
     type_as(x, y) of one type                    -> x
     attention(q, k, v, mask)                     -> where no key is visible, 0; else attention(q, k, v, mask)
+    attention(q, k, v), all [B, S, D]            -> the same of one head, [B, 1, S, D]
 
 PyTorch's operators that give or take a list become ONNX sequences, which TensorRT does not read; each is taken apart
 into operators on single tensors, by PyTorch's own decomposition of it.
@@ -40,6 +41,7 @@ def prepare(program: ExportedProgram, opset: int) -> None:
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
         elif node.target == _aten.scaled_dot_product_attention.default:
+            node = _with_heads(node)
             _answer_zero_where_all_is_hidden(node, program, opset)
         elif _becomes_a_sequence(node):
             _take_apart(node)
@@ -76,6 +78,29 @@ _ATTENTION_OPSET = 23
 """From here on PyTorch writes the operator Attention, of which ONNX Runtime wants a mask for every query."""
 
 
+def _with_heads(node: torch.fx.Node) -> torch.fx.Node:
+    """Give an attention that has no axis of heads one, as its translation wants: [..., S, D] -> [B, 1, S, D]."""
+    operands, rank = node.all_input_nodes, node.meta["val"].ndim
+    missing = [4 - rank if operand.meta["val"].ndim == rank else 0 for operand in operands]
+    if not all(operand.meta["val"].ndim in (2, rank) for operand in operands) or not 0 < 4 - rank <= 2:
+        return node
+
+    def widen(*values: torch.Tensor) -> list[torch.Tensor]:
+        return [value[None, None] if rank == 2 else value.unsqueeze(1) for value in values]
+
+    widened = [operand for operand, count in zip(operands, missing, strict=True) if count]
+    copies = dict(zip(widened, _emit(node, widen, widened), strict=True))
+    with node.graph.inserting_before(node):
+        attention = node.graph.node_copy(node, lambda operand: copies.get(operand, operand))
+    value: torch.Tensor = node.meta["val"]
+    with value.fake_mode:  # type: ignore[attr-defined]
+        attention.meta = {**node.meta, "val": value[None, None] if rank == 2 else value.unsqueeze(1)}
+    result = _emit(node, lambda wide: wide[0, 0] if rank == 2 else wide.squeeze(1), [attention])
+    node.replace_all_uses_with(result)
+    node.graph.erase_node(node)
+    return attention
+
+
 def _answer_zero_where_all_is_hidden(node: torch.fx.Node, program: ExportedProgram, opset: int) -> None:
     """Answer 0 for a query that sees no key, as PyTorch does (aten._safe_softmax); ONNX's softmax knows no such case.
 
@@ -90,19 +115,22 @@ def _answer_zero_where_all_is_hidden(node: torch.fx.Node, program: ExportedProgr
         constant = _constant(mask, program)
     except Exception:  # what cannot be computed alone is treated as if it followed from an input
         constant = None
-    if constant is not None and not bool(_hides_all(constant).any()):
-        return
     value: torch.Tensor = node.meta["val"]
+    lowest = torch.finfo(value.dtype).min
+    is_bool, is_fused = mask.meta["val"].dtype == torch.bool, opset >= _ATTENTION_OPSET
+    # ONNX Runtime's Attention answers 0 to a row of lowest numbers too, to which PyTorch answers the mean.
+    least = lowest / 2 if is_fused and not is_bool else float("-inf")
+    if constant is not None and not bool(_hides_all(constant).any() or (constant.amax(-1) < least).any()):
+        return
     queries, keys = (operand.meta["val"].shape[-2] for operand in node.args[:2])  # type: ignore[union-attr]
 
     def judge(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        if opset >= _ATTENTION_OPSET:
+        if is_fused:
             mask = mask.expand(*mask.shape[:-2], queries, keys)
-        if mask.dtype != torch.bool:
-            return mask, _hides_all(mask)
+        if not is_bool:
+            return mask.clamp(min=least) if is_fused else mask, _hides_all(mask)
         # The lowest number in place of -inf: every row has a softmax then, and no guard stands inside the attention.
-        lowest = torch.full((), torch.finfo(value.dtype).min, dtype=value.dtype)
-        mask = torch.where(mask, torch.zeros((), dtype=value.dtype), lowest)
+        mask = torch.where(mask, torch.zeros((), dtype=value.dtype), torch.full((), lowest, dtype=value.dtype))
         return mask, mask.amax(-1, keepdim=True) < 0  # [..., L, S] -> [..., L, 1]
 
     added, hidden = _emit(node, judge, [mask])

@@ -127,9 +127,39 @@ def test_what_hides_no_query_is_translated_as_before(
     assert ir.to_proto(model).SerializeToString() == ir.to_proto(before).SerializeToString()
 
 
+@pytest.mark.parametrize("constant", [None, torch.full((1, 1, QUERIES, KEYS), LOWEST)])
+def test_lowest_numbers_hide_nothing_from_the_operator_attention(constant: Tensor | None) -> None:
+    """PyTorch answers the mean of the values to them; ONNX Runtime's Attention would answer 0."""
+    assert_like_eager(Attention("finite", constant=constant), opset=23)
+
+
+class WithoutHeads(nn.Module):
+    """An attention over [N, 5, 16], or over [5, 16] of a sum of samples, with a mask of these axes."""
+
+    def __init__(self, kind: str, rank: int) -> None:
+        super().__init__()
+        self.kind, self.rank = kind, rank
+
+    def forward(self, x: Tensor, memory: Tensor, hide: Tensor) -> Tensor:
+        seen = (hide < 0.5)[:, None, :]
+        if self.kind == "float":
+            seen = torch.zeros(seen.shape).masked_fill(~seen, float("-inf"))
+        q, k = (x, memory) if self.rank == 3 else (x.sum(0), memory.sum(0))
+        mask = None if self.kind == "none" else seen if self.rank == 3 else seen[0]
+        y = functional.scaled_dot_product_attention(q, k, -k, mask, is_causal=self.kind == "none")
+        return y + 0 * (x + hide[:, None, :1] + memory[:, :1])
+
+
+@pytest.mark.parametrize(
+    ("kind", "rank", "opset"), [("bool", 3, 20), ("float", 3, 23), ("none", 3, 20), ("bool", 2, 20)]
+)
+def test_without_an_axis_of_heads(kind: str, rank: int, opset: int) -> None:
+    assert_like_eager(WithoutHeads(kind, rank), opset)
+
+
 @examples(12)
 @given(
-    kind=st.sampled_from(["bool", "float", "none"]),
+    kind=st.sampled_from(["bool", "float", "finite", "none"]),
     shape=st.sampled_from(["keys", "queries", "heads"]),
     constant=st.booleans(),
     gqa=st.booleans(),

@@ -136,6 +136,14 @@ def test_rotary_embeddings(name: str) -> None:
     assert_like_eager(module, model, image(3, 3, side, side))
 
 
+def test_the_operands_of_a_range_are_stored() -> None:
+    model = trace(Model(lambda _, x: x * torch.arange(x.shape[-1] * 1.0)), X, ["y"])
+    store_operands(model)
+    name_nodes(model, MODULE_KEY)
+    assert "Range" in op_types(model)
+    assert lint(model).errors == ()
+
+
 def test_the_axes_of_reductions_are_stored(tmp_path: Any) -> None:
     module = Model(lambda m, x: (m.linear(x[..., :4]).mean((1, -1), keepdim=True), x.sum(1), x.amax(-1)))
     model = trace(module, X, ["a", "b", "c"])
