@@ -221,7 +221,7 @@ def test_a_cache_of_something_else(bundle: Bundle, tmp_path: Path) -> None:
 
 
 class Interruption(BaseException):
-    pass
+    exit_code = 130  # as what Ctrl-C raises has
 
 
 class Stops:
