@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
 
+from exporters.rewrite import shapes
 from exporters.rewrite.names import name_nodes
 from exporters.rewrite.pipeline import rewrite
 from exporters.rewrite.unique import MODULE_KEY
@@ -33,6 +34,7 @@ Make: TypeAlias = "Callable[[int], ir.Model]"
 def calls(model: ir.Model) -> tuple[int, dict[str, int]]:
     """Rewrite a network; return its nodes, and how often each function was called, a generator's steps included."""
     count = model.graph.num_nodes()
+    shapes._KNOWN.clear()  # what other tests have left there, and when it is full
     profile = cProfile.Profile()
     profile.enable()
     rewrite(model)
