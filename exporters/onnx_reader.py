@@ -22,7 +22,7 @@ import onnx_ir as ir
 from models.errors import ExportError, IntegrityError, UsageError, first_line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
 LARGEST_MESSAGE = 2**31 - 1
 """A protobuf message is no longer, bytes."""
@@ -219,7 +219,14 @@ def external_fault(tensor: ir.ExternalTensor) -> str | None:
     return None
 
 
-_TYPED_FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data")
+_TYPED_FIELDS: Mapping[str, frozenset[ir.DataType]] = {
+    "float_data": frozenset({ir.DataType.FLOAT, ir.DataType.COMPLEX64}),
+    "int64_data": frozenset({ir.DataType.INT64}),
+    "double_data": frozenset({ir.DataType.DOUBLE, ir.DataType.COMPLEX128}),
+    "uint64_data": frozenset({ir.DataType.UINT32, ir.DataType.UINT64}),
+    "int32_data": frozenset(),  # all others
+}
+"""Where values stand that are no raw bytes, by their type. Source: onnx.proto, TensorProto."""
 
 
 def inline_fault(tensor: ir.TensorProtocol) -> str | None:
@@ -236,12 +243,17 @@ def inline_fault(tensor: ir.TensorProtocol) -> str | None:
     if proto.HasField("raw_data"):
         found = len(proto.raw_data)
         return None if found == needed else f"it has {found} bytes, its shape needs {needed}"
-    entries = sum(len(getattr(proto, name)) for name in _TYPED_FIELDS)
+    home = next((name for name, kinds in _TYPED_FIELDS.items() if tensor.dtype in kinds), "int32_data")
+    if stray := next((name for name in _TYPED_FIELDS if name != home and len(getattr(proto, name))), None):
+        return f"its values stand in {stray}, those of {tensor.dtype.name} belong in {home}"
+    entries = len(getattr(proto, home))
     size = math.prod(proto.dims)
-    if tensor.dtype.bitwidth < 8:  # several values share an entry
+    if tensor.dtype.bitwidth in (2, 4):  # several values share an entry
         size = needed
     elif tensor.dtype in (ir.DataType.COMPLEX64, ir.DataType.COMPLEX128):
         size *= 2
+    if entries == size and tensor.dtype.bitwidth == 6 and not all(0 <= value < 64 for value in proto.int32_data):
+        return "it has values of more than 6 bits"
     return None if entries == size else f"it has {entries} values, its shape needs {size}"
 
 

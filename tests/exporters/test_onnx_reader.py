@@ -195,3 +195,22 @@ def test_text_that_is_none_is_refused(tmp_path: Path, where: str) -> None:
     (tmp_path / "m.onnx").write_bytes(written.replace(b"MARK", b"\xff\xfe\x80K"))
     with pytest.raises(UsageError):
         load_model(tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize(
+    "kind", [kind for kind in TensorProto.DataType.values() if kind not in (0, TensorProto.STRING)]
+)
+@pytest.mark.parametrize("field", ["float_data", "int32_data", "int64_data", "double_data", "uint64_data"])
+def test_values_in_the_field_of_another_type_are_refused(tmp_path: Path, kind: int, field: str) -> None:
+    """What is not refused can be read: sizes fit for types of a byte and more, small ones share an entry."""
+    tensor = TensorProto(name="w", data_type=kind, dims=[4])
+    getattr(tensor, field).extend([1] * 4)
+    onnx.save(model(weight=tensor), tmp_path / "m.onnx")
+    try:
+        weight = load_model(tmp_path / "m.onnx").graph.initializers["w"].const_value
+    except ExportError as error:
+        found = error.found
+    else:
+        assert weight is not None
+        found = f"{weight.numpy().shape}"
+    assert found == "(4,)" or "belong in" in found or "its shape needs" in found
