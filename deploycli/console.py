@@ -6,7 +6,6 @@ are printed as they are, cells of tables, text with a style. No markup is read, 
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import Any
 
@@ -14,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from deploycli.ending import to_nowhere
 from deploycli.escaping import escaped
 
 
@@ -37,9 +37,7 @@ class Output(Console):
 
     def on_broken_pipe(self) -> None:
         """Write the rest to nowhere."""
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self.file.fileno())
-        os.close(nowhere)
+        to_nowhere(self.file)
 
 
 class Rows(Table):

@@ -8,7 +8,7 @@ import os
 import sys
 import traceback
 from contextlib import suppress
-from typing import TYPE_CHECKING, TextIO
+from typing import IO, TYPE_CHECKING, TextIO
 
 import click
 
@@ -132,15 +132,15 @@ def _flush(stream: TextIO | None) -> OSError | None:
             stream.flush()
     except OSError as error:
         assert stream is not None
-        _to_nowhere(stream)
+        to_nowhere(stream)
         return error
     except ValueError:  # it is closed
         pass
     return None
 
 
-def _to_nowhere(stream: TextIO) -> None:
-    """Let the interpreter's own last flush succeed."""
+def to_nowhere(stream: IO[str]) -> None:
+    """Let what is still written to a stream, such as the interpreter's own last flush, succeed."""
     with suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, NoReturn
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-DIED, ENDED = 7, 2
+    from models.errors import DeployError
+
 _PASSED_ON = (signal.SIGINT, signal.SIGTERM)
 _BY_HAND = frozenset({"SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGPIPE"})  # somebody wanted the end
 _DONE = b"done"
@@ -81,8 +82,7 @@ def _explained(status: int) -> int:
 
     if status >= 0:
         found = f"the code of the model, or of the data, ended the process: os._exit({status}), or the like"
-        say(f"error: {UsageError(found, expected='a result, or an exception')}")
-        return ENDED
+        return _said(UsageError(found, expected="a result, or an exception"))
     if (name := signal.Signals(-status).name) in _BY_HAND:
         say("interrupted: nothing was written")
         return 128 - status
@@ -91,13 +91,20 @@ def _explained(status: int) -> int:
         if name == "SIGKILL"
         else "deploycli lint FILE, to see what is wrong with a graph; or another version of the library that ran last"
     )
-    error = EnvironmentUnsuitable(
-        f"the command {what_ended(status)}",
-        expected="libraries that bear the model: native code ran it, of PyTorch or ONNX Runtime",
-        hint=hint,
+    return _said(
+        EnvironmentUnsuitable(
+            f"the command {what_ended(status)}",
+            expected="libraries that bear the model: native code ran it, of PyTorch or ONNX Runtime",
+            hint=hint,
+        )
     )
+
+
+def _said(error: DeployError) -> int:
+    from deploycli.ending import say
+
     say(f"error: {error}")
-    return DIED
+    return error.exit_code
 
 
 def _notes(notes: int) -> list[bytes]:

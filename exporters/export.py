@@ -217,6 +217,9 @@ def _fill(
     feed, truth = ({name: array[:size] for name, array in arrays.items()} for arrays in (inputs, outputs))
     if remark := _check(folder / artifact.file.path, feed, truth, lambda: _exact(request, variant, feed)):
         warn(remark)
+    signature, unsigned = sign(spec)
+    if unsigned:
+        warn(f"the function is not signed, and verify will ask for --trust-factory: {unsigned}")
     return Manifest(
         schema_version=SCHEMA_VERSION,
         tool_version=_version("deploycli"),
@@ -227,7 +230,7 @@ def _fill(
         artifacts=(artifact,),
         golden=FileRecord.of(folder, GOLDEN_NAME),
         versions={package: _version(package) for package in (*_PACKAGES, *_library(spec))},
-        factory_signature=sign(spec)[0],
+        factory_signature=signature,
     )
 
 

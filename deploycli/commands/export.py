@@ -122,7 +122,6 @@ def command(
     """
     from deploycli.render import Progress, print_json, show_export
     from exporters.export import ExportRequest, export
-    from exporters.trust import sign
     from models.hub import parse
 
     request = ExportRequest(
@@ -149,8 +148,6 @@ def command(
     with Progress() as progress:
         told = partial(progress.warn_of, chosen=weights_entry is not None)
         bundle = export(request, progress=progress, told=told, warn=progress.warn)
-        if unsigned := sign(bundle.manifest.spec)[1]:
-            progress.warn(f"the function is not signed, and verify will ask for --trust-factory: {unsigned}")
         if bundle.gone:
             progress.warn(f"{bundle.path} held another model.onnx; gone with it: {', '.join(bundle.gone)}")
     if as_json:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from exporters.tensorrt.product import PRODUCTS, RTX
+from exporters.tensorrt.targets import TARGETS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 HEADER_BYTES = 36
 
 _TENSORRT_BYTES = 28
-_TARGET_BITS = ((7, 5), (8, 0), (8, 6), (8, 9), (12, 0), (12, 1))
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def plan_header(head: bytes) -> PlanHeader | None:
     targets: tuple[Capability, ...] = ()
     if product is RTX:
         (mask,) = struct.unpack_from("<I", head, 32)
-        targets = tuple(target for bit, target in enumerate(_TARGET_BITS) if mask & 1 << bit)
+        targets = tuple(target for bit, target in enumerate(TARGETS) if mask & 1 << bit)  # a bit for each
     return PlanHeader(product, (major, minor, patch, build), targets)
 
 

@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from exporters.rewrite.any_model import optimized
+from tests.exporters.rewrite.graphs import session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -92,6 +92,13 @@ class Drawing:
         axes = [i for i, d in enumerate(dims) if isinstance(d, int) and d >= least]
         return self.random.choice(axes) if axes else None
 
+    def pick_axis(self, least: int = 1) -> tuple[str, Dims, int, int] | None:
+        """Return a value, an axis of it of known size, ``least`` or more, and that size."""
+        x, dims = self.pick(movable) or ("", ())
+        axis = self.axis(dims, least)
+        size = None if axis is None else dims[axis]
+        return (x, dims, axis, size) if axis is not None and isinstance(size, int) else None
+
     def spelled(self, axis: int, rank: int) -> int:
         return axis - rank if self.chance(0.3) else axis
 
@@ -118,13 +125,10 @@ def transpose(d: Drawing) -> None:
 
 def reshape(d: Drawing) -> None:
     """Merge neighbours or split an axis; a symbol moves along as 0 or as -1, or is computed as exporters do."""
-    x, dims = d.pick(movable) or ("", ())
-    new: list[int | str] = list(dims)
-    axis = d.axis(dims)
-    if axis is None:
+    if (found := d.pick_axis()) is None:
         return
-    size = dims[axis]
-    assert isinstance(size, int)
+    x, dims, axis, size = found
+    new: list[int | str] = list(dims)
     if axis + 1 < len(dims) and isinstance(dims[axis + 1], int) and d.chance(0.5):
         new[axis : axis + 2] = [size * int(dims[axis + 1])]
     else:
@@ -175,12 +179,9 @@ def flatten_samples(d: Drawing) -> None:
 
 
 def roll(d: Drawing) -> None:
-    x, dims = d.pick(movable) or ("", ())
-    axis = d.axis(dims, 2)
-    if axis is None:
+    if (found := d.pick_axis(2)) is None:
         return
-    size = dims[axis]
-    assert isinstance(size, int)
+    x, dims, axis, size = found
     cut = d.random.randrange(1, size)
     spelled = d.ints([d.spelled(axis, len(dims))])
     start = d.ints([cut if d.chance(0.5) else cut - size])
@@ -192,12 +193,9 @@ def roll(d: Drawing) -> None:
 
 def take(d: Drawing) -> None:
     """A Gather of indices in any order, of rank 0 to 2, or a Slice with a step of either sign."""
-    x, dims = d.pick(movable) or ("", ())
-    axis = d.axis(dims)
-    if axis is None:
+    if (found := d.pick_axis()) is None:
         return
-    size = dims[axis]
-    assert isinstance(size, int)
+    x, dims, axis, size = found
     before, after = dims[:axis], dims[axis + 1 :]
     if d.chance(0.3):
         start, end, step = d.random.choice(((0, size, 2), (1, size, 2), (size - 1, -size - 1, -1), (-1, -size - 1, -2)))
@@ -222,12 +220,9 @@ def take(d: Drawing) -> None:
 
 
 def split(d: Drawing) -> None:
-    x, dims = d.pick(movable) or ("", ())
-    axis = d.axis(dims, 2)
-    if axis is None:
+    if (found := d.pick_axis(2)) is None:
         return
-    size = dims[axis]
-    assert isinstance(size, int)
+    x, dims, axis, size = found
     cut = d.random.randrange(1, size)
     parts = [cut, size - cut] if d.chance(0.6) or size < 3 else [1] * size if size <= 4 else [1, 1, size - 2]
     new: list[Dims] = [(*dims[:axis], part, *dims[axis + 1 :]) for part in parts]
@@ -262,12 +257,9 @@ def concat(d: Drawing) -> None:
 
 
 def pad(d: Drawing) -> None:
-    x, dims = d.pick(movable) or ("", ())
-    axis = d.axis(dims)
-    if axis is None:
+    if (found := d.pick_axis()) is None:
         return
-    size = dims[axis]
-    assert isinstance(size, int)
+    x, dims, axis, size = found
     before, after = d.random.choice(((0, 1), (1, 0), (2, 1), (0, -1)))
     if size + before + after < 1:
         return
@@ -649,14 +641,6 @@ def exact(model: onnx.ModelProto, feed: dict[str, np.ndarray]) -> dict[str, np.n
         attribute.i = TensorProto.DOUBLE
     found = session(double).run(None, {name: array.astype(np.float64) for name, array in feed.items()})
     return dict(zip((value.name for value in graph.output), found, strict=True))
-
-
-def session(model: onnx.ModelProto) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 4
-    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def main() -> int:

@@ -28,7 +28,7 @@ from exporters.precision.cast import cast
 from exporters.precision.policy import REDUCED_TYPES, Policy
 from exporters.rewrite.any_model import optimized
 from models.errors import DeployError
-from tests.fuzz.graphs import session
+from tests.exporters.rewrite.graphs import session
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -20,13 +20,11 @@ if TYPE_CHECKING:
 
 
 class Compiler(Protocol):
-    """What differs between the two, for one build.
+    """What differs between the two, for one build."""
 
-    Attributes:
-        gpu: where kernels are measured, or None where none are.
-    """
-
-    gpu: GpuRecord | None
+    @property
+    def gpu(self) -> GpuRecord | None:
+        """Where kernels are measured, or None where none are."""
 
     def start(self) -> None:
         """Do what comes before everything else.

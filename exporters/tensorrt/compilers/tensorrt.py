@@ -51,8 +51,7 @@ class TensorRt:
     """
 
     def __init__(self, job: Job, log: Log) -> None:
-        self.gpu: GpuRecord | None = library.gpu()
-        self._gpu = self.gpu
+        self.gpu: GpuRecord = library.gpu()
         self._job = job
         self._log = log
 
@@ -60,8 +59,8 @@ class TensorRt:
         """Say where this runs, and register the plugins."""
         import tensorrt as trt
 
-        version, capability = library.version(), ".".join(map(str, self._gpu.compute_capability))
-        self._log.write(f"TensorRT {version}, {self._gpu.name}, compute capability {capability}")
+        version, capability = library.version(), ".".join(map(str, self.gpu.compute_capability))
+        self._log.write(f"TensorRT {version}, {self.gpu.name}, compute capability {capability}")
         if not trt.init_libnvinfer_plugins(self._log, ""):
             raise BuildError("TensorRT cannot register its plugins", expected=self._log.last())
 
@@ -75,7 +74,7 @@ class TensorRt:
             EnvironmentUnsuitable: Polygraphy is missing or too old.
         """
         config = self._config(builder, monitor)
-        self._kernels = _Kernels(self._job, config, self._gpu)
+        self._kernels = _Kernels(self._job, config, self.gpu)
         return config
 
     def _config(self, builder: trt.Builder, monitor: Monitor) -> trt.IBuilderConfig:
