@@ -47,8 +47,9 @@ def _run() -> int:
     import click
 
     from deploycli.cli import cli
-    from deploycli.ending import explain, say, say_usage
+    from deploycli.ending import explain, reader_left, say, say_usage
 
+    stream = sys.stdout
     try:
         code = cli.main(prog_name="deploycli", standalone_mode=False)
     except Interrupted:
@@ -57,6 +58,8 @@ def _run() -> int:
         check()  # the error may be what became of an interruption
         if isinstance(error, SystemExit) and COMPLETION in os.environ:
             raise  # how click ends when a shell asks it
+        if isinstance(error, SystemExit) and sys.stdout is not stream and reader_left():
+            return 0  # how click ends, another stream in place, when nobody reads all of a help
         if isinstance(error, click.ClickException):
             say_usage(error)
             return error.exit_code

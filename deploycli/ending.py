@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import select
 import sys
 import traceback
 from contextlib import suppress
@@ -124,6 +125,15 @@ def finish_output() -> DeployError | None:
     if error is None or isinstance(error, BrokenPipeError):
         return None
     return _unprinted(error.strerror or str(error))
+
+
+def reader_left() -> bool:
+    """Say whether stdout is a pipe that nobody reads any more."""
+    if sys.platform == "win32" or sys.stdout is None:
+        return False
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return bool(poll.poll(0))  # what is wrong with a stream is told unasked
 
 
 def _flush(stream: TextIO | None) -> OSError | None:

@@ -179,6 +179,19 @@ def test_a_full_device_behind_stdout(tmp_path: Path, line: str) -> None:
     )
 
 
+@pytest.mark.parametrize("line", ["list", "list --json", "--help", "inspect linear", "lint linear"])
+def test_a_reader_that_has_left(tmp_path: Path, line: str) -> None:
+    """As head does: no fault, and the exit code is the command's own."""
+    make(tmp_path / "artifacts")
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as left:
+        done = subprocess.run(
+            [SCRIPT, *line.split()], cwd=tmp_path, env=ENVIRONMENT, stdout=left, stderr=subprocess.PIPE, check=False
+        )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
 def test_nobody_to_tell(tmp_path: Path) -> None:
     with Path("/dev/full").open("w") as full:

@@ -214,3 +214,10 @@ def test_values_in_the_field_of_another_type_are_refused(tmp_path: Path, kind: i
         assert weight is not None
         found = f"{weight.numpy().shape}"
     assert found == "(4,)" or "belong in" in found or "its shape needs" in found
+
+
+def test_values_in_two_fields_are_refused(tmp_path: Path) -> None:
+    weight = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[2], float_data=[1, 2], int64_data=[1])
+    onnx.save(model(weight=weight), tmp_path / "m.onnx")
+    with pytest.raises(ExportError, match="its values stand in int64_data, those of FLOAT belong in float_data"):
+        load_model(tmp_path / "m.onnx")
