@@ -8,6 +8,7 @@ from deploycli.console import facts, stdout, styled, table_of
 from deploycli.render import next_step, size_text
 from deploycli.render_lint import show_fusable, show_lint
 from exporters.tensorrt.kernels import KernelTotals, by_module, readable_depth
+from exporters.tensorrt.settings import shapes_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -86,12 +87,12 @@ def show_engine(plan: Path, sidecar: Sidecar, *, verbose: bool, stale: bool = Fa
     other = ", another than the bundle holds now" if stale else ""
     known.add_row("from", f"{sidecar.onnx}, sha256 {sidecar.onnx_sha256}{other}")
     for tensor in sidecar.io:
-        sizes = " / ".join("x".join(map(str, shape)) for shape in tensor.profile or (tensor.shape,))
+        sizes = shapes_text(*(tensor.profile or (tensor.shape,)))
         known.add_row(tensor.mode, f"{tensor.name} {tensor.dtype} {sizes}")
     known.add_row("precision", f"{sidecar.precision}; {' and '.join(sidecar.assertions) or 'not proven'}")
     for profile in sidecar.settings.more_profiles:
         for name, r in profile.items():
-            shapes = " / ".join("x".join(map(str, shape)) for shape in (r.min, r.opt, r.max))
+            shapes = shapes_text(r.min, r.opt, r.max)
             known.add_row("or", f"{name} {shapes}, by other kernels than are shown")
     if sidecar.kernels:
         known.add_row("kernels", _work(sidecar.totals))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import zipfile
 import zlib
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ import numpy.typing as npt
 
 from models.errors import ExportError, IntegrityError
 from models.masks import is_mask
-from models.npy import array_header
+from models.npy import claims
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -157,11 +156,9 @@ def _weigh(path: Path) -> None:
             raise ValueError("it is compressed")
         if sum(member.file_size for member in members) > size:
             raise ValueError(f"its arrays take more than the {size} bytes of the file")
-        for member in members:
-            with archive.open(member) as stream:
-                shape, dtype = array_header(stream)
-                if dtype.kind not in _NUMBERS or math.prod(shape) * dtype.itemsize != member.file_size - stream.tell():
-                    raise ValueError(f"{member.filename} has {member.file_size} bytes, and is no {shape} {dtype}")
+        for claim in claims(archive):
+            if claim.dtype.kind not in _NUMBERS or claim.claimed != claim.held:
+                raise ValueError(f"{claim.name} holds {claim.held} bytes, and is no {claim.shape} {claim.dtype}")
 
 
 def _unreadable(path: Path, why: str) -> IntegrityError:

@@ -6,7 +6,6 @@ A file holds one set of weights or several, such as EMA weights beside plain one
 from __future__ import annotations
 
 import argparse
-import math
 import pickle
 import re
 import warnings
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from models.errors import UsageError
 from models.memory import available, shortage
-from models.npy import array_header
+from models.npy import claims
 from models.values import require_dense, shown, some
 
 if TYPE_CHECKING:
@@ -152,15 +151,11 @@ def _read_npz(path: Path) -> dict[str, Tensor]:
 def _weigh_npz(path: Path) -> None:
     """Refuse an array that claims more than the file holds: NumPy would make room for all of it first."""
     with zipfile.ZipFile(path) as archive:
-        for member in archive.infolist():
-            with archive.open(member) as stream:
-                shape, dtype = array_header(stream)
-                held = member.file_size - stream.tell()
-            claimed = math.prod(shape) * dtype.itemsize
-            if claimed > held and not dtype.hasobject:
+        for claim in claims(archive):
+            if claim.claimed > claim.held and not claim.dtype.hasobject:
                 raise UsageError(
-                    f"{shown(member.filename)} of {path} is {claimed:,} bytes by its shape {list(shape)}, and {held:,} "
-                    "in the file",
+                    f"{shown(claim.name)} of {path} is {claim.claimed:,} bytes by its shape {list(claim.shape)}, and "
+                    f"{claim.held:,} in the file",
                     expected="whole arrays",
                     hint="copy or download it again",
                 )

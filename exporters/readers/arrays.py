@@ -17,6 +17,7 @@ from exporters.labels import check_labels
 from exporters.readers.base import Array, Labels, Reader, check_kind, numbered
 from exporters.readers.picks import pick
 from models.errors import UsageError, first_line
+from models.npy import array_header
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -157,11 +158,7 @@ def _stored(path: Path, member: str | None) -> _Stored:
     where = path if member is None else f"{path}: {member}"
     try:
         with _open(path, member) as stream:
-            version = np.lib.format.read_magic(stream)
-            if version == (1, 0):
-                shape, by_column, dtype = np.lib.format.read_array_header_1_0(stream)
-            else:
-                shape, by_column, dtype = np.lib.format.read_array_header_2_0(stream)
+            shape, by_column, dtype = array_header(stream)
             offset = stream.tell()
             held = _length(path, member) - offset
     except _READ_ERRORS as error:

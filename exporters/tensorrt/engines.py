@@ -25,7 +25,7 @@ from exporters.tensorrt.kernels import KernelTotals
 from exporters.tensorrt.lint import lint
 from exporters.tensorrt.lint.gate import require_passed
 from exporters.tensorrt.product import RTX, TENSORRT
-from exporters.tensorrt.settings import BuildSettings, ShapeRequest
+from exporters.tensorrt.settings import BuildSettings, ShapeRequest, shapes_text
 from exporters.tensorrt.sidecar import Sidecar, engine_name, sidecar_of
 from exporters.tensorrt.targets import NEEDS, TARGETS, dotted, lacking, named, shown
 from exporters.tensorrt.traffic import by_profile, read_engine
@@ -330,11 +330,7 @@ _NOT_OF_RTX: Mapping[str, tuple[str, str]] = {
 
 def _describe(profiles: Sequence[Mapping[str, ShapeRange]]) -> str:
     return "; ".join(
-        ", ".join(
-            f"{name} " + " / ".join("x".join(map(str, shape)) for shape in (r.min, r.opt, r.max))
-            for name, r in profile.items()
-        )
-        for profile in profiles
+        ", ".join(f"{name} {shapes_text(r.min, r.opt, r.max)}" for name, r in profile.items()) for profile in profiles
     )
 
 

@@ -18,6 +18,7 @@ from exporters.precision.observed import model_sha256
 from exporters.tensorrt import library
 from exporters.tensorrt.device import open_device
 from exporters.tensorrt.product import RTX, TENSORRT
+from exporters.tensorrt.settings import shapes_text
 from models.errors import DeployError, EnvironmentUnsuitable, ExportError, IntegrityError, UsageError
 
 if TYPE_CHECKING:
@@ -262,8 +263,12 @@ class TensorRtRuntime:
                     self._must(chosen, f"optimization profile {i}")
                     self._profile = i
                 return
-            ranges.append(", ".join(f"{name} {_text(low)} to {_text(high)}" for name, (low, _, high) in shapes.items()))
-        given = ", ".join(f"{name} {_text(array.shape)}" for name, array in feed.items())
+            ranges.append(
+                ", ".join(
+                    f"{name} {shapes_text(low)} to {shapes_text(high)}" for name, (low, _, high) in shapes.items()
+                )
+            )
+        given = ", ".join(f"{name} {shapes_text(array.shape)}" for name, array in feed.items())
         raise ExportError(
             f"no profile of the engine takes {given}", expected="; or ".join(ranges), hint="deploycli build-trt --batch"
         )
@@ -281,7 +286,7 @@ class TensorRtRuntime:
     def _empty(self, name: str) -> Array:
         shape = tuple(self._context.get_tensor_shape(name))
         if any(size < 0 for size in shape):
-            raise ExportError(f"{self.name} does not know the shape of output {name}: {_text(shape)}")
+            raise ExportError(f"{self.name} does not know the shape of output {name}: {shapes_text(shape)}")
         return np.empty(shape, self._types[name])
 
     def _must(self, succeeded: bool, what: str) -> None:
@@ -313,10 +318,6 @@ class TensorRtRuntime:
 
 def _said(log: Log) -> str:
     return " | ".join(log.last().splitlines()) or "it does not say why"
-
-
-def _text(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape))
 
 
 def _within(shape: tuple[int, ...], low: tuple[int, ...], high: tuple[int, ...]) -> bool:

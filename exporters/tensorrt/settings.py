@@ -25,6 +25,11 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 _MOST_BYTES = 2**50
 
 
+def shapes_text(*shapes: Sequence[int], between: str = " / ") -> str:
+    """Return shapes as people write them: ``1x3x224x224 / 8x3x224x224``."""
+    return between.join("x".join(map(str, shape)) for shape in shapes)
+
+
 @dataclass(frozen=True)
 class ShapeRange:
     """The shapes of one input that an engine takes, batch first.
@@ -45,7 +50,7 @@ class ShapeRange:
         ordered = all(0 < low <= opt <= high for low, opt, high in zip(*shapes, strict=False))
         if len({len(shape) for shape in shapes}) != 1 or not ordered:
             raise InvalidValue(
-                "the shapes " + ", ".join("x".join(map(str, shape)) for shape in shapes) + " are no range",
+                f"the shapes {shapes_text(*shapes, between=', ')} are no range",
                 expected="three shapes of one rank, each axis min <= opt <= max, all positive",
             )
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from msgspec import Meta
 
 from exporters.atomic import write_whole
+from exporters.tensorrt.targets import dotted
 from exporters.tensorrt.timing_cache import SIZE_LIMIT, exclusive, sha256_of_bytes
 from models.codec import SomeSha256, load
 from models.errors import BuildError, EnvironmentUnsuitable, IntegrityError
@@ -66,7 +67,7 @@ class LockScope:
         kept = {name: value for name, value in values.items() if name not in _IRRELEVANT}
         if not kept["more_profiles"]:  # which locks of before do not know
             del kept["more_profiles"]
-        return cls(tensorrt, gpu.name, ".".join(map(str, gpu.compute_capability)), onnx_sha256, kept)
+        return cls(tensorrt, gpu.name, dotted(gpu.compute_capability), onnx_sha256, kept)
 
     def check(self, wanted: LockScope, path: Path) -> None:
         """Compare with the scope of the build that is about to begin.

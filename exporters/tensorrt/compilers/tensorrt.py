@@ -18,6 +18,7 @@ from exporters.tensorrt import library
 from exporters.tensorrt.product import TENSORRT
 from exporters.tensorrt.readback import EngineReport, hardware_compatibility, inspect_engine, network_io
 from exporters.tensorrt.tactics import Lock, LockScope, tactics_of
+from exporters.tensorrt.targets import dotted
 from exporters.tensorrt.timing_cache import (
     CacheStore,
     cache_bytes,
@@ -59,7 +60,7 @@ class TensorRt:
         """Say where this runs, and register the plugins."""
         import tensorrt as trt
 
-        version, capability = library.version(), ".".join(map(str, self.gpu.compute_capability))
+        version, capability = library.version(), dotted(self.gpu.compute_capability)
         self._log.write(f"TensorRT {version}, {self.gpu.name}, compute capability {capability}")
         if not trt.init_libnvinfer_plugins(self._log, ""):
             raise BuildError("TensorRT cannot register its plugins", expected=self._log.last())
