@@ -318,7 +318,7 @@ def show_artifact(console: Output, bundle: Bundle, artifact: Artifact) -> None:
     if artifact.source:
         console.print(f"  from {artifact.source}: {before} nodes before, {after} after")
     else:
-        console.print(f"  {before} nodes traced, {after} written; {refusals} refusals")
+        console.print(f"  {before} nodes traced, {after} written; {refusals} refusal{'s' * (refusals != 1)}")
     if artifact.unreleasable:
         console.print(styled(f"  NOT FOR RELEASE: {artifact.unreleasable}", "bold red"))
 

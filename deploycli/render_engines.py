@@ -90,17 +90,21 @@ def show_engine(plan: Path, sidecar: Sidecar, *, verbose: bool, stale: bool = Fa
         sizes = shapes_text(*(tensor.profile or (tensor.shape,)))
         known.add_row(tensor.mode, f"{tensor.name} {tensor.dtype} {sizes}")
     known.add_row("precision", f"{sidecar.precision}; {' and '.join(sidecar.assertions) or 'not proven'}")
-    for profile in sidecar.settings.more_profiles:
+    for place, profile in enumerate(sidecar.settings.more_profiles, start=1):
+        hidden = "" if sidecar.kernels_of(place) else ", by other kernels than are shown"
         for name, r in profile.items():
-            shapes = shapes_text(r.min, r.opt, r.max)
-            known.add_row("or", f"{name} {shapes}, by other kernels than are shown")
+            known.add_row("or", f"{name} {shapes_text(r.min, r.opt, r.max)}{hidden}")
     if sidecar.kernels:
         known.add_row("kernels", _work(sidecar.totals))
     console.print(known)
-    if verbose:
-        console.print(_kernels(sidecar.first_kernels))
-    elif sidecar.kernels:
-        console.print(_modules(sidecar.first_kernels))
+    for place, profile in enumerate(sidecar.settings.profiles):
+        kernels = sidecar.kernels_of(place)
+        if place and kernels:
+            shapes = ", ".join(f"{name} {shapes_text(r.min, r.opt, r.max)}" for name, r in profile.items())
+            console.print()
+            console.print(styled(shapes, "bold"), _work(KernelTotals.of(kernels)), soft_wrap=True)
+        if kernels or (verbose and not place):
+            console.print(_kernels(kernels) if verbose else _modules(kernels))
 
 
 def show_against(engines: Sequence[tuple[Path, Sidecar]]) -> None:

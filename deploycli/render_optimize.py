@@ -24,7 +24,7 @@ def show_optimized(result: Optimized, *, verbose: bool) -> None:
     if verbose:
         show_steps(console, result.steps)
     elif refusals := sum(len(step.refusals) for step in result.steps):
-        console.print(f"{refusals} refusals; -v shows them")
+        console.print(f"{refusals} refusal{'s' * (refusals > 1)}; -v shows {'them' if refusals > 1 else 'it'}")
     for line in _verdict(result.check):
         console.print(line, soft_wrap=True)
     for path in result.unread:

@@ -149,10 +149,14 @@ class Sidecar:
             return named(self.targets)
         return f"{self.gpu.name}, compute capability {dotted(self.gpu.compute_capability)}"
 
+    def kernels_of(self, profile: int) -> tuple[Kernel, ...]:
+        """Its kernels in one optimization profile, the first of which is 0; none where they are not told apart."""
+        return tuple(kernel for kernel in self.kernels if kernel.profile == profile)
+
     @property
     def first_kernels(self) -> tuple[Kernel, ...]:
         """Its kernels in the first optimization profile."""
-        return tuple(kernel for kernel in self.kernels if kernel.profile == 0)
+        return self.kernels_of(0)
 
     @property
     def totals(self) -> KernelTotals:

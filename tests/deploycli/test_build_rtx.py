@@ -120,7 +120,9 @@ def test_every_profile_has_kernels_of_its_own(bundle: Path, deploycli: Command) 
     assert found["layers"]["launches"] == len(kernels[0])
     assert deploycli("build-trt", "--batch", "1", "--batch", "2:4:8", "--json").json()[0]["kept"] is True
     shown = deploycli("inspect", built["plan"])
-    assert "or         images 2x3x16x16 / 4x3x16x16 / 8x3x16x16, by other kernels" in shown.out
+    assert "or         images 2x3x16x16 / 4x3x16x16 / 8x3x16x16 " in shown.out
+    assert f"\nimages 2x3x16x16 / 4x3x16x16 / 8x3x16x16 {len(kernels[1])} launches move" in shown.out
+    assert shown.out.count("\nmodule ") == 2
     assert_refused(deploycli("build-trt", "--batch", "1", "--batch", "4:8:8"), 2, "no profile takes batch 2 to 3")
 
 
