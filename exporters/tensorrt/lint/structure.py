@@ -35,6 +35,13 @@ MAX_TOP_K = 3840
 
 _NEEDED_OPSETS = {"LayerNormalization": 17, "Gelu": 20, "RMSNormalization": 23, "Attention": 23, "Swish": 24}
 
+_BROADCASTING_OPSET = 7
+"""The first with NumPy's broadcasting."""
+
+_ELEMENTWISE = (
+    "Add", "And", "Div", "Equal", "Greater", "Less", "Max", "Mean", "Min", "Mul", "Or", "Pow", "Sub", "Sum", "Xor",
+)  # fmt: skip
+
 _QUANTIZED_OPSETS = {
     ir.DataType.FLOAT8E4M3FN: 19,
     ir.DataType.INT4: 21,
@@ -45,13 +52,15 @@ _QUANTIZED_OPSETS = {
 def opset_and_ir(subject: Subject) -> Iterator[Problem]:
     """Rule 1: the opset and the IR version are those that the parser reads.
 
-    Source: onnx-tensorrt docs/operators.md (opsets 9 to 24). Above them the parser of TensorRT for RTX 1.7 reads on,
-    and it does not look at the IR version; an older one may stumble over either.
+    Source: onnx-tensorrt docs/operators.md (opsets 9 to 24). Outside of them the parser of TensorRT for RTX 1.7 reads
+    on, and it does not look at the IR version; an older one may stumble over either. Below opset 7 it refuses every
+    elementwise operator with two operands, for they had another broadcasting (``elementwiseHelper`` of
+    ``importerUtils.cpp``). An operator or a type that is newer than the opset is read; ONNX Runtime refuses the file.
     """
     where, opset, supported = subject.name, subject.opset, subject.operators.opsets
     if opset not in supported:
         found = f"opset {opset}" if opset else "no opset of the ONNX domain"
-        make = warning if opset >= supported.stop else error
+        make = warning if opset else error
         yield make(where, found, f"convert it to an opset from {supported.start} to {supported.stop - 1}")
     elif opset not in RECOMMENDED_OPSETS:
         recommended = f"{RECOMMENDED_OPSETS.start} to {RECOMMENDED_OPSETS.stop - 1}"
@@ -62,8 +71,12 @@ def opset_and_ir(subject: Subject) -> Iterator[Problem]:
         yield make(where, f"IR version {version}", f"write IR version {NEWEST_IR}: the graph needs no newer one")
     for node in subject.nodes:
         needed = _NEEDED_OPSETS.get(node.op_type, 0) if is_onnx(node) else 0
+        if 0 < opset < _BROADCASTING_OPSET and is_onnx(node, *_ELEMENTWISE):
+            found = f"{node.op_type} of opset {opset} has a broadcasting that the parser does not take"
+            yield error(node, found, f"opset {_BROADCASTING_OPSET} or above")
         if opset < needed:
-            yield error(node, f"{node.op_type} does not exist in opset {opset}", f"opset {needed} or above")
+            found = f"{node.op_type} does not exist in opset {opset}: TensorRT reads it, ONNX Runtime does not"
+            yield warning(node, found, f"opset {needed} or above")
         elif is_onnx(node, "QuantizeLinear", "DequantizeLinear"):
             yield from _opset_of_quantization(node, subject)
 
@@ -72,13 +85,13 @@ def _opset_of_quantization(node: ir.Node, subject: Subject) -> Iterator[Problem]
     opset, dtype = subject.opset, subject.inference.dtype
     scale, data = dtype(operand(node, 1)), dtype(operand(node, 0))
     if scale in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16) and opset < 19:
-        yield error(node, f"a scale of type {type_name(scale)} in opset {opset}", "opset 19 or above, or FP32 scales")
+        yield warning(node, f"a scale of type {type_name(scale)} in opset {opset}", "opset 19 or above, or FP32 scales")
     quantized = data if node.op_type == "DequantizeLinear" else dtype(node.outputs[0])
     needed = 0 if quantized is None else _QUANTIZED_OPSETS.get(quantized, 0)
     if attribute(node, "block_size", 0):
         needed = max(needed, 21)
     if opset < needed:
-        yield error(node, f"{type_name(quantized)} quantization in opset {opset}", f"opset {needed} or above")
+        yield warning(node, f"{type_name(quantized)} quantization in opset {opset}", f"opset {needed} or above")
 
 
 def operator_support(subject: Subject) -> Iterator[Problem]:
