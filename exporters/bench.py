@@ -32,7 +32,7 @@ from models.errors import DeployError, IntegrityError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
-    from exporters.benchmark.candidate import Arrays, Candidate, Prepare, Prepared, Provider
+    from exporters.benchmark.candidate import Arrays, Candidate, FirstLoad, Prepare, Prepared, Provider
     from exporters.benchmark.requirement import Requirement
     from exporters.bundle import Bundle
 
@@ -178,7 +178,7 @@ class _Session:
         """Prove the outputs of all that take this batch size, and time them."""
         order = np.arange(batch) % len(next(iter(self._inputs.values())))
         inputs, truth = ({name: a[order] for name, a in arrays.items()} for arrays in (self._inputs, self._truth))
-        ready: list[tuple[_Opened, Prepared, float]] = []
+        ready: list[tuple[_Opened, Prepared, float, FirstLoad | None]] = []
         for done, opened in enumerate(self._opened):
             candidate = opened.candidate
             if refusal := candidate.refuses(batch):
@@ -193,16 +193,17 @@ class _Session:
                 if faults := _faults(candidate, truth, prepared.outputs()):
                     self.absences.append(Absence(candidate, faults, batch, wrong=True))
                     continue
+                first_load = None if prepared.first_load is None else prepared.first_load()
                 warm_up(prepared.run, self._options, self._clock)
             except DeployError as error:
                 self._miss(candidate, error, batch)
             else:
-                ready.append((opened, prepared, seconds))
+                ready.append((opened, prepared, seconds, first_load))
         if not ready:
             return []
         unit = "seconds" if self._options.rounds is None else "rounds"
         times = interleave(
-            [prepared.run for _, prepared, _ in ready],
+            [prepared.run for _, prepared, *_ in ready],
             self._options,
             clock=self._clock,
             tick=partial(self._progress, f"timing {len(ready)} candidates at batch {batch}, {unit}"),
@@ -215,8 +216,9 @@ class _Session:
                 open_seconds=opened.seconds,
                 prepare_seconds=seconds,
                 batch=batch,
+                first_load=first_load,
             )
-            for (opened, prepared, seconds), row in zip(ready, times, strict=True)
+            for (opened, prepared, seconds, first_load), row in zip(ready, times, strict=True)
         ]
 
     def demand(self, found: Collection[str]) -> None:

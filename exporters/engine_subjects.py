@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from exporters.report import NotJudged
 from exporters.subject import Subject, budgets
-from exporters.tensorrt.runtime import TensorRtRuntime, check_host
+from exporters.tensorrt.runtime import check_host, open_engine
 from exporters.tensorrt.sidecar import sidecars
 from models.errors import EnvironmentUnsuitable, UsageError
 
@@ -93,7 +93,7 @@ def open_engines(
             same = _stale(bundle, sidecar) is None
             not_judged.append(NotJudged(path, error.found, sidecar.onnx, sidecar.onnx_sha256, same))
             continue
-        runtime = stack.enter_context(TensorRtRuntime(folder, sidecar, allow_host_code=allow_host_code))
+        runtime = stack.enter_context(open_engine(folder, sidecar, allow_host_code=allow_host_code))
         subjects.append(Subject(path, sidecar.precision, (low, high), runtime, *budgets(sidecar.precision, rtol)))
         if omitted := sorted({size for size in batches if not low <= size <= high}):
             notes.append(f"{path} takes batches {low} to {high}: batch {', '.join(map(str, omitted))} left out")

@@ -40,8 +40,8 @@ def _requirement(text: str) -> Requirement:
     "--only",
     type=_names,
     metavar="NAME,...",
-    help="Time only these: eager, compile, ort-cpu, ort-cuda, trt (the bundle's engines). One that cannot run "
-    "is an error then.",
+    help="Time only these: eager, compile, ort-cpu, ort-cuda, trt and rtx (the bundle's engines, by product). One that "
+    "cannot run is an error then.",
 )
 @click.option("--rounds", type=Count(), metavar="N", help="Time everything N times at each batch size.")
 @click.option(

@@ -28,6 +28,26 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)
+class FirstLoad:
+    """How long it takes from the file to the first outputs, where kernels are finished on the way.
+
+    Attributes:
+        compiling: seconds with no kernels at hand; the driver may keep some of its own.
+        cached: seconds with the kernels of that load.
+    """
+
+    compiling: float
+    cached: float
+
+    def __str__(self) -> str:
+        return f"loaded to the first outputs in {self.compiling:.2f} s, and in {self.cached:.2f} s with kernels cached"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the seconds as JSON values."""
+        return {"compiling_seconds": self.compiling, "cached_seconds": self.cached}
+
+
+@dataclass(frozen=True)
 class Prepared:
     """A model that stands ready with one batch.
 
@@ -39,6 +59,7 @@ class Prepared:
         cuda_graph: whether a run replays a captured CUDA graph.
         threads: of one operator on the CPU; None where the runtime chooses, and does not say.
         notes: what else a reader of the figures must know.
+        first_load: loads it anew, twice, to time that; None where loading compiles nothing.
     """
 
     run: Callable[[], object]
@@ -47,6 +68,7 @@ class Prepared:
     cuda_graph: bool = False
     threads: int | None = None
     notes: tuple[str, ...] = ()
+    first_load: Callable[[], FirstLoad] | None = None
 
 
 Prepare = Callable[[Arrays], Prepared]

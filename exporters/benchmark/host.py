@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_PACKAGES = ("deploycli", "numpy", "torch", "onnxruntime", "onnxruntime-gpu", "tensorrt")
+_PACKAGES = (
+    "deploycli",
+    "numpy",
+    "torch",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "tensorrt",
+    "tensorrt-rtx-cu12",
+    "tensorrt-rtx-cu13",
+)
 _GPU_FIELDS = ("name", "driver_version", "clocks.sm", "clocks.max.sm", "power.limit", "temperature.gpu")
 _PATIENCE = 10  # seconds for nvidia-smi
 

@@ -11,7 +11,7 @@ import numpy as np
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from exporters.benchmark.candidate import Candidate, Prepared
+    from exporters.benchmark.candidate import Candidate, FirstLoad, Prepared
 
 CONFIDENCE = 0.95
 _RESAMPLES = 1000
@@ -33,6 +33,7 @@ class Measurement:
         cuda_graph: see `Prepared`.
         threads: see `Prepared`.
         notes: see `Prepared`.
+        first_load: of an engine whose kernels are finished when it is loaded.
     """
 
     candidate: Candidate
@@ -44,6 +45,7 @@ class Measurement:
     cuda_graph: bool
     threads: int | None
     notes: tuple[str, ...]
+    first_load: FirstLoad | None = None
 
     @classmethod
     def of(
@@ -55,6 +57,7 @@ class Measurement:
         open_seconds: float,
         prepare_seconds: float,
         batch: int,
+        first_load: FirstLoad | None = None,
     ) -> Measurement:
         """Put together what ran, and what was measured."""
         return cls(
@@ -67,6 +70,7 @@ class Measurement:
             prepared.cuda_graph,
             prepared.threads,
             prepared.notes,
+            first_load,
         )
 
     @property
@@ -102,6 +106,7 @@ class Measurement:
             "CUDA graph" if self.cuda_graph else "no CUDA graph" if self.candidate.device == "cuda" else "",
             _threads(self.threads) if self.candidate.device == "cpu" else "",
             *self.notes,
+            "" if self.first_load is None else str(self.first_load),
             self.candidate.emulated,
         ]
         return "; ".join(filter(None, parts))
@@ -131,6 +136,7 @@ class Measurement:
             "cuda_graph": self.cuda_graph,
             "threads": self.threads,
             "notes": list(self.notes),
+            "first_load": None if self.first_load is None else self.first_load.to_json(),
         }
 
 

@@ -12,7 +12,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from exporters.tensorrt.product import PRODUCTS, RTX, TENSORRT
 from exporters.tensorrt.sidecar import GpuRecord
@@ -125,16 +125,15 @@ def _no_rtx_wheel() -> str:
     return ""
 
 
-def log() -> Log:
-    """Return a logger that keeps TensorRT's last lines in memory.
+def log(product: Product = TENSORRT) -> Log:
+    """Return a logger that keeps a product's last lines in memory; one process may run engines of both.
 
     Raises:
         EnvironmentUnsuitable: see `require`.
     """
-    require()
-    from exporters.tensorrt.callbacks import Log
+    from exporters.tensorrt.messages import Messages
 
-    return Log()
+    return cast("Log", type("Log", (Messages, require(product).ILogger), {})())
 
 
 def gpu() -> GpuRecord:

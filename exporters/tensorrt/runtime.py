@@ -1,7 +1,8 @@
 """Run a plan: the very file that ships, checked against its sidecar before TensorRT sees it.
 
 What can fail in TensorRT tells so by what it returns, None or False, and not by an exception: each return value is
-looked at, and TensorRT's own words are in the message.
+looked at, and TensorRT's own words are in the message. `exporters.tensorrt.rtx_runtime` is what TensorRT for RTX does
+otherwise; `open_engine` chooses.
 
 Sources: TensorRT, Python API of 10.13 to 11.4; "Performing inference"; "Refitting an engine"; "Security".
 """
@@ -17,7 +18,7 @@ import numpy as np
 from exporters.precision.observed import model_sha256
 from exporters.tensorrt import library
 from exporters.tensorrt.device import open_device
-from exporters.tensorrt.product import RTX, TENSORRT
+from exporters.tensorrt.product import RTX
 from exporters.tensorrt.settings import shapes_text
 from models.errors import DeployError, EnvironmentUnsuitable, ExportError, IntegrityError, UsageError
 
@@ -49,6 +50,24 @@ NUMPY_TYPES: Mapping[str, Any] = {
 """Name of a ``tensorrt.DataType`` -> NumPy type. ``tensorrt.nptype`` knows no BF16."""
 
 
+def open_engine(
+    folder: Path, sidecar: Sidecar, *, allow_host_code: bool = False, cuda_graph: bool = False
+) -> TensorRtRuntime:
+    """Load an engine into the runtime of its product; see `TensorRtRuntime`.
+
+    Args:
+        folder: where plan and sidecar are, in the bundle.
+        sidecar: the sidecar.
+        allow_host_code: see `check_host`.
+        cuda_graph: `TensorRtRuntime.capture` will be called.
+    """
+    if sidecar.product is RTX:
+        from exporters.tensorrt.rtx_runtime import RtxRuntime
+
+        return RtxRuntime(folder, sidecar, cuda_graph=cuda_graph)
+    return TensorRtRuntime(folder, sidecar, allow_host_code=allow_host_code)
+
+
 def check_host(sidecar: Sidecar, *, allow_host_code: bool = False) -> None:
     """Say why this machine cannot run a plan, or must not, without a look at the plan.
 
@@ -58,7 +77,8 @@ def check_host(sidecar: Sidecar, *, allow_host_code: bool = False) -> None:
             only where the user says so.
 
     Raises:
-        EnvironmentUnsuitable: no TensorRT, no GPU, others than the plan was built for, or host code.
+        EnvironmentUnsuitable: the plan's product or a GPU is missing, both are others than it was built for, or it
+            holds host code.
     """
     if sidecar.product is RTX and not library.has_driver():
         raise EnvironmentUnsuitable(
@@ -69,12 +89,6 @@ def check_host(sidecar: Sidecar, *, allow_host_code: bool = False) -> None:
     library.require(sidecar.product)
     gpu = library.gpu()
     sidecar.check_host(library.version(sidecar.product), gpu.compute_capability, gpu.name)
-    if sidecar.product is RTX:
-        raise EnvironmentUnsuitable(
-            f"{sidecar.plan} is an engine of {RTX.title}, which this version of deploycli builds, but does not run",
-            expected=f"an engine of {TENSORRT.title}",
-            hint="deploycli build-trt --compiler tensorrt, or NVIDIA's own tools for this one",
-        )
     if sidecar.settings.version_compatible and not allow_host_code:
         raise EnvironmentUnsuitable(
             f"{sidecar.plan} is version compatible: it holds a lean runtime, which is code that would run here",
@@ -84,7 +98,7 @@ def check_host(sidecar: Sidecar, *, allow_host_code: bool = False) -> None:
 
 
 class TensorRtRuntime:
-    """A plan on a GPU.
+    """A plan on a GPU. What is TensorRT's alone is in methods that the runtime of the other product has otherwise.
 
     Args:
         folder: where plan and sidecar are, in the bundle.
@@ -93,6 +107,7 @@ class TensorRtRuntime:
         device: the GPU; by default the one that this machine has.
 
     Attributes:
+        product: what it is a plan of.
         name: what runs it, for reports.
 
     Raises:
@@ -100,13 +115,17 @@ class TensorRtRuntime:
         EnvironmentUnsuitable: see `check_host`; or TensorRT refuses the plan.
     """
 
+    _holds: tuple[str, ...] = ("_context", "_engine", "_runtime")
+    """Attributes that are freed in this order: each needs the next."""
+
     def __init__(
         self, folder: Path, sidecar: Sidecar, *, allow_host_code: bool = False, device: Device | None = None
     ) -> None:
         plan = sidecar.read_plan(folder)
         check_host(sidecar, allow_host_code=allow_host_code)
-        self.name = f"TensorRT {library.version()}"
-        self._log = library.log()
+        self.product = sidecar.product
+        self.name = f"{self.product.title} {library.version(self.product)}"
+        self._log = library.log(self.product)
         self._buffers: dict[str, tuple[int, int]] = {}  # name -> address, bytes
         self._profile: int | None = None
         self._runtime, self._engine = self._load(folder / sidecar.plan, plan, allow_host_code)
@@ -115,9 +134,9 @@ class TensorRtRuntime:
         self._types, self._inputs, self._outputs = self._interface()
         self._device = open_device() if device is None else device
         try:
-            context = self._engine.create_execution_context()
+            context = self._make_context()
             if context is None:
-                raise self._refused(f"TensorRT makes no execution context for {folder / sidecar.plan}")
+                raise self._refused(f"{self.name} makes no execution context for {folder / sidecar.plan}")
         except BaseException:
             self._device.close()
             raise
@@ -200,19 +219,25 @@ class TensorRtRuntime:
         return {name: array.astype(np.float32) if array.dtype == wide else array for name, array in arrays.items()}
 
     def _load(self, path: Path, plan: bytes, allow_host_code: bool) -> tuple[trt.Runtime, trt.ICudaEngine]:
+        try:
+            runtime = self._start()
+        except TypeError as error:  # pybind11's "factory function returned nullptr"
+            raise self._refused(f"{self.name} does not start") from error
+        runtime.engine_host_code_allowed = allow_host_code
+        engine = runtime.deserialize_cuda_engine(plan)
+        if engine is None:
+            raise self._refused(f"{self.name} cannot load {path}")
+        return runtime, engine
+
+    def _start(self) -> trt.Runtime:
         import tensorrt as trt
 
         if not trt.init_libnvinfer_plugins(self._log, ""):
             raise self._refused("TensorRT cannot register its plugins")
-        try:
-            runtime = trt.Runtime(self._log)
-        except TypeError as error:  # pybind11's "factory function returned nullptr"
-            raise self._refused("TensorRT does not start") from error
-        runtime.engine_host_code_allowed = allow_host_code
-        engine = runtime.deserialize_cuda_engine(plan)
-        if engine is None:
-            raise self._refused(f"TensorRT cannot load {path}")
-        return runtime, engine
+        return trt.Runtime(self._log)
+
+    def _make_context(self) -> trt.IExecutionContext | None:
+        return self._engine.create_execution_context()
 
     def _refit(self, onnx: Path, sha256: str) -> None:
         """Give a stripped engine the weights of the very file that it was built from."""
@@ -238,17 +263,15 @@ class TensorRtRuntime:
 
     def _interface(self) -> tuple[dict[str, Any], tuple[str, ...], tuple[str, ...]]:
         """Return the types of all tensors, the names of inputs, and those of outputs."""
-        import tensorrt as trt
-
         engine = self._engine
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         types = {name: engine.get_tensor_dtype(name).name for name in names}
         for name, dtype in types.items():
             if dtype not in NUMPY_TYPES:
                 raise ExportError(f"the engine's {name} is of type {dtype}", expected=", ".join(NUMPY_TYPES))
-            if engine.get_tensor_location(name) != trt.TensorLocation.DEVICE:
+            if engine.get_tensor_location(name).name != "DEVICE":
                 raise ExportError(f"the engine wants {name} in host memory", expected="inputs and outputs on the GPU")
-        inputs = tuple(name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT)
+        inputs = tuple(name for name in names if engine.get_tensor_mode(name).name == "INPUT")
         outputs = tuple(name for name in names if name not in inputs)
         return {name: NUMPY_TYPES[dtype] for name, dtype in types.items()}, inputs, outputs
 
@@ -309,7 +332,8 @@ class TensorRtRuntime:
         try:
             with suppress(DeployError):
                 self._device.synchronize()
-            del self._context, self._engine, self._runtime  # in this order: each needs the next
+            for held in self._holds:
+                delattr(self, held)
             self._device.close()
         except DeployError:
             if error is None:  # else what came first says more

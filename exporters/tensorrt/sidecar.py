@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
@@ -49,6 +50,12 @@ class GpuRecord:
     compute_capability: tuple[Count, Count]
     driver: str = ""
     memory: Count = 0
+
+    @property
+    def slug(self) -> str:
+        """What it is called in the names of files: ``sm89-nvidia-l4``."""
+        major, minor = self.compute_capability
+        return f"sm{major}{minor}-{re.sub(r'[^a-z0-9]+', '-', self.name.lower()).strip('-')}"
 
 
 @dataclass(frozen=True)

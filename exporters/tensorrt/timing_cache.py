@@ -18,7 +18,6 @@ import glob
 import hashlib
 import io
 import os
-import re
 import time
 import zipfile
 from contextlib import contextmanager
@@ -46,9 +45,7 @@ _DELETE = "delete it, the next build makes it anew"
 
 def cache_key(tensorrt: str, gpu: GpuRecord) -> str:
     """Return what timings are kept under: ``trt10.13.3.9-sm89-nvidia-l4``."""
-    major, minor = gpu.compute_capability
-    name = re.sub(r"[^a-z0-9]+", "-", gpu.name.lower()).strip("-")
-    return f"trt{tensorrt}-sm{major}{minor}-{name}"
+    return f"trt{tensorrt}-{gpu.slug}"
 
 
 class CacheStore:

@@ -139,11 +139,12 @@ def problems(paths: Iterable[Path]) -> list[str]:
     return found
 
 
-def product_files() -> list[Path]:
-    """The files of the product that use TensorRT."""
+def product_files(*, rtx: bool = False) -> list[Path]:
+    """The files of the product that use TensorRT, or also those that use TensorRT for RTX by its own name."""
     files = [path for package in ("models", "exporters", "deploycli") for path in (ROOT / package).rglob("*.py")]
     finders = {path: _Finder(ast.parse(path.read_text("utf-8"))) for path in files}
-    return sorted(path for path, finder in finders.items() if finder.aliases or finder.imported)
+    uses = {path for path, finder in finders.items() if finder.aliases or finder.imported}
+    return sorted(uses | {path for path in files if rtx and "import tensorrt_rtx" in path.read_text("utf-8")})
 
 
 def values(paths: Iterable[Path]) -> list[str]:

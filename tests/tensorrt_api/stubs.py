@@ -234,11 +234,28 @@ def stub_folder(version: str) -> Path:
     return folder
 
 
-def check(version: str, files: Sequence[Path]) -> list[str]:
-    """Run mypy on product files against a version's stubs.
+def rtx_stubs(folder: Path) -> Path:
+    """Write the stub of TensorRT for RTX as it is installed, by both names that our code has for it.
 
     Args:
-        version: one of `bindings.VERSIONS`.
+        folder: for ``MYPYPATH``; returned.
+    """
+    from tensorrt_rtx_bindings import tensorrt_rtx
+
+    for name, text in (
+        ("tensorrt_rtx", Generator(tensorrt_rtx).text()),
+        ("tensorrt", "from tensorrt_rtx import *\n__version__: str\n"),
+    ):
+        (folder / name).mkdir()
+        (folder / name / "__init__.pyi").write_text(text)
+    return folder
+
+
+def check(stubs: str | Path, files: Sequence[Path]) -> list[str]:
+    """Run mypy on product files against stubs.
+
+    Args:
+        stubs: one of `bindings.VERSIONS`, or a folder for ``MYPYPATH``.
         files: what is checked; what they import is read, but not judged.
 
     Returns:
@@ -246,7 +263,7 @@ def check(version: str, files: Sequence[Path]) -> list[str]:
     """
     if not files:
         return []
-    folder = stub_folder(version)
+    folder = stub_folder(stubs) if isinstance(stubs, str) else stubs
     with locked("mypy") as kept:
         options = [f"--config-file={CONFIG}", "--strict", "--follow-imports=silent"]
         style = ["--no-error-summary", "--no-color-output", "--hide-error-context", "--no-pretty", "--show-error-codes"]
