@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import struct
 import sys
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,11 +15,15 @@ import numpy as np
 import pytest
 
 from exporters.precision.observed import model_sha256
+from exporters.tensorrt.product import RTX
 from exporters.tensorrt.settings import BuildSettings, ShapeRange
 from exporters.tensorrt.sidecar import GpuRecord, IoTensor, Sidecar, engine_name
+from exporters.tensorrt.targets import TARGETS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from exporters.tensorrt.targets import Capability
 
 FOLDER = Path(__file__).parent / "running"
 ENVIRONMENT = {"PYTHONPATH": str(FOLDER), "FAKE_GPU": "NVIDIA L4|8|9"}
@@ -26,7 +31,7 @@ ENVIRONMENT = {"PYTHONPATH": str(FOLDER), "FAKE_GPU": "NVIDIA L4|8|9"}
 
 VERSION = "10.13.3.9"
 
-_MODULES = ("tensorrt", "cuda")
+_MODULES = ("tensorrt", "tensorrt_rtx", "cuda")
 _DEPENDENT = ("exporters.tensorrt.callbacks",)  # its classes inherit from TensorRT's
 
 
@@ -130,3 +135,19 @@ def rewritten(folder: Path, sidecar: Sidecar, **changes: Any) -> Sidecar:
 
 def samples(count: int, features: int = 12, seed: int = 0) -> np.ndarray[Any, np.dtype[np.float32]]:
     return np.random.default_rng(seed).standard_normal((count, features)).astype(np.float32)
+
+
+def as_rtx(folder: Path, sidecar: Sidecar, targets: tuple[Capability, ...] = TARGETS) -> Sidecar:
+    """Make an engine one of TensorRT for RTX; return its sidecar."""
+    engines = folder / "engines"
+    described = (engines / sidecar.plan).read_bytes()[28:-32]
+    mask = sum(1 << TARGETS.index(target) for target in targets)
+    plan = struct.pack("<4sIQQ4BII", RTX.tag, 0, 0, 0, 1, 7, 1, 116, 0, mask) + described
+    plan += hashlib.sha256(plan).digest()
+    for old in (engines / sidecar.plan, engines / sidecar.plan.replace(".plan", ".json")):
+        old.unlink()
+    name = engine_name("fp16", *targets, version="1.7.1.116", product=RTX)
+    (engines / name).write_bytes(plan)
+    changes = {"gpu": None, "tensorrt": "1.7.1.116", "compiler": "rtx", "targets": targets}
+    digest = hashlib.sha256(plan).hexdigest()
+    return rewritten(folder, sidecar, plan=name, sha256=digest, size=len(plan), **changes)

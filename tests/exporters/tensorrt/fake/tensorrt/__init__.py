@@ -292,7 +292,7 @@ class Runtime:
         if hashlib.sha256(body).digest() != digest:
             self._logger.log(ILogger.Severity.ERROR, "the plan is damaged")
             return None
-        described = json.loads(body[28:])
+        described = json.loads(body[body.index(b"{") :])
         if "VERSION_COMPATIBLE" in described["flags"] and not self.engine_host_code_allowed:
             self._logger.log(ILogger.Severity.ERROR, "the plan has host code")
             return None

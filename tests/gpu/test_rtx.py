@@ -1,0 +1,43 @@
+"""An engine of TensorRT for RTX on a real RTX GPU: ``pytest -m gpu -n 0``. Elsewhere it is skipped."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from exporters.bench import bench
+from exporters.benchmark.candidate import BenchOptions
+from exporters.bundle import Bundle
+from exporters.export import ExportRequest, export
+from exporters.tensorrt import library
+from exporters.tensorrt.engines import EngineRequest, build_all
+from exporters.tensorrt.product import RTX
+from exporters.tensorrt.targets import TARGETS
+from exporters.verify import verify
+from models.errors import EnvironmentUnsuitable
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.gpu
+
+
+def test_it_is_as_good_as_its_graph_and_loads_faster_with_its_kernels(tmp_path: Path) -> None:
+    try:
+        library.require(RTX)
+        gpu = library.gpu()
+    except EnvironmentUnsuitable as error:
+        pytest.skip(f"needs an RTX GPU and TensorRT for RTX: {error.found}")
+    if gpu.compute_capability not in TARGETS:
+        pytest.skip(f"needs an RTX GPU, here is {gpu.name}")
+    path = export(ExportRequest("deit_t", tmp_path)).path
+    list(build_all([Bundle.open(path)], EngineRequest(product=RTX), progress=lambda *_: None))
+    bundle = Bundle.open(path)
+    assert verify(bundle, engines="all").failures == ()
+    assert len(list(path.glob("engines/*.kernels"))) == 1
+    report = bench(bundle, BenchOptions(only=("rtx",), seconds=5))
+    for row in report.rows:
+        loads = row.measurement.first_load
+        assert loads is not None
+        assert loads.cached < loads.compiling
