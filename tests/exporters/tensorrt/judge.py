@@ -164,14 +164,19 @@ class _Compiler:
 
 def _profile(network: Any) -> dict[str, ShapeRange]:
     """Return a profile for the inputs; none where all are static, for then it may be left out."""
-    profile, is_dynamic = {}, False
-    for value in map(network.get_input, range(network.num_inputs)):
-        shape = tuple(value.shape)
-        is_dynamic |= -1 in shape
-        sizes = [(size,) * 3 if size >= 0 else OTHER if axis else BATCH for axis, size in enumerate(shape)]
+    inputs = [network.get_input(i) for i in range(network.num_inputs)]
+    if not any(-1 in tuple(value.shape) for value in inputs):
+        return {}
+    batches = {value.get_dimension_name(0) for value in inputs if len(value.shape)}  # one name has one range
+    profile = {}
+    for value in inputs:
+        sizes = [
+            (size,) * 3 if size >= 0 else OTHER if value.get_dimension_name(axis) not in batches and axis else BATCH
+            for axis, size in enumerate(tuple(value.shape))
+        ]
         low, best, high = (tuple(size[i] for size in sizes) for i in range(3))
-        profile[value.name] = low, best, high
-    return {name: ShapeRange(*shapes) for name, shapes in profile.items()} if is_dynamic else {}
+        profile[value.name] = ShapeRange(low, best, high)
+    return profile
 
 
 def main(arguments: Sequence[str]) -> None:
