@@ -23,11 +23,19 @@ class Problem:
     where: str
     message: str
     hint: str
+    silent: bool = False
 
 
 def error(where: ir.Node | str, message: str, hint: str = "") -> Problem:
-    """Return a problem with which the parser refuses the graph, or gives a tensor the wrong type."""
+    """Return a problem with which the parser or the builder refuses the graph."""
     return Problem("error", name_of(where), message, hint)
+
+
+def differs(where: ir.Node | str, message: str, hint: str = "") -> Problem:
+    """Return an error with which there is an engine all the same: it gives a tensor another type or other values than
+    ONNX does, in silence.
+    """
+    return Problem("error", name_of(where), message, hint, silent=True)
 
 
 def warning(where: ir.Node | str, message: str, hint: str = "") -> Problem:

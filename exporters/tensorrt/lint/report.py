@@ -14,12 +14,13 @@ class Finding:
 
     Attributes:
         rule: number of the rule, 1 to 20.
-        level: ``error`` where the parser refuses the graph or gives a tensor the wrong type, ``warning`` where the
-            engine is slower or less exact than it could be.
+        level: ``error`` where the parser or the builder refuses the graph or gives a tensor the wrong type,
+            ``warning`` where the engine is slower or less exact than it could be.
         node: name of the node, which carries the PyTorch module path; of the tensor, where the finding is about one;
             of the graph, where it is about all of it.
         message: what was found.
         hint: what to do.
+        silent: an error with which there is an engine all the same, that computes something else than ONNX.
     """
 
     rule: int
@@ -27,6 +28,7 @@ class Finding:
     node: str
     message: str
     hint: str = ""
+    silent: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return the finding as JSON values."""

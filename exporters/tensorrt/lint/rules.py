@@ -125,7 +125,7 @@ def lint(
             inlined(model), target, plugins=plugins, profiled=profiled, wrong_entries=wrong_entries, targets=targets
         )
         findings = [
-            Finding(rule.number, problem.level, problem.where, problem.message, problem.hint)
+            Finding(rule.number, problem.level, problem.where, problem.message, problem.hint, problem.silent)
             for rule in chosen
             for problem in rule.check(subject)
         ]

@@ -67,7 +67,7 @@ def test_a_report_is_json_and_frozen() -> None:
     data = json.loads(json.dumps(report.to_json(), allow_nan=False))
     assert data["passed"] is report.passed is True
     assert [f["rule"] for f in data["findings"]] == [f.rule for f in report.findings]
-    assert set(data["findings"][0]) == {"rule", "level", "node", "message", "hint"}
+    assert set(data["findings"][0]) == {"rule", "level", "node", "message", "hint", "silent"}
     assert data["attention"][0]["fusable"] is False
     assert data["attention"][0]["tokens"] == [49, 49]
     with pytest.raises(FrozenInstanceError):

@@ -1,6 +1,7 @@
 """The generated corpus: graphs by number, each the same wherever it is made.
 
-The seen half, of even numbers, may be looked at while the lint is mended. The unseen half, of odd ones, is only counted.
+The seen half, of even numbers, may be looked at while the lint is mended; the unseen half, of odd ones, is only
+counted.
 """
 
 from __future__ import annotations
@@ -12,11 +13,15 @@ from tests.exporters.tensorrt.corpus.draft import Draft
 from tests.exporters.tensorrt.corpus.recipes import BASIC
 from tests.exporters.tensorrt.corpus.recipes_graphs import GRAPHS
 from tests.exporters.tensorrt.corpus.recipes_quantized import QUANTIZED
+from tests.exporters.tensorrt.corpus.records import FILE, Records
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import onnx
 
     from exporters.tensorrt.targets import Capability
+    from tests.exporters.tensorrt.corpus.records import Record
 
 SEED = "2026"
 
@@ -50,3 +55,18 @@ def sample(index: int, seed: str = SEED) -> Sample:
     recipe(draft)
     words = [recipe.__name__.strip("_"), *draft.tags]
     return Sample(index, f"{index:04} {'-'.join(words)}", draft.model())
+
+
+def recorded() -> Iterator[tuple[Sample, Record]]:
+    """Yield every graph with its verdict.
+
+    Raises:
+        LookupError: the verdict is on another graph, or there is none: record anew.
+    """
+    records = Records.load(FILE)
+    for index in range(SIZE):
+        made = sample(index)
+        record = records.of(made)
+        if record is None:
+            raise LookupError(f"no verdict on {made.name}: python -m {__name__} --record")
+        yield made, record

@@ -79,7 +79,9 @@ class Draft:
         """Return an element type that an operator has, or now and then another."""
         return self.pick(ODD if self.chance(odd) else usual)
 
-    def shape(self, rank: int | None = None, *, batch: float = 0.4, sizes: Sequence[int] = (1, 2, 3, 4, 8)) -> list[Dim]:
+    def shape(
+        self, rank: int | None = None, *, batch: float = 0.4, sizes: Sequence[int] = (1, 2, 3, 4, 8)
+    ) -> list[Dim]:
         """Return dimensions; the first may be the batch, another one may be dynamic, too."""
         rank = self.pick({0: 0.3, 1: 1, 2: 3, 3: 4, 4: 4, 5: 1, 6: 0.3, 8: 0.1, 9: 0.1}) if rank is None else rank
         dims: list[Dim] = [self.pick(sizes) for _ in range(rank)]
@@ -183,7 +185,9 @@ class Draft:
         self, op_type: str, operands: Sequence[str], results: Sequence[str], *, domain: str = "", **attributes: Any
     ) -> None:
         given = {key: value for key, value in attributes.items() if value is not None and value != []}
-        node = helper.make_node(op_type, operands, results, name=f"n{len(self.nodes)}.{op_type}", domain=domain, **given)
+        node = helper.make_node(
+            op_type, operands, results, name=f"n{len(self.nodes)}.{op_type}", domain=domain, **given
+        )
         self.nodes.append(node)
         if domain:
             self.domains.add(domain)

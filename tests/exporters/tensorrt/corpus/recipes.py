@@ -18,7 +18,22 @@ if TYPE_CHECKING:
     from tests.exporters.tensorrt.corpus.draft import Dim, Draft
 
 UNARY = (
-    *("Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Ceil", "Cos", "Cosh", "Erf", "Exp", "Floor", "Identity"),
+    *(
+        "Abs",
+        "Acos",
+        "Acosh",
+        "Asin",
+        "Asinh",
+        "Atan",
+        "Atanh",
+        "Ceil",
+        "Cos",
+        "Cosh",
+        "Erf",
+        "Exp",
+        "Floor",
+        "Identity",
+    ),
     *("IsInf", "IsNaN", "Log", "Neg", "Not", "Reciprocal", "Relu", "Round", "Sigmoid", "Sign", "Sin", "Sinh"),
     *("Softplus", "Softsign", "Sqrt", "Tan", "Tanh", "BitwiseNot"),
 )
@@ -103,8 +118,10 @@ def variadic(d: Draft) -> None:
     dtype, dims = d.dtype(NUMBERS, 0.2), d.shape()
     count = d.pick({1: 1, 2: 4, 3: 2, 5: 0.5})
     operands = [d.data(dtype if d.chance(0.93) else d.dtype(NUMBERS), dims)]
-    for _ in range(count - 1):
-        operands.append(d.weight([], dtype) if d.chance(0.25) else d.data(dtype, [] if d.chance(0.1) else dims))
+    operands += [
+        d.weight([], dtype) if d.chance(0.25) else d.data(dtype, [] if d.chance(0.1) else dims)
+        for _ in range(count - 1)
+    ]
     d.output(d.node(op, operands))
 
 
@@ -382,7 +399,8 @@ def einsum(d: Draft) -> None:
     d.since(12)
     equations = {
         "bij,bjk->bik": 3, "ij,jk->ik": 2, "bhid,bhjd->bhij": 3, "bhij,bhjd->bhid": 3, "bij,bjk": 1, "ij->ji": 1,
-        "ii->i": 0.7, "bii->bi": 0.3, "ij,ij->": 1, "ij->i": 1, "...ij,...jk->...ik": 1, "i,j->ij": 1, "BIJ,BJK->BIK": 0.7,
+        "ii->i": 0.7, "bii->bi": 0.3, "ij,ij->": 1, "ij->i": 1, "...ij,...jk->...ik": 1, "i,j->ij": 1,
+        "BIJ,BJK->BIK": 0.7,
         "bij,bjk,bkl->bil": 0.7, "ij,kj->ik": 1, "b i j , b j k -> b i k": 0.5, "bqhd,bkhd->bhqk": 1, "ijk->kji": 0.6,
         "ij,j->i": 1, "ijkl,ijkl->ij": 0.6,
     }  # fmt: skip
@@ -412,8 +430,8 @@ def reshape(d: Draft) -> None:
     dims = d.shape(d.pick({1: 1, 2: 2, 3: 3, 4: 3, 5: 1, 7: 0.2}), sizes=(2, 4, 8))
     fixed = [dim for dim in dims if isinstance(dim, int)]
     size = int(np.prod(fixed[:], dtype=int))
-    goal = d.pick(([-1], [0, -1], [0, size], [size], [-1, 2], [0, 2, -1], [0, 0, -1], [1, *[0] * 2, -1], [-1, -1], [size, 2],
-                   [0, -1, 1, 1], [1] * 8 + [-1], [1] * 6 + [-1]))  # fmt: skip
+    goal = d.pick(([-1], [0, -1], [0, size], [size], [-1, 2], [0, 2, -1], [0, 0, -1], [1, *[0] * 2, -1], [-1, -1],
+                   [size, 2], [0, -1, 1, 1], [1] * 8 + [-1], [1] * 6 + [-1]))  # fmt: skip
     given = {"allowzero": d.pick((0, 1))} if d.opset >= 14 and d.chance(0.2) else {}
     x = d.data(d.dtype(ANY), dims)
     dtype = I64 if d.chance(0.97) else I32
@@ -598,8 +616,9 @@ def space(d: Draft) -> None:
 
 
 def miscellaneous(d: Draft) -> None:
-    op = d.pick(("OneHot", "EyeLike", "Trilu", "Range", "ConstantOfShape", "Shape", "Size", "ReverseSequence", "Compress",
-                 "Unique", "Dropout", "Bernoulli", "RandomNormal", "RandomUniformLike", "RandomNormalLike", "Det", "Hann",
+    op = d.pick(("OneHot", "EyeLike", "Trilu", "Range", "ConstantOfShape", "Shape", "Size", "ReverseSequence",
+                 "Compress", "Unique", "Dropout", "Bernoulli", "RandomNormal", "RandomUniformLike", "RandomNormalLike",
+                 "Det", "Hann",
                  "CenterCropPad", "Col2Im", "AffineGrid", "MatMulInteger", "ConvInteger", "DynamicQuantizeLinear",
                  "SequenceConstruct", "SplitToSequence", "OptionalHasElement", "StringNormalizer", "MaxUnpool",
                  "Upsample", "Dropout", "Range", "OneHot", "Trilu", "ConstantOfShape", "EyeLike", "Shape"))  # fmt: skip
@@ -695,7 +714,9 @@ def miscellaneous(d: Draft) -> None:
     elif op == "SequenceConstruct":
         d.since(11)
         seq = d.node(op, [d.data(F32, [2, 3]), d.data(F32, [2, 3])])
-        d.output(d.node("SequenceAt", [seq, d.integers(0)]) if d.chance(0.5) else d.node("ConcatFromSequence", [seq], axis=0))
+        d.output(
+            d.node("SequenceAt", [seq, d.integers(0)]) if d.chance(0.5) else d.node("ConcatFromSequence", [seq], axis=0)
+        )
     elif op == "SplitToSequence":
         d.since(11)
         seq = d.node(op, [d.data(F32, [4, 3])], axis=0, keepdims=1)
@@ -735,7 +756,7 @@ RESIZE_COORDINATES = {
 
 def resize(d: Draft) -> None:
     d.since(10)
-    dims = d.shape(1, batch=0.4, sizes=(1, 2)) + [2, *(d.pick((4, 8)) for _ in range(d.pick({1: 1, 2: 6, 3: 1.5})))]
+    dims = [*d.shape(1, batch=0.4, sizes=(1, 2)), 2, *(d.pick((4, 8)) for _ in range(d.pick({1: 1, 2: 6, 3: 1.5})))]
     if d.chance(0.05):
         dims[-1] = "w"
     x = d.data(d.dtype(FLOATS, 0.15), dims)
@@ -750,10 +771,10 @@ def resize(d: Draft) -> None:
     given["coordinate_transformation_mode"] = coordinates
     if d.chance(0.3):
         given["nearest_mode"] = d.pick(("floor", "ceil", "round_prefer_floor", "round_prefer_ceil"))
-    for name, value, since in (("cubic_coeff_a", -0.5, 11), ("exclude_outside", 1, 11), ("antialias", 1, 18),
-                               ("keep_aspect_ratio_policy", "not_larger", 18), ("extrapolation_value", 1.0, 11)):  # fmt: skip
-        if d.opset >= since and d.chance(0.06):
-            given[name] = value
+    rare = {"cubic_coeff_a": -0.5, "exclude_outside": 1, "extrapolation_value": 1.0}
+    if d.opset >= 18:
+        rare |= {"antialias": 1, "keep_aspect_ratio_policy": "not_larger"}
+    given |= {name: value for name, value in rare.items() if d.chance(0.06)}
     roi = ""
     if coordinates == "tf_crop_and_resize":
         roi = d.constant(np.float32([0] * len(dims) + [1] * len(dims)))
@@ -762,7 +783,10 @@ def resize(d: Draft) -> None:
         given["axes"] = list(range(2, len(dims)))
         factors = factors[2:]
     if d.chance(0.45):
-        sizes = [max(1, int((s if isinstance(s, int) else 1) * f)) for s, f in zip(dims[-len(factors) :], factors, strict=True)]
+        sizes = [
+            max(1, int((s if isinstance(s, int) else 1) * f))
+            for s, f in zip(dims[-len(factors) :], factors, strict=True)
+        ]
         d.output(d.node("Resize", [x, roi, "", d.integers(sizes, computed=0.15)], **given))
     elif d.chance(0.12):
         d.output(d.node("Resize", [x, roi, d.input(F32, [len(factors)])], **given))
@@ -807,7 +831,11 @@ def recurrent(d: Draft) -> None:
     if d.chance(0.15):
         given["clip"] = 3.0
     if d.chance(0.2):
-        given["activations"] = [d.pick(("Sigmoid", "Tanh", "Relu", "HardSigmoid", "Softsign"))] * {"LSTM": 3, "GRU": 2, "RNN": 1}[op] * both
+        given["activations"] = (
+            [d.pick(("Sigmoid", "Tanh", "Relu", "HardSigmoid", "Softsign"))]
+            * {"LSTM": 3, "GRU": 2, "RNN": 1}[op]
+            * both
+        )
     d.output(*d.nodes_of(op, operands, d.pick((1, 2))), dtype=dtype)
 
 
@@ -817,4 +845,3 @@ BASIC: dict[Callable[[Draft], None], float] = {
     transpose: 2.5, reshape: 5, squeeze: 3, flatten: 1.5, expand: 3, concat: 3, split: 4, slice_: 4.5, gather: 4,
     scatter: 2.5, pad: 4, space: 1.5, miscellaneous: 9, cast: 4, resize: 6, grid_sample: 2, recurrent: 2,
 }  # fmt: skip
-

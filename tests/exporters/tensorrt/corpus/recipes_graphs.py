@@ -50,8 +50,9 @@ def attention(d: Draft) -> None:
     operands = [d.data(dtype if d.chance(0.97) else d.pick(FLOATS), shape, stored=0.02) for shape in shapes]
     if d.chance(0.45):
         kind = BOOL if d.chance(0.3) else dtype if d.chance(0.9) else d.pick(FLOATS)
-        mask = d.pick(([queries, keys], [1, 1, queries, keys], [1, heads, queries, keys], [heads, queries, keys], [1, 1, 1, keys],
-                       [queries, keys + 1], [1, 1, 1, queries, keys], [2, queries, keys], [keys]))  # fmt: skip
+        mask = d.pick(([queries, keys], [1, 1, queries, keys], [1, heads, queries, keys], [heads, queries, keys],
+                       [1, 1, 1, keys], [queries, keys + 1], [1, 1, 1, queries, keys], [2, queries, keys],
+                       [keys]))  # fmt: skip
         operands.append(d.weight(mask, kind, computed=0.3))
     if d.chance(0.06):
         operands += [""] * (4 - len(operands))
@@ -94,7 +95,13 @@ def rotary(d: Draft) -> None:
         d.output(d.node(op, [d.data(dtype, d.shape())], alpha=d.pick((None, 1.702))))
     else:
         d.since(23, 0.97)
-        d.output(d.node(op, [d.data(dtype, [BATCH, 4, 8]), d.weight(d.pick(([8], [4, 8], [1], [4])), dtype)], axis=d.pick((None, -1, 1))))
+        d.output(
+            d.node(
+                op,
+                [d.data(dtype, [BATCH, 4, 8]), d.weight(d.pick(([8], [4, 8], [1], [4])), dtype)],
+                axis=d.pick((None, -1, 1)),
+            )
+        )
 
 
 def transformer(d: Draft) -> None:
@@ -112,7 +119,14 @@ def transformer(d: Draft) -> None:
     qkv = d.node("MatMul", [h, d.weight([heads * width, 3 * heads * width], dtype if d.chance(0.96) else F32)])
     if d.chance(0.7):
         qkv = d.node("Add", [qkv, d.weight([3 * heads * width], dtype if d.chance(0.97) else F32)])
-    goal = d.pick(([0, tokens, 3, heads, width], [-1, tokens, 3, heads, width], [0, 0, 3, heads, width], [2, tokens, 3, heads, width]))
+    goal = d.pick(
+        (
+            [0, tokens, 3, heads, width],
+            [-1, tokens, 3, heads, width],
+            [0, 0, 3, heads, width],
+            [2, tokens, 3, heads, width],
+        )
+    )
     r = d.node("Reshape", [qkv, d.integers(goal, computed=0.08)])
     t = d.node("Transpose", [r], perm=[2, 0, 3, 1, 4])
     if d.chance(0.6):
@@ -129,9 +143,13 @@ def transformer(d: Draft) -> None:
     else:
         s = d.node(d.pick(("Mul", "Div")), [d.node("MatMul", [q, kt]), scale])
     if d.chance(0.5):
-        s = d.node("Add", [s, d.weight(d.pick(([heads, tokens, tokens], [tokens, tokens], [1, 1, tokens, tokens])), dtype)])
+        s = d.node(
+            "Add", [s, d.weight(d.pick(([heads, tokens, tokens], [tokens, tokens], [1, 1, tokens, tokens])), dtype)]
+        )
     if d.chance(0.3):
-        p = d.node("Cast", [d.node("Softmax", [d.node("Cast", [s], to=F32)], axis=-1)], to=dtype if d.chance(0.93) else F32)
+        p = d.node(
+            "Cast", [d.node("Softmax", [d.node("Cast", [s], to=F32)], axis=-1)], to=dtype if d.chance(0.93) else F32
+        )
     else:
         p = d.node("Softmax", [s], axis=d.pick((-1, 3)))
     o = d.node("Transpose", [d.node("MatMul", [p, v])], perm=[0, 2, 1, 3])
@@ -145,7 +163,9 @@ def convolutions(d: Draft) -> None:
     dtype = d.pick(FLOATS)
     batch: Dim = BATCH if d.chance(0.5) else 2
     x = d.input(dtype, [batch, 3, 16, 16])
-    h = d.node("Conv", [x, d.weight([8, 3, 4, 4], dtype if d.chance(0.96) else F32), d.weight([8], dtype)], strides=[4, 4])
+    h = d.node(
+        "Conv", [x, d.weight([8, 3, 4, 4], dtype if d.chance(0.96) else F32), d.weight([8], dtype)], strides=[4, 4]
+    )
     if d.chance(0.4):
         ps = [d.weight([8], dtype if d.chance(0.95) else F32, low=0.5, high=1.5) for _ in range(4)]
         h = d.node("BatchNormalization", [h, *ps])
@@ -166,11 +186,13 @@ def convolutions(d: Draft) -> None:
         flat = d.node("Reshape", [h, d.integers([0, 8, -1])])
         tokens = d.node("Transpose", [flat], perm=[0, 2, 1])
         if d.chance(0.5) and batch != BATCH:
-            tokens = d.node("Concat", [d.node("Expand", [d.weight([1, 1, 8], dtype), d.integers([2, 1, 1])]), tokens], axis=1)
+            tokens = d.node(
+                "Concat", [d.node("Expand", [d.weight([1, 1, 8], dtype), d.integers([2, 1, 1])]), tokens], axis=1
+            )
         d.output(tokens)
     elif end == "pool":
-        d.output(d.node("Gemm", [d.node("Flatten", [d.node("GlobalAveragePool", [h])], axis=1), d.weight([10, 8], dtype), d.weight([10], dtype)],
-                        transB=1))  # fmt: skip
+        flat = d.node("Flatten", [d.node("GlobalAveragePool", [h])], axis=1)
+        d.output(d.node("Gemm", [flat, d.weight([10, 8], dtype), d.weight([10], dtype)], transB=1))
     elif end == "mean":
         m = d.node("ReduceMean", [h, d.integers([2, 3])]) if d.opset >= 18 else d.node("ReduceMean", [h], axes=[2, 3])
         d.output(d.node("Softmax", [m], axis=1))
@@ -213,7 +235,9 @@ def shapes(d: Draft) -> None:
         goal = d.node("Concat", [row, d.constant(np.array([4, 12]))], axis=0)
         d.output(d.node("Resize", [x, "", "", goal], mode=d.pick(("nearest", "linear"))))
     elif kind == "tile":
-        d.output(d.node("Tile", [d.weight([1, 6], dtype), d.node("Concat", [row, d.constant(np.array([1]))], axis=0)]), x)
+        d.output(
+            d.node("Tile", [d.weight([1, 6], dtype), d.node("Concat", [row, d.constant(np.array([1]))], axis=0)]), x
+        )
     elif kind == "topk":
         d.output(*d.nodes_of("TopK", [x, row], 2))
     elif kind == "pad":
@@ -250,7 +274,9 @@ def branches(d: Draft) -> None:
     if d.chance(0.12):
         y = d.name("b")
         cast = helper.make_node("Cast", [x], [y], to=F32 if dtype != F32 else F16)
-        other = helper.make_graph([cast], "else", [], [helper.make_tensor_value_info(y, F32 if dtype != F32 else F16, else_dims)])
+        other = helper.make_graph(
+            [cast], "else", [], [helper.make_tensor_value_info(y, F32 if dtype != F32 else F16, else_dims)]
+        )
     elif d.chance(0.12):
         y = d.name("b")
         flat = helper.make_node("Flatten", [x], [y], axis=0)
@@ -272,11 +298,18 @@ def loops(d: Draft) -> None:
         info = helper.make_tensor_value_info
         a, b, s, y = (d.name("b") for _ in range(4))
         nodes = [helper.make_node("Add", [a, b], [s]), helper.make_node("Identity", [s], [y])]
-        body = helper.make_graph(nodes, "body", [info(a, dtype, [4]), info(b, dtype, [4])], [info(s, dtype, [4]), info(y, dtype, [4])])
+        body = helper.make_graph(
+            nodes, "body", [info(a, dtype, [4]), info(b, dtype, [4])], [info(s, dtype, [4]), info(y, dtype, [4])]
+        )
         given = {"scan_input_directions": [1]} if d.chance(0.2) else {}
         if d.chance(0.15):
             given["scan_input_axes"] = [1]
-        d.output(*d.nodes_of("Scan", [d.weight([4], dtype), d.data(dtype, [4, 4])], 2, body=body, num_scan_inputs=1, **given), dtype=dtype)
+        d.output(
+            *d.nodes_of(
+                "Scan", [d.weight([4], dtype), d.data(dtype, [4, 4])], 2, body=body, num_scan_inputs=1, **given
+            ),
+            dtype=dtype,
+        )
         return
     i, c, v, c2, v2, out = (d.name("b") for _ in range(6))
     info = helper.make_tensor_value_info
@@ -305,7 +338,9 @@ def constants(d: Draft) -> None:
     d.tags.append(kind)
     if kind == "attribute":
         d.since(12, 0.97)
-        name = d.pick(("value_float", "value_floats", "value_int", "value_ints", "value_string", "value_strings", "sparse_value"))
+        name = d.pick(
+            ("value_float", "value_floats", "value_int", "value_ints", "value_string", "value_strings", "sparse_value")
+        )
         value = {
             "value_float": 1.5, "value_floats": [1.5, 2.5], "value_int": 3, "value_ints": [3, 4],
             "value_string": "a", "value_strings": ["a", "b"],
@@ -363,9 +398,9 @@ def files(d: Draft) -> None:
     dtype, dims = d.pick(FLOATS), d.shape(d.pick((1, 2, 3)))
     x = d.input(dtype, dims)
     kind = d.pick((
-        "opset", "opset", "ir", "nameless", "twins", "unsorted", "circle", "nothing", "input-output", "twice", "domain", "unknown",
-        "extra", "missing", "unread-input", "unread-node", "attribute", "batch", "no-shape", "empty-name", "many",
-        "function", "uint8", "double", "lie", "rank", "trailing",
+        "opset", "opset", "ir", "nameless", "twins", "unsorted", "circle", "nothing", "input-output", "twice", "domain",
+        "unknown", "extra", "missing", "unread-input", "unread-node", "attribute", "batch", "no-shape", "empty-name",
+        "many", "function", "uint8", "double", "lie", "rank", "trailing",
     ))  # fmt: skip
     d.tags.append(kind)
     y = d.node("Relu", [x])
@@ -391,9 +426,15 @@ def files(d: Draft) -> None:
     elif kind == "twice":
         d.output(z)
     elif kind == "domain":
-        z = d.node(d.pick(("FastGelu", "Gelu", "FusedMatMul", "QuickGelu", "Relu")), [z], domain=d.pick(("com.microsoft", "own", "ai.onnx.ml")))
+        z = d.node(
+            d.pick(("FastGelu", "Gelu", "FusedMatMul", "QuickGelu", "Relu")),
+            [z],
+            domain=d.pick(("com.microsoft", "own", "ai.onnx.ml")),
+        )
     elif kind == "unknown":
-        z = d.node(d.pick(("Nonsense", "relu", "ImageScaler", "ScaledTanh", "ParametricSoftplus", "CausalConvWithState")), [z])
+        z = d.node(
+            d.pick(("Nonsense", "relu", "ImageScaler", "ScaledTanh", "ParametricSoftplus", "CausalConvWithState")), [z]
+        )
     elif kind == "extra":
         d.nodes[0].input.append(x)
     elif kind == "missing":
@@ -429,5 +470,6 @@ def files(d: Draft) -> None:
 
 
 GRAPHS: dict[Callable[[Draft], None], float] = {
-    attention: 9, rotary: 2.5, transformer: 5, convolutions: 5, shapes: 5, branches: 2.5, loops: 2.5, constants: 5, files: 8,
+    attention: 9, rotary: 2.5, transformer: 5, convolutions: 5, shapes: 5, branches: 2.5, loops: 2.5, constants: 5,
+    files: 8,
 }  # fmt: skip

@@ -7,8 +7,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tests.exporters.tensorrt.corpus.draft import (
-    BATCH, BF16, F16, F32, FLOATS, FP4, FP8, FP8_E5M2, I8, I16, I32, INT4, U8, UINT4,
-)  # fmt: skip
+    BATCH,
+    BF16,
+    F16,
+    F32,
+    FLOATS,
+    FP4,
+    FP8,
+    FP8_E5M2,
+    I8,
+    I16,
+    I32,
+    INT4,
+    U8,
+    UINT4,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -170,7 +183,12 @@ def weight(d: Draft) -> None:
     if d.chance(0.6):
         own = Pair(d, dtype, dims)
         if d.chance(0.8):
-            own.quantized, own.kind, own.block, own.scales = both.quantized if both.quantized != INT4 else I8, "tensor", None, []
+            own.quantized, own.kind, own.block, own.scales = (
+                both.quantized if both.quantized != INT4 else I8,
+                "tensor",
+                None,
+                [],
+            )
         x = own.dequantize(own.quantize(x))
     operands = [x, w]
     if op in ("Gemm", "Conv") and d.chance(0.5):
@@ -208,17 +226,29 @@ def block_of_layers(d: Draft) -> None:
 
 def plugin_operators(d: Draft) -> None:
     """TensorRT's own operators, and other quantizers that it does not know."""
-    op = d.pick(("TRT_INT4DequantizeLinear", "TRT_FP8QuantizeLinear", "QLinearMatMul", "DynamicQuantizeLinear", "QuantizeLinear"))
+    op = d.pick(
+        (
+            "TRT_INT4DequantizeLinear",
+            "TRT_FP8QuantizeLinear",
+            "QLinearMatMul",
+            "DynamicQuantizeLinear",
+            "QuantizeLinear",
+        )
+    )
     d.tags.append(op)
     x = d.input(F32 if op != "QuantizeLinear" else F16, [2, 8])
     if op == "QuantizeLinear":
         scale = d.constant(np.asarray(0.1), F16)
         q = d.node(op, [x, scale, d.constant(np.asarray(0), I8)], domain="com.microsoft")
-        d.output(d.node("DequantizeLinear", [q, scale, d.constant(np.asarray(0), I8)], domain="com.microsoft"), dtype=F16)
+        d.output(
+            d.node("DequantizeLinear", [q, scale, d.constant(np.asarray(0), I8)], domain="com.microsoft"), dtype=F16
+        )
     elif op.startswith("TRT_INT4"):
         w = d.constant(d.array([8, 4], INT4))
         d.since(21, 1)
-        d.output(d.node("MatMul", [x, d.node(op, [w, d.constant(np.full(4, 0.1), F32)], domain="trt", axis=1)]), dtype=F32)
+        d.output(
+            d.node("MatMul", [x, d.node(op, [w, d.constant(np.full(4, 0.1), F32)], domain="trt", axis=1)]), dtype=F32
+        )
     elif op.startswith("TRT_FP8"):
         d.since(19, 1)
         s = d.constant(np.asarray(0.5), F32)
@@ -234,4 +264,3 @@ def plugin_operators(d: Draft) -> None:
 
 
 QUANTIZED: dict[Callable[[Draft], None], float] = {pair: 13, weight: 14, block_of_layers: 4, plugin_operators: 1.5}
-

@@ -1,0 +1,53 @@
+"""The lint's agreement with NVIDIA's compiler, and the verdicts that it is measured by."""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+
+import pytest
+
+from exporters.tensorrt import library
+from exporters.tensorrt.product import RTX
+from tests.exporters.tensorrt.corpus import SIZE, TARGETS, recorded, sample
+from tests.exporters.tensorrt.corpus.records import FILE, Records, digest_of
+from tests.exporters.tensorrt.judge import Judge
+from tests.exporters.tensorrt.rtx import WHY
+from tests.exporters.tensorrt.scorecard import half, score
+
+_LIVE = 40
+"""Graphs that are judged anew."""
+
+
+@pytest.mark.parametrize("remainder", [0, 1])
+def test_the_lint_agrees_with_the_compiler(remainder: int) -> None:
+    found = score(half(remainder))
+    shown = (found.false_alarms, found.missed) if remainder == 0 else "of the unseen half only numbers are shown"
+    assert found.graphs == SIZE // 2
+    assert found.refused > found.graphs // 4
+    assert found.precision >= 0.6, shown
+    assert found.recall >= 0.8, shown
+
+
+def test_graphs_are_the_same_wherever_they_are_made() -> None:
+    chosen = range(0, SIZE, 97)
+    assert [digest_of(sample(i).model) for i in chosen] == [digest_of(sample(i).model) for i in chosen]
+    assert len({digest_of(sample(i).model) for i in chosen}) == len(chosen)
+
+
+def test_a_stale_record_is_noticed() -> None:
+    made = next(iter(recorded()))[0]
+    records = Records.load(FILE)
+    assert records.of(made) is not None
+    made.model.graph.node[0].op_type = "Other"
+    assert records.of(made) is None
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason=WHY)
+def test_the_compiler_says_what_is_recorded() -> None:
+    if Records.load(FILE).library != library.version(RTX):
+        pytest.skip("the verdicts are those of another version")
+    sampled = random.sample(list(recorded()), _LIVE)
+    with Judge(TARGETS) as judge:
+        said = {made.name: judge(made.model).kind for made, _ in sampled}
+    assert said == {made.name: record.kind for made, record in sampled}
