@@ -164,6 +164,8 @@ class Inference:
             found = [_infer_outputs(schema, node, operands, attempt, end, self._opset) for end in (0, 1)]
             low, high = found
             if isinstance(low, list) and isinstance(high, list):
+                if is_onnx(node, *_SHAPED_AS_FIRST) and operands and operands[0] is not None:
+                    return [operands[0].ends]
                 return [None if a is None or b is None else (a, b) for a, b in zip(low, high, strict=True)]
             reason = next(x for x in found if isinstance(x, str))
         self.refusals[node] = reason
@@ -315,6 +317,9 @@ def _made_alike(schema: onnx.defs.OpSchema, types: Sequence[ir.DataType | None])
         alike.append(dtype)
     return alike
 
+
+_SHAPED_AS_FIRST = ("GroupNormalization", "MeanVarianceNormalization")
+"""Functions of ONNX's, of whose results it infers no shapes."""
 
 _RESIZE_OPTIONS = 13
 """Before this opset a Resize had operands that had to be there and were not read; files leave them out, and TensorRT

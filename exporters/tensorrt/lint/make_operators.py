@@ -6,7 +6,8 @@ Usage::
     python -m exporters.tensorrt.lint.make_operators operators.md
 
 The table says what one release supports. What older releases lack and newer ones add is in their release notes, and
-here in :data:`SINCE`. Restrictions of single operators are prose there and rules here.
+here in :data:`SINCE`. Where NVIDIA's parser takes more types than the table says, or fewer, :data:`TAKEN` and
+:data:`REFUSED` say so. Restrictions of single operators are prose there and rules here.
 """
 
 from __future__ import annotations
@@ -40,6 +41,34 @@ Sources: the releases of https://github.com/onnx/onnx-tensorrt (10.14, 10.15, 11
 LATER_TYPES = {"Swish": ["FP32", "FP16", "BF16"], "DFT": ["FP32", "FP16"]}
 """Element types of the operators that are newer than the table."""
 
+_MOVES = """Concat DepthToSpace Expand Flatten Gather GatherElements GatherND Identity OneHot Pad Reshape
+    ReverseSequence Scatter ScatterElements ScatterND Shape Size Slice SpaceToDepth Split Squeeze Tile Transpose Trilu
+    Unsqueeze Where"""
+
+TAKEN: dict[str, str] = {
+    "INT8": f"""{_MOVES} Abs Add ArgMax ArgMin Cast CastLike Div Equal EyeLike Greater GreaterOrEqual Less LessOrEqual
+        Max MaxPool Min Mul Neg ReduceMax ReduceMin Relu Resize Shrink Sign Sub TopK Upsample""",
+    "UINT8": "Equal Identity Shape Size",
+    "INT32": "Clip CumSum",
+    "INT64": "Clip CumSum",
+    "BOOL": "Equal Pad Scatter ScatterElements ScatterND",
+    "BF16": "GridSample",
+}
+"""Element type -> the operators that take it, and compile, though the table does not say so."""
+
+REFUSED: dict[str, str] = {
+    "INT8": "Gelu",
+    "INT32": "Gelu IsNaN Mean ReduceL2 ReduceLogSum ReduceLogSumExp Relu TensorScatter",
+    "INT64": "Gelu IsNaN Mean ReduceL2 ReduceLogSum ReduceLogSumExp",
+    "FP16": "BlackmanWindow Celu HammingWindow HannWindow MeanVarianceNormalization Range",
+    "BF16": """Celu GlobalLpPool GRU HardSwish LpNormalization LpPool MeanVarianceNormalization RandomNormal
+        RandomNormalLike RandomUniform RandomUniformLike Range Shrink""",
+}
+"""Element type -> the operators whose importer refuses it, though the table says otherwise.
+
+Source of both: the parser and the compiler of TensorRT for RTX 1.7, asked about every operator in every type.
+"""
+
 _TYPES = frozenset({"FP32", "FP16", "BF16", "FP8", "FP4", "INT4", "INT8", "INT32", "INT64", "UINT8", "BOOL"})
 _RANGE = re.compile(r"TensorRT (\d+(?:\.\d+)*) supports operators in the inclusive range of opset (\d+) to opset (\d+)")
 
@@ -69,6 +98,12 @@ def read_table(text: str) -> dict[str, Any]:
     for name, types in LATER_TYPES.items():
         if not operators.get(name, {}).get("types"):
             operators[name] = {"types": types}
+    for key, names in TAKEN.items():
+        for row in (operators[name] for name in names.split() if name in operators):
+            row["types"] += [key] * (key not in row["types"])
+    for key, names in REFUSED.items():
+        for row in (operators[name] for name in names.split() if name in operators):
+            row["types"] = [found for found in row["types"] if found != key]
     for name, release in SINCE.items():
         operators.setdefault(name, {"types": []})["since"] = release
     return {

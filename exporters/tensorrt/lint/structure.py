@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import graphlib
+import math
 from typing import TYPE_CHECKING
 
 import onnx
@@ -17,7 +18,7 @@ from exporters.tensorrt.lint.subject import operand
 from models.errors import first_line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from exporters.tensorrt.lint.problem import Problem
     from exporters.tensorrt.lint.subject import Subject
@@ -94,6 +95,17 @@ def _opset_of_quantization(node: ir.Node, subject: Subject) -> Iterator[Problem]
         yield warning(node, f"{type_name(quantized)} quantization in opset {opset}", f"opset {needed} or above")
 
 
+NOT_IN_RTX = frozenset({"DFT", "DeformConv", "NonMaxSuppression", "NonZero", "RoiAlign"})
+"""Operators, most of them plugins, that TensorRT has and TensorRT for RTX 1.7 was seen to lack."""
+
+
+def lacking_in_rtx(node: ir.Node) -> bool:
+    """Say whether TensorRT has an operator that TensorRT for RTX lacks."""
+    return is_onnx(node, *NOT_IN_RTX) or (
+        is_onnx(node, "ScatterElements") and attribute(node, "reduction", "none") != "none"
+    )
+
+
 def operator_support(subject: Subject) -> Iterator[Problem]:
     """Rule 2: the parser of the TensorRT version has every operator, with the attributes that it has here.
 
@@ -117,6 +129,10 @@ def operator_support(subject: Subject) -> Iterator[Problem]:
             reason = _restriction(node, subject)
             if reason:
                 yield error(node, reason)
+            elif lacking_in_rtx(node):
+                yield warning(
+                    node, f"{name} is in TensorRT, and not in TensorRT for RTX", "express it in other operators"
+                )
 
 
 def _restriction(node: ir.Node, subject: Subject) -> str | None:
@@ -124,6 +140,16 @@ def _restriction(node: ir.Node, subject: Subject) -> str | None:
     op_type = node.op_type
     if op_type in ("AveragePool", "LpPool", "MaxPool") and any(d != 1 for d in attribute(node, "dilations", [1])):
         return f"{op_type} with dilations"
+    if op_type in ("LpNormalization", "LpPool") and attribute(node, "p", 2) not in (1, 2):
+        return f"{op_type} with p {attribute(node, 'p', 2)}: it is 1 or 2"
+    if op_type == "Mod" and not attribute(node, "fmod", 0):
+        dtype = subject.inference.dtype(operand(node, 0))
+        if dtype not in (None, ir.DataType.INT32, ir.DataType.INT64):
+            return f"Mod of {type_name(dtype)} without fmod"
+    if op_type == "TensorScatter":
+        return _restriction_of_tensor_scatter(node, subject)
+    if op_type in ("If", "Loop"):
+        return _restriction_of_if(node, subject) if op_type == "If" else _restriction_of_loop(node)
     if op_type == "Constant" and not node.attributes.keys().isdisjoint(
         {"sparse_value", "value_string", "value_strings"}
     ):
@@ -138,6 +164,44 @@ def _restriction(node: ir.Node, subject: Subject) -> str | None:
         return f"ScatterND with reduction {attribute(node, 'reduction', '')}"
     if op_type in ("Dropout", "Split") and not all(output.name for output in node.outputs):
         return f"{op_type} with a result that has no name"
+    return None
+
+
+def _restriction_of_if(node: ir.Node, subject: Subject) -> str | None:
+    """One value decides; where it is not known before, both branches give tensors of as many dimensions."""
+    condition = operand(node, 0)
+    dims = subject.inference[condition].dims
+    if dims is not None and math.prod(dims) != 1:
+        return f"If with {math.prod(dims)} conditions"
+    branches = [
+        a.value.outputs for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH and not a.is_ref()
+    ]
+    for pair in zip(*branches, strict=False):
+        ranks = {rank for value in pair if (rank := subject.inference[value].rank) is not None}
+        if len(ranks) > 1 and subject.stored(condition) is None:
+            return f"If with branches that give {' and '.join(map(str, sorted(ranks)))} dimensions"
+    return None
+
+
+def _restriction_of_loop(node: ir.Node) -> str | None:
+    """Seen in the parser of TensorRT for RTX 1.7."""
+    body = node.attributes.get("body")
+    if body is None or body.type != ir.AttributeType.GRAPH:
+        return None
+    if operand(node, 1) is None and any(value.uses() or value.is_graph_output() for value in body.value.inputs[1:2]):
+        return "Loop without a condition whose body reads it"
+    if operand(node, 0) is None and any(value.name for value in node.outputs[len(body.value.inputs) - 2 :]):
+        return "Loop that collects results without a number of iterations"
+    return None
+
+
+def _restriction_of_tensor_scatter(node: ir.Node, subject: Subject) -> str | None:
+    """It is a cache of keys or values, written along its tokens."""
+    rank, axis = subject.inference[operand(node, 0)].rank, attribute(node, "axis", -2)
+    if attribute(node, "mode", "linear") != "linear":
+        return f"TensorScatter with mode {attribute(node, 'mode', '')}"
+    if rank is not None and (rank != 4 or axis % rank != rank - 2):
+        return f"TensorScatter along axis {axis} of {rank}: it takes the tokens of [batch, heads, tokens, channels]"
     return None
 
 
@@ -181,6 +245,7 @@ _CONSTANT_OPERANDS = {
     "OneHot": (1,),
     "Pad": (1, 3),
     "Resize": (2, 3),
+    "STFT": (1, 2, 3),
     "Squeeze": (1,),
     "Tile": (1,),
     "TopK": (1,),
@@ -231,7 +296,8 @@ def constant_operands(subject: Subject) -> Iterator[Problem]:
 def static_shapes(subject: Subject) -> Iterator[Problem]:
     """Rule 10: no tensor has more than 8 dimensions, and only the batch is dynamic.
 
-    The parser takes other dynamic axes, so these are warnings: an engine needs an optimization profile for each.
+    The parser takes other dynamic axes, so these are warnings: an engine needs an optimization profile for each. Where
+    a shape follows from the values of an input, these would be in the profile, which has none here.
 
     Source: TensorRT ``Dims::MAX_DIMS``; the documentation of dynamic shapes ("every dynamic axis needs an
     optimization profile").
@@ -248,14 +314,58 @@ def static_shapes(subject: Subject) -> Iterator[Problem]:
             if _INFERENCE_ERROR in inference.refusals[node]:
                 yield error(node, f"ONNX refuses it: {inference.refusals[node]}", "the shapes must fit")
             continue
-        known_inputs = all(v is None or inference[v].dims is not None for v in node.inputs)
-        unknown = [o.name or "" for o in node.outputs if o.name and inference[o].dims is None]
-        is_foreign = schema_of(node, subject.opset) is None  # rules 1 and 2 speak of it
-        if known_inputs and unknown and not is_foreign and node.graph is subject.graph:
-            hint = "fold what computes its shape; only the batch may be dynamic"
-            yield error(node, f"the shape of {listed(unknown)} does not follow from the batch size", hint)
+        yield from _unknown_shapes(node, subject)
         for output in node.outputs:
             yield from _declared_shape(output, subject)
+
+
+_SHAPED_BY = {
+    "BlackmanWindow": (0,),
+    "ConstantOfShape": (0,),
+    "Expand": (1,),
+    "HammingWindow": (0,),
+    "HannWindow": (0,),
+    "Range": (0, 1, 2),
+    "Reshape": (1,),
+    "Slice": (1, 2, 3, 4),
+    "Split": (1,),
+}
+"""Operands whose values decide the shape of the result; those that must be constants are in `_CONSTANT_OPERANDS`."""
+
+
+def _unknown_shapes(node: ir.Node, subject: Subject) -> Iterator[Problem]:
+    """TensorRT computes shapes from shapes, and from the values of an input only where a profile gives them."""
+    inference = subject.inference
+    unknown = [o.name or "" for o in node.outputs if o.name and inference[o].dims is None]
+    if not unknown or schema_of(node, subject.opset) is None:  # rules 1 and 2 speak of operators that are foreign
+        return
+    read = _input_read_by((operand(node, i) for i in _SHAPED_BY.get(node.op_type, ())), subject)
+    if read is not None:
+        found = f"the shape of {listed(unknown)} follows from the values of {read.name}"
+        yield error(node, found, "make them a constant: an optimization profile has shapes, and no values")
+    elif node.graph is subject.graph and all(v is None or inference[v].dims is not None for v in node.inputs):
+        hint = "fold what computes its shape; only the batch may be dynamic"
+        yield warning(node, f"the shape of {listed(unknown)} does not follow from the batch size", hint)
+
+
+def _input_read_by(values: Iterable[ir.Value | None], subject: Subject) -> ir.Value | None:
+    """Return an input of the graph of which values are computed, other than from its shape."""
+    inputs = {value for value in subject.graph.inputs if value.const_value is None}
+    stack = [value for value in values if value is not None]
+    seen = set(stack)
+    while stack:
+        value = stack.pop()
+        if value in inputs:
+            return value
+        producer = value.producer()
+        if producer is None or is_onnx(producer, "Shape", "Size"):
+            continue
+        bodies = [a.value for a in producer.attributes.values() if a.type == ir.AttributeType.GRAPH and not a.is_ref()]
+        readers = [producer, *(node for body in bodies for node in body.all_nodes())]
+        found = [read for node in readers for read in node.inputs if read is not None and read not in seen]
+        seen.update(found)
+        stack += found
+    return None
 
 
 def _dynamic_input(value: ir.Value, subject: Subject) -> Iterator[Problem]:
@@ -288,7 +398,7 @@ def _declared_shape(value: ir.Value, subject: Subject) -> Iterator[Problem]:
         d is not None and (i in growing or d != dims[i]) for i, d in enumerate(declared)
     ):
         found = [f"{d // BATCH}*batch" if i in growing else d for i, d in enumerate(dims)]
-        yield error(value.name or "", f"its declared shape is {list(value.shape)}, it has {found}", "infer it anew")
+        yield warning(value.name or "", f"its declared shape is {list(value.shape)}, it has {found}", "infer it anew")
 
 
 _INFERENCE_ERROR = "InferenceError"
@@ -297,8 +407,8 @@ _INFERENCE_ERROR = "InferenceError"
 _DYNAMIC = {
     "ConstantOfShape": warning,
     "If": warning,
-    "Loop": error,
-    "NonZero": error,
+    "Loop": warning,
+    "NonZero": warning,
     "Range": warning,
     "Scan": warning,
     "Shape": warning,

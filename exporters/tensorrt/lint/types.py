@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
+from exporters.rewrite.affine import BATCH
 from exporters.tensorrt.lint.element_types import allowed_types, attribute, formal, is_onnx, schema_of
 from exporters.tensorrt.lint.inference import declared_type
 from exporters.tensorrt.lint.problem import error, listed, type_name, warning
@@ -15,24 +16,34 @@ from exporters.tensorrt.lint.subject import operand
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from exporters.rewrite.facts import Dims
     from exporters.tensorrt.lint.problem import Problem
     from exporters.tensorrt.lint.subject import Subject
 
 FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 
-QUANTIZED = frozenset(
-    {ir.DataType.INT8, ir.DataType.INT4, ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT4E2M1, ir.DataType.UINT8}
-)
-"""Types that exist between Q and DQ only; UINT8 also at the edge of the graph."""
+PLAIN = FLOATS | {ir.DataType.INT8, ir.DataType.INT32, ir.DataType.INT64, ir.DataType.BOOL}
 
-_PLAIN = FLOATS | {ir.DataType.INT32, ir.DataType.INT64, ir.DataType.BOOL}
+LOW_BITS = frozenset({ir.DataType.INT4, ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT4E2M1})
+"""Types that exist between Q and DQ only, and there may be moved."""
 
 _QDQ = ("QuantizeLinear", "DequantizeLinear")
+
+_MOVES = ("Concat", "Flatten", "Identity", "Reshape", "Shape", "Squeeze", "Transpose", "Unsqueeze")
+"""What may stand between a Q and its DQ, and at the edge of the graph: ``validateQuantizedTypesProducersConsumers``."""
+
+_MAKES_UINT8 = ("Cast", "CastLike", "Identity")
 
 _DATA_OPERAND = {"OneHot": 2, "Where": 1}
 """Position of the operand of which the table's element types speak, where it is not the first."""
 
-_JUDGED_BY_OUTPUT = frozenset({"Constant", "ConstantOfShape", "EyeLike", "RandomNormal", "RandomUniform"})
+_MADE_BY_ATTRIBUTE = frozenset(
+    {"BlackmanWindow", "HammingWindow", "HannWindow"}
+    | {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+)
+"""Their type is an attribute, and the importer takes it for what it is: DOUBLE is not FP32 there."""
+
+_JUDGED_BY_OUTPUT = _MADE_BY_ATTRIBUTE | {"Constant", "ConstantOfShape", "EyeLike"}
 
 _NOT_JUDGED = frozenset({"DequantizeLinear", "If", "Loop", "QuantizeLinear", "Scan"})
 
@@ -40,8 +51,11 @@ _NOT_JUDGED = frozenset({"DequantizeLinear", "If", "Loop", "QuantizeLinear", "Sc
 def supported_types(subject: Subject) -> Iterator[Problem]:
     """Rule 3: every tensor has a type that TensorRT has, and every operator one that it takes.
 
+    INT8 is a type like others, but not of stored tensors: these are for a DQ. UINT8 is a type of inputs and outputs.
+
     Source: onnx-tensorrt docs/operators.md: the list of types ("DOUBLE is cast to FLOAT", "UINT8 is only supported as
-    network input or output", INT8, INT4, FP8 and FP4 "only through quantization") and the column "Supported Types".
+    network input or output", INT8, INT4, FP8 and FP4 "only through quantization") and the column "Supported Types", as
+    far as the parser and the compiler of TensorRT for RTX 1.7 hold to them: they take INT8 in many operators.
     """
     dtype = subject.inference.dtype
     values: dict[ir.Value, None] = dict.fromkeys(subject.graph.inputs)
@@ -59,7 +73,8 @@ def supported_types(subject: Subject) -> Iterator[Problem]:
         if node.op_type in _JUDGED_BY_OUTPUT:
             data = node.outputs[0]
         found = dtype(data)
-        if found in _PLAIN and found not in supported:
+        is_judged = found in PLAIN | {ir.DataType.UINT8} or node.op_type in _MADE_BY_ATTRIBUTE
+        if found is not None and is_judged and found not in supported and subject.stored(data) is None:
             names = sorted(t.name for t in supported)
             yield error(node, f"{node.op_type} has no {type_name(found)} form", f"Cast to one of {listed(names, 9)}")
 
@@ -67,25 +82,37 @@ def supported_types(subject: Subject) -> Iterator[Problem]:
 def _type_of_value(value: ir.Value, dtype: ir.DataType | None, subject: Subject) -> Iterator[Problem]:
     name, producer = value.name or "", value.producer()
     where: ir.Node | str = name if producer is None else producer
-    if dtype is None or dtype in _PLAIN:
+    is_stored = subject.stored(value) is not None
+    if dtype is None or (dtype in PLAIN and not (is_stored and dtype == ir.DataType.INT8)):
         return
     if dtype == ir.DataType.DOUBLE:
         yield warning(where, f"{name} is DOUBLE: TensorRT computes it in FP32", "make it FP32")
-    elif dtype not in QUANTIZED:
+    elif dtype == ir.DataType.UINT8:
+        yield from _uint8(value, where, is_stored=is_stored)
+    elif dtype not in LOW_BITS | {ir.DataType.INT8}:
         yield error(where, f"{name} is {type_name(dtype)}, which TensorRT does not have", "Cast it before the export")
     elif not (producer is not None and is_onnx(producer, *_QDQ)):  # what a Q makes is rule 6's
-        readers = [n for n in value.consumers() if not is_onnx(n, *_QDQ)]
-        if dtype == ir.DataType.UINT8:
-            # At the edge it may be: an input that is cast at once, an output that a Cast makes.
-            from_edge = value.is_graph_input() and value.const_value is None
-            to_edge = value.is_graph_output() and producer is not None and is_onnx(producer, "Cast") and not readers
-            if not to_edge and not (from_edge and all(is_onnx(n, "Cast") for n in readers)):
-                if value.consumers() and not readers and not from_edge:
-                    return  # data or a zero point of Q/DQ: rule 6's
-                yield error(where, f"{name} is UINT8 inside the graph", "UINT8 may be an input or output that is cast")
-        elif readers or value.is_graph_output():
+        moves = () if is_stored else _MOVES
+        readers = [n for n in value.consumers() if is_onnx(n) and not is_onnx(n, *_QDQ, *moves)]
+        is_output = value.is_graph_output() and not (producer is not None and is_onnx(producer, *moves))
+        if readers or is_output:
             by = f"is read by {listed(n.op_type for n in readers)}" if readers else "is an output"
-            yield error(where, f"{name} is {type_name(dtype)} and {by}", "only Q/DQ pairs hold quantized types")
+            kind = f"stored {type_name(dtype)}" if is_stored else type_name(dtype)
+            yield error(where, f"{name} is {kind} and {by}", "only Q/DQ pairs hold quantized types")
+
+
+def _uint8(value: ir.Value, where: ir.Node | str, *, is_stored: bool) -> Iterator[Problem]:
+    """UINT8 may be an input, and an output that a Cast makes; which operators read it, the table says."""
+    producer = value.producer()
+    if is_stored:
+        readers = [n for n in value.consumers() if not is_onnx(n, "Cast", *_QDQ)]
+        is_fine = not readers and not value.is_graph_output()  # data or a zero point of Q/DQ: rule 6's
+    else:
+        is_fine = value.is_graph_input() or (
+            value.is_graph_output() and producer is not None and is_onnx(producer, *_MAKES_UINT8)
+        )
+    if not is_fine and not (producer is not None and is_onnx(producer, *_QDQ)):
+        yield error(where, f"{value.name} is UINT8 inside the graph", "UINT8 may be an input or output that is cast")
 
 
 _ALSO_EQUAL = {"Attention": (0, 1, 2), "Pow": (0, 1), "RMSNormalization": (0, 1)}
@@ -171,21 +198,25 @@ def _dropout(node: ir.Node, subject: Subject) -> Iterator[Problem]:
     training = subject.constant(mode)
     if mode is not None and (training is None or training.any()):
         yield error(node, "Dropout trains, or may", "export the model in evaluation mode")
-    elif any(o.uses() or o.is_graph_output() for o in node.outputs[1:]):
-        yield error(node, "the mask of Dropout is read")
     else:
         yield warning(node, "Dropout is left in the graph", "remove it: it returns its operand")
 
 
-_FORBIDDEN_OPERANDS = ("past_key", "past_value", "nonpad_kv_seqlen")
+_FORBIDDEN_OPERANDS = ("past_key", "past_value")
+
+_PASSED_OVER = ("left_window_size", "right_window_size")
 
 
 def attention_operator(subject: Subject) -> Iterator[Problem]:
     """Rule 7: ONNX's Attention has the operands, attributes and single result that the parser takes.
 
+    Of what it does not take it passes over some in silence, and the engine would compute something else.
+
     Source: onnx-tensorrt docs/operators.md, row Attention; NVIDIA/TensorRT issues 4738 and 4739 (several results, and
-    Attention inside an If). ``TRT_decomposable`` and ``TRT_normalization_op`` are the parser's own attributes: ONNX's
-    checker and ONNX Runtime refuse a model that has them.
+    Attention inside an If); TensorRT's ``IAttention``: a mask or a causal one, keys and values of one shape. The parser
+    of TensorRT for RTX 1.7 reads neither ``nonpad_kv_seqlen`` nor the window sizes. ``TRT_decomposable`` and
+    ``TRT_normalization_op`` are the parser's own attributes: ONNX's checker and ONNX Runtime refuse a model that has
+    them.
     """
     for node in subject.nodes:
         if not is_onnx(node, "Attention"):
@@ -196,9 +227,13 @@ def attention_operator(subject: Subject) -> Iterator[Problem]:
         for i, name in enumerate(_FORBIDDEN_OPERANDS, 4):
             if operand(node, i) is not None:
                 yield error(node, f"its operand {name} is not supported")
-        for name in ("qk_matmul_output_mode", "softmax_precision"):
-            if attribute(node, name, 0):
-                yield error(node, f"its attribute {name} is not supported")
+        if operand(node, 6) is not None:
+            yield error(node, "TensorRT passes over its operand nonpad_kv_seqlen", "give it a mask")
+        for name in _PASSED_OVER:
+            if attribute(node, name, -1) >= 0:
+                yield error(node, f"TensorRT passes over its attribute {name}", "give it a mask")
+        if "softmax_precision" in node.attributes:
+            yield error(node, "its attribute softmax_precision is not supported", "leave it out")
         if attribute(node, "softcap", 0.0):
             yield error(node, "its attribute softcap is not supported")
         for name in ("TRT_decomposable", "TRT_normalization_op"):
@@ -209,6 +244,7 @@ def attention_operator(subject: Subject) -> Iterator[Problem]:
             make = error if subject.version < (11,) else warning  # seen to fail in 10.16
             yield make(node, "Attention inside the body of a control-flow operator", "move it out")
         yield from _attention_operands(node, subject)
+        yield from _attention_shapes(node, subject)
 
 
 def _attention_operands(node: ir.Node, subject: Subject) -> Iterator[Problem]:
@@ -224,6 +260,42 @@ def _attention_operands(node: ir.Node, subject: Subject) -> Iterator[Problem]:
     query = inference.dtype(operand(node, 0))
     if mask.dtype is not None and query is not None and mask.dtype not in (ir.DataType.BOOL, query):
         yield error(node, f"its mask is {type_name(mask.dtype)}, Q is {type_name(query)}", "BOOL, or the type of Q")
+    if operand(node, 3) is not None and attribute(node, "is_causal", 0):
+        yield error(node, "it has a mask and is causal", "add the causal mask to the other one")
+
+
+def _attention_shapes(node: ir.Node, subject: Subject) -> Iterator[Problem]:
+    """Keys and values have one shape, heads are shared evenly, and the mask broadcasts to the scores."""
+    shapes = [_by_head(node, i, subject) for i in range(3)]
+    if any(shape is None for shape in shapes):
+        return
+    query, key, value = (shape for shape in shapes if shape is not None)
+    if key != value:
+        yield error(node, f"K has shape {_shown(key)}, V has {_shown(value)}", "TensorRT takes one shape for both")
+        return
+    if key[1] and query[1] % key[1]:
+        yield error(node, f"{query[1]} heads of Q for {key[1]} of K", "a multiple")
+    mask, scores = subject.inference[operand(node, 3)].dims, (*query[:3], key[2])
+    if mask is not None and len(mask) <= len(scores):
+        pairs = zip(reversed(mask), reversed(scores), strict=False)
+        if any(size not in (1, wanted) for size, wanted in pairs):
+            found = f"its mask has shape {_shown(mask)}"
+            yield error(node, found, f"broadcastable to {_shown(scores)}: batch, heads, queries, keys")
+
+
+def _by_head(node: ir.Node, position: int, subject: Subject) -> Dims | None:
+    """Return the shape of Q, K or V as [batch, heads, tokens, channels]; None where it is not known, or is no such."""
+    dims = subject.inference[operand(node, position)].dims
+    if dims is None or len(dims) == 4:
+        return dims
+    heads = attribute(node, "kv_num_heads" if position else "q_num_heads", 0)
+    if len(dims) != 3 or heads <= 0 or dims[2] % heads:
+        return None
+    return dims[0], heads, dims[1], dims[2] // heads
+
+
+def _shown(dims: Dims) -> str:
+    return str([f"{d // BATCH}*batch" if d and d % BATCH == 0 else d for d in dims])
 
 
 def gemm(subject: Subject) -> Iterator[Problem]:

@@ -100,7 +100,7 @@ CASES: tuple[Case, ...] = (
             {"t": np.ones((4, 8), np.int8)},
         ),
         Graph("(int64[batch] x) => (float[batch, 8] y) { y = Gather (t, x) }", {"t": weight(4, 8)}),
-        "t is INT8",
+        "t is stored INT8",
     ),
     fails(
         "FP8 of another kind",
@@ -124,11 +124,11 @@ CASES: tuple[Case, ...] = (
         "MatMul has no INT32 form",
     ),
     fails(
-        "booleans padded",
+        "integers where the table has them and the parser not",
         3,
-        Graph("(bool[batch, 8] x) => (bool[batch, 9] y) { y = Pad (x, p) }", {"p": np.array([0, 0, 0, 1], I64)}),
-        Graph("(float[batch, 8] x) => (float[batch, 9] y) { y = Pad (x, p) }", {"p": np.array([0, 0, 0, 1], I64)}),
-        "Pad has no BOOL",
+        Graph("(int32[batch, 8] x) => (int32[batch, 8] y) { y = Relu (x) }"),
+        Graph("(int8[batch, 8] x) => (int8[batch, 8] y) { y = Relu (x) }"),
+        "Relu has no INT32",
     ),
     # --- 4: strong typing
     fails(
@@ -307,6 +307,22 @@ CASES: tuple[Case, ...] = (
         "no attribute of ONNX",
         OPSET_23,
         12,
+    ),
+    fails(
+        "Attention with an operand that is passed over",
+        7,
+        replace(attention("y = Attention (q, k, v, , , , n)", ", int64[batch] n"), opset=24),
+        None,
+        "passes over its operand nonpad_kv_seqlen",
+        OPSET_23,
+    ),
+    fails(
+        "Attention with a window that is passed over",
+        7,
+        replace(attention("y = Attention <left_window_size = 2> (q, k, v)"), opset=25),
+        None,
+        "passes over its attribute left_window_size",
+        OPSET_23,
     ),
     # --- 8: Gemm
     fails("a Gemm that scales", 8, gemm(GEMM, "alpha = 0.5"), GEMM, "alpha is 0.5"),
