@@ -10,7 +10,7 @@ import onnx_ir as ir
 from exporters.rewrite.affine import BATCH
 from exporters.tensorrt.lint.element_types import allowed_types, attribute, formal, is_onnx, schema_of
 from exporters.tensorrt.lint.inference import declared_type
-from exporters.tensorrt.lint.problem import error, listed, type_name, warning
+from exporters.tensorrt.lint.problem import differs, error, listed, type_name, warning
 from exporters.tensorrt.lint.subject import operand
 
 if TYPE_CHECKING:
@@ -115,15 +115,16 @@ def _uint8(value: ir.Value, where: ir.Node | str, *, is_stored: bool) -> Iterato
         yield error(where, f"{value.name} is UINT8 inside the graph", "UINT8 may be an input or output that is cast")
 
 
-_ALSO_EQUAL = {"Attention": (0, 1, 2), "Pow": (0, 1), "RMSNormalization": (0, 1)}
-"""Operands that ONNX lets differ in type and a strongly typed network does not."""
+_ALSO_EQUAL = {"Attention": (0, 1, 2), "GridSample": (0, 1)}
+"""Operands that ONNX lets differ in type and a strongly typed network does not. The importer of Pow casts."""
 
 
 def strong_typing(subject: Subject) -> Iterator[Problem]:
     """Rule 4: the operands of an operator agree in type, as ONNX and a strongly typed network ask.
 
     Source: ONNX operator schemas (one type parameter, one type); TensorRT documentation, "Strongly Typed Networks":
-    types are never converted silently. Declared types must be those that follow: strict readers refuse the file.
+    types are never converted silently. Declared types must be those that follow: strict readers refuse the file. A type
+    that ONNX gave an operator later, or never, and TensorRT takes is only strange.
     """
     dtype = subject.inference.dtype
     for node in subject.nodes:
@@ -138,7 +139,10 @@ def strong_typing(subject: Subject) -> Iterator[Problem]:
             allowed = allowed_types(schema, parameter.type_str)
             if allowed and found not in allowed:
                 takes = listed(sorted(t.name for t in allowed), 4)
-                yield error(node, f"{parameter.name} is {type_name(found)}", f"opset {subject.opset} takes {takes}")
+                data = formal(schema.inputs, _DATA_OPERAND.get(node.op_type, 0))
+                is_data = data is not None and parameter.type_str == data.type_str
+                make = warning if is_data and found in subject.operators.types.get(node.op_type, ()) else error
+                yield make(node, f"{parameter.name} is {type_name(found)}", f"opset {subject.opset} takes {takes}")
             if parameter.is_homogeneous:
                 groups.setdefault(parameter.type_str, []).append((value.name or "", found))
         extra = [(operand(node, i), dtype(operand(node, i))) for i in _ALSO_EQUAL.get(node.op_type, ())]
@@ -149,7 +153,17 @@ def strong_typing(subject: Subject) -> Iterator[Problem]:
                 hint = "Cast one of them; TensorRT converts no type by itself"
                 yield error(node, f"operands of {node.op_type} differ in type: {found_types}", hint)
                 break
+        if is_onnx(node, "RMSNormalization"):
+            yield from _scale_of_rms(node, subject)
     yield from _declared_types(subject)
+
+
+def _scale_of_rms(node: ir.Node, subject: Subject) -> Iterator[Problem]:
+    """In ONNX its result has the type of the scale; the importer casts the scale to that of the data."""
+    data, scale = (subject.inference.dtype(operand(node, i)) for i in (0, 1))
+    if data is not None and scale is not None and data != scale:
+        found = f"TensorRT gives a result of {type_name(data)}, ONNX one of {type_name(scale)}, as the scale is"
+        yield differs(node, found, "Cast the scale")
 
 
 def _declared_types(subject: Subject) -> Iterator[Problem]:
@@ -228,10 +242,10 @@ def attention_operator(subject: Subject) -> Iterator[Problem]:
             if operand(node, i) is not None:
                 yield error(node, f"its operand {name} is not supported")
         if operand(node, 6) is not None:
-            yield error(node, "TensorRT passes over its operand nonpad_kv_seqlen", "give it a mask")
+            yield differs(node, "TensorRT passes over its operand nonpad_kv_seqlen", "give it a mask")
         for name in _PASSED_OVER:
             if attribute(node, name, -1) >= 0:
-                yield error(node, f"TensorRT passes over its attribute {name}", "give it a mask")
+                yield differs(node, f"TensorRT passes over its attribute {name}", "give it a mask")
         if "softmax_precision" in node.attributes:
             yield error(node, "its attribute softmax_precision is not supported", "leave it out")
         if attribute(node, "softcap", 0.0):

@@ -170,13 +170,6 @@ CASES: tuple[Case, ...] = (
         "operands of Clip",
     ),
     fails(
-        "an exponent of another type",
-        4,
-        half("y = Pow (x, e)", e=F32(2)),
-        half("y = Pow (x, e)", e=F16(2)),
-        "operands of Pow",
-    ),
-    fails(
         "a slope of another type",
         4,
         half("y = PRelu (x, s)", s=weight(8)),
