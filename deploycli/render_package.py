@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from exporters.ort_rtx import PackagedFolder
     from exporters.triton_repository import Packaged
 
 
@@ -25,9 +26,37 @@ def show_packaged(packaged: Sequence[Packaged], repository: Path) -> None:
             f"{size_text(version.size)}, {version.flavour} {version.precision}, {batch}",
             soft_wrap=True,
         )
-        console.print(f"  from {version.bundle}/{version.artifact}, verified: {version.verified}", soft_wrap=True)
+        _show_source(version)
         for note in version.notes:
             console.print(f"  {note}", soft_wrap=True)
-        for why in version.forced:
-            console.print(styled(f"  NOT FOR RELEASE: {why}", "bold red"), soft_wrap=True)
+        _show_forced(version)
     console.print(f"next: tritonserver --model-repository {shlex.quote(str(repository))}", soft_wrap=True)
+
+
+def show_folders(folders: Sequence[PackagedFolder]) -> None:
+    """Print the folders for ONNX Runtime that were written, and how to try them."""
+    console = stdout()
+    for folder in folders:
+        console.print(
+            styled(folder.path, "bold"),
+            f"{size_text(folder.size)}, {folder.precision}, for ONNX Runtime with the TensorRT RTX provider",
+            soft_wrap=True,
+        )
+        _show_source(folder)
+        shapes = [folder.provider_options.get(f"nv_profile_{which}_shapes", "") for which in ("min", "opt", "max")]
+        if shapes[0]:
+            of = f", those of {folder.engine}" if folder.engine else ""
+            console.print(f"  shapes {' / '.join(shapes)}{of}", soft_wrap=True)
+        _show_forced(folder)
+    for folder in folders:
+        console.print(f"next: python {shlex.quote(folder.path + '/load.py')}", soft_wrap=True)
+
+
+def _show_source(packaged: Packaged | PackagedFolder) -> None:
+    line = f"  from {packaged.bundle}/{packaged.artifact}, verified: {packaged.verified}"
+    stdout().print(line, soft_wrap=True)
+
+
+def _show_forced(packaged: Packaged | PackagedFolder) -> None:
+    for why in packaged.forced:
+        stdout().print(styled(f"  NOT FOR RELEASE: {why}", "bold red"), soft_wrap=True)

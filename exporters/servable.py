@@ -115,9 +115,11 @@ def engine_candidates(bundle: Bundle) -> list[Candidate]:
     """
     folder = bundle.path / ENGINES
     found, ahead = [], ""
+    instead = f"on the GPU that will serve it: deploycli build-trt {bundle.path.name}"
     for sidecar in sidecars(folder):
         if sidecar.product is not TENSORRT:
             ahead = f" but of {sidecar.product.title}, which Triton has no backend for"
+            instead = "--ort-rtx DIR, which writes its ONNX file for ONNX Runtime's TensorRT RTX provider"
             continue
         file = FileRecord(f"{ENGINES}/{sidecar.plan}", sidecar.sha256, sidecar.size)
         read = partial(_read_engine, folder, file, sidecar)
@@ -126,7 +128,7 @@ def engine_candidates(bundle: Bundle) -> list[Candidate]:
         raise UsageError(
             f"{bundle.path} holds no TensorRT engine{ahead}",
             expected=f"a plan and its sidecar in {ENGINES}/",
-            hint=f"on the GPU that will serve it: deploycli build-trt {bundle.path.name}; or --flavour onnx",
+            hint=f"{instead}; or --flavour onnx",
         )
     return found
 

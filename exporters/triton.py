@@ -10,30 +10,23 @@ the configuration says so. Files are copied, and their hashes are those of the c
 
 from __future__ import annotations
 
-import json
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporters.proof import Proof
+from exporters.release import choose, names, not_for_release, provenance, smallest_proven, tool_version
 from exporters.servable import engine_candidates, onnx_candidates
 from exporters.triton_config import CONFIG_NAME, MARK, Options, config_text
 from exporters.triton_repository import Delivery, Packaged, check_existing, next_version, place
-from models.errors import NumericsError, UsageError
+from models.errors import UsageError
 from models.files import text_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from exporters.bundle import Bundle
-    from exporters.proof import Verdict
     from exporters.servable import Candidate, Servable
 
 DEFAULT_MAX_BATCH = 32
 """Of a file that takes any batch."""
-
-_BEST_FIRST = ("int8", "fp16", "bf16", "fp32")
-_MAKE = {"fp16": "deploycli cast", "bf16": "deploycli cast", "int8": "deploycli quantize"}
 
 
 def package(bundle: Bundle, root: Path, options: Options | None = None) -> Packaged:
@@ -61,14 +54,14 @@ def prepare(bundle: Bundle, root: Path, options: Options | None = None) -> Deliv
     proof = Proof.load(bundle)
     candidate = _choose(bundle, proof, options)
     verdict = proof.verdict_of(candidate.file, *candidate.external)
-    forced = _not_for_release(bundle, candidate, verdict)
-    if forced and not options.force:
-        raise _refusal(bundle, candidate, verdict, forced)
+    forced = not_for_release(bundle, candidate, verdict, force=options.force)
     servable = candidate.read()
     max_batch, notes = _max_batch(servable, options)
     label_output, labels = _labels(servable, options.labels)
     number = next_version(folder, options.version)
-    parameters = _provenance(bundle, servable, number, proof, verdict, forced)
+    source = provenance(bundle, servable, proof, verdict, forced)
+    parameters = {MARK: tool_version(), "deploycli_model_version": str(number)}
+    parameters |= {f"deploycli_{key}": text for key, text in source.items()}
     if tolerances := parameters.get("deploycli_proof_tolerances"):
         notes.append(f"verified with a looser budget: {tolerances}")
     if needs := servable.facts.get("tensorrt"):
@@ -118,51 +111,20 @@ def _check_options(options: Options) -> None:
 def _choose(bundle: Bundle, proof: Proof, options: Options) -> Candidate:
     engines = options.flavour == "tensorrt"
     found = engine_candidates(bundle) if engines else onnx_candidates(bundle)
+    named = found
     if options.engine is not None:
-        fitting = [c for c in found if Path(c.file.path).name == options.engine]
-    else:
-        fitting = [c for c in found if c.precision == (options.precision or _best(found, proof, engines=engines))]
-    if options.precision is not None:
-        fitting = [c for c in fitting if c.precision == options.precision]
-    names = ", ".join(Path(c.file.path).name if engines else c.file.path for c in found)
-    if not fitting:
-        wanted = options.engine or options.precision or "fp32"
-        make = "deploycli build-trt" if engines else _MAKE.get(wanted, "deploycli export")
-        raise UsageError(f"{bundle.path} holds no {wanted}", expected=names, hint=f"one of these, or {make}")
-    if engines and len(fitting) > 1:
+        named = [c for c in found if Path(c.file.path).name == options.engine]
+        if not named:
+            raise UsageError(f"{bundle.path} holds no {options.engine}", expected=names(found), hint="one of these")
+    default = named[0].precision if options.engine else smallest_proven(found, proof) if engines else "fp32"
+    fitting = choose(bundle, named, options.precision or default, "deploycli build-trt" if engines else "")
+    if len(fitting) > 1:
         raise UsageError(
-            f"{bundle.path} holds {len(fitting)} engines of that precision", expected="one", hint=f"--engine: {names}"
+            f"{bundle.path} holds {len(fitting)} engines of that precision",
+            expected="one",
+            hint=f"--engine: {names(found)}",
         )
     return fitting[0]
-
-
-def _best(found: Sequence[Candidate], proof: Proof, *, engines: bool) -> str:
-    """Return the precision to take where none was asked for: of engines the smallest that is fit for release."""
-    if not engines:
-        return "fp32"
-    fit = [c for c in found if not c.unreleasable and proof.verdict_of(c.file, *c.external).passed]
-    return min((c.precision for c in fit or found), key=_BEST_FIRST.index)
-
-
-def _not_for_release(bundle: Bundle, candidate: Candidate, verdict: Verdict) -> tuple[str, ...]:
-    weights = bundle.manifest.weights
-    why = [] if verdict.passed else [f"{verdict.status}: {verdict.reason}"]
-    if weights.source == "random":
-        why.append(f"random weights ({weights.describe()})")
-    if candidate.unreleasable:
-        why.append(candidate.unreleasable)
-    return tuple(why)
-
-
-def _refusal(bundle: Bundle, candidate: Candidate, verdict: Verdict, why: Sequence[str]) -> NumericsError | UsageError:
-    kind = NumericsError if verdict.status == "failed" else UsageError
-    again = f"deploycli verify {bundle.path.name}"
-    real = "export it with --checkpoint or --pretrained, quantise it on real data"
-    return kind(
-        f"{bundle.path}/{candidate.file.path} is not for release: {'; '.join(why)}",
-        expected="a verified file, of trained weights, calibrated on data",
-        hint=f"{real if verdict.passed else again}; or --force, which the configuration then says",
-    )
 
 
 def _max_batch(servable: Servable, options: Options) -> tuple[int, list[str]]:
@@ -221,45 +183,3 @@ def _labels(servable: Servable, path: Path | None) -> tuple[str, str | None]:
             f"{path} names {len(names)} classes", expected=f"{output.shape[1]}, which {output.name!r} has, one a line"
         )
     return output.name, "\n".join(names) + "\n"
-
-
-def _provenance(
-    bundle: Bundle, servable: Servable, number: int, proof: Proof, verdict: Verdict, forced: Sequence[str]
-) -> dict[str, str]:
-    manifest = bundle.manifest
-    judged = proof.judged.get(servable.file.path) if verdict.status in ("ok", "failed") else None
-    parameters = {
-        MARK: _tool_version(),
-        "deploycli_model_version": str(number),
-        "deploycli_bundle": bundle.path.resolve().name,
-        "deploycli_model": f"{manifest.spec.name} ({manifest.spec.family})",
-        "deploycli_artifact": servable.file.path,
-        "deploycli_precision": servable.precision,
-        "deploycli_sha256": servable.file.sha256,
-        **{f"deploycli_sha256 {record.path}": record.sha256 for record in servable.external},
-        **{f"deploycli_{key}": text for key, text in servable.facts.items()},
-        "deploycli_weights": manifest.weights.describe(),
-        "deploycli_proof": verdict.status,
-    }
-    if judged is not None:
-        parameters |= {
-            "deploycli_proof_reference": proof.reference,
-            "deploycli_proof_time": proof.time,
-            "deploycli_proof_checks": ", ".join(judged.checks),
-            "deploycli_proof_runtime": ", ".join(judged.runtimes),
-        }
-        if judged.tolerances:
-            bounds = (f"{name} {bound:.3g}" for name, bound in judged.tolerances.items())
-            parameters["deploycli_proof_tolerances"] = ", ".join(bounds)
-    if manifest.preprocessing is not None:
-        parameters["deploycli_preprocessing"] = json.dumps(manifest.preprocessing.to_json())
-    if forced:
-        parameters["deploycli_not_for_release"] = "; ".join(forced)
-    return parameters
-
-
-def _tool_version() -> str:
-    try:
-        return version("deploycli")
-    except PackageNotFoundError:  # run from a source tree
-        return "unknown"

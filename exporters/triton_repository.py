@@ -7,8 +7,6 @@ own or is refused, and the configuration is the later one's.
 
 from __future__ import annotations
 
-import hashlib
-import os
 import secrets
 import shutil
 from contextlib import contextmanager
@@ -17,19 +15,18 @@ from typing import TYPE_CHECKING, Any
 
 from exporters.artifact import MANIFEST_NAME
 from exporters.atomic import replaced_folder, write_whole
+from exporters.release import check_name, copy_file
 from exporters.triton_config import CONFIG_NAME, LABELS_NAME, interface
-from models.errors import EnvironmentUnsuitable, IntegrityError, UsageError
+from models.errors import EnvironmentUnsuitable, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
-    from exporters.artifact import FileRecord
     from exporters.bundle import Bundle
     from exporters.servable import Servable
 
 _MODEL_FILES = {"onnx": "model.onnx", "tensorrt": "model.plan"}
-_CHUNK = 1 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -138,9 +135,9 @@ class Delivery:
 
     def _copy(self, folder: Path) -> None:
         """Copy the model under Triton's name; external data keeps its own, which the model refers to."""
-        _copy(self.bundle.path, self.servable.file, folder / _MODEL_FILES[self.packaged.flavour])
+        copy_file(self.bundle.path, self.servable.file, folder / _MODEL_FILES[self.packaged.flavour])
         for record in self.servable.external:
-            _copy(self.bundle.path, record, folder / record.path)
+            copy_file(self.bundle.path, record, folder / record.path)
 
 
 @contextmanager
@@ -186,10 +183,7 @@ def place(root: Path, name: str) -> Path:
         UsageError: the name is none of a folder, or something else stands there.
         EnvironmentUnsuitable: the repository cannot be read.
     """
-    if name != name.strip() or name[:1] in ("", ".") or not name.isprintable() or {*name} & {*"/\\"}:
-        raise UsageError(
-            f"{name!r} cannot name a model", expected="a folder's name, not beginning with a dot", hint="--name NAME"
-        )
+    check_name(name)
     folder = root / name
     try:
         wrong = _wrong(root, folder)
@@ -264,22 +258,4 @@ def check_existing(path: Path, config: str, *, force: bool) -> None:
             f"{path} describes another interface; the new one has {'; '.join(differences)}",
             expected="the inputs and outputs that clients of the model know",
             hint="another --name, or --force, after which the older versions no longer fit their configuration",
-        )
-
-
-def _copy(folder: Path, record: FileRecord, target: Path) -> None:
-    """Copy a file, and check that what was copied is what was recorded."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    digest = hashlib.sha256()
-    with (folder / record.path).open("rb") as source, target.open("xb") as copy:
-        while chunk := source.read(_CHUNK):
-            digest.update(chunk)
-            copy.write(chunk)
-        copy.flush()
-        os.fsync(copy.fileno())
-    if digest.hexdigest() != record.sha256:
-        raise IntegrityError(
-            f"{folder / record.path} changed while it was packaged: sha256 {digest.hexdigest()}",
-            expected=f"sha256 {record.sha256}",
-            hint="package it again",
         )

@@ -11,6 +11,7 @@ from deploycli.options import Count, batch_sizes, json_option, open_bundles, out
 
 if TYPE_CHECKING:
     from exporters.bundle import Bundle
+    from exporters.ort_rtx import PackagedFolder
 
 POSITIVE = Count()
 
@@ -21,9 +22,15 @@ POSITIVE = Count()
 @click.option(
     "--triton",
     type=click.Path(path_type=Path, file_okay=False),
-    required=True,
     metavar="DIR",
     help="Triton model repository to write into.",
+)
+@click.option(
+    "--ort-rtx",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Write a folder for ONNX Runtime with NVIDIA's TensorRT RTX provider instead, into DIR: for RTX GPUs, whose "
+    "engines no server loads.",
 )
 @click.option(
     "--flavour",
@@ -35,7 +42,7 @@ POSITIVE = Count()
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "fp16", "bf16", "int8"]),
-    help="Which file.  [default: fp32 of ONNX; the smallest verified engine]",
+    help="Which file.  [default: fp32 of ONNX for Triton; else the smallest that is verified]",
 )
 @click.option("--engine", metavar="FILE", help="Which engine, where there are several of one precision.")
 @click.option("--name", metavar="NAME", help="Name of the model.  [default: the bundle's]")
@@ -82,7 +89,8 @@ POSITIVE = Count()
 def command(
     bundles: tuple[str, ...],
     root: Path,
-    triton: Path,
+    triton: Path | None,
+    ort_rtx: Path | None,
     flavour: Literal["onnx", "tensorrt"],
     precision: str | None,
     engine: str | None,
@@ -100,6 +108,9 @@ def command(
 ) -> int:
     """Write a version of BUNDLE (or of every bundle) into a Triton model repository, DIR/NAME/VERSION.
 
+    Or, for RTX GPUs, a folder DIR/NAME with its ONNX file, options of ONNX Runtime's TensorRT RTX provider, and what
+    opens it.
+
     A file that did not pass `deploycli verify` as it is now is refused, and so is one with random weights or calibrated
     on random numbers: exit 5 where verification found it outside its budget, else 2. Versions that are there are kept.
 
@@ -109,9 +120,21 @@ def command(
       deploycli package swin_t --triton models --labels imagenet.txt --max-batch 16 --queue-delay 500
       deploycli package swin_t --triton models --precision fp16 --onnx-tensorrt
       deploycli package swin_t --triton models --flavour tensorrt --preferred-batch 8,16,32
+      deploycli package swin_t --ort-rtx served --precision fp16
     """
     from deploycli.render import print_json
-    from deploycli.render_package import show_packaged
+    from deploycli.render_package import show_folders, show_packaged
+
+    if triton is None and ort_rtx is not None:
+        _refuse_options_of_triton()
+        folders = _package_folders(_opened(root, bundles, name), ort_rtx, precision, engine, name, force=force)
+        if as_json:
+            print_json([folder.to_json() for folder in folders])
+        else:
+            show_folders(folders)
+        return 0
+    if triton is None or ort_rtx is not None:
+        raise click.UsageError("--triton DIR or --ort-rtx DIR says where to write: one of them")
     from exporters.triton import prepare
     from exporters.triton_config import Options
 
@@ -130,8 +153,7 @@ def command(
         labels=labels,
         force=force,
     )
-    opened = open_bundles(root, bundles)
-    _check_names(opened, name)
+    opened = _opened(root, bundles, name)
     deliveries = [prepare(bundle, triton, options) for bundle in opened]  # all of them, before anything is written
     packaged = [delivery.write() for delivery in deliveries]
     if as_json:
@@ -141,12 +163,43 @@ def command(
     return 0
 
 
-def _check_names(bundles: list[Bundle], name: str | None) -> None:
-    """Refuse what would make versions of one model out of several bundles.
+def _package_folders(
+    bundles: list[Bundle], root: Path, precision: str | None, engine: str | None, name: str | None, *, force: bool
+) -> list[PackagedFolder]:
+    """Write a folder for ONNX Runtime of each bundle; see `exporters.ort_rtx.prepare` for the errors."""
+    from exporters.ort_rtx import RtxOptions, prepare
+
+    options = RtxOptions(precision, engine, name, force)
+    deliveries = [prepare(bundle, root, options) for bundle in bundles]  # all of them, before anything is written
+    return [delivery.write() for delivery in deliveries]
+
+
+_OF_TRITON = (
+    *("flavour", "version", "max_batch", "preferred_batch", "queue_delay", "instances", "kind"),
+    *("onnx_tensorrt", "labels"),
+)
+
+
+def _refuse_options_of_triton() -> None:
+    """Refuse what a folder for ONNX Runtime has no place for.
+
+    Raises:
+        UsageError: one was given.
+    """
+    context = click.get_current_context()
+    for name in _OF_TRITON:
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--{name.replace('_', '-')} is of --triton, and has no meaning for --ort-rtx")
+
+
+def _opened(root: Path, given: tuple[str, ...], name: str | None) -> list[Bundle]:
+    """Open bundles, and refuse what would make versions of one model out of several.
 
     Raises:
         UsageError: two bundles of one name, or one name for several.
     """
+    bundles = open_bundles(root, given)
     names = [name or bundle.path.resolve().name for bundle in bundles]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise click.UsageError(f"several bundles would be the model {twice[0]!r}; package them one by one with --name")
+    return bundles

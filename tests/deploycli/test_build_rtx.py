@@ -201,7 +201,21 @@ def test_lint_for_gpus(bundle: Path, deploycli: Command) -> None:
     assert "TensorRT for RTX compiles no BF16 for compute capability 7.5" in result.out
 
 
-def test_a_server_cannot_use_it(bundle: Path, deploycli: Command) -> None:
+def test_triton_cannot_serve_it_and_onnx_runtime_its_graph(
+    bundle: Path, plans: dict[str, Path], deploycli: Command
+) -> None:
     assert deploycli("verify", "--batches", "1").code == 0
     refused = deploycli("package", "--triton", "models", "--flavour", "tensorrt")
-    assert_refused(refused, 2, "holds no TensorRT engine but of TensorRT for RTX", "--flavour onnx")
+    assert_refused(refused, 2, "holds no TensorRT engine but of TensorRT for RTX", "--ort-rtx DIR", "--flavour onnx")
+    written = deploycli("package", "--ort-rtx", "served")
+    assert written.code == 0, written.err
+    assert f"1x3x16x16 / images:8x3x16x16 / images:32x3x16x16, those of {plans['fp16'].name}" in written.out
+    assert written.out.splitlines()[-1] == "next: python served/smallest/load.py"
+    (found,) = deploycli("package", "--ort-rtx", "served", "--engine", plans["bf16"].name, "--json").json()
+    assert (found["precision"], found["engine"], found["verified"]) == ("bf16", plans["bf16"].name, "ok")
+    assert (
+        json.loads((bundle.parents[1] / "served/smallest/onnxruntime.json").read_text())["deploycli"]["proof"] == "ok"
+    )
+    assert_refused(deploycli("package", "--ort-rtx", "served", "--max-batch", "4"), 2, "--max-batch is of --triton")
+    assert_refused(deploycli("package", "--ort-rtx", "a", "--triton", "b"), 2, "one of them")
+    assert_refused(deploycli("package"), 2, "--triton DIR or --ort-rtx DIR")
