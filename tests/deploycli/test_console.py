@@ -166,8 +166,10 @@ PRINTS = {
     "deploycli/ending.py": {"print"},
     "deploycli/__main__.py": {"print"},
     "exporters/tensorrt/worker.py": {"print"},
+    "exporters/ort_rtx_load.py": {"print"},
 }
-"""Who may: what ends a command, escaped; before the packages are known to be ours; and a child, into its own log."""
+"""Who may: what ends a command, escaped; before the packages are known to be ours; a child, into its own log; what is
+run without this program."""
 
 
 def test_nothing_prints_past_the_console() -> None:
