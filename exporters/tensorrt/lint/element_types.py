@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+QUANTIZED = frozenset({ir.DataType.INT8, ir.DataType.INT4, ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT4E2M1})
+"""What a Q may make and a DQ may read."""
+
 _BY_NAME = {f"tensor({t.name.lower()})": t for t in ir.DataType}
 
 _TYPE_ATTRIBUTE = {
@@ -139,8 +142,9 @@ def _special(node: ir.Node, inputs: list[Type], type_of: TypeOf) -> list[Type]:
         given = data_type(attribute(node, "output_dtype", 0))
         if node.op_type == "DequantizeLinear":
             return [given or (inputs[1] if len(inputs) > 1 else None)]
-        # Without a zero point the parser takes INT8 for the type; ONNX itself says UINT8.
-        return [given or (inputs[2] if len(inputs) > 2 and inputs[2] is not None else ir.DataType.INT8)]
+        # Without a zero point, or with one of another type, the parser takes INT8; without one ONNX means UINT8.
+        zero_point = inputs[2] if len(inputs) > 2 else None
+        return [given or (zero_point if zero_point in QUANTIZED else ir.DataType.INT8)]
     return _of_bodies(node, type_of)
 
 

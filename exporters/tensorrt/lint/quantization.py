@@ -1,6 +1,7 @@
 """Rule 6: Q and DQ as the parser takes them.
 
-A scale is a constant above zero; a zero point is zero; INT8 exists between a Q and its DQ only.
+A stored scale is above zero and a zero point is zero; there is one scale for the tensor, one for each index of an axis,
+or one for each block of one of the last two axes.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from exporters.tensorrt.lint.element_types import attribute, is_onnx
-from exporters.tensorrt.lint.problem import error, type_name
+from exporters.rewrite.facts import dynamic_axes
+from exporters.tensorrt.lint.element_types import QUANTIZED, attribute, data_type, is_onnx
+from exporters.tensorrt.lint.problem import differs, error, type_name, warning
 from exporters.tensorrt.lint.subject import operand
 from exporters.tensorrt.lint.types import FLOATS
 
@@ -24,25 +26,27 @@ if TYPE_CHECKING:
     from exporters.tensorrt.lint.problem import Problem
     from exporters.tensorrt.lint.subject import Subject
 
-LOW_PRECISION = frozenset({ir.DataType.INT8, ir.DataType.INT4, ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT4E2M1})
-"""What a Q may make and a DQ may read."""
-
 _SMALLEST_NORMAL = {
     ir.DataType.FLOAT: 2.0**-126,
     ir.DataType.FLOAT16: 2.0**-14,
     ir.DataType.BFLOAT16: 2.0**-126,
+    ir.DataType.DOUBLE: 2.0**-126,  # it becomes FP32
 }
+"""By the types that a scale may have."""
 
 Q, DQ = "QuantizeLinear", "DequantizeLinear"
 
 _SYMMETRIC = "quantize symmetrically, to INT8 with zero point 0"
+
+_MIXED_SINCE = (11,)
+"""First version that was seen to take a scale of another type than the data: TensorRT for RTX 1.7 has its parser."""
 
 
 def quantization(subject: Subject) -> Iterator[Problem]:
     """Rule 6: scales, zero points, axes and neighbours of every Q and DQ are those that the parser takes.
 
     Source: onnx-tensorrt ``onnxOpImporters.cpp``, ``QuantDequantLinearHelper``; TensorRT documentation, "Working with
-    Quantized Types".
+    Quantized Types"; the builder of TensorRT for RTX 1.7, which takes INT8 between any two operators.
     """
     for node in subject.nodes:
         if is_onnx(node, Q, DQ):
@@ -50,18 +54,25 @@ def quantization(subject: Subject) -> Iterator[Problem]:
             yield from _zero_point(node, subject)
             yield from _granularity(node, subject)
             yield from _types(node, subject)
-            yield from _readers(node, subject) if node.op_type == Q else _source(node, subject)
+            yield from _readers(node) if node.op_type == Q else _source(node, subject)
 
 
 def _scale(node: ir.Node, subject: Subject) -> Iterator[Problem]:
     value = operand(node, 1)
     tensor = subject.stored(value)
-    if value is None or tensor is None:
-        found = "it has no scale" if value is None else f"its scale {value.name} is computed"
-        yield error(node, found, "store the scale as an initializer")
+    if value is None:
+        yield error(node, "it has no scale", "store the scale as an initializer")
+        return
+    if tensor is None:
+        source = value.producer()
+        quantized = operand(source, 0) if source is not None and is_onnx(source, DQ) else None
+        is_int8 = subject.stored(quantized) is not None and subject.inference.dtype(quantized) == ir.DataType.INT8
+        make = error if is_int8 else warning  # the builder folds such a DQ, and then finds INT8 that no DQ reads
+        found = "is a dequantized constant" if is_int8 else "is computed"
+        yield make(node, f"its scale {value.name} {found}", "store the scale as an initializer")
         return
     dtype = subject.inference.dtype(value)
-    if dtype not in FLOATS:
+    if dtype is None or dtype not in _SMALLEST_NORMAL:
         yield error(node, f"its scale is {type_name(dtype)}", "FP32, FP16 or BF16")
         return
     array = subject.read(tensor)
@@ -71,34 +82,35 @@ def _scale(node: ir.Node, subject: Subject) -> Iterator[Problem]:
     scale = array.astype(np.float64)
     if not scale.size:
         yield error(node, "its scale has no elements")
-    elif not np.isfinite(scale).all():
-        yield error(node, "its scale is not finite", "calibrate anew, with more data")
+    elif np.isnan(scale).any():
+        yield error(node, "its scale is no number", "calibrate anew, with more data")
     elif (scale <= 0).any():
         hint = "a scale that became 0 underflowed: keep it in FP32, or merge it with its neighbour"
         yield error(node, f"its scale is {scale.min():g}: the parser takes only positive ones", hint)
+    elif np.isinf(scale).any():
+        yield warning(node, "its scale is not finite", "calibrate anew, with more data")
     elif (scale < _SMALLEST_NORMAL[dtype]).any():
         found = f"its scale {scale.min():g} is subnormal in {type_name(dtype)}"
-        yield error(node, found, "it is not exact, and a GPU may flush it to 0: keep the pair in FP32")
+        yield warning(node, found, "it is not exact, and a GPU may flush it to 0: keep the pair in FP32")
 
 
 def _zero_point(node: ir.Node, subject: Subject) -> Iterator[Problem]:
     value = operand(node, 2)
     if value is None:
-        hint = "write an INT8 zero point of 0: without one ONNX means UINT8, TensorRT INT8"
-        if node.op_type == DQ and subject.inference.dtype(operand(node, 0)) in LOW_PRECISION:
-            hint = "write a zero point of 0 in the type of the data"
-        if not attribute(node, "output_dtype", 0) or node.op_type == DQ:
-            yield error(node, "it has no zero point", hint)
+        if node.op_type == Q and not attribute(node, "output_dtype", 0):
+            hint = "write an INT8 zero point of 0"
+            yield differs(node, "it has no zero point: ONNX means UINT8, TensorRT INT8", hint)
         return
     dtype = subject.inference.dtype(value)
-    if dtype not in LOW_PRECISION:
-        yield error(node, f"its zero point is {type_name(dtype)}", _SYMMETRIC)
-        return
+    if dtype == ir.DataType.FLOAT8E4M3FN:
+        return  # the parser does not look at it
     array = subject.constant(value)
     if array is None:
         yield error(node, f"its zero point {value.name} is no constant", "store it as an initializer")
     elif array.astype(np.float64).any():
         yield error(node, "its zero point is not 0", _SYMMETRIC)
+    elif dtype not in QUANTIZED and node.op_type == Q:
+        yield differs(node, f"its zero point is {type_name(dtype)}: TensorRT takes INT8 for it", _SYMMETRIC)
     scale = subject.inference[operand(node, 1)].dims
     if array is not None and scale is not None and array.size != math.prod(scale):
         yield error(node, f"{math.prod(scale)} scales and {array.size} zero points", "one for each scale")
@@ -110,32 +122,39 @@ def axis_of(node: ir.Node, subject: Subject) -> int:
 
 
 def _granularity(node: ir.Node, subject: Subject) -> Iterator[Problem]:
-    """One scale for the tensor, one for each index of an axis, or one for each block of an axis."""
+    """One scale for the tensor, one for each index of an axis, or one for each block of an axis.
+
+    That there are blocks is seen by the shape of the scale; ``block_size`` is not read.
+    """
     scale, data = subject.inference[operand(node, 1)].dims, subject.inference[operand(node, 0)].dims
-    if scale is None or data is None or math.prod(scale) == 1:
+    if scale is None or data is None or (math.prod(scale) == 1 and len(scale) < 2):
         return
-    block, axis = attribute(node, "block_size", 0), axis_of(node, subject)
+    axis = axis_of(node, subject)
     if not -len(data) <= axis < len(data):
         yield error(node, f"axis {axis} of a tensor with {len(data)} dimensions")
-    elif block or (len(scale) == len(data) != 1):
-        yield from _blocks(node, scale, data, block, axis % len(data))
-    elif len(scale) != 1:
-        yield error(node, f"its scale has shape {list(scale)}", "one value, or one for each index of an axis")
-    elif scale[0] != data[axis]:
-        yield error(
-            node, f"{scale[0]} scales for axis {axis}, which has {data[axis]}", "one for each index of the axis"
-        )
+    elif len(scale) == 1:
+        if axis % len(data) in dynamic_axes(data):
+            yield error(node, f"one scale for each index of axis {axis}, which is dynamic", "another axis")
+        elif scale[0] != data[axis]:
+            found = f"{scale[0]} scales for axis {axis}, which has {data[axis]}"
+            yield error(node, found, "one for each index of the axis")
+    elif len(scale) != len(data):
+        hint = "one value, one for each index of an axis, or as many dimensions as the data"
+        yield error(node, f"its scale has shape {list(scale)}", hint)
+    else:
+        yield from _blocks(node, scale, data, axis % len(data))
 
 
-def _blocks(node: ir.Node, scale: Dims, data: Dims, block: int, axis: int) -> Iterator[Problem]:
-    if not block:
-        yield error(node, f"its scale has shape {list(scale)} and it has no block_size", "write the block_size")
-        return
-    others = [i for i in range(len(data)) if i != axis and (i >= len(scale) or scale[i] != data[i])]
-    if len(scale) != len(data) or others:
+def _blocks(node: ir.Node, scale: Dims, data: Dims, axis: int) -> Iterator[Problem]:
+    others = [i for i in range(len(data)) if i != axis and scale[i] != data[i]]
+    if others:
         yield error(node, f"a scale {list(scale)} for data {list(data)}", f"blocks on axis {axis} alone")
-    elif block < 0 or scale[axis] * block != data[axis]:
-        yield error(node, f"{scale[axis]} blocks of {block} on axis {axis}, which has {data[axis]}")
+    elif axis < len(data) - 2:
+        yield error(node, f"blocks on axis {axis} of {len(data)}", "on one of the last two axes")
+    elif not scale[axis] or data[axis] % scale[axis]:
+        yield error(node, f"{scale[axis]} blocks on axis {axis}, which has {data[axis]}", "blocks of one size")
+    elif scale[axis] == data[axis]:
+        yield error(node, f"blocks of one element on axis {axis}", "larger blocks")
 
 
 def _types(node: ir.Node, subject: Subject) -> Iterator[Problem]:
@@ -144,38 +163,44 @@ def _types(node: ir.Node, subject: Subject) -> Iterator[Problem]:
     if node.op_type == Q:
         if data is not None and data not in FLOATS | {ir.DataType.DOUBLE}:
             yield error(node, f"it quantizes {type_name(data)}", "FP32, FP16 or BF16")
-        elif subject.opset >= 19 and data is not None and scale in FLOATS and data != scale:
+        elif subject.opset >= 19 and data in FLOATS and scale in FLOATS and data != scale:
+            make = error if subject.version < _MIXED_SINCE else warning
             found = f"its scale is {type_name(scale)}, its data are {type_name(data)}"
-            yield error(node, found, "from opset 19 on both have one type: Cast the scale when it is stored")
+            yield make(node, found, "one type for both: Cast the scale when it is stored")
         made = dtype(node.outputs[0])
-        if made is not None and made not in LOW_PRECISION and operand(node, 2) is None:
+        if made is not None and made not in QUANTIZED:
             yield error(node, f"it quantizes to {type_name(made)}", _SYMMETRIC)
         quantized = made
     else:
-        if data is not None and data not in LOW_PRECISION:
+        made = data_type(attribute(node, "output_dtype", 0))
+        if made is not None and made not in FLOATS:
+            yield error(node, f"it dequantizes to {type_name(made)}", "FP32, FP16 or BF16")
+        if data is not None and data not in QUANTIZED:
             hint = "keep the bias in floating point" if data == ir.DataType.INT32 else _SYMMETRIC
             yield error(node, f"it dequantizes {type_name(data)}", hint)
         zero_point = dtype(operand(node, 2))
-        if data is not None and zero_point is not None and zero_point != data:
-            yield error(node, f"its data are {type_name(data)}, its zero point is {type_name(zero_point)}")
+        if data in QUANTIZED and zero_point is not None and zero_point != data:
+            found = f"its data are {type_name(data)}, its zero point is {type_name(zero_point)}"
+            yield warning(node, found, "one type for both, as ONNX asks: TensorRT does not look")
         quantized = data
     dims = subject.inference[operand(node, 0)].dims
-    if quantized in (ir.DataType.INT4, ir.DataType.FLOAT4E2M1) and dims is not None and math.prod(dims) % 2:
+    is_static = dims is not None and not dynamic_axes(dims)
+    if quantized in (ir.DataType.INT4, ir.DataType.FLOAT4E2M1) and is_static and math.prod(dims or ()) % 2:
         yield error(node, f"{type_name(quantized)} needs an even number of elements", "pad the tensor")
 
 
-def _readers(node: ir.Node, subject: Subject) -> Iterator[Problem]:
-    """Between a Q and its DQ stands nothing: no data movement, no output of the graph."""
+def _readers(node: ir.Node) -> Iterator[Problem]:
+    """Between a Q and its DQ stands nothing: what stands there computes with integers, and costs a fusion."""
     for output in node.outputs[:1]:
         if output.is_graph_output():
-            yield error(node, f"its result {output.name} is an output of the graph", "dequantize it first")
+            yield warning(node, f"its result {output.name} is an output of the graph", "dequantize it first")
         readers = list(output.consumers())
         if not readers and not output.is_graph_output():
-            yield error(node, "nothing dequantizes its result", "remove it, or let a DQ read it")
+            yield warning(node, "nothing dequantizes its result", "remove it, or let a DQ read it")
         for reader in readers:
             if not is_onnx(reader, DQ) or reader.inputs[0] is not output:
                 hint = "move it before the Q or behind the DQ: TensorRT commutes it by itself"
-                yield error(node, f"its result is read by {reader.op_type}, not by a DQ", hint)
+                yield warning(node, f"its result is read by {reader.op_type}, not by a DQ", hint)
 
 
 def _source(node: ir.Node, subject: Subject) -> Iterator[Problem]:
@@ -188,31 +213,19 @@ def _source(node: ir.Node, subject: Subject) -> Iterator[Problem]:
         yield from _pair(producer, node, subject)
     elif subject.stored(value) is None and not value.is_graph_input():
         found = "nothing" if producer is None else producer.op_type
-        yield error(node, f"its data come from {found}", "a Q, or an INT8 initializer")
-    for output in node.outputs[:1]:
-        for use in output.uses():
-            if is_onnx(use.node, Q, DQ) and use.idx > 0:
-                yield error(use.node, "its scale or zero point is dequantized", "store it as an initializer")
-            elif is_onnx(use.node, DQ):
-                yield error(use.node, "it dequantizes what is dequantized already", "remove it")
+        yield warning(node, f"its data come from {found}", "a Q, or an INT8 initializer")
 
 
 def _pair(q: ir.Node, dq: ir.Node, subject: Subject) -> Iterator[Problem]:
     scales = [subject.constant(operand(node, 1)) for node in (q, dq)]
     if scales[0] is not None and scales[1] is not None and not _same(scales[0], scales[1]):
-        yield error(dq, f"its scale is not that of its Q {q.name}", "let both read one initializer")
-    zeros = [subject.constant(operand(node, 2)) for node in (q, dq)]
-    if zeros[0] is not None and zeros[1] is not None and not _same(zeros[0], zeros[1]):
-        yield error(dq, f"its zero point is not that of its Q {q.name}", "let both read one initializer")
+        yield warning(dq, f"its scale is not that of its Q {q.name}", "let both read one initializer")
     is_per_axis = scales[0] is not None and scales[0].size > 1
     dims = subject.inference[operand(q, 0)].dims
     rank = 0 if dims is None else len(dims)
     axes = [axis + rank if axis < 0 else axis for axis in (axis_of(q, subject), axis_of(dq, subject))]
     if is_per_axis and axes[0] != axes[1]:
-        yield error(dq, f"its axis is {axes[1]}, that of its Q {q.name} is {axes[0]}")
-    blocks = [attribute(node, "block_size", 0) for node in (q, dq)]
-    if blocks[0] != blocks[1]:
-        yield error(dq, f"its block_size is {blocks[1]}, that of its Q {q.name} is {blocks[0]}")
+        yield warning(dq, f"its axis is {axes[1]}, that of its Q {q.name} is {axes[0]}")
 
 
 def _same(a: Array, b: Array) -> bool:

@@ -29,7 +29,10 @@ LOW_BITS = frozenset({ir.DataType.INT4, ir.DataType.FLOAT8E4M3FN, ir.DataType.FL
 
 _QDQ = ("QuantizeLinear", "DequantizeLinear")
 
-_MOVES = ("Concat", "Flatten", "Identity", "Reshape", "Shape", "Squeeze", "Transpose", "Unsqueeze")
+_MOVES = (
+    *("Concat", "DepthToSpace", "Dropout", "Flatten", "Identity", "Reshape", "Shape", "Size", "SpaceToDepth"),
+    "Transpose",
+)
 """What may stand between a Q and its DQ, and at the edge of the graph: ``validateQuantizedTypesProducersConsumers``."""
 
 _MAKES_UINT8 = ("Cast", "CastLike", "Identity")
@@ -91,14 +94,18 @@ def _type_of_value(value: ir.Value, dtype: ir.DataType | None, subject: Subject)
         yield from _uint8(value, where, is_stored=is_stored)
     elif dtype not in LOW_BITS | {ir.DataType.INT8}:
         yield error(where, f"{name} is {type_name(dtype)}, which TensorRT does not have", "Cast it before the export")
-    elif not (producer is not None and is_onnx(producer, *_QDQ)):  # what a Q makes is rule 6's
+    elif dtype in LOW_BITS or is_stored:
         moves = () if is_stored else _MOVES
         readers = [n for n in value.consumers() if is_onnx(n) and not is_onnx(n, *_QDQ, *moves)]
-        is_output = value.is_graph_output() and not (producer is not None and is_onnx(producer, *moves))
-        if readers or is_output:
+        if producer is not None and is_onnx(producer) and not is_stored and not is_onnx(producer, *_QDQ, *moves):
+            yield error(where, f"{name} is {type_name(dtype)} that {producer.op_type} makes", _ONLY_QDQ)
+        elif readers or (value.is_graph_output() and is_stored):
             by = f"is read by {listed(n.op_type for n in readers)}" if readers else "is an output"
             kind = f"stored {type_name(dtype)}" if is_stored else type_name(dtype)
-            yield error(where, f"{name} is {kind} and {by}", "only Q/DQ pairs hold quantized types")
+            yield error(where, f"{name} is {kind} and {by}", _ONLY_QDQ)
+
+
+_ONLY_QDQ = "only Q/DQ pairs hold quantized types"
 
 
 def _uint8(value: ir.Value, where: ir.Node | str, *, is_stored: bool) -> Iterator[Problem]:
@@ -141,7 +148,9 @@ def strong_typing(subject: Subject) -> Iterator[Problem]:
                 takes = listed(sorted(t.name for t in allowed), 4)
                 data = formal(schema.inputs, _DATA_OPERAND.get(node.op_type, 0))
                 is_data = data is not None and parameter.type_str == data.type_str
-                make = warning if is_data and found in subject.operators.types.get(node.op_type, ()) else error
+                is_taken = found in subject.operators.types.get(node.op_type, ())
+                is_moved = found in LOW_BITS and is_onnx(node, *_MOVES)
+                make = warning if is_data and (is_taken or is_moved) else error
                 yield make(node, f"{parameter.name} is {type_name(found)}", f"opset {subject.opset} takes {takes}")
             if parameter.is_homogeneous:
                 groups.setdefault(parameter.type_str, []).append((value.name or "", found))
@@ -176,7 +185,7 @@ def _declared_types(subject: Subject) -> Iterator[Problem]:
             producer = value.producer()
             where: ir.Node | str = (value.name or "") if producer is None else producer
             message = f"{value.name} is declared {type_name(declared)}, it is {type_name(found)}"
-            yield error(where, message, "infer the types anew, or Cast it")
+            yield differs(where, message, "infer the types anew, or Cast it")
 
 
 _ONE_RESULT = frozenset({"LayerNormalization", "BatchNormalization", "MaxPool", "GroupNormalization"})
