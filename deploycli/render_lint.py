@@ -6,6 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from deploycli.console import Output, assembled, stdout, styled
+from exporters.tensorrt.network import shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,12 +24,33 @@ def show_lint(reports: Sequence[LintReport], *, verbose: bool) -> None:
         console.print(styled(report.model, "bold"), f"for TensorRT {report.tensorrt}", soft_wrap=True)
         _show(console, report.errors, "error", "bold red", verbose=verbose)
         _show(console, report.warnings, "warning", "yellow", verbose=verbose)
+        _show_parser(console, report)
         show_fusable(console, report)
         if verbose:
             _show_blocks(console, report)
         verdict = styled("passed", "bold green") if report.passed else styled("FAILED", "bold red")
         counts = f"{len(report.errors)} errors, {len(report.warnings)} warnings, {len(report.rules)} rules"
-        console.print(verdict, counts)
+        console.print(verdict, counts + ("; refused by the parser" if report.refused else ""))
+
+
+def _show_parser(console: Output, report: LintReport) -> None:
+    """Print what NVIDIA's parser says, where it was asked, and how that differs from what the rules say."""
+    if report.parser is None:
+        return
+    found, judge = report.parser, f"the parser of {report.parser.judge}"
+    if found.problem:
+        console.print(assembled(("  no verdict ", "yellow"), f"of {judge}: {found.problem}"), soft_wrap=True)
+    elif found.is_taken:
+        console.print(f"  {judge} takes it")
+    for line in shown(found.refusals, found.more):
+        console.print(assembled(("  refused ", "bold red"), f"by {judge}: {line}"), soft_wrap=True)
+    if found.lacking:
+        console.print(
+            f"  {judge} did not judge {', '.join(found.lacking)}, nor what follows: RTX ships no plugins",
+            soft_wrap=True,
+        )
+    if report.disagreement:
+        console.print(assembled(("  they disagree: ", "bold yellow"), report.disagreement), soft_wrap=True)
 
 
 def _show(console: Output, findings: Sequence[Finding], level: str, style: str, *, verbose: bool) -> None:

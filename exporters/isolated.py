@@ -13,7 +13,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from contextlib import suppress
+import threading
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from models import errors
@@ -24,7 +25,7 @@ if sys.platform != "win32":
     import resource
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import IO
 
 T = TypeVar("T")
@@ -64,6 +65,7 @@ def isolated(
     *arguments: Any,
     progress: Callable[[str], None] = lambda _: None,
     memory: int | None = None,
+    timeout: float | None = None,
     **keywords: Any,
 ) -> T:
     """Call ``function(*arguments, progress=..., **keywords)`` in a child and return what it returns.
@@ -75,36 +77,37 @@ def isolated(
         arguments: its arguments.
         progress: is called with what it says that it is doing.
         memory: bytes of address space that the child may take; None for any.
+        timeout: seconds that it may take; None for any.
         keywords: its further arguments.
 
     Raises:
         DeployError: what the function raised.
-        Died: the child crashed, was killed, ran out of memory, or raised another exception.
+        Died: the child crashed, was killed, ran out of memory or time, or raised another exception.
         EnvironmentUnsuitable: no process can be started.
     """
-    step = ""
-    with tempfile.TemporaryFile() as words, _started(words) as child:
+    with begun(function, *arguments, progress=progress, memory=memory, timeout=timeout, **keywords) as result:
+        return result()
+
+
+@contextmanager
+def begun(
+    function: Callable[..., T],
+    *arguments: Any,
+    progress: Callable[[str], None] = lambda _: None,
+    memory: int | None = None,
+    timeout: float | None = None,
+    **keywords: Any,
+) -> Iterator[Callable[[], T]]:
+    """Begin to call a function as `isolated` does, and yield what waits for its result; at the end the child is dead.
+
+    The arguments and errors are those of `isolated`.
+    """
+    with tempfile.TemporaryFile() as words, _started(words) as child, _limited(child, timeout) as ended_here:
         assert child.stdin is not None
-        assert child.stdout is not None
         with suppress(BrokenPipeError):  # it has died; it is asked why below
             pickle.dump((os.getpid(), memory, function, arguments, keywords), child.stdin)
             child.stdin.close()
-        while (message := _read(child.stdout)) is not None:
-            kind, *content = message
-            if kind == "progress":
-                (step,) = content
-                progress(step)
-            elif kind == "result":
-                result: T = content[0]
-                return result
-            elif kind == "error":
-                name, found, expected, hint = content
-                raise getattr(errors, name)(found, expected=expected, hint=hint)
-            else:
-                raise Died(content[0], step, content[1])
-        child.wait()
-        said = _last_words(words)
-        raise Died(what_ended(child.returncode), step, shortage(RuntimeError(said)))
+        yield lambda: _result(child, words, progress, ended_here)
 
 
 def what_ended(status: int) -> str:
@@ -153,6 +156,50 @@ class _started:  # noqa: N801 - a context manager
                 if pipe is not None:
                     pipe.close()
         self._child.wait()
+
+
+@contextmanager
+def _limited(child: subprocess.Popen[bytes], timeout: float | None) -> Iterator[Callable[[], str]]:
+    """Kill the child when its time is up; yield what says so, or nothing as long as that was not the reason."""
+    is_late = threading.Event()
+
+    def end() -> None:
+        is_late.set()
+        child.kill()
+
+    timer = None if timeout is None else threading.Timer(timeout, end)
+    if timer is not None:
+        timer.daemon = True
+        timer.start()
+    try:
+        yield lambda: f"was stopped after {timeout:g} s" if is_late.is_set() else ""
+    finally:
+        if timer is not None:
+            timer.cancel()
+
+
+def _result(
+    child: subprocess.Popen[bytes], words: IO[bytes], progress: Callable[[str], None], ended_here: Callable[[], str]
+) -> Any:
+    """Return what the child sends as its result, or raise why there is none."""
+    step = ""
+    assert child.stdout is not None
+    while (message := _read(child.stdout)) is not None:
+        kind, *content = message
+        if kind == "progress":
+            (step,) = content
+            progress(step)
+        elif kind == "result":
+            return content[0]
+        elif kind == "error":
+            name, found, expected, hint = content
+            raise getattr(errors, name)(found, expected=expected, hint=hint)
+        else:
+            raise Died(content[0], step, content[1])
+    child.wait()
+    if reason := ended_here():
+        raise Died(reason, step, None)
+    raise Died(what_ended(child.returncode), step, shortage(RuntimeError(_last_words(words))))
 
 
 def _read(pipe: IO[bytes]) -> tuple[Any, ...] | None:

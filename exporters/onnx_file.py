@@ -27,6 +27,9 @@ INLINE_LIMIT = 2**31 - 2**24
 _SMALL = 1024
 """Tensors below this stay in the file even with external data: shapes must be readable without it, bytes."""
 
+_LARGE = 2**16
+"""Tensors below this stay in an outline: there are scales and bounds among them, bytes."""
+
 _ALIGNMENT = 4096
 """External tensors start on a page, so that a runtime can map them, bytes."""
 
@@ -69,6 +72,37 @@ def write_model(
     return [path]
 
 
+def write_outline(model: ir.Model, path: Path) -> None:
+    """Write a model without the numbers of its large weights, for who looks at shapes and types only.
+
+    They are external data in one file that is all zeros and takes no room on the disk. What decides more than a number
+    stays: integers of 32 and 64 bits, which are axes, shapes and indices, and scales and zero points.
+
+    Args:
+        model: the model; its initializers keep their tensors.
+        path: the ``.onnx`` file. Its data stands beside it as ``<name>.data``.
+    """
+    tensors = {name: v.const_value for name, v in model.graph.initializers.items() if v.const_value is not None}
+    data, length, headers = path.with_name(f"{path.name}.data"), 0, []
+    for name, tensor in tensors.items():
+        header = _header(name, tensor)
+        headers.append(header)
+        if tensor.nbytes >= _LARGE and not _decides(model.graph.initializers[name]):
+            _locate(header, data, length, tensor.nbytes)  # no two at one place: TensorRT takes them for one tensor
+            length += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
+    with data.open("wb") as file:
+        file.truncate(length)
+    _write(model, path, headers, list(tensors.values()))
+
+
+def _decides(value: ir.Value) -> bool:
+    """Whether the numbers of a constant may decide what becomes of a graph."""
+    is_index = value.dtype in (ir.DataType.INT32, ir.DataType.INT64, ir.DataType.BOOL, ir.DataType.STRING)
+    return is_index or any(
+        use.node.op_type in ("QuantizeLinear", "DequantizeLinear") and use.idx for use in value.uses()
+    )
+
+
 def _header(name: str, tensor: ir.TensorProtocol) -> onnx.TensorProto:
     header = onnx.TensorProto(dims=tuple(tensor.shape.numpy()), data_type=int(tensor.dtype), name=name)
     if tensor.dtype.is_string():  # these have no bytes of their own: they are part of the message
@@ -86,11 +120,15 @@ def _write_external(tensors: Mapping[str, ir.TensorProtocol], path: Path) -> lis
             if tensor.nbytes < _SMALL or tensor.dtype.is_string():
                 continue
             file.write(b"\0" * (-file.tell() % _ALIGNMENT))
-            header.data_location = onnx.TensorProto.EXTERNAL
-            for key, value in (("location", path.name), ("offset", file.tell()), ("length", tensor.nbytes)):
-                header.external_data.add(key=key, value=str(value))
+            _locate(header, path, file.tell(), tensor.nbytes)
             file.write(tensor.tobytes())
     return headers
+
+
+def _locate(header: onnx.TensorProto, path: Path, offset: int, length: int) -> None:
+    header.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in (("location", path.name), ("offset", offset), ("length", length)):
+        header.external_data.add(key=key, value=str(value))
 
 
 def _write(

@@ -25,6 +25,13 @@ from deploycli.options import bundle_path, gpu_option, json_option, output_optio
     "--plugin", "plugins", multiple=True, metavar="OP", help="An operator that a plugin provides. Repeatable."
 )
 @gpu_option("Judge for this GPU too: what it cannot compute in")
+@click.option(
+    "--parser",
+    type=click.Choice(["auto", "rtx", "none"]),
+    default="auto",
+    show_default=True,
+    help="Let the parser of TensorRT for RTX judge, too. auto: where it is installed, unless --rules chooses.",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Show every warning, and every attention block.")
 @json_option
 def command(
@@ -34,25 +41,33 @@ def command(
     rules: str | None,
     plugins: tuple[str, ...],
     gpus: tuple[str, ...],
+    parser: str,
     verbose: bool,
     as_json: bool,
 ) -> int:
     """Judge ONNX files, or those of bundles (of every bundle), as TensorRT will, without TensorRT; exit 3 on errors.
 
     Errors are what the parser refuses or would type otherwise than meant; warnings are what makes a slower or less
-    exact engine. The last line counts the attention blocks that have a form which TensorRT documents to fuse.
+    exact engine. Where TensorRT for RTX is installed, its own parser reads each file as well, in a process of its own:
+    what it refuses is exit 3, too, and where it and the rules disagree, that is said.
+
+    The last lines count the attention blocks that have a form which TensorRT documents to fuse.
 
     \b
     Examples:
       deploycli lint swin_t
       deploycli lint model.onnx --tensorrt 10.13 -v
       deploycli lint model.onnx --rules 4,6 --json
+      deploycli lint model.onnx --parser rtx
     """
     from deploycli.render import print_json
     from deploycli.render_lint import show_lint
     from exporters.bundle import Bundle, find_bundles
+    from exporters.tensorrt import library
     from exporters.tensorrt.lint import lint
+    from exporters.tensorrt.product import RTX
     from exporters.tensorrt.targets import parse_targets
+    from models.errors import EnvironmentUnsuitable, ExportError
 
     targets = parse_targets(gpus)
     try:
@@ -66,9 +81,17 @@ def command(
         else:
             bundle = Bundle.open(bundle_path(root, path))
             files += [bundle.path / artifact.file.path for artifact in bundle.manifest.artifacts]
-    reports = [lint(file, version=version, rules=numbers, plugins=plugins, targets=targets) for file in files]
+    asked = parser == "rtx" or (parser == "auto" and numbers is None and library.is_installed(RTX))
+    if parser == "rtx":
+        library.require_installed(RTX)
+    reports = [
+        lint(file, version=version, rules=numbers, plugins=plugins, targets=targets, parser=asked) for file in files
+    ]
     if as_json:
         print_json([report.to_json() for report in reports])
     else:
         show_lint(reports, verbose=verbose)
-    return 0 if all(report.passed for report in reports) else 3
+    if not all(report.passed for report in reports):
+        return ExportError.exit_code
+    lacks_verdict = parser == "rtx" and any(report.parser is not None and report.parser.problem for report in reports)
+    return EnvironmentUnsuitable.exit_code if lacks_verdict else 0

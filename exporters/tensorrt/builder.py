@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 from exporters.atomic import write_whole
 from exporters.tensorrt import library
 from exporters.tensorrt.job import LAYERS, LOG, PLAN, BuildResult
+from exporters.tensorrt.network import fill, make_builder, make_network, shown
 from exporters.tensorrt.plan import HEADER_BYTES, plan_header
 from exporters.tensorrt.timing_cache import sha256_of_bytes
-from models.errors import BuildError, EnvironmentUnsuitable, UsageError, first_line
+from models.errors import BuildError, UsageError, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     from exporters.tensorrt.job import Job
     from exporters.tensorrt.progress import Reporter
     from exporters.tensorrt.settings import BuildSettings, ShapeRange
-
-_ERRORS_SHOWN = 20
 
 
 class Cancelled(Exception):  # noqa: N818 - it was asked for
@@ -105,39 +104,6 @@ def build(job: Job, reporter: Reporter, log: Log) -> BuildResult:
     )
 
 
-def make_builder(log: Log, title: str) -> trt.Builder:
-    """Return a builder.
-
-    Raises:
-        EnvironmentUnsuitable: TensorRT does not start on this machine.
-    """
-    import tensorrt as trt
-
-    try:
-        return trt.Builder(log)
-    except TypeError as error:  # pybind11's "factory function returned nullptr"
-        raise EnvironmentUnsuitable(
-            f"{title} does not start: {log.last() or first_line(error)}",
-            expected="a GPU and a driver that it supports, with free memory",
-            hint="nvidia-smi",
-        ) from error
-
-
-def make_network(builder: trt.Builder, title: str) -> trt.INetworkDefinition:
-    """Return an empty, strongly typed network.
-
-    Raises:
-        BuildError: TensorRT makes none.
-    """
-    import tensorrt as trt
-
-    # The flag's number is 1 in TensorRT 10 and 0 in 11, where all networks are strongly typed.
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    if network is None:
-        raise BuildError(f"{title} makes no strongly typed network")
-    return network
-
-
 def parse(network: trt.INetworkDefinition, onnx: Path, log: Log, title: str) -> trt.OnnxParser:
     """Fill the network from an ONNX file; the parser must outlive the network.
 
@@ -145,22 +111,11 @@ def parse(network: trt.INetworkDefinition, onnx: Path, log: Log, title: str) -> 
         BuildError: the parser refuses the file: all its errors, with node and operator; or finds nothing in it, which
             it does not call an error.
     """
-    import tensorrt as trt
-
-    parser = trt.OnnxParser(network, log)
-    if not parser.parse_from_file(str(onnx)):  # from a file, so that external data is found
-        errors = [_parser_error(parser.get_error(i)) for i in range(min(parser.num_errors, _ERRORS_SHOWN))]
-        if (more := parser.num_errors - len(errors)) > 0:
-            errors.append(f"and {more} more")
+    parser, refusals = fill(network, onnx, log)
+    if refusals:
         raise BuildError(
-            "\n  ".join([f"{title} cannot read {onnx}:", *(errors or [log.last() or "it does not say why"])]),
+            "\n  ".join([f"{title} cannot read {onnx}:", *shown(refusals, max(0, parser.num_errors - len(refusals)))]),
             hint="deploycli lint, which names what TensorRT does not take",
-        )
-    if not network.num_outputs:
-        raise BuildError(
-            f"{onnx} holds no graph: {title} reads {network.num_layers} layers and no output of it",
-            expected="an ONNX file with nodes and outputs",
-            hint="deploycli inspect FILE.onnx, and export it again",
         )
     return parser
 
@@ -215,13 +170,6 @@ class _Stopwatch:
         yield
         self.taken[name] = round(time.monotonic() - begun, 3)
         self._reporter.finish(f"deploycli: {name}")
-
-
-def _parser_error(error: trt.ParserError | None) -> str:
-    if error is None:
-        return "an error that TensorRT does not describe"
-    what = error.desc() if error.desc() not in ("", "false") else "there is no form of it that is taken"
-    return f"node {error.node()} {error.node_name()!r} ({error.node_operator()}): {what} [{error.code().name}]"
 
 
 def _bad_profile(profile: Mapping[str, ShapeRange], reason: str) -> BuildError:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from exporters.tensorrt.product import PRODUCTS, RTX, TENSORRT
-from exporters.tensorrt.sidecar import GpuRecord
 from models.errors import EnvironmentUnsuitable, first_line
 
 if TYPE_CHECKING:
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 
     from exporters.tensorrt.callbacks import Log
     from exporters.tensorrt.product import CompilerName, Product
+    from exporters.tensorrt.sidecar import GpuRecord
 
 _RTX_PYTHONS = ((3, 10), (3, 14))
 """The first and the last CPython that TensorRT for RTX 1.7 has wheels for."""
@@ -34,14 +34,14 @@ def choose(asked: CompilerName | None = None) -> Product:
     """
     if asked is not None:
         return PRODUCTS[asked]
-    if _is_installed(TENSORRT):
+    if is_installed(TENSORRT):
         try:
             gpu()
         except EnvironmentUnsuitable:
             pass
         else:
             return TENSORRT
-    return RTX if _is_installed(RTX) else TENSORRT
+    return RTX if is_installed(RTX) else TENSORRT
 
 
 def require(product: Product = TENSORRT) -> ModuleType:
@@ -55,7 +55,7 @@ def require(product: Product = TENSORRT) -> ModuleType:
         trt = importlib.import_module(product.module)
     except ModuleNotFoundError as error:
         if error.name == product.module:
-            raise EnvironmentUnsuitable(f"{product.title} is not installed", expected=expected, hint=hint) from error
+            raise _missing(product) from error
         raise _broken(error, product) from error
     except Exception as error:  # what an incomplete installation raises is not documented
         raise _broken(error, product) from error
@@ -68,6 +68,16 @@ def require(product: Product = TENSORRT) -> ModuleType:
     if _numbers(found) < product.minimum:
         raise EnvironmentUnsuitable(f"{product.title} {found} is installed", expected=expected, hint=hint)
     return trt
+
+
+def require_installed(product: Product) -> None:
+    """Refuse a machine without a package of NVIDIA's, which is not imported here.
+
+    Raises:
+        EnvironmentUnsuitable: it is not installed.
+    """
+    if not is_installed(product):
+        raise _missing(product)
 
 
 def use(product: Product) -> None:
@@ -95,14 +105,15 @@ def install_hint(product: Product) -> str:
     if product is TENSORRT:
         if has_driver() or _no_rtx_wheel():
             return TENSORRT.install
-        rtx = "--compiler rtx, which needs none" if _is_installed(RTX) else RTX.install
+        rtx = "--compiler rtx, which needs none" if is_installed(RTX) else RTX.install
         return f"without an NVIDIA driver: {rtx}; with one: {TENSORRT.install}"
     if lacking := _no_rtx_wheel():
         return f"{TENSORRT.install}: TensorRT for RTX has no wheel for {lacking}"
     return RTX.install
 
 
-def _is_installed(product: Product) -> bool:
+def is_installed(product: Product) -> bool:
+    """Return whether a package of NVIDIA's is there; whether it works is for `require` to say."""
     try:
         return importlib.util.find_spec(product.module) is not None
     except (ImportError, ValueError):
@@ -155,6 +166,8 @@ def gpu() -> GpuRecord:
     status, found = cudart.cudaGetDeviceProperties(0)
     if int(status) != 0:
         raise _no_gpu(f"CUDA cannot describe it: {getattr(status, 'name', status)}")
+    from exporters.tensorrt.sidecar import GpuRecord  # slow to import
+
     text = found.name.decode("utf-8", "replace") if isinstance(found.name, bytes) else str(found.name)
     capability = (int(found.major), int(found.minor))
     return GpuRecord(text.strip("\0 "), capability, _driver(_cuda_version(cudart)), int(found.totalGlobalMem))
@@ -178,8 +191,16 @@ def _torch_gpu(reason: str) -> GpuRecord:
         )
     if not torch.cuda.is_available():
         raise _no_gpu("PyTorch sees none")
+    from exporters.tensorrt.sidecar import GpuRecord
+
     found = torch.cuda.get_device_properties(0)
     return GpuRecord(found.name, (found.major, found.minor), _driver(""), found.total_memory)
+
+
+def _missing(product: Product) -> EnvironmentUnsuitable:
+    return EnvironmentUnsuitable(
+        f"{product.title} is not installed", expected=product.expected, hint=install_hint(product)
+    )
 
 
 def _broken(error: Exception, product: Product) -> EnvironmentUnsuitable:

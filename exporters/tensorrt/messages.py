@@ -35,17 +35,18 @@ class Messages:
         self._lock = threading.Lock()
         self._lines: deque[str] = deque(maxlen=_KEPT)
         self._errors: deque[str] = deque(maxlen=_KEPT)
-        self._listener: Callable[[str], None] = lambda _message: None
+        self._listeners: tuple[Callable[[str], None], ...] = ()
         self.dropped: re.Pattern[str] | None = None
 
     def listen(self, listener: Callable[[str], None]) -> None:
-        """Let a function have every message, verbose ones too; it must not raise."""
-        self._listener = listener
+        """Let a function have every message from now on, verbose ones too; it must not raise."""
+        self._listeners += (listener,)
 
     def log(self, severity: Any, msg: str) -> None:
         """Keep a message; called by TensorRT."""
         letter = _LETTERS.get(severity.name, "?")
-        self._listener(msg)
+        for listener in self._listeners:
+            listener(msg)
         if self.dropped is not None and self.dropped.search(msg):
             return
         if letter == "V" and not self._verbose:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import importlib.util
 import json
+import sys
 import warnings
 from typing import TYPE_CHECKING
 
@@ -12,7 +14,9 @@ from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_
 
 from exporters.precision.request import Typing
 from exporters.precision.typed import cast_bundle
+from tests.deploycli.commands import assert_refused
 from tests.digits import NAMES, checkpoint, registered
+from tests.exporters.tensorrt.rtx import WHY
 from tests.peers import import_timm
 
 if TYPE_CHECKING:
@@ -20,6 +24,8 @@ if TYPE_CHECKING:
 
     from exporters.bundle import Bundle
     from tests.deploycli.conftest import Command
+
+installed = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason=WHY)
 
 
 def test_an_exported_bundle_passes(deploycli: Command, true_bundle: Bundle) -> None:
@@ -143,3 +149,79 @@ def test_a_softmax_in_fp32_is_said(deploycli: Command, smallest: str, tmp_path: 
     result = deploycli("lint", derived.bundle.path / "model.fp16.onnx")
     assert result.code == 0
     assert "--allow-fp16 softmax" in result.out
+
+
+ADDS = onnx.parser.parse_model("""
+    <ir_version: 10, opset_import: ["" : 20]>
+    g (float[2, 2] x, int64[2, 2] i) => (float[2, 2] y) { y = ScatterElements <reduction = "add"> (x, i, x) }
+""")
+
+
+@pytest.fixture
+def refused(tmp_path: Path) -> str:
+    """A file in which rule 4 finds nothing, and that NVIDIA's parser refuses."""
+    ADDS.graph.node[0].name = "blocks.0\x1b[31m/ScatterElements"
+    onnx.save(ADDS, tmp_path / "refused.onnx")
+    return "refused.onnx"
+
+
+class TestParser:
+    @installed
+    def test_what_the_parser_alone_refuses_is_exit_3(self, deploycli: Command, refused: str) -> None:
+        result = deploycli("lint", refused, "--rules", "4", "--parser", "rtx")
+        assert result.code == 3
+        assert r"node 'blocks.0\x1b[31m/ScatterElements' (ScatterElements): Unsupported reduction type" in result.out
+        assert "they disagree: the rules find no error, and the parser refuses" in result.out
+        assert "FAILED 0 errors, 0 warnings, 1 rules; refused by the parser" in result.out
+        assert "\x1b" not in result.out
+        (report,) = json.loads(deploycli("lint", refused, "--rules", "4", "--parser", "rtx", "--json").out)
+        assert (report["passed"], report["findings"], report["parser"]["taken"]) == (False, [], False)
+        assert report["parser"]["refusals"][0]["operator"] == "ScatterElements"
+        assert report["disagreement"]
+
+    @installed
+    def test_a_file_that_it_takes(self, deploycli: Command, true_bundle: Bundle) -> None:
+        result = deploycli("lint", true_bundle.path, "--parser", "rtx")
+        assert (result.code, result.err) == (0, "")
+        assert "the parser of TensorRT for RTX 1." in result.out
+        assert " takes it" in result.out
+
+    def test_none_asks_nobody_and_neither_does_a_choice_of_rules(self, deploycli: Command, refused: str) -> None:
+        for options in (("--parser", "none", "--rules", "4"), ("--rules", "4")):
+            result = deploycli("lint", refused, *options)
+            assert result.code == 0
+            assert "parser" not in result.out
+        (report,) = json.loads(deploycli("lint", refused, "--rules", "4", "--json").out)
+        assert report["parser"] is None
+
+    def test_without_the_library(self, deploycli: Command, refused: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+        result = deploycli("lint", refused, "--rules", "4", "--parser", "rtx")
+        assert_refused(
+            result, 7, "TensorRT for RTX is not installed", "expected: TensorRT for RTX 1.7 or later", "try: "
+        )
+        result = deploycli("lint", refused, "--json")
+        assert json.loads(result.out)[0]["parser"] is None
+
+    def test_a_library_that_crashes_ends_nothing(
+        self, deploycli: Command, refused: str, true_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "site" / "tensorrt_rtx").mkdir(parents=True)
+        (tmp_path / "site" / "tensorrt_rtx" / "__init__.py").write_text("import os; os.abort()")
+        monkeypatch.syspath_prepend(tmp_path / "site")
+        result = deploycli("lint", refused, true_bundle.path, "--rules", "4", "--parser", "rtx")
+        assert (result.code, result.err) == (7, "")
+        told = "no verdict of the parser of TensorRT for RTX: it was killed by SIGABRT: it gave up, while loading"
+        assert result.out.count(told) == 2
+        assert result.out.count("passed 0 errors") == 2
+        assert deploycli("lint", true_bundle.path).code == 0  # nobody asked for it
+
+
+@installed
+def test_no_command_writes_what_the_parser_refuses(deploycli: Command, refused: str, tmp_path: Path) -> None:
+    """Rule 2 was silent about this one when the test was written; either way it is exit 3."""
+    result = deploycli("optimize", refused, "-o", "out.onnx", "--check", "0")
+    assert_refused(result, 3, "ScatterElements", "try: --no-lint writes it all the same")
+    assert not (tmp_path / "out.onnx").exists()
+    assert deploycli("optimize", refused, "-o", "out.onnx", "--check", "0", "--no-lint").code == 0
+    assert (tmp_path / "out.onnx").exists()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from exporters.isolated import Died, isolated
+from exporters.isolated import Died, begun, isolated
 from models.errors import NumericsError
 from tests.exporters import isolated_functions as functions
 
@@ -65,6 +65,22 @@ def test_memory_is_limited() -> None:
     with pytest.raises(Died) as caught:
         isolated(functions.take, 2**31, memory=2**30)
     assert caught.value.shortage is not None
+
+
+def test_time_is_limited(tmp_path: Path) -> None:
+    assert isolated(functions.add, 2, b=3, timeout=60) == 5
+    with pytest.raises(Died) as caught:
+        isolated(functions.sleep, str(tmp_path / "child"), timeout=1)
+    assert caught.value.reason == "was stopped after 1 s"
+
+
+def test_a_child_works_while_its_parent_does_something_else_and_ends_with_the_block(tmp_path: Path) -> None:
+    with begun(functions.add, 2, b=3) as result:
+        assert result() == 5
+    with begun(functions.sleep, str(tmp_path / "child")):
+        _wait(lambda: (tmp_path / "child").exists() and (tmp_path / "child").read_text() != "")
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "child").read_text()), 0)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from exporters.tensorrt import library
 from exporters.tensorrt.listing import LISTING, PlainNames, as_inspector_json
+from exporters.tensorrt.network import NO_DRIVER
 from exporters.tensorrt.product import RTX
 from exporters.tensorrt.readback import EngineReport, network_io
 from exporters.tensorrt.targets import named
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
     from exporters.tensorrt.job import Job
     from exporters.tensorrt.plan import PlanHeader
     from exporters.tensorrt.sidecar import GpuRecord
-
-_NO_DRIVER = re.compile(r"cudaError 35\b|CUDA driver version is insufficient|cudaErrorInsufficientDriver")
-"""What most messages are followed by where there is no driver; it tells nothing, for none is needed."""
 
 _NODE = re.compile(r"\[ONNX Layer: (.*)\]", re.DOTALL)
 
@@ -46,7 +44,7 @@ class Rtx:
         self._listing = ""
         self._names = PlainNames()
         self._memory: dict[str, int] = {}
-        log.dropped = _NO_DRIVER
+        log.dropped = NO_DRIVER
         log.listen(self._hear)
 
     def start(self) -> None:

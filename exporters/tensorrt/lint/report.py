@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from exporters.tensorrt.parser import Verdict
 
 Level = Literal["error", "warning"]
 
@@ -78,6 +81,7 @@ class LintReport:
         findings: by rule, then in the order of the graph.
         attention: every attention block, in the order of the graph; empty where rule 16 was not applied.
         features: what the graph has and not every GPU computes, of `exporters.tensorrt.targets.NEEDS`.
+        parser: what NVIDIA's own parser says of the graph; None where it was not asked.
     """
 
     model: str
@@ -86,6 +90,7 @@ class LintReport:
     findings: tuple[Finding, ...]
     attention: tuple[AttentionBlock, ...]
     features: tuple[str, ...] = ()
+    parser: Verdict | None = None
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -98,9 +103,27 @@ class LintReport:
         return tuple(f for f in self.findings if f.level == "warning")
 
     @property
+    def refused(self) -> bool:
+        """Whether NVIDIA's parser was asked and refuses the graph."""
+        return self.parser is not None and bool(self.parser.refusals)
+
+    @property
     def passed(self) -> bool:
-        """Whether rules were applied and none found an error."""
-        return bool(self.rules) and not self.errors
+        """Whether rules were applied and none found an error, nor did NVIDIA's parser."""
+        return bool(self.rules) and not self.errors and not self.refused
+
+    @property
+    def disagreement(self) -> str:
+        """How the rules and NVIDIA's parser differ, in a sentence; empty where they do not, or it gives no verdict."""
+        if self.parser is not None and self.parser.refusals and not self.errors:
+            return f"the rules find no error, and the parser refuses {self.parser.refusals[0]}"
+        if self.errors and self.parser is not None and self.parser.is_taken:
+            rules = ", ".join(str(number) for number in sorted({finding.rule for finding in self.errors}))
+            return (
+                f"rule {rules} finds errors for TensorRT {self.tensorrt}, and the parser takes the graph: another "
+                "version, or the builder, may refuse it, or compute other than meant"
+            )
+        return ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON values."""
@@ -111,4 +134,6 @@ class LintReport:
             "passed": self.passed,
             "findings": [f.to_json() for f in self.findings],
             "attention": [block.to_json() for block in self.attention],
+            "parser": None if self.parser is None else self.parser.to_json(),
+            "disagreement": self.disagreement,
         }

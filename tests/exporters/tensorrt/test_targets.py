@@ -128,7 +128,7 @@ class TestTheCompiler:
                 return GpuRecord("NVIDIA L4", (8, 9))
 
             there = {TENSORRT: tensorrt, RTX: rtx}
-            monkeypatch.setattr(library, "_is_installed", lambda product: there[product])
+            monkeypatch.setattr(library, "is_installed", lambda product: there[product])
             monkeypatch.setattr(library, "gpu", describe)
             monkeypatch.setattr(library, "has_driver", lambda: driver)
             monkeypatch.setattr(library.platform, "machine", lambda: "aarch64" if arm else "x86_64")

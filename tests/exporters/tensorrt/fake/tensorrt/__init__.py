@@ -103,6 +103,12 @@ class ParserError:
     def code(self) -> ErrorCode:
         return ErrorCode.UNSUPPORTED_NODE
 
+    def func(self) -> str:
+        return "parseNode"
+
+    def local_function_stack(self) -> list[str]:
+        return []
+
 
 class OnnxParser:
     def __init__(self, network: INetworkDefinition, logger: ILogger) -> None:

@@ -1,0 +1,162 @@
+"""An empty network of either product, and what NVIDIA's ONNX parser reads into it, or why it refuses that.
+
+All but the types imports TensorRT: first `exporters.tensorrt.library.use`, in a process that serves nothing else. What
+fails there tells so by what it returns, and not by an exception.
+
+Source: onnx-tensorrt, ModelImporter.cpp, onnxOpImporters.cpp and onnxOpCheckers.cpp, as of TensorRT for RTX 1.7.1.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from models.errors import BuildError, EnvironmentUnsuitable, first_line
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+    from pathlib import Path
+
+    import tensorrt as trt
+
+    from exporters.tensorrt.callbacks import Log
+
+NO_DRIVER = re.compile(r"cudaError 35\b|CUDA driver version is insufficient|cudaErrorInsufficientDriver")
+"""What most messages are followed by where there is no driver; it tells nothing, for none is needed."""
+
+MOST_REFUSALS = 20
+"""Errors of the parser that are kept; it gives one for every node that its checks refuse."""
+
+_MOST_WORDS = 600  # characters of one refusal
+
+_READING = re.compile(r"(?:Static check for parsing|Parsing) node: (.*) \[(\w+)\]\Z", re.DOTALL)
+_NO_PLUGIN = re.compile(r"Plugin not found|not found in plugin registry")
+_SOURCE_LINE = re.compile(r"\.? In \w+ at /\S+:\d+(?=\))")
+_NO_WORDS = ("", "false")
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """One error of the parser.
+
+    Attributes:
+        node: name of the node in the file; empty where it has none, or the graph as a whole is refused. Where the
+            parser does not say on which node it fails, it is the one that it was reading, by the parser's own name
+            ``node_of_<result>`` where it has none.
+        index: its place in the order in which the parser reads the graph; -1 where that is not said.
+        operator: its operator, or empty.
+        message: the parser's words, on one line.
+        code: its error code, such as ``UNSUPPORTED_NODE``; empty where the parser calls it no error.
+        inside: functions and inner graphs that the node is in, outermost first.
+        lacks_plugin: it asks for a plugin that is not there.
+    """
+
+    node: str
+    index: int
+    operator: str
+    message: str
+    code: str = ""
+    inside: tuple[str, ...] = ()
+    lacks_plugin: bool = False
+
+    @property
+    def where(self) -> str:
+        """What is refused: the node and its operator."""
+        if not self.operator:
+            return "the graph"
+        place = f" {self.index}" if self.index >= 0 else ""
+        name = f" {self.node!r}" if self.node else ""
+        return f"node{place}{name} ({self.operator})" + "".join(f" in {outer}" for outer in reversed(self.inside))
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.message}" + (f" [{self.code}]" if self.code else "")
+
+
+def shown(refusals: Collection[Refusal], more: int) -> list[str]:
+    """Return the parser's errors for people, one a line."""
+    return [*map(str, refusals), *([f"and {more} more"] if more else [])]
+
+
+def make_builder(log: Log, title: str) -> trt.Builder:
+    """Return a builder.
+
+    Raises:
+        EnvironmentUnsuitable: TensorRT does not start on this machine.
+    """
+    import tensorrt as trt
+
+    try:
+        return trt.Builder(log)
+    except TypeError as error:  # pybind11's "factory function returned nullptr"
+        raise EnvironmentUnsuitable(
+            f"{title} does not start: {log.last() or first_line(error)}",
+            expected="a GPU and a driver that it supports, with free memory",
+            hint="nvidia-smi",
+        ) from error
+
+
+def make_network(builder: trt.Builder, title: str) -> trt.INetworkDefinition:
+    """Return an empty, strongly typed network.
+
+    Raises:
+        BuildError: TensorRT makes none.
+    """
+    import tensorrt as trt
+
+    # The flag's number is 1 in TensorRT 10 and 0 in 11, where all networks are strongly typed.
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    if network is None:
+        raise BuildError(f"{title} makes no strongly typed network")
+    return network
+
+
+def fill(network: trt.INetworkDefinition, onnx: Path, log: Log) -> tuple[trt.OnnxParser, tuple[Refusal, ...]]:
+    """Read an ONNX file into an empty network, in a process that has imported TensorRT.
+
+    Returns:
+        The parser, which must outlive the network, and why it refuses the file, at most `MOST_REFUSALS` reasons. That
+        a file holds no graph is one of them, though the parser takes it.
+    """
+    import tensorrt as trt
+
+    parser, read = trt.OnnxParser(network, log), _Read()
+    log.listen(read.hear)
+    if not parser.parse_from_file(str(onnx)):  # from a file, so that external data is found
+        count = min(parser.num_errors, MOST_REFUSALS)
+        errors = tuple(_refusal(parser.get_error(place), read) for place in range(count))
+        return parser, errors or (Refusal("", -1, "", log.last() or "it does not say why"),)
+    if not network.num_outputs:
+        found = f"it holds no graph: the parser reads {network.num_layers} layers and no output of it"
+        return parser, (Refusal("", -1, "", found),)
+    return parser, ()
+
+
+class _Read:
+    """Which node the parser is reading, as its verbose messages tell."""
+
+    def __init__(self) -> None:
+        self.node = self.operator = ""
+
+    def hear(self, message: str) -> None:
+        if found := _READING.match(message):
+            self.node, self.operator = found.groups()
+
+
+def _refusal(error: trt.ParserError | None, read: _Read) -> Refusal:
+    if error is None:
+        return Refusal("", -1, "", "an error that TensorRT does not describe")
+    name, operator, words = error.node_name(), error.node_operator(), error.desc()
+    lines = [line for line in words.removeprefix(f"Invalid Node - {name}\n").splitlines() if not NO_DRIVER.search(line)]
+    text = _SOURCE_LINE.sub("", " ".join(" ".join(lines).split()))
+    if not operator and error.func().startswith("import"):  # an operator's importer, which leaves it to the log
+        name, operator = read.node, read.operator
+    return Refusal(
+        node=name,
+        index=error.node(),
+        operator=operator,
+        message="there is no form of it that is taken" if text in _NO_WORDS else text[:_MOST_WORDS],
+        code=error.code().name,
+        inside=tuple(error.local_function_stack()),
+        lacks_plugin=_NO_PLUGIN.search(words) is not None,
+    )
