@@ -6,9 +6,9 @@ With detailed profiling verbosity one verbose message holds a line for each laye
     Name: .., LayerType: gemm, Inputs: [ { Name: .., Dimensions: [-1,96], .., Datatype: Half, .. }], Constants: [..],
     Outputs: [..], TacticName: .., StreamId: 0, Metadata: [ONNX Layer: a/MatMul][ONNX Layer: ..]
 
-It is meant for people: names of nodes stand in it as they are, with their commas, brackets and line breaks. So a
-network gets plain names in their place before it is built, see `PlainNames`. What cannot be read is kept as a name,
-which proves nothing.
+What signals another stream, or waits for it, has an EventId, too. The list is meant for people: names of nodes stand
+in it as they are, with their commas, brackets and line breaks. So a network gets plain names in their place before it
+is built, see `PlainNames`. What cannot be read is kept as a name, which proves nothing.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _STAND_IN = re.compile(r"~(\d+)~")
 _LAYER = re.compile(
     r"Name: (?P<Name>.*?), LayerType: (?P<LayerType>\w*), Inputs: \[(?P<Inputs>.*?)\], "
     r"Constants: \[(?P<Constants>.*?)\], Outputs: \[(?P<Outputs>.*?)\], "
-    r"TacticName: (?P<TacticName>[^,]*), StreamId: -?\d+, Metadata: (?P<Metadata>.*)",
+    r"TacticName: (?P<TacticName>[^,]*), StreamId: -?\d+(?:, \w+: [^,]*)*?, Metadata: (?P<Metadata>.*)",
     re.DOTALL,
 )
 _TENSOR = re.compile(

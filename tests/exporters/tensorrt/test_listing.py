@@ -33,7 +33,11 @@ SHAPES = st.lists(st.sampled_from([-1, 1, 49, 96]), max_size=4)
 TENSORS = st.lists(st.tuples(NAMES, SHAPES, st.sampled_from(["Half", "Float", "Int8"])), max_size=3)
 LAYERS = st.lists(
     st.tuples(
-        NAMES, st.sampled_from(["kgen", "gemm", "runtime_fusion"]), TENSORS, TENSORS, st.lists(NAMES, max_size=3)
+        NAMES,
+        st.sampled_from(["kgen", "gemm", "runtime_fusion", "signal", "wait"]),
+        TENSORS,
+        TENSORS,
+        st.lists(NAMES, max_size=3),
     ),
     min_size=1,
     max_size=4,
@@ -56,7 +60,9 @@ def written(layers: list[Any], names: PlainNames) -> str:
 
     lines = [
         f"Name: __myl_{names.plain(name)}_0, LayerType: {kind}, Inputs: [{tensors(reads)}], Constants: [], "
-        f"Outputs: [{tensors(writes)}], TacticName: __myelin_CASK_STUB, StreamId: 0, Metadata: "
+        f"Outputs: [{tensors(writes)}], TacticName: __myelin_CASK_STUB, StreamId: 0, "
+        + ("EventId: 1, " if kind in ("signal", "wait") else "")
+        + "Metadata: "
         + "\x1f".join(f"[ONNX Layer: {names.plain(node)}]" for node in nodes)
         for name, kind, reads, writes, nodes in layers
     ]
