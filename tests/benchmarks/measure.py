@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,8 @@ import onnxruntime as ort
 
 from exporters.rewrite.cost import COPIES, graph_cost
 from exporters.rewrite.facts import Facts
+
+README = Path(__file__).parents[2] / "README.md"
 
 VIEWS = {"Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"}
 
@@ -80,3 +82,10 @@ def openvino_runner(path: Path, batch: int) -> Callable[[], object]:
     ).create_infer_request()
     images = np.random.default_rng(0).standard_normal((batch, 3, 224, 224)).astype(np.float32)
     return lambda: request.infer({0: images})
+
+
+def write_block(benchmark: str, lines: Sequence[str]) -> None:
+    """Put the lines of a benchmark into the README, between the marks that it has there."""
+    start, end = f"<!-- benchmark: {benchmark} -->", "<!-- /benchmark -->"
+    before, _, rest = README.read_text("utf-8").partition(start)
+    README.write_text("\n".join([f"{before}{start}", *lines, end + rest.partition(end)[2]]), "utf-8")

@@ -14,10 +14,8 @@ import tempfile
 from pathlib import Path
 
 from models.registry import variants
-from tests.benchmarks.measure import graph_figures
+from tests.benchmarks.measure import graph_figures, write_block
 
-README = Path(__file__).parents[2] / "README.md"
-START, END = "<!-- benchmark: model_table -->", "<!-- /benchmark -->"
 HEADER = (
     "| model | image | parameters | multiply-adds | traced | written | largest rel. error | peak memory |",
     "|---|---|---|---|---|---|---|---|",
@@ -77,9 +75,7 @@ def main() -> None:
             lines.append(row(name, Path(folder)))
         print(lines[-1], flush=True)
     if arguments.write:
-        text = README.read_text("utf-8")
-        before, _, rest = text.partition(START)
-        README.write_text("\n".join([f"{before}{START}", *lines, END + rest.partition(END)[2]]), "utf-8")
+        write_block("model_table", lines)
 
 
 if __name__ == "__main__":
