@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from exporters.artifact import Artifact, FileRecord
 from exporters.bundle import Bundle, write_bundle
-from exporters.collector import collector_paused, set_aside
+from exporters.collector import collector_paused, free_memory, set_aside
 from exporters.compare import BUDGETS, compare
 from exporters.golden import GOLDEN_NAME, require_comparable, save_golden, synthetic_inputs
 from exporters.manifest import SCHEMA_VERSION, Manifest
@@ -211,7 +210,7 @@ def _fill(
     save_golden(folder / GOLDEN_NAME, inputs, outputs)
     artifact = _write_onnx(folder, module, spec, request, progress)
     del module
-    gc.collect()  # traced programs are cycles, and hold the weights: the check needs their memory
+    free_memory()  # traced programs are cycles, and hold the weights: the check needs their room
     progress("checking the file in ONNX Runtime")
     size = request.batch or CHECK_BATCH
     feed, truth = ({name: array[:size] for name, array in arrays.items()} for arrays in (inputs, outputs))

@@ -6,7 +6,6 @@ The same graph always gives the same bytes, however its nodes were sorted, and a
 
 from __future__ import annotations
 
-import gc
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import onnx_ir as ir
 
 from exporters.atomic import place, regular_file, unwritable
+from exporters.collector import free_memory
 from exporters.export import ATTENTION_OPSET
 from exporters.graph_check import BATCHES, RUNNING_CANDIDATE, UNCHECKED, Check, check_graphs
 from exporters.isolated import Died, isolated
@@ -176,7 +176,7 @@ def optimize(request: OptimizeRequest, *, progress: Callable[[str], None] = lamb
         files = write_beside(model, folder / name, request.external)
         after = Side(nodes, ops, sum(path.stat().st_size for path in files), opset, cost)
         del model
-        gc.collect()  # graphs are cycles, and hold the weights: the check needs their memory
+        free_memory()  # graphs are cycles, and hold the weights: the check needs their room
         check = None
         if request.check:
             check = _checked(request, files[0], budget, size + after.size, progress)

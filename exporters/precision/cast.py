@@ -14,6 +14,7 @@ Refused, for one: a graph that has FP16 values already.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -57,7 +58,7 @@ def cast(model: ir.Model, policy: Policy, *, reduce_io: bool = False) -> list[Re
     Raises:
         UsageError: the graph is typed already, nothing in it can be cast, or an expression finds no operator.
     """
-    graph = model.graph
+    graph, policy = model.graph, replace(policy)  # what it finds out of values goes with them
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     node_names = Names(node.name for node in graph.all_nodes() if node.name)
     for node in graph:

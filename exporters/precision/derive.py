@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from exporters.artifact import Artifact, FileRecord
 from exporters.atomic import temporary_folder
 from exporters.bundle import Bundle, extend_bundle
+from exporters.collector import free_memory
 from exporters.compare import BUDGETS, Comparison, compare
 from exporters.golden import load_golden
 from exporters.onnx_file import write_model
@@ -120,7 +121,7 @@ class Derivation:
         quantized: tuple[str, ...] = (),
         reverted: tuple[str, ...] = (),
     ) -> Derived:
-        """Check the graph, write it into the bundle, run it.
+        """Check the graph, write it into the bundle, run it; the model is used up.
 
         Args:
             calibration: writes the calibration cache into the folder it is given, and returns its record.
@@ -139,7 +140,11 @@ class Derivation:
         def make(folder: Path) -> Artifact:
             external: ExternalData = "always" if self.source.external else "auto"
             files = write_model(self.model, folder / name, external)
+            ops = Counter(node.op_type for node in self.model.graph)
+            del self.model  # it is in the file now, and a large one leaves no room to run it
+            free_memory()
             results.append(_run(folder / name, self.bundle.golden, self.precision, self.source.batch))
+            free_memory()  # an engine may be built from it next
             record, *data = (FileRecord.of(folder, file.name) for file in files)
             return Artifact(
                 file=record,
@@ -148,7 +153,7 @@ class Derivation:
                 opset=self.source.opset,
                 batch=self.source.batch,
                 ops_before=self.source.ops_after,
-                ops_after=dict(Counter(node.op_type for node in self.model.graph).most_common()),
+                ops_after=dict(ops.most_common()),
                 steps=tuple(self.steps),
                 source=self.source.file.path,
                 calibration=None if calibration is None else calibration(folder),

@@ -107,6 +107,7 @@ def quantize_bundle(
         search = _search(derivation, quantization, ranges, budget.max_drop, labelled, progress)
     kept = placement.groups if search is None else search.kept
     _apply(derivation, quantization, placement, ranges, kept)
+    del placement  # it holds the graph
     if search is not None:
         derivation.note("accuracy-budget", _reverted(search))
     derived = derivation.finish(

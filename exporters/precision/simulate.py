@@ -96,7 +96,12 @@ def _widen(value: ir.Value) -> None:
 
 
 def _wide(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-    return ir.tensor(tensor.numpy().astype(np.float32), name=tensor.name)
+    """Return a tensor in FP32, made when it is asked for: it is twice as large, and there may be gigabytes of them."""
+
+    def widened() -> ir.TensorProtocol:
+        return ir.tensor(tensor.numpy().astype(np.float32), name=tensor.name)
+
+    return ir.LazyTensor(widened, _FLOAT, ir.Shape(tensor.shape.numpy()), name=tensor.name)
 
 
 def _round(graph: ir.Graph, node: ir.Node, names: Names) -> None:

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import ctypes
 import gc
+import re
+import sys
 import weakref
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
-from exporters.collector import collector_paused, set_aside
+from exporters.collector import collector_paused, free_memory, set_aside
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,3 +77,29 @@ def test_what_the_caller_set_aside_stays_aside() -> None:
     with set_aside():
         pass
     assert 0 < gc.get_freeze_count() <= count
+
+
+def test_memory_of_cycles_is_given_back() -> None:
+    with collector_paused():
+        ring = dead_ring()
+        free_memory()
+        assert ring() is None
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="glibc keeps what is freed"
+)
+def test_memory_in_many_pieces_is_given_back() -> None:
+    def resident() -> int:
+        found = re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())
+        assert found is not None
+        return int(found[1]) // 1024
+
+    np.ones(30 << 20, np.uint8)  # freed at once: from now on glibc takes what is smaller from the heap, and keeps it
+    pieces = [np.ones(1 << 20, np.uint8) for _ in range(128)]
+    held = pieces[-1]  # above the others, so that the heap cannot just end earlier
+    del pieces
+    kept = resident()
+    free_memory()
+    assert kept - resident() > 64
+    assert held.all()

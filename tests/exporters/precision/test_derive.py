@@ -6,11 +6,22 @@ import os
 import shutil
 import subprocess
 import sys
+import weakref
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
 
 from exporters.bundle import Bundle
+from exporters.precision import derive
+from exporters.precision.quantize import quantize_bundle
+from exporters.precision.request import CalibrationData, Quantization, Typing
+from exporters.precision.typed import cast_bundle
 from tests.exporters.precision.tiny import make
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 COMMANDS = """
 import sys
@@ -60,3 +71,28 @@ def together(root: Path, trials: int) -> list[list[str]]:
 def test_cast_quantize_and_export_at_the_same_time(tmp_path: Path) -> None:
     assert together(tmp_path, 3) == [["model.fp16.onnx", "model.int8.onnx", "model.onnx"]] * 3
     assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_a_graph_is_gone_when_its_file_is_run(precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both at once would not fit where one of them does: weights of several gigabytes, and ONNX Runtime's own."""
+    bundle = make(tmp_path)
+    graphs, alive = [], []
+    load, run = derive.load_model, derive.open_runtime
+
+    def loaded(path: Path) -> ir.Model:
+        model = load(path)
+        graphs.append(weakref.ref(model.graph))
+        return model
+
+    def opened(path: Path) -> Any:
+        alive.append([graph() is not None for graph in graphs])
+        return run(path)
+
+    monkeypatch.setattr(derive, "load_model", loaded)
+    monkeypatch.setattr(derive, "open_runtime", opened)
+    if precision == "fp16":
+        cast_bundle(bundle, Typing())
+    else:
+        quantize_bundle(bundle, Quantization(), CalibrationData(random=True, limit=2))
+    assert alive == [[False]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
@@ -336,3 +337,17 @@ def test_nothing_of_a_reduced_type_is_left_but_the_pairs() -> None:
             (reader,) = output.consumers()
             assert (node.op_type, reader.op_type) == ("Cast", "Cast")
             assert reader.outputs[0].dtype == ir.DataType.FLOAT
+
+
+def test_weights_are_widened_one_at_a_time(tmp_path: Path) -> None:
+    body = "".join(f"h{i + 1} = MatMul(h{i}, w{i}) " for i in range(16))
+    weights = {f"w{i}": np.zeros((512, 512)) for i in range(16)}  # 16 MiB in FP32
+    onnx.save(reduced(f"g (T[N, 512] h0) => (T[N, 512] h16) {{ {body} }}", **weights), tmp_path / "model.onnx")
+    tracemalloc.start()
+    try:
+        with open_runtime(tmp_path / "model.onnx") as runtime:
+            assert runtime.run({"h0": np.ones((1, 512), np.float16)})["h16"].dtype == np.float16
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 12 << 20
