@@ -274,7 +274,8 @@ def engine_cells(precision: str, engine: Engine) -> list[str]:
         str(totals.attention),
         f"{totals.moved / 1e6:.1f}" + ("+" if totals.unknown else ""),
     ]
-    return [engine.problem.replace("|", "\\|"), *[""] * (len(cells) - 1)] if engine.problem else cells
+    problem = engine.problem.replace(f"the {precision} engine of artifacts/model: ", "").replace("|", "\\|")
+    return [problem, *[""] * (len(cells) - 1)] if engine.problem else cells
 
 
 def show_others(model: str, measured: Measured) -> None:

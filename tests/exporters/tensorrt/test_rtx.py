@@ -185,6 +185,32 @@ def one(op: str, shape: list[int | str], out: list[int | str], **attributes: Any
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 
+def branches() -> onnx.ModelProto:
+    """Two chains of products of one value, which the compiler gives a stream each."""
+    rng = np.random.default_rng(0)
+    nodes, weights = [], []
+    for branch in "ab":
+        x = "x"
+        for i in range(2):
+            weight, product, soft = (f"{branch}{i}.{what}" for what in ("w", "m", "s"))
+            weights.append(numpy_helper.from_array(rng.standard_normal((WIDTH, WIDTH)).astype(np.float16), weight))
+            nodes.append(helper.make_node("MatMul", [x, weight], [product], name=f"{branch}/MatMul_{i}"))
+            nodes.append(helper.make_node("Softmax", [product], [soft], name=f"{branch}/Softmax_{i}", axis=1))
+            x = soft
+    nodes.append(helper.make_node("Add", ["a1.s", "b1.s"], ["y"], name="head/Add"))
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT16, ["b", TOKENS, WIDTH]) for n in "xy")
+    graph = helper.make_graph(nodes, "branches", [x], [y], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def test_what_streams_tell_each_other_is_no_launch(tmp_path: Path) -> None:
+    wide = {"x": ShapeRange((1, TOKENS, WIDTH), (32, TOKENS, WIDTH), (64, TOKENS, WIDTH))}
+    layers = layers_of(compile_(branches(), tmp_path, wide))
+    assert all(layer.kind for layer in layers.layers)  # each was read
+    assert {"signal", "wait"} <= {layer.kind for layer in layers.layers}
+    assert {layer.kind for layer in layers.launched} <= {"gemm", "kgen", "runtime_fusion"}
+
+
 SQUARE = {"x": ShapeRange((1, 4, 4), (2, 4, 4), (4, 4, 4))}
 
 
