@@ -45,10 +45,8 @@ def _show_parser(console: Output, report: LintReport) -> None:
     for line in shown(found.refusals, found.more):
         console.print(assembled(("  refused ", "bold red"), f"by {judge}: {line}"), soft_wrap=True)
     if found.lacking:
-        console.print(
-            f"  {judge} did not judge {', '.join(found.lacking)}, nor what follows: RTX ships no plugins",
-            soft_wrap=True,
-        )
+        lacking = f"{judge} lacks {', '.join(found.lacking)}: neither that nor what follows was judged"
+        console.print(f"  {lacking}", soft_wrap=True)
     if report.disagreement:
         console.print(assembled(("  they disagree: ", "bold yellow"), report.disagreement), soft_wrap=True)
 

@@ -31,7 +31,6 @@ MOST_REFUSALS = 20
 _MOST_WORDS = 600  # characters of one refusal
 
 _READING = re.compile(r"(?:Static check for parsing|Parsing) node: (.*) \[(\w+)\]\Z", re.DOTALL)
-_NO_PLUGIN = re.compile(r"Plugin not found|not found in plugin registry")
 _SOURCE_LINE = re.compile(r"\.? In \w+ at /\S+:\d+(?=\))")
 _NO_WORDS = ("", "false")
 
@@ -49,7 +48,6 @@ class Refusal:
         message: the parser's words, on one line.
         code: its error code, such as ``UNSUPPORTED_NODE``; empty where the parser calls it no error.
         inside: functions and inner graphs that the node is in, outermost first.
-        lacks_plugin: it asks for a plugin that is not there.
     """
 
     node: str
@@ -58,7 +56,6 @@ class Refusal:
     message: str
     code: str = ""
     inside: tuple[str, ...] = ()
-    lacks_plugin: bool = False
 
     @property
     def where(self) -> str:
@@ -158,5 +155,4 @@ def _refusal(error: trt.ParserError | None, read: _Read) -> Refusal:
         message="there is no form of it that is taken" if text in _NO_WORDS else text[:_MOST_WORDS],
         code=error.code().name,
         inside=tuple(error.local_function_stack()),
-        lacks_plugin=_NO_PLUGIN.search(words) is not None,
     )

@@ -1,7 +1,7 @@
 """NVIDIA's own ONNX parser as a judge of a file: that of TensorRT for RTX is the parser of TensorRT, and needs no GPU.
 
-It runs in a process of its own, which a file may crash, hang or fill: that is told, and nothing else ends with it. What
-it does not have is TensorRT's library of plugins, so it refuses some operators that TensorRT takes.
+It runs in a process of its own, which a file may crash, hang or fill: that is told, and nothing else ends with it. It
+refuses some operators that TensorRT takes, since TensorRT for RTX ships no library of plugins.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Verdict:
         judge: whose parser, with its version where that is known.
         refusals: its errors, at most `MOST_REFUSALS`; none where it takes the file.
         more: how many errors there are beside them.
-        lacking: operators that it could not judge, nor what comes after them: they need a plugin that TensorRT has,
-            or the user will load, and TensorRT for RTX does not ship.
+        lacking: operators that it refuses since TensorRT for RTX lacks them, and that TensorRT, or a plugin of the
+            user's, has: neither they nor what comes after them are judged.
         problem: why there is no verdict; empty where there is one.
     """
 
@@ -53,11 +53,11 @@ class Verdict:
         """Whether the parser takes the file."""
         return not (self.refusals or self.lacking or self.problem)
 
-    def with_plugins(self, operators: Collection[str]) -> Verdict:
-        """Return the verdict with which plugins of some operators are not missed."""
-        missed = tuple(r for r in self.refusals if r.lacks_plugin and r.operator in operators)
-        left = tuple(r for r in self.refusals if r not in missed)
-        return replace(self, refusals=left, lacking=tuple(sorted({refusal.operator for refusal in missed})))
+    def excusing(self, operators: Collection[str]) -> Verdict:
+        """Return the verdict in which it is no fault of the file that some operators are refused."""
+        left = tuple(refusal for refusal in self.refusals if refusal.operator not in operators)
+        lacking = {refusal.operator for refusal in self.refusals} & set(operators)
+        return replace(self, refusals=left, lacking=tuple(sorted(lacking)))
 
     def to_json(self) -> dict[str, Any]:
         """Return the verdict as JSON values; ``taken`` is null where there is none."""

@@ -114,14 +114,18 @@ class LintReport:
 
     @property
     def disagreement(self) -> str:
-        """How the rules and NVIDIA's parser differ, in a sentence; empty where they do not, or it gives no verdict."""
+        """How the rules and NVIDIA's parser differ, in a sentence; empty where they do not, or it gives no verdict.
+
+        It is to take a graph whose errors are silent.
+        """
         if self.parser is not None and self.parser.refusals and not self.errors:
             return f"the rules find no error, and the parser refuses {self.parser.refusals[0]}"
-        if self.errors and self.parser is not None and self.parser.is_taken:
-            rules = ", ".join(str(number) for number in sorted({finding.rule for finding in self.errors}))
+        loud = sorted({finding.rule for finding in self.errors if not finding.silent})
+        if loud and self.parser is not None and self.parser.is_taken:
+            rules = ", ".join(map(str, loud))
             return (
                 f"rule {rules} finds errors for TensorRT {self.tensorrt}, and the parser takes the graph: another "
-                "version, or the builder, may refuse it, or compute other than meant"
+                "version, or the builder, may refuse it"
             )
         return ""
 

@@ -7,8 +7,8 @@ must hold and who says so. To add one, write the function and its line here.
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,12 +21,13 @@ from exporters.tensorrt.lint.economy import hard_to_fuse, redundant_pairs, store
 from exporters.tensorrt.lint.external import external_data
 from exporters.tensorrt.lint.fusion import attention_blocks, attention_form
 from exporters.tensorrt.lint.hardware import hardware, hardware_features
-from exporters.tensorrt.lint.operators import operators, parse_version
+from exporters.tensorrt.lint.operators import parse_version
 from exporters.tensorrt.lint.placement import quantization_placement
 from exporters.tensorrt.lint.quantization import quantization
 from exporters.tensorrt.lint.report import Finding, LintReport
 from exporters.tensorrt.lint.structure import (
     constant_operands,
+    lacking_in_rtx,
     names_and_edges,
     no_dynamic_operators,
     operator_support,
@@ -126,12 +127,8 @@ def lint(
     """
     target = parse_version(version)
     chosen = _choose(rules)
-    if parser:
-        with _judging(model) as verdict:
-            report = lint(model, version=version, rules=rules, plugins=plugins, profiled=profiled, targets=targets)
-            return replace(report, parser=verdict().with_plugins({*operators(target).types, *plugins}))
     wrong_entries: dict[str, str] = {}
-    with quiet():
+    with quiet(), _judging(model) if parser else nullcontext() as verdict:
         if isinstance(model, ir.Model):
             name = model.graph.name or "graph"
         else:
@@ -148,7 +145,11 @@ def lint(
         numbers = tuple(rule.number for rule in chosen)
         attention = tuple(attention_blocks(subject)) if _ATTENTION_RULE in numbers else ()
         features = tuple(sorted(hardware_features(subject)))
-    return LintReport(name, version, numbers, tuple(dict.fromkeys(findings)), attention, features)
+        found = None
+        if verdict is not None:
+            elsewhere = {node.op_type for node in subject.nodes if lacking_in_rtx(node)}
+            found = verdict().excusing(elsewhere.union(plugins))
+    return LintReport(name, version, numbers, tuple(dict.fromkeys(findings)), attention, features, found)
 
 
 @contextmanager
