@@ -14,14 +14,22 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.exporters.tensorrt.rtx import WHY
 from tests.tensorrt_api.bindings import ROOT, Unavailable, environment, prepare
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+RTX = "rtx"
+"""In place of a version: TensorRT for RTX as it is installed, a real library. The function makes it be ``tensorrt``."""
+
+
 def require(version: str) -> None:
     """Skip the test where the bindings cannot be had; fail it if ``$DEPLOYCLI_REQUIRE_TRT_BINDINGS`` is set."""
+    if version == RTX:
+        pytest.importorskip("tensorrt_rtx", reason=WHY)
+        return
     try:
         prepare(version)
     except Unavailable as error:
@@ -34,7 +42,7 @@ def call(version: str, function: Callable[..., Any], *arguments: Any, timeout: f
     """Call a function of a module that can be imported, where this version is installed and warnings are errors.
 
     Args:
-        version: one of `bindings.VERSIONS`; the test is skipped if it cannot be had.
+        version: one of `bindings.VERSIONS`, or `RTX`; the test is skipped if it cannot be had.
         function: at the top of its module; it imports ``tensorrt`` itself.
         *arguments: what JSON can hold; paths become strings.
         timeout: seconds.
@@ -52,7 +60,7 @@ def call(version: str, function: Callable[..., Any], *arguments: Any, timeout: f
         command = [sys.executable, "-m", "tests.tensorrt_api.child", target, json.dumps(arguments, default=str)]
         run = subprocess.run(
             [*command, str(result)],
-            env=environment(version),
+            env={**os.environ, "PYTHONPATH": str(ROOT)} if version == RTX else environment(version),
             cwd=ROOT,
             capture_output=True,
             text=True,

@@ -255,3 +255,13 @@ def test_the_digest_is_of_the_whole_wheel(fresh: Path) -> None:
     kept = fresh / "wheels" / f"{hashlib.sha256(content).hexdigest()}.whl"
     kept.write_bytes(content)
     assert bindings._download(fresh / "wheels", "nothing==0", kept.stem) == kept
+
+
+def test_a_warning_is_an_error_there() -> None:
+    with pytest.raises(AssertionError, match="DeprecationWarning: old"):
+        child.call(VERSIONS[-1], clients.warning)
+
+
+def test_a_failure_carries_its_traceback() -> None:
+    with pytest.raises(AssertionError, match=r"(?s)exit 1.*line \d+, in failing.*ZeroDivisionError"):
+        child.call(VERSIONS[-1], clients.failing, 0)

@@ -239,6 +239,17 @@ class TestWhatGoesWrong:
         assert "cudaError" not in str(caught.value)
         assert {path.name for path in (tmp_path / "work").iterdir()} == {"job.json", "builder.log"}
 
+    def test_the_parser_refuses_more_than_is_worth_reading(self, tmp_path: Path) -> None:
+        model = one("Det", ["b", 4, 4], ["b"])
+        for place in range(29):
+            model.graph.node.add().CopyFrom(helper.make_node("Det", ["x"], [f"y{place}"]))
+        with pytest.raises(BuildError, match="and 10 more"):
+            compile_(model, tmp_path, SQUARE)
+
+    def test_shapes_of_inputs_that_the_model_has_not(self, tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match="the shapes are for other, x"):
+            compile_(block(), tmp_path, {**PROFILE, "other": SQUARE["x"]})
+
     @pytest.mark.parametrize("empty", [b"", onnx.ModelProto(ir_version=10).SerializeToString()])
     def test_an_empty_file(self, empty: bytes, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="is no ONNX file: it holds no graph"):
