@@ -10,7 +10,7 @@ import pytest
 
 from exporters.bundle import Bundle
 from tests.deploycli.commands import assert_refused, files, start
-from tests.exporters.tensorrt.running_engines import ENVIRONMENT
+from tests.exporters.tensorrt.rtx import WHY
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -73,7 +73,8 @@ def test_what_stays_and_what_goes(folder: Path, deploycli: Command) -> None:
 def test_a_build_and_a_cast_at_the_same_time(true_bundle: Bundle, tmp_path: Path) -> None:
     """The build's folder lies in the bundle that the others replace meanwhile."""
     shutil.copytree(true_bundle.path, tmp_path / "artifacts/smallest")
-    build = start("build-trt", "--precision", "fp32", "--batch", "1:2:8", cwd=tmp_path, **ENVIRONMENT)
+    pytest.importorskip("tensorrt_rtx", reason=WHY)
+    build = start("build-trt", "--compiler", "rtx", "--precision", "fp32", "--gpu", "ada", cwd=tmp_path)
     casts = [start("cast", "--precision", precision, cwd=tmp_path) for precision in ("fp16", "bf16")]
     for process in (build, *casts):
         _, err = process.communicate(timeout=120)

@@ -16,7 +16,7 @@ from exporters.tensorrt.settings import BuildSettings, ShapeRange
 if TYPE_CHECKING:
     from exporters.tensorrt.job import BuildResult
 
-FOLDER = Path(__file__).parent / "fake"
+FOLDER, GPU = (Path(__file__).parent / name for name in ("fake", "gpu"))
 PROFILE = {"image": ShapeRange((1, 3), (2, 3), (4, 3))}
 
 
@@ -42,7 +42,8 @@ class Bench:
         self.onnx = write_model(folder / "model.onnx")
         self.work = folder / "a b's work"
         self._patch = patch
-        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(FOLDER), os.environ.get("PYTHONPATH")])))
+        folders = [str(FOLDER), str(GPU), os.environ.get("PYTHONPATH")]
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, folders)))
 
     def set(self, **values: str) -> None:
         """Set environment variables: ``FAKE_TENSORRT`` is what it does, see ``fake/``."""

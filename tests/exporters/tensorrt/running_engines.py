@@ -1,9 +1,12 @@
-"""The stand-in for TensorRT whose plans run, in ``running/``: installed in this process, or for a command's."""
+"""The stand-ins for TensorRT: installed in this process; and plans for the one that runs them, in ``running/``."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import importlib
+import json
+import os
 import struct
 import sys
 from contextlib import contextmanager
@@ -13,36 +16,40 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from onnx import load
 
 from exporters.precision.observed import model_sha256
-from exporters.tensorrt.product import RTX
+from exporters.tensorrt.product import RTX, TENSORRT
 from exporters.tensorrt.settings import BuildSettings, ShapeRange
 from exporters.tensorrt.sidecar import GpuRecord, IoTensor, Sidecar, engine_name
 from exporters.tensorrt.targets import TARGETS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
+    from exporters.tensorrt.product import Product
     from exporters.tensorrt.targets import Capability
 
-FOLDER = Path(__file__).parent / "running"
-ENVIRONMENT = {"PYTHONPATH": str(FOLDER), "FAKE_GPU": "NVIDIA L4|8|9"}
-"""Of a process that has it."""
-
+FOLDER, GPU = (Path(__file__).parent / name for name in ("running", "gpu"))
 VERSION = "10.13.3.9"
 
 _MODULES = ("tensorrt", "tensorrt_rtx", "cuda")
-_DEPENDENT = ("exporters.tensorrt.callbacks",)  # its classes inherit from TensorRT's
+_TYPES = {1: "FLOAT", 10: "HALF", 7: "INT64", 16: "BF16"}
 
 
 @contextmanager
-def installed(**environment: str) -> Iterator[Any]:
-    """Let this process, and its children, import the stand-in for a while; yields its CUDA."""
+def installed(folder: Path = FOLDER, **environment: str) -> Iterator[Any]:
+    """Let this process, and its children, import a stand-in for a while; yields its CUDA."""
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in sys.modules if _concerned(name)]:
             patch.delitem(sys.modules, name)
-        patch.syspath_prepend(str(FOLDER))
-        for name, value in (ENVIRONMENT | environment).items():
+        for path in (GPU, folder):
+            patch.syspath_prepend(str(path))
+        for name, value in {
+            "PYTHONPATH": os.pathsep.join(map(str, (folder, GPU))),
+            "FAKE_GPU": "NVIDIA L4|8|9",
+            **environment,
+        }.items():
             patch.setenv(name, value)
         try:
             yield importlib.import_module("cuda.bindings.runtime")
@@ -52,48 +59,60 @@ def installed(**environment: str) -> Iterator[Any]:
 
 
 def _concerned(name: str) -> bool:
-    return name.partition(".")[0] in _MODULES or name in _DEPENDENT
+    return name.partition(".")[0] in _MODULES
 
 
-class _Monitor:
-    def phase_start(self, *_: object) -> None: ...
-
-    def step_complete(self, *_: object) -> bool:
-        return True
-
-    def phase_finish(self, *_: object) -> None: ...
+_HEADERS: Mapping[str, bytes] = {
+    "tensorrt": struct.pack("<II16x4B", 0x74727466, 0, 10, 13, 3, 9),
+    "rtx": struct.pack("<4sI16x4B4xI", RTX.tag, 0, 1, 7, 1, 116, 0b111111),
+}
+_RTX_VERSION = "1.7.1.116"
 
 
-def write_engine(folder: Path, onnx: str, batch: tuple[int, int, int], **changes: Any) -> Sidecar:
-    """Build an engine of ``folder/onnx`` in this process, where the stand-in is installed; return its sidecar.
+def write_engine(
+    folder: Path,
+    onnx: str,
+    batch: tuple[int, int, int],
+    *,
+    product: Product = TENSORRT,
+    targets: tuple[Capability, ...] = TARGETS,
+    **changes: Any,
+) -> Sidecar:
+    """Write a plan of ``folder/onnx`` that the stand-in runs; return its sidecar.
 
     Args:
         folder: of a bundle.
         onnx: name of the file.
         batch: smallest, best and largest.
+        product: what the plan is of.
+        targets: GPUs that it is for, of TensorRT for RTX.
         **changes: of the settings.
     """
-    import tensorrt as trt
-
-    from exporters.tensorrt.callbacks import Log
-
-    log = Log()
-    builder: Any = trt.Builder(log)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    assert trt.OnnxParser(network, log).parse_from_file(str(folder / onnx))
-    config, profile = builder.create_builder_config(), builder.create_optimization_profile()
-    config.progress_monitor, config.profiling_verbosity = _Monitor(), trt.ProfilingVerbosity.DETAILED
-    settings = BuildSettings(
-        {t.name: ShapeRange(*((size, *t.shape[1:]) for size in batch)) for t in network._inputs}, **changes
-    )
-    for name, shapes in settings.profile.items():
-        profile.set_shape(name, shapes.min, shapes.opt, shapes.max)
-    config.add_optimization_profile(profile)
-    for wanted, flag in ((settings.strip_weights, "STRIP_PLAN"), (settings.version_compatible, "VERSION_COMPATIBLE")):
-        if wanted:
-            config.set_flag(trt.BuilderFlag[flag])
-    plan = bytes(builder.build_serialized_network(network, config))
-    name = engine_name("fp16", (8, 9), version=VERSION)
+    model = load(folder / onnx)
+    shapes = {
+        value.name: tuple(-1 if dim.dim_param else dim.dim_value for dim in value.type.tensor_type.shape.dim)
+        for value in (*model.graph.input, *model.graph.output)
+    }
+    inputs = [value.name for value in model.graph.input]
+    profile = {name: ShapeRange(*((size, *shapes[name][1:]) for size in batch)) for name in inputs}
+    settings = BuildSettings(profile, **changes)
+    types = {v.name: _TYPES[v.type.tensor_type.elem_type] for v in (*model.graph.input, *model.graph.output)}
+    described = {
+        "io": [
+            [name, "INPUT" if name in inputs else "OUTPUT", types[name], shape]
+            + ([[r.min, r.opt, r.max] for r in [profile[name]]] if name in inputs else [])
+            for name, shape in shapes.items()
+        ],
+        "host code": settings.version_compatible,
+        "model": "" if settings.strip_weights else base64.b64encode(model.SerializeToString()).decode(),
+    }
+    header = _HEADERS[product.key]
+    if product is RTX:
+        header = header[:32] + struct.pack("<I", sum(1 << TARGETS.index(target) for target in targets))
+    plan = header + json.dumps(described).encode()
+    gpus = targets if product is RTX else ((8, 9),)
+    version = _RTX_VERSION if product is RTX else VERSION
+    name = engine_name("fp16", *gpus, version=version, product=product)
     (folder / "engines").mkdir(exist_ok=True)
     (folder / "engines" / name).write_bytes(plan)
     sidecar = Sidecar(
@@ -103,16 +122,14 @@ def write_engine(folder: Path, onnx: str, batch: tuple[int, int, int], **changes
         precision="fp16",
         onnx=onnx,
         onnx_sha256=model_sha256(folder / onnx),
-        tensorrt=VERSION,
-        gpu=GpuRecord("NVIDIA L4", (8, 9)),
+        tensorrt=version,
+        gpu=None if product is RTX else GpuRecord("NVIDIA L4", (8, 9)),
         settings=settings,
-        io=(
-            *(
-                IoTensor(t.name, "input", "float32", t.shape, (s.min, s.opt, s.max))
-                for t in network._inputs
-                for s in [settings.profile[t.name]]
-            ),
-            *(IoTensor(t.name, "output", "float32", t.shape) for t in network._outputs),
+        io=tuple(
+            IoTensor(name, "input", "float32", shape, (r.min, r.opt, r.max))
+            if (r := profile.get(name)) is not None
+            else IoTensor(name, "output", "float32", shape)
+            for name, shape in shapes.items()
         ),
         layers={},
         assertions=(),
@@ -121,6 +138,8 @@ def write_engine(folder: Path, onnx: str, batch: tuple[int, int, int], **changes
         seconds=1.0,
         tool_version="0.1.0",
         built_at="2026-01-01T00:00:00+00:00",
+        compiler=product.key,
+        targets=targets if product is RTX else (),
     )
     sidecar.save(folder / "engines")
     return sidecar
@@ -135,19 +154,3 @@ def rewritten(folder: Path, sidecar: Sidecar, **changes: Any) -> Sidecar:
 
 def samples(count: int, features: int = 12, seed: int = 0) -> np.ndarray[Any, np.dtype[np.float32]]:
     return np.random.default_rng(seed).standard_normal((count, features)).astype(np.float32)
-
-
-def as_rtx(folder: Path, sidecar: Sidecar, targets: tuple[Capability, ...] = TARGETS) -> Sidecar:
-    """Make an engine one of TensorRT for RTX; return its sidecar."""
-    engines = folder / "engines"
-    described = (engines / sidecar.plan).read_bytes()[28:-32]
-    mask = sum(1 << TARGETS.index(target) for target in targets)
-    plan = struct.pack("<4sIQQ4BII", RTX.tag, 0, 0, 0, 1, 7, 1, 116, 0, mask) + described
-    plan += hashlib.sha256(plan).digest()
-    for old in (engines / sidecar.plan, engines / sidecar.plan.replace(".plan", ".json")):
-        old.unlink()
-    name = engine_name("fp16", *targets, version="1.7.1.116", product=RTX)
-    (engines / name).write_bytes(plan)
-    changes = {"gpu": None, "tensorrt": "1.7.1.116", "compiler": "rtx", "targets": targets}
-    digest = hashlib.sha256(plan).hexdigest()
-    return rewritten(folder, sidecar, plan=name, sha256=digest, size=len(plan), **changes)

@@ -87,7 +87,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch, runtime: object) -> None:
 
 def fake_runtime() -> ModuleType:
     namespace = ModuleType("runtime")
-    exec((fakes.FOLDER / "cuda/bindings/runtime.py").read_text(), namespace.__dict__)
+    exec((fakes.GPU / "cuda/bindings/runtime.py").read_text(), namespace.__dict__)
     return namespace
 
 

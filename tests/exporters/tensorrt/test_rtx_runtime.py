@@ -13,6 +13,7 @@ from exporters.bench import bench
 from exporters.benchmark.candidate import BenchOptions
 from exporters.tensorrt import kernel_cache, library
 from exporters.tensorrt.kernel_cache import InMemory, OnDisk
+from exporters.tensorrt.product import RTX
 from exporters.tensorrt.rtx_runtime import RtxRuntime
 from exporters.tensorrt.runtime import open_engine
 from exporters.tensorrt.sidecar import GpuRecord
@@ -20,7 +21,7 @@ from exporters.verify import verify
 from models.errors import EnvironmentUnsuitable, ExportError
 from tests.exporters import bundles
 from tests.exporters.tensorrt.rtx import WHY
-from tests.exporters.tensorrt.running_engines import as_rtx, installed, samples, write_engine
+from tests.exporters.tensorrt.running_engines import installed, samples, write_engine
 from tests.exporters.tensorrt.test_runtime import WEIGHT, save
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.fixture
 def engine(tmp_path: Path, calls: Path) -> Sidecar:
     save(tmp_path / "model.onnx")
-    return as_rtx(tmp_path, write_engine(tmp_path, "model.onnx", (1, 2, 8)))
+    return write_engine(tmp_path, "model.onnx", (1, 2, 8), product=RTX)
 
 
 def run(folder: Path, sidecar: Sidecar, size: int = 2) -> None:
@@ -165,7 +166,7 @@ def test_what_does_not_fit_is_never_shown_to_the_library(
     gpu: str, version: str, words: str, tmp_path: Path, calls: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(tmp_path / "model.onnx")
-    sidecar = as_rtx(tmp_path, write_engine(tmp_path, "model.onnx", (1, 2, 8)), ((7, 5), (8, 9)))
+    sidecar = write_engine(tmp_path, "model.onnx", (1, 2, 8), product=RTX, targets=((7, 5), (8, 9)))
     monkeypatch.setenv("FAKE_GPU", gpu)
     monkeypatch.setattr(library.require(sidecar.product), "__version__", version)
     with pytest.raises(EnvironmentUnsuitable) as caught:
@@ -181,7 +182,7 @@ def test_verify_judges_it_and_bench_times_it_and_its_loading(tmp_path: Path, cal
     for output in model.graph.output:
         output.CopyFrom(helper.make_tensor_value_info(output.name, TensorProto.FLOAT, ["batch", bundles.CLASSES]))
     bundle = bundles.make(tmp_path, model=model)
-    as_rtx(bundle.path, write_engine(bundle.path, "model.onnx", (1, 2, 8)))
+    write_engine(bundle.path, "model.onnx", (1, 2, 8), product=RTX)
     write_engine(bundle.path, "model.onnx", (1, 2, 8))  # one process runs engines of both products
     report = verify(bundle, reference="golden", engines="all")
     assert report.passed
@@ -214,7 +215,6 @@ def test_the_real_library_is_given_the_plan_and_says_that_it_wants_a_gpu(
         pytest.skip("there is a driver: pytest -m gpu runs engines")
     from exporters.bundle import Bundle
     from exporters.tensorrt.engines import EngineRequest, build_all
-    from exporters.tensorrt.product import RTX
 
     bundle = bundles.make(tmp_path)
     (built,) = build_all([Bundle.open(bundle.path)], EngineRequest(("fp32",), product=RTX), progress=lambda *_: None)

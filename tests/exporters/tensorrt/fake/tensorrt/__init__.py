@@ -298,7 +298,7 @@ class Runtime:
         if hashlib.sha256(body).digest() != digest:
             self._logger.log(ILogger.Severity.ERROR, "the plan is damaged")
             return None
-        described = json.loads(body[body.index(b"{") :])
+        described = json.loads(body[28:])
         if "VERSION_COMPATIBLE" in described["flags"] and not self.engine_host_code_allowed:
             self._logger.log(ILogger.Severity.ERROR, "the plan has host code")
             return None
@@ -343,4 +343,20 @@ class EngineInspector:
 
     def get_engine_information(self, format: LayerInformationFormat) -> str:  # noqa: A002 - its name
         assert format == LayerInformationFormat.JSON
-        return json.dumps({"Layers": [], "Bindings": list(self._engine._io), "Built": self._engine._described})
+        layers = _layers(_onnx.load(self._engine._described["onnx"], load_external_data=False))
+        return json.dumps({"Layers": layers, "Bindings": list(self._engine._io), "Built": self._engine._described})
+
+
+def _layers(model: Any) -> list[dict[str, Any]]:
+    """A layer for each product, as the engine inspector describes it; of the type that its weights have."""
+    weights = {i.name: i.data_type for i in model.graph.initializer}
+    return [
+        {
+            **{"Name": node.name, "LayerType": "gemm", "TacticName": "gemm", "StreamId": 0, "Outputs": []},
+            "Inputs": [{"Name": node.input[0], "Dimensions": [-1], "Format/Datatype": kind}],
+            "Metadata": f"[ONNX Layer: {node.name}]",
+        }
+        for node in model.graph.node
+        if node.op_type in ("MatMul", "Gemm", "Conv")
+        for kind in ["Half" if 10 in weights.values() and 1 not in map(weights.get, node.input) else "Float"]
+    ]

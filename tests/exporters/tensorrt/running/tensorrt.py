@@ -1,9 +1,9 @@
-"""A stand-in for TensorRT whose plans run: the one in ``fake/``, and ONNX Runtime on the model that a plan carries.
+"""A stand-in for TensorRT that runs the plans of `write_engine`: ONNX Runtime runs the model that each carries.
 
 Its public names are those of the bindings and no others; a test holds it. Environment variables say what it does:
 
-FAKE_ENGINE    zeros: answers zeros at batches above 1; refuse, no context, fail: what TensorRT does when it fails;
-               wide: the engine inspector says that every product is FP32
+FAKE_ENGINE    zeros: answers zeros at batches above 1; refuse, no context, fail, no refit: what TensorRT does when it
+               fails
 FAKE_CALLS     a file that gets a line for each plan that is opened and each inference
 """
 
@@ -11,28 +11,22 @@ from __future__ import annotations
 
 import base64
 import ctypes
-import hashlib
 import json
 import os
 from enum import IntEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ml_dtypes as _ml_dtypes
 import numpy as _np
 import onnx as _onnx
 
-_BASE = Path(__file__).parents[2] / "fake" / "tensorrt"
-__path__.append(str(_BASE))
-exec(compile((_BASE / "__init__.py").read_text("utf-8"), str(_BASE / "__init__.py"), "exec"))
+__version__ = os.environ.get("FAKE_TENSORRT_VERSION", "10.13.3.9")
 
-if TYPE_CHECKING:
-    from tests.exporters.tensorrt.fake.tensorrt import *  # noqa: F403
-
-_Builder, _Runtime, _Engine = Builder, Runtime, ICudaEngine  # noqa: F405
-_TYPES = {"FLOAT": "float32", "HALF": "float16", "INT32": "int32", "INT64": "int64", "BOOL": "bool", "INT8": "int8"}
-
+TensorIOMode = IntEnum("TensorIOMode", {"NONE": 0, "INPUT": 1, "OUTPUT": 2})
 TensorLocation = IntEnum("TensorLocation", {"DEVICE": 0, "HOST": 1})
+DataType = IntEnum("DataType", {"FLOAT": 0, "HALF": 1, "INT8": 2, "INT32": 3, "BOOL": 4, "INT64": 8})
+_TYPES = {"FLOAT": "float32", "HALF": "float16", "INT32": "int32", "INT64": "int64", "BOOL": "bool", "INT8": "int8"}
 
 
 def _wanted() -> str:
@@ -45,88 +39,67 @@ def _log_call(text: str) -> None:
             file.write(text + "\n")
 
 
-def _sealed(described: dict[str, Any], head: bytes) -> bytes:
-    plan = head + json.dumps(described).encode()
-    return plan + hashlib.sha256(plan).digest()
+def init_libnvinfer_plugins(logger: ILogger, namespace: str) -> bool:
+    return isinstance(logger, ILogger) and namespace == ""
 
 
-class Builder(_Builder):
-    def build_serialized_network(self, network: Any, config: Any) -> Any:
-        plan = super().build_serialized_network(network, config)
-        if plan is None or not plan.startswith(b"ftrt") or len(plan) < 200:
-            return plan
-        described = json.loads(plan[28:-32])
-        stripped = "STRIP_PLAN" in described["flags"]
-        described["model"] = "" if stripped else _content(network._onnx)
-        described["layers"] = _layers(_onnx.load(network._onnx, load_external_data=False))
-        return IHostMemory(_sealed(described, plan[:28]))  # noqa: F405
+class ILogger:
+    Severity = IntEnum("Severity", {"INTERNAL_ERROR": 0, "ERROR": 1, "WARNING": 2, "INFO": 3, "VERBOSE": 4})
+
+    def log(self, severity: Any, msg: str) -> None:
+        raise NotImplementedError
 
 
-def _content(path: str) -> str:
-    return base64.b64encode(_onnx.load(path).SerializeToString()).decode()
+class IHostMemory(bytes):
+    pass
 
 
-def _layers(model: Any) -> list[dict[str, Any]]:
-    """A layer for each product, as the engine inspector describes it; of the type that its weights have."""
-    weights = {i.name: i.data_type for i in model.graph.initializer}
-    dequantized = {name for node in model.graph.node if node.op_type == "DequantizeLinear" for name in node.output}
-    half = 10 in weights.values()
-    found = []
-    for node in model.graph.node:
-        if node.op_type not in ("MatMul", "Gemm", "Conv"):
-            continue
-        narrow = "Int8" if dequantized & set(node.input) else "Half" if half else "Float"
-        if any(weights.get(name) == 1 for name in node.input) or _wanted() == "wide":
-            narrow = "Float"
-        tensor = {"Name": node.input[0], "Dimensions": [-1]}
-        tensor |= {"Format/Datatype": narrow} if not _ELEVEN else {"Format": "Row major linear", "DataType": narrow}  # noqa: F405
-        layer = {"Name": node.name, "LayerType": "gemm", "Inputs": [tensor], "Outputs": [], "TacticName": "gemm"}
-        found.append(layer | {"StreamId": 0, "Metadata": f"[ONNX Layer: {node.name}]"})
-    return found
+class Runtime:
+    def __init__(self, logger: ILogger) -> None:
+        self._logger, self.engine_host_code_allowed = logger, False
 
-
-class Runtime(_Runtime):
-    def deserialize_cuda_engine(self, serialized_engine: bytes) -> Any:
+    def deserialize_cuda_engine(self, serialized_engine: bytes) -> ICudaEngine | None:
         assert type(serialized_engine) is bytes
         _log_call("deserialize")
-        if _wanted() == "refuse":
-            self._logger.log(ILogger.Severity.ERROR, "the engine plan file is not compatible")  # noqa: F405
+        described = json.loads(serialized_engine[serialized_engine.index(b"{") :])
+        if _wanted() == "refuse" or (described["host code"] and not self.engine_host_code_allowed):
+            self._logger.log(ILogger.Severity.ERROR, "the engine plan file is not compatible")
             return None
-        engine = super().deserialize_cuda_engine(serialized_engine)  # which is the one below
-        if engine is not None:
-            engine._logger = self._logger
-        return engine
+        return ICudaEngine(described, self._logger)
 
 
-class ICudaEngine(_Engine):
-    def __init__(self, described: dict[str, Any]) -> None:
-        super().__init__(described)
-        self._logger: Any = None
-        self._model = base64.b64decode(described["model"])
+class ICudaEngine:
+    def __init__(self, described: dict[str, Any], logger: ILogger) -> None:
+        self._io = {name: rest for name, *rest in described["io"]}
+        self._logger, self._model = logger, base64.b64decode(described["model"])
+        self.num_io_tensors, self.num_optimization_profiles = len(self._io), 1
+
+    def get_tensor_name(self, index: int) -> str:
+        return list(self._io)[index]
+
+    def get_tensor_mode(self, name: str) -> TensorIOMode:
+        return TensorIOMode[self._io[name][0]]
+
+    def get_tensor_dtype(self, name: str) -> DataType:
+        return DataType[self._io[name][1]]
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._io[name][2])
+
+    def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[tuple[int, ...]]:
+        assert self.get_tensor_mode(name) == TensorIOMode.INPUT
+        assert profile_index == 0
+        return [tuple(shape) for shape in self._io[name][3]]
 
     def get_tensor_location(self, name: str) -> TensorLocation:
         return TensorLocation.DEVICE
 
-    def create_engine_inspector(self) -> EngineInspector:
-        return EngineInspector(self)
-
     def create_execution_context(self) -> IExecutionContext | None:
         if _wanted() == "no context":
-            self._logger.log(ILogger.Severity.ERROR, "out of memory")  # noqa: F405
+            self._logger.log(ILogger.Severity.ERROR, "out of memory")
             return None
         assert self._model, "a stripped engine was not refitted"
         return IExecutionContext(self)
-
-
-class EngineInspector:
-    def __init__(self, engine: ICudaEngine) -> None:
-        self._engine, self.execution_context = engine, None
-
-    def get_engine_information(self, format: Any) -> str:  # noqa: A002 - its name
-        io = list(self._engine._io)
-        described = [{"Name": name, "IOMode": "", "DataType": ""} for name in io]
-        key, value = ("I/O Tensors", described) if _ELEVEN else ("Bindings", io)  # noqa: F405
-        return json.dumps({"Layers": self._engine._described["layers"], key: value})
 
 
 class Refitter:
@@ -147,7 +120,7 @@ class OnnxParserRefitter:
 
     def refit_from_file(self, model_file: str) -> bool:
         _log_call("refit")
-        self._refitter._content = base64.b64decode(_content(model_file))
+        self._refitter._content = _onnx.load(model_file).SerializeToString()
         return True
 
 
@@ -169,7 +142,7 @@ class IExecutionContext:
     def set_input_shape(self, name: str, shape: Any) -> bool:
         low, _, high = self._engine.get_tensor_profile_shape(name, self._profile)
         if not all(a <= size <= b for a, size, b in zip(low, shape, high, strict=True)):
-            self._engine._logger.log(ILogger.Severity.ERROR, "the shape is outside the profile")  # noqa: F405
+            self._engine._logger.log(ILogger.Severity.ERROR, "the shape is outside the profile")
             return False
         self._shapes[name] = tuple(shape)
         return True
@@ -192,7 +165,7 @@ class IExecutionContext:
         from cuda.bindings import runtime
 
         if _wanted() == "fail":
-            self._engine._logger.log(ILogger.Severity.ERROR, "an illegal memory access was encountered")  # noqa: F405
+            self._engine._logger.log(ILogger.Severity.ERROR, "an illegal memory access was encountered")
             return False
         assert stream_handle != 0, "the default stream waits for all others"
         addresses = dict(self._addresses)
