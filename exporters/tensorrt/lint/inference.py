@@ -72,6 +72,7 @@ class Inference:
     Attributes:
         batch_name: symbol of the batch axis, or None where the batch is fixed.
         refusals: node -> why ONNX's strict inference refuses it even with operands of one type.
+        fitting: those of them that it takes at one of the two batch sizes.
     """
 
     def __init__(self, graph: ir.Graph, opset: int, read: Callable[[ir.TensorProtocol], Array | None]) -> None:
@@ -80,6 +81,7 @@ class Inference:
         self._known: dict[ir.Value, Known] = {}
         self.batch_name = _batch_symbol(graph)
         self.refusals: dict[ir.Node, str] = {}
+        self.fitting: set[ir.Node] = set()
         for value in graph.inputs:
             self._add_input(value)
         for node in in_order(graph):
@@ -169,6 +171,8 @@ class Inference:
                 return [None if a is None or b is None else (a, b) for a, b in zip(low, high, strict=True)]
             reason = next(x for x in found if isinstance(x, str))
         self.refusals[node] = reason
+        if isinstance(low, list) or isinstance(high, list):
+            self.fitting.add(node)
         if is_onnx(node, "QuantizeLinear", "DequantizeLinear") and operands and operands[0] is not None:
             return [operands[0].ends] * len(node.outputs)  # in an opset that lacks the type
         return None
@@ -195,9 +199,11 @@ class Inference:
             measured = _measure(node, operands[0])
             return None if measured is None else [measured]
         values = [None if x is None else x.values for x in operands]
-        if any(x is not None and x.values is None for x in operands) or any(not _is_integer(v) for v in values):
+        if any(x is not None and x.values is None for x in operands):
             return None
         is_constant = all(v is None or v[0] is v[1] for v in values)
+        if any(not _is_integer(v) for v in values) and not (is_constant and is_onnx(node, "Cast")):
+            return None
         try:
             if not is_constant and not stays_affine(node, values):
                 return None

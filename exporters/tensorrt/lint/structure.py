@@ -253,6 +253,19 @@ _CONSTANT_OPERANDS = {
 }
 """Operands that the parser must know while it builds."""
 
+_SHAPING_OPERANDS = {
+    "BlackmanWindow": (0,),
+    "ConstantOfShape": (0,),
+    "Expand": (1,),
+    "HammingWindow": (0,),
+    "HannWindow": (0,),
+    "Range": (0, 1, 2),
+    "Reshape": (1,),
+    "Slice": (1, 2, 3, 4),
+    "Split": (1,),
+}
+"""Operands whose values decide the shape of the result, and may be computed from shapes."""
+
 
 def constant_positions(node: ir.Node) -> tuple[int, ...]:
     """Return which operands of a node the parser must know while it builds."""
@@ -261,43 +274,64 @@ def constant_positions(node: ir.Node) -> tuple[int, ...]:
     return (1,) if node.op_type.startswith("Reduce") else _CONSTANT_OPERANDS.get(node.op_type, ())
 
 
-_MAY_GROW = frozenset({"Pad", "Resize", "Tile"})
-"""Their operand may follow from the batch size; that of the others must be one value."""
-
-
 def constant_operands(subject: Subject) -> Iterator[Problem]:
-    """Rule 9: axes, paddings, repeats, scales, K and depth are known while the engine is built.
+    """Rule 9: axes, paddings, repeats, scales, K, depth and what else decides shapes is known while the engine is built.
+
+    It may be computed, from constants and from shapes; not from the values of an input: these would be in the
+    optimization profile, which has none here. The axes of a reduction are stored; the parser sees through Casts alone.
 
     Source: onnx-tensorrt docs/operators.md: "axes must be an initializer", "must be resolvable to a constant",
-    "K input must be less than 3840".
+    "K input must be less than 3840"; TensorRT documentation, "Shape Tensors".
     """
     for node in subject.nodes:
         if not is_onnx(node):
             continue
         name = node.op_type
         if name.startswith("Reduce"):
-            axes = operand(node, 1)
-            if axes is not None and subject.stored(axes) is None:
+            if operand(node, 1) is not None and _seen_through_casts(operand(node, 1), subject) is None:
                 yield error(node, f"the axes of {name} are computed", "store them as an initializer")
             continue
-        for position in constant_positions(node):
-            value = operand(node, position)
-            if value is None or subject.stored(value) is not None:
-                continue
-            known = subject.inference[value]
-            if known.constant is None and not (known.values is not None and name in _MAY_GROW):
-                yield error(node, f"operand {position} of {name} is computed from data", "make it a constant")
+        positions = (*constant_positions(node), *_SHAPING_OPERANDS.get(name, ()))
+        if name == "Loop" and _collects(node):
+            positions = (0,)
+        for position in positions:
+            read = _input_read_by([operand(node, position)], subject)
+            if read is not None:
+                found = f"operand {position} of {name} is computed from data, the values of {read.name}"
+                yield error(node, found, "make it a constant: an optimization profile has shapes, and no values")
         if name == "TopK":
-            k = subject.constant(operand(node, 1))
-            if k is not None and k.size and k.dtype.kind == "i" and int(k.reshape(-1)[0]) > MAX_TOP_K:
-                yield error(node, f"K is {int(k.reshape(-1)[0])}", f"at most {MAX_TOP_K}")
+            known = subject.inference[operand(node, 1)].constant
+            k = attribute(node, "k", 0) if known is None or not known.size else int(known.reshape(-1)[0])
+            if k > MAX_TOP_K:
+                yield error(node, f"K is {k}", f"at most {MAX_TOP_K}")
+
+
+def _seen_through_casts(value: ir.Value | None, subject: Subject) -> ir.TensorProtocol | None:
+    """Return the tensor of a stored value that is cast."""
+    for _ in range(_MOST_CASTS):
+        producer = None if value is None else value.producer()
+        if producer is None or not is_onnx(producer, "Cast", "Identity"):
+            break
+        value = operand(producer, 0)
+    return subject.stored(value)
+
+
+_MOST_CASTS = 8
+
+
+def _collects(loop: ir.Node) -> bool:
+    """Say whether a Loop has results whose first dimension is the number of its iterations."""
+    body = loop.attributes.get("body")
+    if body is None or body.type != ir.AttributeType.GRAPH:
+        return False
+    return len(loop.outputs) > max(len(body.value.inputs) - 2, 0)
 
 
 def static_shapes(subject: Subject) -> Iterator[Problem]:
     """Rule 10: no tensor has more than 8 dimensions, and only the batch is dynamic.
 
-    The parser takes other dynamic axes, so these are warnings: an engine needs an optimization profile for each. Where
-    a shape follows from the values of an input, these would be in the profile, which has none here.
+    The parser takes other dynamic axes, so these are warnings: an engine needs an optimization profile for each. So is
+    what fits at some batch sizes only.
 
     Source: TensorRT ``Dims::MAX_DIMS``; the documentation of dynamic shapes ("every dynamic axis needs an
     optimization profile").
@@ -312,39 +346,27 @@ def static_shapes(subject: Subject) -> Iterator[Problem]:
                 yield error(node, f"{output.name} has {rank} dimensions", f"at most {MAX_RANK}")
         if node in inference.refusals:
             if _INFERENCE_ERROR in inference.refusals[node]:
-                yield error(node, f"ONNX refuses it: {inference.refusals[node]}", "the shapes must fit")
+                make = warning if _fits_somewhere(node, subject) else error
+                yield make(node, f"ONNX refuses it: {inference.refusals[node]}", "the shapes must fit")
             continue
         yield from _unknown_shapes(node, subject)
         for output in node.outputs:
             yield from _declared_shape(output, subject)
 
 
-_SHAPED_BY = {
-    "BlackmanWindow": (0,),
-    "ConstantOfShape": (0,),
-    "Expand": (1,),
-    "HammingWindow": (0,),
-    "HannWindow": (0,),
-    "Loop": (0,),
-    "Range": (0, 1, 2),
-    "Reshape": (1,),
-    "Slice": (1, 2, 3, 4),
-    "Split": (1,),
-}
-"""Operands whose values decide the shape of the result; those that must be constants are in `_CONSTANT_OPERANDS`."""
+def _fits_somewhere(node: ir.Node, subject: Subject) -> bool:
+    """Say whether what ONNX refuses may be right at another batch size; TensorRT asks when it runs."""
+    shapes = [subject.inference[value].dims for value in node.inputs]
+    is_dynamic = any(dims is not None and dynamic_axes(dims) for dims in shapes)
+    return node in subject.inference.fitting or (is_dynamic and is_onnx(node, "Reshape"))
 
 
 def _unknown_shapes(node: ir.Node, subject: Subject) -> Iterator[Problem]:
-    """TensorRT computes shapes from shapes, and from the values of an input only where a profile gives them."""
     inference = subject.inference
     unknown = [o.name or "" for o in node.outputs if o.name and inference[o].dims is None]
     if not unknown or schema_of(node, subject.opset) is None:  # rules 1 and 2 speak of operators that are foreign
         return
-    read = _input_read_by((operand(node, i) for i in _SHAPED_BY.get(node.op_type, ())), subject)
-    if read is not None:
-        found = f"the shape of {listed(unknown)} follows from the values of {read.name}"
-        yield error(node, found, "make them a constant: an optimization profile has shapes, and no values")
-    elif node.graph is subject.graph and all(v is None or inference[v].dims is not None for v in node.inputs):
+    if node.graph is subject.graph and all(v is None or inference[v].dims is not None for v in node.inputs):
         hint = "fold what computes its shape; only the batch may be dynamic"
         yield warning(node, f"the shape of {listed(unknown)} does not follow from the batch size", hint)
 
