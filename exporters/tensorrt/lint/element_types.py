@@ -63,18 +63,22 @@ def attribute(node: ir.Node, name: str, default: T) -> T:
     return value if isinstance(value, type(default)) else default
 
 
+_NEWEST = onnx.defs.onnx_opset_version()
+
+
 @cache
 def _schema(op_type: str, opset: int) -> onnx.defs.OpSchema | None:
     try:
         return onnx.defs.get_schema(op_type, opset, "")
-    except (onnx.defs.SchemaError, TypeError):  # TypeError: the name is no text
+    except TypeError:  # the name is no text
         return None
+    except onnx.defs.SchemaError:  # TensorRT reads an operator that is newer than the opset, too
+        return None if opset == _NEWEST else _schema(op_type, _NEWEST)
 
 
 def schema_of(node: ir.Node, opset: int) -> onnx.defs.OpSchema | None:
     """Return ONNX's definition of an operator, or None where it has none."""
-    newest = onnx.defs.onnx_opset_version()
-    return _schema(node.op_type, min(max(opset, 1), newest)) if is_onnx(node) else None
+    return _schema(node.op_type, min(max(opset, 1), _NEWEST)) if is_onnx(node) else None
 
 
 def formal(parameters: Any, position: int) -> onnx.defs.OpSchema.FormalParameter | None:

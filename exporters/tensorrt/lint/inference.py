@@ -72,7 +72,7 @@ class Inference:
     Attributes:
         batch_name: symbol of the batch axis, or None where the batch is fixed.
         refusals: node -> why ONNX's strict inference refuses it even with operands of one type.
-        fitting: those of them that it takes at one of the two batch sizes.
+        fitting: those of them that it takes at the larger batch size.
     """
 
     def __init__(self, graph: ir.Graph, opset: int, read: Callable[[ir.TensorProtocol], Array | None]) -> None:
@@ -171,7 +171,7 @@ class Inference:
                 return [None if a is None or b is None else (a, b) for a, b in zip(low, high, strict=True)]
             reason = next(x for x in found if isinstance(x, str))
         self.refusals[node] = reason
-        if isinstance(low, list) or isinstance(high, list):
+        if isinstance(high, list):
             self.fitting.add(node)
         if is_onnx(node, "QuantizeLinear", "DequantizeLinear") and operands and operands[0] is not None:
             return [operands[0].ends] * len(node.outputs)  # in an opset that lacks the type

@@ -63,8 +63,8 @@ REFUSED: dict[str, str] = {
     "INT32": "Gelu IsNaN Mean ReduceL2 ReduceLogSum ReduceLogSumExp Relu TensorScatter",
     "INT64": "Gelu IsNaN Mean ReduceL2 ReduceLogSum ReduceLogSumExp",
     "FP16": "BlackmanWindow Celu HammingWindow HannWindow MeanVarianceNormalization Range",
-    "BF16": """Celu GlobalLpPool GRU HardSwish LpNormalization LpPool MeanVarianceNormalization RandomNormal
-        RandomNormalLike RandomUniform RandomUniformLike Range Shrink""",
+    "BF16": """Celu ConvTranspose GlobalLpPool GRU HardSwish LpNormalization LpPool MeanVarianceNormalization
+        RandomNormal RandomNormalLike RandomUniform RandomUniformLike Range Shrink""",
 }
 """Element type -> the operators whose importer refuses it, though the table says otherwise.
 

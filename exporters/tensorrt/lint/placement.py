@@ -20,7 +20,7 @@ from exporters.tensorrt.lint.attention import (
 from exporters.tensorrt.lint.element_types import attribute, is_onnx
 from exporters.tensorrt.lint.fusion import int8_limits
 from exporters.tensorrt.lint.problem import warning
-from exporters.tensorrt.lint.quantization import axis_of
+from exporters.tensorrt.lint.quantization import GEMMS, axis_of
 from exporters.tensorrt.lint.subject import operand
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from exporters.tensorrt.lint.problem import Problem
     from exporters.tensorrt.lint.subject import Subject
 
-GEMMS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _NORMS = ("GroupNormalization", "InstanceNormalization", "LayerNormalization", "RMSNormalization")
 _FOUR_BITS = (ir.DataType.INT4, ir.DataType.FLOAT4E2M1)
 

@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from exporters.rewrite.facts import dynamic_axes
+from exporters.tensorrt.lint.attention import dequantized
 from exporters.tensorrt.lint.element_types import QUANTIZED, attribute, data_type, is_onnx
 from exporters.tensorrt.lint.problem import differs, error, type_name, warning
 from exporters.tensorrt.lint.subject import operand
@@ -36,6 +37,11 @@ _SMALLEST_NORMAL = {
 
 Q, DQ = "QuantizeLinear", "DequantizeLinear"
 
+GEMMS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+"""Operators that multiply matrices."""
+
+_FOUR_BITS = (ir.DataType.INT4, ir.DataType.FLOAT4E2M1)
+
 _SYMMETRIC = "quantize symmetrically, to INT8 with zero point 0"
 
 _MIXED_SINCE = (11,)
@@ -55,6 +61,34 @@ def quantization(subject: Subject) -> Iterator[Problem]:
             yield from _granularity(node, subject)
             yield from _types(node, subject)
             yield from _readers(node) if node.op_type == Q else _source(node, subject)
+        elif is_onnx(node, *GEMMS):
+            yield from _product(node, subject)
+
+
+def _product(node: ir.Node, subject: Subject) -> Iterator[Problem]:
+    """Both operands of a product are quantized to one type, or the DQ of one is a kernel of its own.
+
+    Source: the builder of TensorRT for RTX 1.7, asked about every product of two types and granularities.
+    """
+    sources = [dequantized(operand(node, i)) for i in (0, 1)]
+    first, second = (None if dq is None else subject.inference.dtype(operand(dq, 0)) for dq in sources)
+    if first is None or second is None or (first == second and first not in _FOUR_BITS):
+        return
+    scales = [subject.inference[operand(dq, 1)].dims for dq in sources if dq is not None]
+    is_blocked = any(scale is not None and len(scale) > 1 for scale in scales)
+    if math.prod(scales[1] or ()) > 1 and is_onnx(node, "Conv", "ConvTranspose") and sources[1] is not None:
+        is_blocked |= axis_of(sources[1], subject) != (0 if node.op_type == "Conv" else 1)
+    is_split = any(scale is not None and math.prod(scale) > 1 for scale in scales)
+    if is_onnx(node, "MatMul", "Gemm"):
+        both = {first, second}
+        is_taken = both == {ir.DataType.INT4} or (both == {ir.DataType.INT8, ir.DataType.INT4} and is_split)
+    elif is_onnx(node, "ConvTranspose"):
+        is_taken = is_blocked or ir.DataType.INT8 in (first, second)
+    else:
+        is_taken = is_blocked
+    if not is_taken:
+        found = f"it multiplies {type_name(first)} with {type_name(second)}"
+        yield error(node, found, "quantize both operands to INT8 or FP8, or one of them alone")
 
 
 def _scale(node: ir.Node, subject: Subject) -> Iterator[Problem]:
@@ -80,13 +114,15 @@ def _scale(node: ir.Node, subject: Subject) -> Iterator[Problem]:
         yield error(node, f"its scale {value.name} cannot be read")
         return
     scale = array.astype(np.float64)
+    # The values of a vector that a Constant node holds are not looked at.
+    make = warning if value.const_value is None and scale.size > 1 else error
     if not scale.size:
         yield error(node, "its scale has no elements")
     elif np.isnan(scale).any():
-        yield error(node, "its scale is no number", "calibrate anew, with more data")
+        yield make(node, "its scale is no number", "calibrate anew, with more data")
     elif (scale <= 0).any():
         hint = "a scale that became 0 underflowed: keep it in FP32, or merge it with its neighbour"
-        yield error(node, f"its scale is {scale.min():g}: the parser takes only positive ones", hint)
+        yield make(node, f"its scale is {scale.min():g}: the parser takes only positive ones", hint)
     elif np.isinf(scale).any():
         yield warning(node, "its scale is not finite", "calibrate anew, with more data")
     elif (scale < _SMALLEST_NORMAL[dtype]).any():
@@ -163,8 +199,9 @@ def _types(node: ir.Node, subject: Subject) -> Iterator[Problem]:
     if node.op_type == Q:
         if data is not None and data not in FLOATS | {ir.DataType.DOUBLE}:
             yield error(node, f"it quantizes {type_name(data)}", "FP32, FP16 or BF16")
-        elif subject.opset >= 19 and data in FLOATS and scale in FLOATS and data != scale:
-            make = error if subject.version < _MIXED_SINCE else warning
+        elif data in FLOATS and scale in FLOATS and data != scale:
+            is_taken = _takes_scale(data, scale, dtype(node.outputs[0]))
+            make = warning if is_taken and (subject.opset < 19 or subject.version >= _MIXED_SINCE) else error
             found = f"its scale is {type_name(scale)}, its data are {type_name(data)}"
             yield make(node, found, "one type for both: Cast the scale when it is stored")
         made = dtype(node.outputs[0])
@@ -185,8 +222,15 @@ def _types(node: ir.Node, subject: Subject) -> Iterator[Problem]:
         quantized = data
     dims = subject.inference[operand(node, 0)].dims
     is_static = dims is not None and not dynamic_axes(dims)
-    if quantized in (ir.DataType.INT4, ir.DataType.FLOAT4E2M1) and is_static and math.prod(dims or ()) % 2:
+    if quantized in _FOUR_BITS and is_static and math.prod(dims or ()) % 2:
         yield error(node, f"{type_name(quantized)} needs an even number of elements", "pad the tensor")
+
+
+def _takes_scale(data: ir.DataType | None, scale: ir.DataType | None, quantized: ir.DataType | None) -> bool:
+    """Say whether the builder quantizes with a scale of another type: to INT8 with any, else with an FP32 one."""
+    if quantized == ir.DataType.INT8:
+        return True
+    return scale == ir.DataType.FLOAT and data != scale and quantized != ir.DataType.FLOAT4E2M1
 
 
 def _readers(node: ir.Node) -> Iterator[Problem]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import graphlib
-import math
 from typing import TYPE_CHECKING
 
 import onnx
@@ -13,7 +12,8 @@ from exporters.rewrite.affine import BATCH
 from exporters.rewrite.facts import dynamic_axes
 from exporters.tensorrt.lint.element_types import attribute, formal, is_onnx, schema_of
 from exporters.tensorrt.lint.operators import ONNX_DOMAINS, PARSER_PLUGINS
-from exporters.tensorrt.lint.problem import error, listed, type_name, warning
+from exporters.tensorrt.lint.problem import differs, error, listed, type_name, warning
+from exporters.tensorrt.lint.restrictions import restriction
 from exporters.tensorrt.lint.subject import operand
 from models.errors import first_line
 
@@ -40,8 +40,10 @@ _BROADCASTING_OPSET = 7
 """The first with NumPy's broadcasting."""
 
 _ELEMENTWISE = (
-    "Add", "And", "Div", "Equal", "Greater", "Less", "Max", "Mean", "Min", "Mul", "Or", "Pow", "Sub", "Sum", "Xor",
-)  # fmt: skip
+    *("Add", "And", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Mean", "Min", "Mul"),
+    *("Or", "Pow", "Sub", "Sum", "Xor"),
+)
+"""But for Pow the parser takes any number of operands, and returns one as it is."""
 
 _QUANTIZED_OPSETS = {
     ir.DataType.FLOAT8E4M3FN: 19,
@@ -117,7 +119,10 @@ def operator_support(subject: Subject) -> Iterator[Problem]:
         if name in subject.plugins:
             continue
         if node.domain not in ONNX_DOMAINS:
-            if name not in PARSER_PLUGINS:
+            if name in known.types:
+                found = f"{name} of domain {node.domain!r} is taken for ONNX's {name}: the parser reads no domains"
+                yield differs(node, found, "express it in ONNX operators")
+            elif name not in PARSER_PLUGINS:
                 hint = f"express it in ONNX operators, or load a plugin and name it: --plugin {name}"
                 yield error(node, f"{name} of domain {node.domain!r} is no operator of the parser", hint)
         elif name in known.since:
@@ -126,118 +131,13 @@ def operator_support(subject: Subject) -> Iterator[Problem]:
         elif name not in known.types:
             yield error(node, f"{name} is not supported", "express it in supported operators")
         else:
-            reason = _restriction(node, subject)
+            reason = restriction(node, subject)
             if reason:
                 yield error(node, reason)
             elif lacking_in_rtx(node):
                 yield warning(
                     node, f"{name} is in TensorRT, and not in TensorRT for RTX", "express it in other operators"
                 )
-
-
-def _restriction(node: ir.Node, subject: Subject) -> str | None:
-    """Return which restriction of the table an operator breaks."""
-    op_type = node.op_type
-    if op_type in ("AveragePool", "LpPool", "MaxPool") and any(d != 1 for d in attribute(node, "dilations", [1])):
-        return f"{op_type} with dilations"
-    if op_type in ("LpNormalization", "LpPool") and attribute(node, "p", 2) not in (1, 2):
-        return f"{op_type} with p {attribute(node, 'p', 2)}: it is 1 or 2"
-    if op_type == "Mod" and not attribute(node, "fmod", 0):
-        dtype = subject.inference.dtype(operand(node, 0))
-        if dtype not in (None, ir.DataType.INT32, ir.DataType.INT64):
-            return f"Mod of {type_name(dtype)} without fmod"
-    if op_type == "TensorScatter":
-        return _restriction_of_tensor_scatter(node, subject)
-    if op_type in ("If", "Loop"):
-        return _restriction_of_if(node, subject) if op_type == "If" else _restriction_of_loop(node)
-    if op_type == "Constant" and not node.attributes.keys().isdisjoint(
-        {"sparse_value", "value_string", "value_strings"}
-    ):
-        return "a constant of strings or a sparse one"
-    if op_type == "GridSample" and subject.inference[operand(node, 0)].rank == 5 and subject.version < (11, 2, 1):
-        return "GridSample of a volume is supported from TensorRT 11.2.1 on"
-    if op_type == "LSTM" and (attribute(node, "input_forget", 0) or attribute(node, "layout", 0)):
-        return "LSTM with input_forget or layout"
-    if op_type == "Resize":
-        return _restriction_of_resize(node, subject)
-    if op_type == "ScatterND" and attribute(node, "reduction", "none") != "none":
-        return f"ScatterND with reduction {attribute(node, 'reduction', '')}"
-    if op_type in ("Dropout", "Split") and not all(output.name for output in node.outputs):
-        return f"{op_type} with a result that has no name"
-    return None
-
-
-def _restriction_of_if(node: ir.Node, subject: Subject) -> str | None:
-    """One value decides; where it is not known before, both branches give tensors of as many dimensions."""
-    condition = operand(node, 0)
-    dims = subject.inference[condition].dims
-    if dims is not None and math.prod(dims) != 1:
-        return f"If with {math.prod(dims)} conditions"
-    branches = [
-        a.value.outputs for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH and not a.is_ref()
-    ]
-    for pair in zip(*branches, strict=False):
-        ranks = {rank for value in pair if (rank := subject.inference[value].rank) is not None}
-        if len(ranks) > 1 and subject.stored(condition) is None:
-            return f"If with branches that give {' and '.join(map(str, sorted(ranks)))} dimensions"
-    return None
-
-
-def _restriction_of_loop(node: ir.Node) -> str | None:
-    """Seen in the parser of TensorRT for RTX 1.7."""
-    body = node.attributes.get("body")
-    if body is None or body.type != ir.AttributeType.GRAPH:
-        return None
-    if operand(node, 1) is None and any(value.uses() or value.is_graph_output() for value in body.value.inputs[1:2]):
-        return "Loop without a condition whose body reads it"
-    if operand(node, 0) is None and any(value.name for value in node.outputs[len(body.value.inputs) - 2 :]):
-        return "Loop that collects results without a number of iterations"
-    return None
-
-
-def _restriction_of_tensor_scatter(node: ir.Node, subject: Subject) -> str | None:
-    """It is a cache of keys or values, written along its tokens."""
-    rank, axis = subject.inference[operand(node, 0)].rank, attribute(node, "axis", -2)
-    if attribute(node, "mode", "linear") != "linear":
-        return f"TensorScatter with mode {attribute(node, 'mode', '')}"
-    if rank is not None and (rank != 4 or axis % rank != rank - 2):
-        return f"TensorScatter along axis {axis} of {rank}: it takes the tokens of [batch, heads, tokens, channels]"
-    return None
-
-
-_RESIZED_AXES = {"linear": 3, "cubic": 2}
-"""How many of the last axes such a Resize may change; the nearest one may change any."""
-
-_RESIZE_COORDINATES = ("half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric", "tf_half_pixel_for_nn")
-
-
-def _restriction_of_resize(node: ir.Node, subject: Subject) -> str | None:
-    """Return what of a Resize the parser does not take: seen in the one of TensorRT for RTX 1.7."""
-    mode = attribute(node, "mode", "nearest")
-    policy = attribute(node, "keep_aspect_ratio_policy", "stretch")
-    antialias = attribute(node, "antialias", 0)
-    modes = ("nearest", "linear", "cubic") if subject.version >= _CUBIC_SINCE else ("nearest", "linear")
-    if mode not in modes or antialias or policy != "stretch":
-        return f"Resize with mode {mode}, antialias {antialias}, policy {policy}"
-    coordinates = attribute(node, "coordinate_transformation_mode", "half_pixel")
-    has_sizes = operand(node, 3) is not None
-    if coordinates not in _RESIZE_COORDINATES:
-        return f"Resize with coordinates {coordinates}: it takes {', '.join(_RESIZE_COORDINATES)}"
-    if coordinates == "tf_half_pixel_for_nn" and has_sizes:
-        return "Resize with coordinates tf_half_pixel_for_nn and sizes: it takes them with scales"
-    before, after = (subject.inference[value].dims for value in (node.inputs[0], node.outputs[0]))
-    if before is None or after is None or len(before) != len(after):
-        return None
-    if has_sizes and "axes" in node.attributes and dynamic_axes(before):
-        return "Resize to the sizes of some axes, where another is dynamic"
-    changed = [axis for axis, (a, b) in enumerate(zip(before, after, strict=True)) if a != b]
-    most = _RESIZED_AXES.get(mode, len(before))
-    if changed and changed[0] < len(before) - most:
-        return f"{mode} Resize of axis {changed[0]} of {len(before)}: it takes the last {most}"
-    return None
-
-
-_CUBIC_SINCE = (10, 15)
 
 
 _CONSTANT_OPERANDS = {
@@ -275,7 +175,7 @@ def constant_positions(node: ir.Node) -> tuple[int, ...]:
 
 
 def constant_operands(subject: Subject) -> Iterator[Problem]:
-    """Rule 9: axes, paddings, repeats, scales, K, depth and what else decides shapes is known while the engine is built.
+    """Rule 9: axes, paddings, repeats, scales, K, depth and whatever decides shapes are known at the build.
 
     It may be computed, from constants and from shapes; not from the values of an input: these would be in the
     optimization profile, which has none here. The axes of a reduction are stored; the parser sees through Casts alone.
@@ -339,6 +239,9 @@ def static_shapes(subject: Subject) -> Iterator[Problem]:
     inference = subject.inference
     for value in subject.graph.inputs:
         yield from _dynamic_input(value, subject)
+    for name, tensor in subject.tensors:
+        if len(tensor.shape) > MAX_RANK:
+            yield error(name, f"it has {len(tensor.shape)} dimensions", f"at most {MAX_RANK}")
     for node in subject.nodes:
         ranks = [(output, inference[output].rank) for output in node.outputs]
         for output, rank in ranks:
@@ -346,7 +249,8 @@ def static_shapes(subject: Subject) -> Iterator[Problem]:
                 yield error(node, f"{output.name} has {rank} dimensions", f"at most {MAX_RANK}")
         if node in inference.refusals:
             if _INFERENCE_ERROR in inference.refusals[node]:
-                make = warning if _fits_somewhere(node, subject) else error
+                is_taken = node in inference.fitting or _takes_what_onnx_does_not(node, subject)
+                make = warning if is_taken else error
                 yield make(node, f"ONNX refuses it: {inference.refusals[node]}", "the shapes must fit")
             continue
         yield from _unknown_shapes(node, subject)
@@ -354,11 +258,12 @@ def static_shapes(subject: Subject) -> Iterator[Problem]:
             yield from _declared_shape(output, subject)
 
 
-def _fits_somewhere(node: ir.Node, subject: Subject) -> bool:
-    """Say whether what ONNX refuses may be right at another batch size; TensorRT asks when it runs."""
-    shapes = [subject.inference[value].dims for value in node.inputs]
-    is_dynamic = any(dims is not None and dynamic_axes(dims) for dims in shapes)
-    return node in subject.inference.fitting or (is_dynamic and is_onnx(node, "Reshape"))
+def _takes_what_onnx_does_not(node: ir.Node, subject: Subject) -> bool:
+    """Say whether the importer makes something of it: an uneven Split, a Flatten from behind in an old opset."""
+    rank = subject.inference[operand(node, 0)].rank
+    if is_onnx(node, "Split"):
+        return "evenly" in subject.inference.refusals[node]
+    return is_onnx(node, "Flatten") and rank is not None and -rank <= attribute(node, "axis", 1) <= rank
 
 
 def _unknown_shapes(node: ir.Node, subject: Subject) -> Iterator[Problem]:
@@ -396,7 +301,7 @@ def _dynamic_input(value: ir.Value, subject: Subject) -> Iterator[Problem]:
     if value.const_value is not None:
         return
     if value.shape is None:
-        yield error(name, "the shape of this input is not declared", "declare it")
+        yield differs(name, "the shape of this input is not declared: TensorRT takes it for a scalar", "declare it")
         return
     if len(value.shape) > MAX_RANK:
         yield error(name, f"it has {len(value.shape)} dimensions", f"at most {MAX_RANK}")
@@ -496,6 +401,13 @@ def _order(subject: Subject) -> Iterator[Problem]:
         done.add(node)
 
 
+_COUNTED = ("Pow", "Slice")
+"""Operators whose operands the parser counts."""
+
+_PASSED_OVER = ("Unrecognized attribute", "is deprecated in domain_version", "has inconsistent type")
+"""What ONNX's checker refuses and the parser does not look at."""
+
+
 def _operands(node: ir.Node, subject: Subject) -> Iterator[Problem]:
     for value in node.inputs:
         if value is None or value.producer() is not None or value.is_graph_input() or value.is_initializer():
@@ -506,7 +418,9 @@ def _operands(node: ir.Node, subject: Subject) -> Iterator[Problem]:
     if schema is None:
         return
     if len(node.inputs) > schema.max_input:
-        yield error(node, f"it has {len(node.inputs)} operands", f"{node.op_type} takes {schema.max_input}")
+        is_absent = is_onnx(node, *_ELEMENTWISE) and None in node.inputs
+        make = error if is_absent or is_onnx(node, *_COUNTED) else warning
+        yield make(node, f"it has {len(node.inputs)} operands", f"{node.op_type} takes {schema.max_input}")
         return
     required = onnx.defs.OpSchema.FormalParameterOption.Single
     formals = [(i, formal(schema.inputs, i)) for i in range(max(len(node.inputs), schema.min_input))]
@@ -514,11 +428,14 @@ def _operands(node: ir.Node, subject: Subject) -> Iterator[Problem]:
     if is_onnx(node, "Resize"):  # opset 11 wants operands that it does not read
         missing = [name for name in missing if name == "X"]
     if missing:
-        yield error(node, f"its operand {listed(missing)} is missing")
+        is_lone = is_onnx(node, *_ELEMENTWISE) and not is_onnx(node, *_COUNTED) and len(node.inputs) == 1
+        make = differs if is_lone and operand(node, 0) is not None else error
+        yield make(node, f"its operand {listed(missing)} is missing")
         return
     reason = _refused_by_checker(node, subject) or _refused_by_inference(node, subject)
     if reason is not None:
-        yield error(node, f"ONNX's checker refuses it: {reason}")
+        make = warning if any(text in reason for text in _PASSED_OVER) else error
+        yield make(node, f"ONNX's checker refuses it: {reason}")
 
 
 _NO_TENSORS = frozenset(
@@ -533,7 +450,9 @@ def _refused_by_checker(node: ir.Node, subject: Subject) -> str | None:
         return None
     context = onnx.checker.C.CheckerContext()
     context.ir_version = NEWEST_IR
-    context.opset_imports = {"": min(max(subject.opset, 1), onnx.defs.onnx_opset_version())}
+    schema = schema_of(node, subject.opset)  # of a newer opset, where this one lacks the operator
+    opset = max(subject.opset, 1 if schema is None else schema.since_version)
+    context.opset_imports = {"": min(opset, onnx.defs.onnx_opset_version())}
     try:
         proto = ir.serde.serialize_node(node)
         if is_onnx(node, "Resize"):  # opset 11 wants operands that it does not read
@@ -557,7 +476,7 @@ def _outputs(subject: Subject) -> Iterator[Problem]:
         if not value.name:
             yield error(name, "it has no name", "name it")
         elif value.is_graph_input():
-            yield error(name, "this output is an input of the graph", "leave it out")
+            yield warning(name, "this output is an input of the graph", "leave it out")
         elif value.is_initializer() or subject.stored(value) is not None:
             yield warning(name, "this output is a constant", "leave it out")
         elif value.producer() is None:

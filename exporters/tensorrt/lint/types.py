@@ -77,7 +77,8 @@ def supported_types(subject: Subject) -> Iterator[Problem]:
             data = node.outputs[0]
         found = dtype(data)
         is_judged = found in PLAIN | {ir.DataType.UINT8} or node.op_type in _MADE_BY_ATTRIBUTE
-        if found is not None and is_judged and found not in supported and subject.stored(data) is None:
+        is_for_dq = found in (ir.DataType.INT8, ir.DataType.UINT8) and subject.stored(data) is not None
+        if found is not None and is_judged and found not in supported and not is_for_dq:
             names = sorted(t.name for t in supported)
             yield error(node, f"{node.op_type} has no {type_name(found)} form", f"Cast to one of {listed(names, 9)}")
 
@@ -150,7 +151,8 @@ def strong_typing(subject: Subject) -> Iterator[Problem]:
                 is_data = data is not None and parameter.type_str == data.type_str
                 is_taken = found in subject.operators.types.get(node.op_type, ())
                 is_moved = found in LOW_BITS and is_onnx(node, *_MOVES)
-                make = warning if is_data and (is_taken or is_moved) else error
+                is_narrow = found == ir.DataType.INT32 and allowed == {ir.DataType.INT64}  # indices: both are taken
+                make = warning if is_narrow or (is_data and (is_taken or is_moved)) else error
                 yield make(node, f"{parameter.name} is {type_name(found)}", f"opset {subject.opset} takes {takes}")
             if parameter.is_homogeneous:
                 groups.setdefault(parameter.type_str, []).append((value.name or "", found))
@@ -160,11 +162,20 @@ def strong_typing(subject: Subject) -> Iterator[Problem]:
             if len({t for _, t in members}) > 1:
                 found_types = listed((f"{name} is {type_name(t)}" for name, t in members), 6)
                 hint = "Cast one of them; TensorRT converts no type by itself"
-                yield error(node, f"operands of {node.op_type} differ in type: {found_types}", hint)
+                is_float = {t for _, t in members} <= FLOATS
+                make = warning if is_float and _is_cast(node, subject) else error
+                yield make(node, f"operands of {node.op_type} differ in type: {found_types}", hint)
                 break
         if is_onnx(node, "RMSNormalization"):
             yield from _scale_of_rms(node, subject)
     yield from _declared_types(subject)
+
+
+def _is_cast(node: ir.Node, subject: Subject) -> bool:
+    """Say whether the importer makes the operands alike: limits of a Clip, stored factors of a BatchNormalization."""
+    if is_onnx(node, "BatchNormalization"):
+        return all(subject.stored(value) is not None for value in node.inputs[1:])
+    return is_onnx(node, "Clip")
 
 
 def _scale_of_rms(node: ir.Node, subject: Subject) -> Iterator[Problem]:
@@ -244,9 +255,9 @@ def attention_operator(subject: Subject) -> Iterator[Problem]:
     for node in subject.nodes:
         if not is_onnx(node, "Attention"):
             continue
-        extra = [o.name or "" for o in node.outputs[1:] if o.name]
-        if extra:
-            yield error(node, f"it has more than one result: {listed(extra)}", "keep the first only")
+        if len(node.outputs) > 1:  # with a name or without
+            extra = listed(o.name or "one without a name" for o in node.outputs[1:])
+            yield error(node, f"it has more than one result: {extra}", "keep the first only")
         for i, name in enumerate(_FORBIDDEN_OPERANDS, 4):
             if operand(node, i) is not None:
                 yield error(node, f"its operand {name} is not supported")
@@ -262,7 +273,7 @@ def attention_operator(subject: Subject) -> Iterator[Problem]:
         for name in ("TRT_decomposable", "TRT_normalization_op"):
             if name in node.attributes:
                 hint = "set it on the layer of the TensorRT network; ONNX's checker and ONNX Runtime refuse it here"
-                yield error(node, f"{name} is no attribute of ONNX", hint)
+                yield warning(node, f"{name} is no attribute of ONNX", hint)
         if node.graph is not subject.graph:
             make = error if subject.version < (11,) else warning  # seen to fail in 10.16
             yield make(node, "Attention inside the body of a control-flow operator", "move it out")
@@ -298,6 +309,9 @@ def _attention_shapes(node: ir.Node, subject: Subject) -> Iterator[Problem]:
         return
     if key[1] and query[1] % key[1]:
         yield error(node, f"{query[1]} heads of Q for {key[1]} of K", "a multiple")
+    if subject.inference[operand(node, 0)].rank == 3 and query[2] == 1 and (query[1] == 1 or query[3] % 8):
+        found = f"one query in three dimensions, with {query[1]} heads of {query[3]} channels"
+        yield error(node, found, "four dimensions, [batch, heads, 1, channels]: the builder has no kernel for it")
     mask, scores = subject.inference[operand(node, 3)].dims, (*query[:3], key[2])
     if mask is not None and len(mask) <= len(scores):
         pairs = zip(reversed(mask), reversed(scores), strict=False)
@@ -321,11 +335,15 @@ def _shown(dims: Dims) -> str:
     return str([f"{d // BATCH}*batch" if d and d % BATCH == 0 else d for d in dims])
 
 
+_FACTORS_TYPED_SINCE = (11,)
+"""First version whose importer of Gemm was seen to give its factors the type of the data."""
+
+
 def gemm(subject: Subject) -> Iterator[Problem]:
     """Rule 8: a Gemm multiplies matrices and scales nothing.
 
-    Source: onnx-tensorrt ``onnxOpImporters.cpp``: for alpha or beta other than 1 the importer adds an FP32 constant,
-    which a strongly typed FP16 network refuses. In FP32 it is a multiplication that could be in the weights.
+    Source: onnx-tensorrt ``onnxOpImporters.cpp``: for alpha or beta other than 1 the importer adds a multiplication,
+    which could be in the weights; before TensorRT 11 by an FP32 constant, which a strongly typed FP16 network refuses.
     """
     for node in subject.nodes:
         if not is_onnx(node, "Gemm"):
@@ -336,8 +354,8 @@ def gemm(subject: Subject) -> Iterator[Problem]:
             factors["beta"] = attribute(node, "beta", 1.0)
         for name, factor in factors.items():
             if np.float32(factor) != 1:
-                make = warning if dtype == ir.DataType.FLOAT else error
-                found = f"{name} is {factor:g}, and becomes an FP32 constant"
+                make = warning if dtype == ir.DataType.FLOAT or subject.version >= _FACTORS_TYPED_SINCE else error
+                found = f"{name} is {factor:g}, and becomes a multiplication"
                 yield make(node, found, "multiply it into the weight or the bias")
         for i in (0, 1):
             rank = subject.inference[operand(node, i)].rank

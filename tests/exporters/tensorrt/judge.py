@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from exporters.isolated import die_with, what_ended
 from exporters.tensorrt.product import RTX
-from exporters.tensorrt.settings import BuildSettings, ShapeRange
+from exporters.tensorrt.settings import DEFAULT_BATCH, BuildSettings, ShapeRange
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,10 +29,8 @@ Kind = Literal["accepted", "unparsed", "unbuilt", "crashed", "hung"]
 
 TARGETS: tuple[Capability, ...] = ((8, 6),)
 
-BATCH = (1, 2, 4)
-"""Smallest, best and largest size of a dynamic first axis; `OTHER` of any other."""
-
 OTHER = (8, 8, 16)
+"""Smallest, best and largest size of a dynamic axis that is not the batch."""
 
 LIMIT_S = 60.0
 """A small graph that takes longer hangs, seconds: the slowest that does not takes some five."""
@@ -171,7 +169,11 @@ def _profile(network: Any) -> dict[str, ShapeRange]:
     profile = {}
     for value in inputs:
         sizes = [
-            (size,) * 3 if size >= 0 else OTHER if value.get_dimension_name(axis) not in batches and axis else BATCH
+            (size,) * 3
+            if size >= 0
+            else OTHER
+            if value.get_dimension_name(axis) not in batches and axis
+            else DEFAULT_BATCH
             for axis, size in enumerate(tuple(value.shape))
         ]
         low, best, high = (tuple(size[i] for size in sizes) for i in range(3))

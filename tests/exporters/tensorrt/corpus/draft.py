@@ -209,6 +209,7 @@ class Draft:
             inferred = {v.name: v.type for v in onnx.shape_inference.infer_shapes(model).graph.output}
         except Exception:  # the graph may be odd
             inferred = {}
+        inferred |= {v.name: v.type for v in self.inputs}
         first = self.inputs[0].type.tensor_type.elem_type if self.inputs else F32
         for value in model.graph.output:
             found, given = inferred.get(value.name), value.type.tensor_type.elem_type

@@ -571,7 +571,7 @@ def scatter(d: Draft) -> None:
     other = dtype if d.chance(0.95) else d.dtype(NUMBERS)
     itype = d.pick({I64: 6, I32: 1})
     given: dict[str, object] = {}
-    if d.opset >= 16 and d.chance(0.3):
+    if op == "ScatterND" and d.opset >= 16 and d.chance(0.3):  # that of ScatterElements is a plugin
         given["reduction"] = d.pick(("none", "add", "mul", *(("max", "min") if d.opset >= 18 else ())))
     if op == "ScatterND":
         indices = d.constant(np.abs(d.array([2, 1], I64)) % 3, itype)
@@ -836,7 +836,7 @@ def recurrent(d: Draft) -> None:
             * {"LSTM": 3, "GRU": 2, "RNN": 1}[op]
             * both
         )
-    d.output(*d.nodes_of(op, operands, d.pick((1, 2))), dtype=dtype)
+    d.output(*d.nodes_of(op, operands, d.pick((1, 2)), **given), dtype=dtype)
 
 
 BASIC: dict[Callable[[Draft], None], float] = {

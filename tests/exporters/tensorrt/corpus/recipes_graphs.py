@@ -338,22 +338,17 @@ def constants(d: Draft) -> None:
     d.tags.append(kind)
     if kind == "attribute":
         d.since(12, 0.97)
-        name = d.pick(
-            ("value_float", "value_floats", "value_int", "value_ints", "value_string", "value_strings", "sparse_value")
-        )
+        name = d.pick(("value_float", "value_floats", "value_int", "value_ints", "value_string", "value_strings"))
         value = {
             "value_float": 1.5, "value_floats": [1.5, 2.5], "value_int": 3, "value_ints": [3, 4],
             "value_string": "a", "value_strings": ["a", "b"],
         }.get(name)  # fmt: skip
-        if name == "sparse_value":
-            entries = helper.make_tensor("v", F32, [2], [1.0, 2.0])
-            value = helper.make_sparse_tensor(entries, helper.make_tensor("i", I64, [2], [0, 3]), [4])
         c = d.node("Constant", [], **{name: value})
         if name.startswith("value_string"):
             d.output(c, dtype=TensorProto.STRING)
             return
         y = d.node("Cast", [c], to=F32)
-        d.output(d.node("Add", [y, d.input(F32, [2] if name.endswith("s") else [4] if name[0] == "s" else [3])]))
+        d.output(d.node("Add", [y, d.input(F32, [2] if name.endswith("s") else [3])]))
         return
     dtype = d.dtype(ANY, 0.4)
     dims = [d.pick((1, 2, 3)) for _ in range(d.pick((0, 1, 2, 3)))]
