@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, TextIO
 import click
 
 from deploycli.escaping import escaped_lines, escaped_message
-from models.errors import DeployError, EnvironmentUnsuitable, UsageError, first_line
+from models.errors import BuildError, DeployError, EnvironmentUnsuitable, UsageError, first_line
 from models.memory import shortage
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def explain(error: BaseException) -> DeployError | None:
     cause = error.__cause__ if isinstance(error, DeployError) else error
     if isinstance(cause, OSError) and cause.errno == errno.ENAMETOOLONG:
         return _too_long(cause)
-    if isinstance(error, EnvironmentUnsuitable):
+    if isinstance(error, EnvironmentUnsuitable | BuildError):  # a builder's memory is another process's, and it says so
         return error
     if (asked := shortage(error)) is not None:
         return _too_large(asked, error)

@@ -20,6 +20,7 @@ from exporters.tensorrt.network import fill, make_builder, make_network, shown
 from exporters.tensorrt.plan import HEADER_BYTES, plan_header
 from exporters.tensorrt.timing_cache import sha256_of_bytes
 from models.errors import BuildError, UsageError, first_line
+from models.memory import shortage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -70,7 +71,7 @@ def build(job: Job, reporter: Reporter, log: Log) -> BuildResult:
     if reporter.cancelled.is_set():
         raise Cancelled
     if memory is None:
-        raise BuildError(f"{title} built no engine: {log.last() or 'it does not say why'}", hint=compiler.advice())
+        raise _not_built(title, log.last(), compiler.advice())
     plan = bytes(memory)
     header = plan_header(plan[:HEADER_BYTES])
     if header is None or header.product is not job.product:
@@ -146,6 +147,12 @@ def add_profiles(
             raise _bad_profile(wanted, first_line(error)) from error
         if not profile or config.add_optimization_profile(profile) != place:
             raise _bad_profile(wanted, "")
+
+
+def _not_built(title: str, said: str, advice: str) -> BuildError:
+    if shortage(RuntimeError(said)) is not None:
+        return BuildError(f"{title} ran out of memory: {said}", hint="a smaller batch, or a machine with more memory")
+    return BuildError(f"{title} built no engine: {said or 'it does not say why'}", hint=advice)
 
 
 def make_monitor(reporter: Reporter) -> Monitor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import resource
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from deploycli.ending import explain
 from exporters.tensorrt.child import run_build
 from exporters.tensorrt.inspector import EngineLayers, parse_layers
 from exporters.tensorrt.plan import header_of_plan
@@ -23,12 +25,15 @@ from exporters.tensorrt.settings import BuildSettings, ShapeRange
 from exporters.tensorrt.sidecar import Sidecar
 from exporters.tensorrt.targets import TARGETS
 from exporters.tensorrt.traffic import read_engine
-from models.errors import BuildError, IntegrityError, UsageError
+from models.errors import BuildError, EnvironmentUnsuitable, IntegrityError, UsageError
 from tests.exporters import bundles, engines
 from tests.exporters.tensorrt.rtx import WHY
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from exporters.tensorrt.job import BuildResult
+    from exporters.tensorrt.progress import Progress
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason=WHY)
 
@@ -237,7 +242,7 @@ class TestWhatGoesWrong:
             compile_(one("Det", ["b", 4, 4], ["b"]), tmp_path, SQUARE)
         assert "TensorRT for RTX cannot read" in caught.value.found
         assert "cudaError" not in str(caught.value)
-        assert {path.name for path in (tmp_path / "work").iterdir()} == {"job.json", "builder.log"}
+        assert left(tmp_path) == {"job.json", "builder.log"}
 
     def test_the_parser_refuses_more_than_is_worth_reading(self, tmp_path: Path) -> None:
         model = one("Det", ["b", 4, 4], ["b"])
@@ -279,19 +284,70 @@ class TestWhatGoesWrong:
     def test_it_takes_too_long(self, tmp_path: Path) -> None:
         with pytest.raises(BuildError, match=r"stopped after 0\.01 s"):
             compile_(block(), tmp_path, timeout=0.01)
-        assert {path.name for path in (tmp_path / "work").iterdir()} == {"job.json", "builder.log"}
+        assert left(tmp_path) == {"job.json", "builder.log"}
+
+    def test_it_hangs(self, tmp_path: Path) -> None:
+        with pytest.raises(BuildError, match="stopped after 1 s"):
+            compile_(
+                block(), tmp_path, timeout=1, progress=during("deploycli: build", lambda p: os.kill(p, signal.SIGSTOP))
+            )
+        assert left(tmp_path) == {"job.json", "builder.log"}
 
     def test_it_is_killed(self, tmp_path: Path) -> None:
-        def kill(_step: Any) -> None:
-            children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-            for child in children:
-                command = Path(f"/proc/{child}/cmdline").read_bytes()
-                if b"exporters.tensorrt.worker" in command:
-                    os.kill(int(child), signal.SIGKILL)
-
         with pytest.raises(BuildError, match="killed by SIGKILL: most likely by the kernel, for lack of memory"):
-            compile_(block(), tmp_path, progress=kill)
-        assert {path.name for path in (tmp_path / "work").iterdir()} == {"job.json", "builder.log"}
+            compile_(block(), tmp_path, progress=during("deploycli: build", lambda pid: os.kill(pid, signal.SIGKILL)))
+        assert left(tmp_path) == {"job.json", "builder.log"}
+
+    def test_there_is_no_memory(self, tmp_path: Path) -> None:
+        def take(pid: int) -> None:
+            now = 4096 * int(Path(f"/proc/{pid}/statm").read_text().split()[0])
+            resource.prlimit(pid, resource.RLIMIT_AS, (now, now))
+
+        said = r"TensorRT for RTX ran out of memory: .*bad_alloc|the engine builder was killed by SIG"  # as it happens
+        with pytest.raises(BuildError, match=said) as caught:
+            compile_(block(), tmp_path, progress=during("deploycli: build", take))
+        assert explain(caught.value) is caught.value  # the command says so, with the exit code of a build
+        assert left(tmp_path) == {"job.json", "builder.log"}
+
+    def test_there_is_no_space(self, built: BuildResult, tmp_path: Path) -> None:
+        def fill(pid: int) -> None:
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (built.size // 2, built.size // 2))
+
+        with pytest.raises(EnvironmentUnsuitable, match=r"cannot write .*model\.plan: File too large"):
+            compile_(block(), tmp_path, progress=during("deploycli: build", fill))
+        assert left(tmp_path) == {"job.json", "builder.log"}
+
+    def test_an_interruption_in_the_step_that_calls_nothing_back(self, tmp_path: Path) -> None:
+        builders: list[int] = []
+
+        def interrupt(pid: int) -> None:
+            builders.append(pid)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        with pytest.raises(KeyboardInterrupt):
+            compile_(block(), tmp_path, progress=during("Building engine", interrupt))
+        assert builders
+        assert not Path(f"/proc/{builders[0]}").exists()
+        assert left(tmp_path) == {"job.json", "builder.log"}
+
+
+def during(phase: str, act: Callable[[int], object]) -> Callable[[Progress], None]:
+    """Do something to the process of the builder, once, as soon as a phase has begun."""
+    done: list[int] = []
+
+    def progress(step: Progress) -> None:
+        if step.phase == phase and not done:
+            for child in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
+                if b"exporters.tensorrt.worker" in Path(f"/proc/{child}/cmdline").read_bytes():
+                    done.append(int(child))
+                    act(int(child))
+
+    return progress
+
+
+def left(folder: Path) -> set[str]:
+    """What a build has left in its folder."""
+    return {path.name for path in (folder / "work").iterdir()}
 
 
 class TestThePlan:
