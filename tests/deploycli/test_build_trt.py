@@ -17,6 +17,7 @@ from exporters.bundle import Bundle
 from tests.deploycli.commands import assert_refused, files
 from tests.exporters import bundles, engines
 from tests.exporters.tensorrt.fakes import FOLDER
+from tests.exporters.tensorrt.rtx import WHY
 from tests.exporters.tensorrt.running_engines import installed
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def bundle(true_bundle: Bundle, tmp_path: Path) -> Path:
 @pytest.fixture
 def tensorrt() -> Iterator[None]:
     """The stand-in that builds, and a GPU."""
+    pytest.importorskip("tensorrt_rtx", reason=WHY)
     with installed(FOLDER):
         yield
 

@@ -1,4 +1,4 @@
-"""Signatures as pybind11 writes them in docstrings: read, written as annotations, and compared with values.
+"""Signatures as pybind11 writes them in docstrings: read, and written as annotations.
 
 Only strings and classes come in, so that nothing here needs TensorRT.
 """
@@ -8,9 +8,8 @@ from __future__ import annotations
 import ast
 import keyword
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 # How pybind11 2 and 3 call them -> one name
 SPELLINGS = {
@@ -70,32 +69,6 @@ class Kind:
             return f"builtins.{self.name}"
         return f"{self.name} | {CONVERTED[self.name]}" if parameter and self.name in CONVERTED else self.name
 
-    def accepts(self, value: object, classes: Mapping[str, type]) -> bool:
-        """Whether pybind11 would take this value. As strict as it is: no float for an int, no path for a string."""
-        if self.name in classes:
-            return isinstance(value, classes[self.name]) or (
-                self.name in CONVERTED and not isinstance(value, str) and isinstance(value, Sequence)
-            )
-        if self.name in ("list", "tuple") and isinstance(value, Sequence):
-            inner = self.arguments if self.name == "tuple" else self.arguments[:1] * len(value)
-            parts = zip(inner, value, strict=False)
-            return not isinstance(value, str | bytes) and all(kind.accepts(part, classes) for kind, part in parts)
-        accepted: dict[str, Callable[[Any], bool]] = {
-            "int": lambda value: hasattr(type(value), "__index__"),
-            "float": lambda value: hasattr(type(value), "__float__"),
-            "bool": lambda value: type(value).__name__ in ("bool", "bool_"),
-            "str": lambda value: isinstance(value, str),
-            "bytes": lambda value: isinstance(value, bytes),
-            "dict": lambda value: isinstance(value, dict),
-            "None": lambda value: value is None,
-            "callable": callable,
-            "iterable": lambda value: isinstance(value, Iterable),
-            "buffer": _is_buffer,
-            "list": lambda value: False,
-            "tuple": lambda value: False,
-        }
-        return accepted.get(self.name, lambda value: True)(value)
-
 
 @dataclass(frozen=True)
 class Parameter:
@@ -129,39 +102,6 @@ class Signature:
     def bound(self) -> Signature:
         """Without the first parameter, the object."""
         return Signature(self.parameters[1:], self.returns)
-
-    def bind(
-        self, values: Sequence[Any], named: Mapping[str, Any], classes: Mapping[str, type]
-    ) -> dict[str, Any] | str:
-        """Arguments by name, for a call; or why this overload does not take them."""
-        if len(values) > len(self.parameters):
-            return f"takes {len(self.parameters)} arguments, got {len(values)}"
-        given = {parameter.name: value for parameter, value in zip(self.parameters, values, strict=False)}
-        known = {parameter.name for parameter in self.parameters[self.positional :]}
-        for name, value in named.items():
-            if name not in known or name in given:
-                return f"does not take an argument {name!r} here"
-            given[name] = value
-        for parameter in self.parameters:
-            if parameter.name not in given:
-                if not parameter.optional:
-                    return f"misses argument {parameter.name!r}"
-            elif not _takes(parameter, given[parameter.name], classes):
-                found = type(given[parameter.name]).__name__
-                return f"argument {parameter.name!r} must be {parameter.kind.name}, not {found}"
-        return given
-
-
-def _takes(parameter: Parameter, value: object, classes: Mapping[str, type]) -> bool:
-    return (value is None and parameter.default == "None") or parameter.kind.accepts(value, classes)
-
-
-def _is_buffer(value: Any) -> bool:
-    try:
-        memoryview(value)
-    except TypeError:
-        return False
-    return True
 
 
 def signatures(name: str, doc: str | None, classes: Iterable[str]) -> list[Signature]:

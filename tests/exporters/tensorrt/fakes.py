@@ -1,4 +1,4 @@
-"""Builds with the stand-in for TensorRT in ``fake/``, in the real child process."""
+"""Builds with the stand-in for TensorRT in ``fake/``, in the real child process; it needs TensorRT for RTX."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from onnx import TensorProto, helper
 
 from exporters.tensorrt.child import run_build
 from exporters.tensorrt.settings import BuildSettings, ShapeRange
+from tests.exporters.tensorrt.rtx import WHY
 
 if TYPE_CHECKING:
     from exporters.tensorrt.job import BuildResult
@@ -71,4 +72,5 @@ class Bench:
 
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    pytest.importorskip("tensorrt_rtx", reason=WHY)
     return Bench(tmp_path, monkeypatch)
