@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import subprocess
 import sys
 from typing import TYPE_CHECKING
 
@@ -21,16 +19,6 @@ each_version = pytest.mark.parametrize("version", VERSIONS)
 @pytest.fixture
 def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache folder."""
-    monkeypatch.setenv("DEPLOYCLI_TRT_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache folder that has the wheels only."""
-    child.require(VERSIONS[0])
-    (tmp_path / "cache").mkdir()
-    (tmp_path / "cache/wheels").symlink_to(bindings.cache_folder() / "wheels")
     monkeypatch.setenv("DEPLOYCLI_TRT_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -97,26 +85,6 @@ def test_what_cannot_be_fetched_is_unavailable_once(
     assert not list(fresh.glob("*-cp*"))
 
 
-@pytest.mark.usefixtures("downloaded")
-def test_no_compiler_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
-    which = bindings.shutil.which
-    monkeypatch.setattr(bindings.shutil, "which", lambda name: which(name) if name == "nm" else None)
-    with pytest.raises(Unavailable, match="there is no C compiler"):
-        bindings._prepare(VERSIONS[0])
-    monkeypatch.setattr(bindings.shutil, "which", lambda name: None)
-    with pytest.raises(Unavailable, match="there is no nm"):
-        bindings._prepare(VERSIONS[0])
-
-
-@pytest.mark.parametrize(("platform", "reason"), [("darwin", "Linux on x86-64 only"), ("linux", "no pinned wheel")])
-def test_other_machines_are_unavailable(monkeypatch: pytest.MonkeyPatch, platform: str, reason: str) -> None:
-    monkeypatch.setattr(bindings.sys, "platform", platform)
-    monkeypatch.setattr(bindings.platform, "machine", lambda: "x86_64")
-    monkeypatch.setitem(bindings.WHEELS, VERSIONS[0], ("tensorrt-cu12-bindings", {}))
-    with pytest.raises(Unavailable, match=reason):
-        bindings._prepare(VERSIONS[0])
-
-
 def test_a_test_is_skipped_with_the_reason_or_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     def unavailable(version: str) -> Path:
         raise Unavailable("no network")
@@ -128,29 +96,6 @@ def test_a_test_is_skipped_with_the_reason_or_fails(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("DEPLOYCLI_REQUIRE_TRT_BINDINGS", "1")
     with pytest.raises(Unavailable, match="no network"):
         child.require("11.0.0.114")
-
-
-def test_the_tool_prepares_what_it_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
-    child.require(VERSIONS[-1])
-    assert bindings.main([VERSIONS[-1]]) == 0
-    assert capsys.readouterr().out == f"{VERSIONS[-1]} {bindings.prepare(VERSIONS[-1])}\n"
-    assert bindings.main(["9.9"]) == 2
-    assert "is not pinned" in capsys.readouterr().err
-
-
-def test_two_processes_may_prepare_at_once(downloaded: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "tests.tensorrt_api.bindings", VERSIONS[0]]
-    started = [
-        subprocess.Popen(
-            command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        for _ in range(2)
-    ]
-    outputs = [process.communicate(timeout=120)[0] for process in started]
-    assert [process.returncode for process in started] == [0, 0], outputs
-    assert len(set(outputs)) == 1
-    assert len(list(downloaded.glob("*-cp*"))) == 1
 
 
 def test_the_table_of_names_is_that_of_the_bindings() -> None:

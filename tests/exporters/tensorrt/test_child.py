@@ -1,4 +1,7 @@
-"""The child process that builds: whatever becomes of it, the parent tells, and nothing half-written is left."""
+"""The child process that builds: whatever becomes of it, the parent tells, and nothing half-written is left.
+
+What a real library can be brought to do, such as to hang, to be killed or to lack memory, is in test_rtx.py.
+"""
 
 from __future__ import annotations
 
@@ -57,11 +60,8 @@ def test_an_engine_is_built(bench: Bench) -> None:
     ("does", "what"),
     [
         ("SIGSEGV", "killed by SIGSEGV"),
-        ("SIGABRT", "killed by SIGABRT"),
-        ("SIGKILL", "killed by SIGKILL: most likely by the kernel, for lack of memory"),
         ("137", "killed by SIGKILL"),
         ("nothing", "TensorRT built no engine: could not find any implementation"),
-        ("MemoryError", "ran out of memory"),
         ("RuntimeError", "RuntimeError: not foreseen"),
         ("truncate", "cannot load the plan that it has just built: the plan is damaged"),
         ("no plan", "does not begin as a plan does"),
@@ -91,16 +91,6 @@ def test_the_command_in_the_message_builds_again(bench: Bench) -> None:
     assert again.returncode == 0
     assert '{"event": "step", "phase": "Building", "step": 2}' in again.stdout
     assert bench.files() >= {"model.plan", "layers.json", "result.json"}
-
-
-@pytest.mark.parametrize(("does", "grace"), [("hang", child.GRACE_S), ("hang hard", 0.5)])
-def test_a_build_that_hangs_is_stopped(bench: Bench, monkeypatch: pytest.MonkeyPatch, does: str, grace: float) -> None:
-    monkeypatch.setattr(child, "GRACE_S", grace)
-    begun = time.monotonic()
-    with pytest.raises(BuildError, match="stopped after 2 s"):
-        bench.build(does, timeout=2)
-    assert time.monotonic() - begun < 2 + grace + 3
-    assert bench.files() == KEPT
 
 
 def test_a_build_that_reports_is_cancelled_in_good_order(bench: Bench) -> None:

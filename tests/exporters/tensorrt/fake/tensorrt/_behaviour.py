@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -80,24 +79,15 @@ def _nothing(monitor: Any, say: Any) -> bool:
     return False
 
 
-def _memory(monitor: Any, say: Any) -> None:
-    raise MemoryError
-
-
 def _fail(monitor: Any, say: Any) -> None:
     raise RuntimeError("not foreseen")
 
 
 _ACTS = {
     "SIGSEGV": lambda monitor, say: os.kill(os.getpid(), signal.SIGSEGV),
-    "SIGABRT": lambda monitor, say: os.abort(),
-    "SIGKILL": lambda monitor, say: os.kill(os.getpid(), signal.SIGKILL),
     "137": lambda monitor, say: os._exit(137),
     "hang": lambda monitor, say: time.sleep(600),
-    # A regular expression that does not end, and does not let other threads run.
-    "hang hard": lambda monitor, say: re.match(r"(a+)+$", "a" * 64 + "b"),
     "nothing": _nothing,
-    "MemoryError": _memory,
     "RuntimeError": _fail,
     "flood": _flood,
     "leave a child": _leave_a_child,
