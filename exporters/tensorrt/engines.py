@@ -20,7 +20,7 @@ from exporters.precision.request import Quantization, Typing
 from exporters.precision.typed import cast_bundle
 from exporters.tensorrt import library
 from exporters.tensorrt.child import run_build
-from exporters.tensorrt.inspector import DEFAULT_ASSERTIONS, EngineLayers, PrecisionAssertion, parse_layers
+from exporters.tensorrt.inspector import EngineLayers, PrecisionAssertion, default_assertion, parse_layers
 from exporters.tensorrt.kernels import KernelTotals
 from exporters.tensorrt.lint import lint
 from exporters.tensorrt.lint.gate import require_passed
@@ -121,15 +121,19 @@ class EngineRequest:
         wanted = {*self.precisions, *(("fp16",) if "int8" in self.precisions else ())}
         return tuple(p for p in PRECISIONS if p in wanted)
 
-    def asserted(self, precision: str) -> tuple[PrecisionAssertion, ...]:
+    def asserted(self, precision: str, report: LintReport) -> tuple[PrecisionAssertion, ...]:
         """What must hold of an engine: the user's assertions on this precision, or else the default.
 
         Nothing is asserted of a version compatible plan: it holds host code, and is not opened to look at its layers.
+
+        Args:
+            precision: of the engine.
+            report: on its graph.
         """
         if self.settings.version_compatible:
             return ()
         given = tuple(a for a in self.assertions if a.precision == precision)
-        return given or (DEFAULT_ASSERTIONS[precision],)
+        return given or (default_assertion(precision, report.quantized_share),)
 
 
 @dataclass(frozen=True)
@@ -369,7 +373,7 @@ def _kept(planned: PlannedEngine, request: EngineRequest) -> BuiltEngine | None:
     except DeployError:  # not there, changed, or of another layout: it is built
         return None
     made_from = (sidecar.onnx_sha256, sidecar.settings, sidecar.assertions, sidecar.tool_version)
-    assertions = tuple(map(str, request.asserted(planned.precision)))
+    assertions = tuple(map(str, request.asserted(planned.precision, planned.report)))
     wanted = (planned.artifact.sha256, planned.settings, assertions, version("deploycli"))
     if made_from != wanted or not sidecar.kernels:
         return None
@@ -397,7 +401,7 @@ def _build(planned: PlannedEngine, request: EngineRequest, progress: Progress) -
     )
     try:
         readings = _read(planned, result)
-        assertions = _assert(planned, result, readings, request.asserted(planned.precision))
+        assertions = _assert(planned, result, readings, request.asserted(planned.precision, planned.report))
         sidecar = _sidecar(planned, result, readings, assertions)
         return BuiltEngine(planned, _install(planned, result, sidecar), sidecar, readings[0].layers)
     finally:

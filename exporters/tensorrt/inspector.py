@@ -18,9 +18,10 @@ engine-tools.html, and "Migrating IEngineInspector usage from TensorRT 10.x to 1
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from models.errors import BuildError, UsageError
@@ -282,7 +283,23 @@ DEFAULT_ASSERTIONS: Mapping[str, PrecisionAssertion] = {
     # head and whatever an accuracy budget reverted stay FP16.
     "int8": PrecisionAssertion("int8", 0.5),
 }
-"""Precision of a build -> what its engine must keep, unless the user says otherwise."""
+"""Precision of a build -> what its engine must keep, unless the user says otherwise or its graph is less quantized."""
+
+_OF_WHAT_IS_QUANTIZED = 0.8
+
+
+def default_assertion(precision: str, quantized_share: float) -> PrecisionAssertion:
+    """Return what an engine must keep where the user does not say.
+
+    Args:
+        precision: of the build.
+        quantized_share: of the products of its graph, how many are quantized, 0 to 1. Where four fifths of that are
+            less than the default, as where attention is not fused, or after an accuracy budget, that much is asked.
+    """
+    usual = DEFAULT_ASSERTIONS[precision]
+    if precision != "int8" or not quantized_share:
+        return usual
+    return replace(usual, share=min(usual.share, math.ceil(100 * _OF_WHAT_IS_QUANTIZED * quantized_share) / 100))
 
 
 def parse_layers(text: str) -> EngineLayers:

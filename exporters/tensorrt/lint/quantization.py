@@ -48,6 +48,13 @@ _MIXED_SINCE = (11,)
 """First version that was seen to take a scale of another type than the data: TensorRT for RTX 1.7 has its parser."""
 
 
+def quantized_share(subject: Subject) -> float:
+    """Return how many of a graph's matrix products and convolutions read quantized operands only, 0 to 1."""
+    products = [node for node in subject.nodes if is_onnx(node, *GEMMS)]
+    quantized = [node for node in products if all(map(dequantized, node.inputs[:2]))]
+    return len(quantized) / max(len(products), 1)
+
+
 def quantization(subject: Subject) -> Iterator[Problem]:
     """Rule 6: scales, zero points, axes and neighbours of every Q and DQ are those that the parser takes.
 

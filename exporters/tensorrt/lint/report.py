@@ -81,6 +81,7 @@ class LintReport:
         findings: by rule, then in the order of the graph.
         attention: every attention block, in the order of the graph; empty where rule 16 was not applied.
         features: what the graph has and not every GPU computes, of `exporters.tensorrt.targets.NEEDS`.
+        quantized_share: of its matrix products and convolutions, how many read quantized operands, 0 to 1.
         parser: what NVIDIA's own parser says of the graph; None where it was not asked.
     """
 
@@ -90,6 +91,7 @@ class LintReport:
     findings: tuple[Finding, ...]
     attention: tuple[AttentionBlock, ...]
     features: tuple[str, ...] = ()
+    quantized_share: float = 0.0
     parser: Verdict | None = None
 
     @property

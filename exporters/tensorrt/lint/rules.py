@@ -23,7 +23,7 @@ from exporters.tensorrt.lint.fusion import attention_blocks, attention_form
 from exporters.tensorrt.lint.hardware import hardware, hardware_features
 from exporters.tensorrt.lint.operators import parse_version
 from exporters.tensorrt.lint.placement import quantization_placement
-from exporters.tensorrt.lint.quantization import quantization
+from exporters.tensorrt.lint.quantization import quantization, quantized_share
 from exporters.tensorrt.lint.report import Finding, LintReport
 from exporters.tensorrt.lint.structure import (
     constant_operands,
@@ -145,11 +145,12 @@ def lint(
         numbers = tuple(rule.number for rule in chosen)
         attention = tuple(attention_blocks(subject)) if _ATTENTION_RULE in numbers else ()
         features = tuple(sorted(hardware_features(subject)))
+        share = quantized_share(subject)
         found = None
         if verdict is not None:
             elsewhere = {node.op_type for node in subject.nodes if lacking_in_rtx(node)}
             found = verdict().excusing(elsewhere.union(plugins))
-    return LintReport(name, version, numbers, tuple(dict.fromkeys(findings)), attention, features, found)
+    return LintReport(name, version, numbers, tuple(dict.fromkeys(findings)), attention, features, share, found)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from exporters.tensorrt.inspector import DEFAULT_ASSERTIONS, PrecisionAssertion, parse_layers
+from exporters.tensorrt.inspector import DEFAULT_ASSERTIONS, PrecisionAssertion, default_assertion, parse_layers
 from models.errors import BuildError, UsageError
 
 BLOCKS = 4
@@ -209,3 +209,17 @@ def test_assertions_are_read_and_written(content: str) -> None:
 def test_what_is_no_assertion(content: str) -> None:
     with pytest.raises(UsageError, match="is no assertion"):
         PrecisionAssertion.parse(content)
+
+
+@pytest.mark.parametrize(
+    ("precision", "quantized", "expected"),
+    [
+        ("int8", 0.9, "int8>=50%"),
+        ("int8", 0.35, "int8>=28%"),
+        ("int8", 0.001, "int8>=1%"),
+        ("int8", 0.0, "int8>=50%"),
+        ("fp16", 0.35, "fp16>=80%"),
+    ],
+)
+def test_of_a_graph_that_is_little_quantized_less_is_asked(precision: str, quantized: float, expected: str) -> None:
+    assert str(default_assertion(precision, quantized)) == expected
