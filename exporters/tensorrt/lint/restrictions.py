@@ -86,18 +86,20 @@ def _transposed_convolution(node: ir.Node, subject: Subject) -> str | None:
 
 
 def _padding_of_transposed(node: ir.Node, subject: Subject) -> str | None:
-    """Where the shape of the result is given, the padding follows from it, and is not negative."""
+    """Where the shape of the result is given, the padding follows from it; before the data it is not negative."""
     dims, weight = _data(node, subject), subject.inference[operand(node, 1)].dims
     shape = attribute(node, "output_shape", list[int]())
     if dims is None or weight is None or not len(shape) == len(dims) - 2 == len(weight) - 2:
+        return None
+    if attribute(node, "auto_pad", "NOTSET") != "NOTSET":
         return None
     ones, zeros = [1] * len(shape), [0] * len(shape)
     strides, dilations = attribute(node, "strides", ones), attribute(node, "dilations", ones)
     extra = attribute(node, "output_padding", zeros)
     for i, wanted in enumerate(shape):
         full = strides[i] * (dims[i + 2] - 1) + extra[i] + (weight[i + 2] - 1) * dilations[i] + 1
-        if full < wanted:
-            return f"ConvTranspose to {wanted}, which makes {full} at most: a padding cannot be negative"
+        if full + 1 < wanted:  # of an odd number the larger half is behind the data
+            return f"ConvTranspose to {wanted}, which makes {full + 1} at most: a padding cannot be negative"
     return None
 
 
@@ -180,6 +182,8 @@ def _pad(node: ir.Node, subject: Subject) -> str | None:
 
 
 def _clip(node: ir.Node, subject: Subject) -> str | None:
+    if subject.inference.dtype(operand(node, 0)) == ir.DataType.INT8 and len(node.inputs) > 1:
+        return "Clip of INT8 with places for limits"
     if subject.opset >= 11 and len(node.inputs) == 2 and node.inputs[1] is None:
         return "Clip with one limit that is absent: leave it out"
     return None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import onnx
 import onnx_ir as ir
 
-from exporters.rewrite.affine import BATCH
+from exporters.rewrite.affine import BATCH, grows
 from exporters.rewrite.facts import dynamic_axes
 from exporters.tensorrt.lint.element_types import attribute, formal, is_onnx, schema_of
 from exporters.tensorrt.lint.operators import ONNX_DOMAINS, PARSER_PLUGINS
@@ -174,6 +174,10 @@ def constant_positions(node: ir.Node) -> tuple[int, ...]:
     return (1,) if node.op_type.startswith("Reduce") else _CONSTANT_OPERANDS.get(node.op_type, ())
 
 
+_ONE_VALUE = ("CumSum", "OneHot", "Squeeze", "Unsqueeze")
+"""Their axes and depth are one value, the same for every batch."""
+
+
 def constant_operands(subject: Subject) -> Iterator[Problem]:
     """Rule 9: axes, paddings, repeats, scales, K, depth and whatever decides shapes are known at the build.
 
@@ -199,6 +203,8 @@ def constant_operands(subject: Subject) -> Iterator[Problem]:
             if read is not None:
                 found = f"operand {position} of {name} is computed from data, the values of {read.name}"
                 yield error(node, found, "make it a constant: an optimization profile has shapes, and no values")
+            elif name in _ONE_VALUE and grows(subject.inference[operand(node, position)].values):
+                yield error(node, f"operand {position} of {name} grows with the batch", "make it a constant")
         if name == "TopK":
             known = subject.inference[operand(node, 1)].constant
             k = attribute(node, "k", 0) if known is None or not known.size else int(known.reshape(-1)[0])

@@ -155,6 +155,14 @@ CASES: tuple[Case, ...] = (
         "operand 1 of CumSum",
     ),
     fails(
+        "an axis to accumulate along that grows with the batch",
+        9,
+        Graph("(float[batch, 8] x) => (float[batch, 8] y) { s = Shape <end = 1> (x) y = CumSum (x, s) }"),
+        None,
+        "grows with the batch",
+        11,
+    ),
+    fails(
         "more than the largest K",
         9,
         Graph("(float[batch, 5000] x) => (float[batch, 3841] y) { y, i = TopK (x, k) }", {"k": np.array([3841], I64)}),
