@@ -174,6 +174,12 @@ def prepare(bundle: Bundle, root: Path, options: RtxOptions | None = None) -> Fo
     forced = not_for_release(bundle, candidate, verdict, force=options.force)
     servable = candidate.read()
     engine, profiles = _profiles(bundle, candidate, engines)
+    if options.engine not in (None, engine):
+        raise UsageError(
+            f"{options.engine} was compiled from another file than {candidate.file.path} is now",
+            expected="an engine of that very file",
+            hint="deploycli build-trt --compiler rtx, or without --engine",
+        )
     given = _provider_options(servable, profiles)
     files = {MODEL_NAME: servable.file.sha256, **{record.path: record.sha256 for record in servable.external}}
     config = {

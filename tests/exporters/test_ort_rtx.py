@@ -127,6 +127,9 @@ def test_every_profile_is_written_and_a_choice_of_shapes_is_the_users(bundle: Bu
     assert write(bundle, root, engine=other.plan).provider_options["nv_profile_max_shapes"] == "images:8x12"
     with pytest.raises(UsageError, match=r"holds no engine none\.plan"):
         prepare(bundle, root, RtxOptions(engine="none.plan"))
+    stale = engine(bundle, (1, 2, 2), capability=(7, 5), onnx_sha256="0" * 64)
+    with pytest.raises(UsageError, match=r"was compiled from another file than model\.onnx is now"):
+        prepare(bundle, root, RtxOptions(engine=stale.plan))
 
 
 def test_a_fixed_batch_needs_no_shapes(tmp_path: Path, root: Path) -> None:
