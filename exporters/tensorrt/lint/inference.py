@@ -9,7 +9,7 @@ again: one wrong Cast must not hide what comes after it. No large tensor is read
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +20,7 @@ from exporters.rewrite.affine import BATCH, ENDS, stays_affine
 from exporters.rewrite.evaluate import can_evaluate, evaluate
 from exporters.rewrite.facts import GROWTH
 from exporters.tensorrt.lint.element_types import allowed_types, derive, formal, is_onnx, schema_of
+from exporters.tensorrt.settings import DEFAULT_BATCH
 from models.errors import first_line
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class Inference:
     Attributes:
         batch_name: symbol of the batch axis, or None where the batch is fixed.
         refusals: node -> why ONNX's strict inference refuses it even with operands of one type.
-        fitting: those of them that it takes at the larger batch size.
+        fitting: those of them that it takes at the batch size that engines are tuned for by default.
     """
 
     def __init__(self, graph: ir.Graph, opset: int, read: Callable[[ir.TensorProtocol], Array | None]) -> None:
@@ -171,7 +172,8 @@ class Inference:
                 return [None if a is None or b is None else (a, b) for a, b in zip(low, high, strict=True)]
             reason = next(x for x in found if isinstance(x, str))
         self.refusals[node] = reason
-        if isinstance(high, list):
+        usual = [None if x is None else _at(x, DEFAULT_BATCH[1]) for x in operands]
+        if isinstance(_infer_outputs(schema, node, usual, _made_alike(schema, types), 0, self._opset), list):
             self.fitting.add(node)
         if is_onnx(node, "QuantizeLinear", "DequantizeLinear") and operands and operands[0] is not None:
             return [operands[0].ends] * len(node.outputs)  # in an opset that lacks the type
@@ -279,6 +281,23 @@ def _known(
     if ends is None:
         return Known(dtype, rank)
     return Known(dtype, len(ends[0]) if len(ends[0]) == len(ends[1]) else None, _fit(*ends), ends, values)
+
+
+def _at(known: Known, batch: int) -> Known:
+    """Return what is known of a value at one batch size: shapes and values grow by the same step with each."""
+    if known.ends is None:
+        return known
+
+    def between(low: int, high: int) -> int:
+        return low + (high - low) * (batch - 1) // (BATCH - 1)
+
+    ends, values = known.ends, known.values
+    shape = tuple(map(between, *ends)) if len(ends[0]) == len(ends[1]) else ends[1]
+    if values is not None and values[0] is not values[1] and values[0].shape == values[1].shape:
+        numbers = [between(int(low), int(high)) for low, high in zip(values[0].flat, values[1].flat, strict=True)]
+        array = np.array(numbers, values[0].dtype).reshape(values[0].shape)
+        values = (array, array)
+    return replace(known, ends=(shape, shape), values=values)
 
 
 def _fit(low: Dims, high: Dims) -> Dims | None:

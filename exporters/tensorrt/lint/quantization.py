@@ -121,8 +121,10 @@ def _scale(node: ir.Node, subject: Subject) -> Iterator[Problem]:
         yield error(node, f"its scale {value.name} cannot be read")
         return
     scale = array.astype(np.float64)
-    # The values of a vector that a Constant node holds are not looked at.
-    make = warning if value.const_value is None and scale.size > 1 else error
+    source = value.producer()
+    make = (
+        warning if source is not None and is_onnx(source, "Identity") else error
+    )  # the parser does not see through it
     if not scale.size:
         yield error(node, "its scale has no elements")
     elif np.isnan(scale).any():

@@ -210,7 +210,7 @@ def _slice(node: ir.Node, subject: Subject) -> str | None:
     return None
 
 
-def _recurrent(node: ir.Node, _subject: Subject) -> str | None:
+def _recurrent(node: ir.Node, subject: Subject) -> str | None:
     name, direction = node.op_type, attribute(node, "direction", "forward")
     if "hidden_size" not in node.attributes:
         return f"{name} without hidden_size"
@@ -218,6 +218,9 @@ def _recurrent(node: ir.Node, _subject: Subject) -> str | None:
         return f"{name} with direction {direction}"
     if attribute(node, "input_forget", 0) and name == "LSTM":
         return "LSTM with input_forget"
+    dtype = subject.inference.dtype(operand(node, 0))
+    if operand(node, 4) is not None and dtype not in (None, ir.DataType.FLOAT):
+        return f"{name} of {type_name(dtype)} with sequence_lens"
     activations = attribute(node, "activations", list[str]())
     half = len(activations) // 2
     if direction == "bidirectional" and activations[:half] != activations[half:]:
@@ -282,6 +285,18 @@ def _layer_norm(node: ir.Node, subject: Subject) -> str | None:
         if factor is not None and (len(factor) > rank or any(a not in (1, b) for a, b in pairs)):
             return f"{node.op_type} of {list(dims[axis:])} with factors of shape {list(factor)}"
     return None
+
+
+def _scatter_elements(node: ir.Node, subject: Subject) -> str | None:
+    rank, axis = subject.inference[operand(node, 0)].rank, attribute(node, "axis", 0)
+    return f"{node.op_type} along axis {axis} of {rank}" if rank is not None and not -rank <= axis < rank else None
+
+
+def _equal(node: ir.Node, subject: Subject) -> str | None:
+    """The importer gives operands as many dimensions, which it cannot with UINT8."""
+    known = [subject.inference[operand(node, i)] for i in (0, 1)]
+    is_uint8 = all(value.dtype == ir.DataType.UINT8 for value in known)
+    return "Equal of UINT8 in other dimensions" if is_uint8 and known[0].rank != known[1].rank else None
 
 
 def _mod(node: ir.Node, subject: Subject) -> str | None:
@@ -414,6 +429,7 @@ _RESTRICTIONS: Mapping[str, Restriction] = {
     "Dropout": _all_named,
     "Einsum": _einsum,
     "Expand": _expand,
+    "Equal": _equal,
     "EyeLike": _eye,
     "GRU": _recurrent,
     "GridSample": _grid_sample,
@@ -435,6 +451,8 @@ _RESTRICTIONS: Mapping[str, Restriction] = {
     "Reshape": _reshape,
     "Resize": _resize,
     "RotaryEmbedding": _rotary,
+    "Scatter": _scatter_elements,
+    "ScatterElements": _scatter_elements,
     "ScatterND": _scatter_nd,
     "Slice": _slice,
     "SpaceToDepth": _depth,

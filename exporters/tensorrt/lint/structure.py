@@ -265,10 +265,14 @@ def static_shapes(subject: Subject) -> Iterator[Problem]:
 
 
 def _takes_what_onnx_does_not(node: ir.Node, subject: Subject) -> bool:
-    """Say whether the importer makes something of it: an uneven Split, a Flatten from behind in an old opset."""
-    rank = subject.inference[operand(node, 0)].rank
+    """Say whether the importer makes something of it: an uneven Split, or one of an axis whose size it does not know; a
+    Flatten from behind in an old opset.
+    """
+    known = subject.inference[operand(node, 0)]
+    rank = known.rank
     if is_onnx(node, "Split"):
-        return "evenly" in subject.inference.refusals[node]
+        growing = dynamic_axes(known.dims or ())
+        return "evenly" in subject.inference.refusals[node] or attribute(node, "axis", 0) % (rank or 1) in growing
     return is_onnx(node, "Flatten") and rank is not None and -rank <= attribute(node, "axis", 1) <= rank
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from exporters.rewrite.affine import BATCH
+from exporters.rewrite.facts import dynamic_axes
 from exporters.tensorrt.lint.element_types import allowed_types, attribute, formal, is_onnx, schema_of
 from exporters.tensorrt.lint.inference import declared_type
 from exporters.tensorrt.lint.problem import differs, error, listed, type_name, warning
@@ -152,7 +153,8 @@ def strong_typing(subject: Subject) -> Iterator[Problem]:
                 is_taken = found in subject.operators.types.get(node.op_type, ())
                 is_moved = found in LOW_BITS and is_onnx(node, *_MOVES)
                 is_narrow = found == ir.DataType.INT32 and allowed == {ir.DataType.INT64}  # indices: both are taken
-                make = warning if is_narrow or (is_data and (is_taken or is_moved)) else error
+                is_cast = is_onnx(node, "RMSNormalization")  # its scale, by the importer
+                make = warning if is_narrow or is_cast or (is_data and (is_taken or is_moved)) else error
                 yield make(node, f"{parameter.name} is {type_name(found)}", f"opset {subject.opset} takes {takes}")
             if parameter.is_homogeneous:
                 groups.setdefault(parameter.type_str, []).append((value.name or "", found))
@@ -163,19 +165,13 @@ def strong_typing(subject: Subject) -> Iterator[Problem]:
                 found_types = listed((f"{name} is {type_name(t)}" for name, t in members), 6)
                 hint = "Cast one of them; TensorRT converts no type by itself"
                 is_float = {t for _, t in members} <= FLOATS
-                make = warning if is_float and _is_cast(node, subject) else error
+                is_cast = is_onnx(node, "BatchNormalization", "Clip")  # by their importers: factors and limits
+                make = warning if is_float and is_cast else error
                 yield make(node, f"operands of {node.op_type} differ in type: {found_types}", hint)
                 break
         if is_onnx(node, "RMSNormalization"):
             yield from _scale_of_rms(node, subject)
     yield from _declared_types(subject)
-
-
-def _is_cast(node: ir.Node, subject: Subject) -> bool:
-    """Say whether the importer makes the operands alike: limits of a Clip, stored factors of a BatchNormalization."""
-    if is_onnx(node, "BatchNormalization"):
-        return all(subject.stored(value) is not None for value in node.inputs[1:])
-    return is_onnx(node, "Clip")
 
 
 def _scale_of_rms(node: ir.Node, subject: Subject) -> Iterator[Problem]:
@@ -309,7 +305,9 @@ def _attention_shapes(node: ir.Node, subject: Subject) -> Iterator[Problem]:
         return
     if key[1] and query[1] % key[1]:
         yield error(node, f"{query[1]} heads of Q for {key[1]} of K", "a multiple")
-    if subject.inference[operand(node, 0)].rank == 3 and query[2] == 1 and (query[1] == 1 or query[3] % 8):
+    is_plain = operand(node, 3) is None and not attribute(node, "is_causal", 0) and query[1] == key[1]
+    is_lone = subject.inference[operand(node, 0)].rank == 3 and query[2] == 1 and not dynamic_axes(query)
+    if is_plain and is_lone and (query[1] == 1 or query[3] % 8):
         found = f"one query in three dimensions, with {query[1]} heads of {query[3]} channels"
         yield error(node, found, "four dimensions, [batch, heads, 1, channels]: the builder has no kernel for it")
     mask, scores = subject.inference[operand(node, 3)].dims, (*query[:3], key[2])
