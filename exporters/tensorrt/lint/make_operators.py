@@ -46,14 +46,14 @@ _MOVES = """Concat DepthToSpace Expand Flatten Gather GatherElements GatherND Id
     Unsqueeze Where"""
 
 TAKEN: dict[str, str] = {
-    "INT8": f"""{_MOVES} Abs Add ArgMax ArgMin AveragePool Cast CastLike Clip Conv Div Equal Erf EyeLike GlobalMaxPool
-        Greater GreaterOrEqual HardSigmoid HardSwish LRN LeakyRelu Less LessOrEqual Max MaxPool Min Mul Neg PRelu
-        Reciprocal ReduceL1 ReduceMax ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu Resize Shrink Sign Softsign
-        Sub Sum ThresholdedRelu TopK Upsample""",
-    "UINT8": "Equal Identity Shape Size",
-    "INT32": "Clip CumSum GlobalAveragePool GlobalMaxPool RMSNormalization",
-    "INT64": "Clip CumSum GlobalAveragePool GlobalMaxPool RMSNormalization",
-    "BOOL": "Equal Pad Scatter ScatterElements ScatterND",
+    "INT8": f"""{_MOVES} Abs Add ArgMax ArgMin AveragePool Cast CastLike Clip Conv Div Dropout Equal Erf EyeLike
+        GlobalMaxPool Greater GreaterOrEqual HardSigmoid HardSwish LRN LeakyRelu Less LessOrEqual Max MaxPool
+        Min Mul Neg PRelu Reciprocal ReduceL1 ReduceMax ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu
+        Resize Shrink Sign Softsign Sub Sum ThresholdedRelu TopK Upsample""",
+    "UINT8": "Dropout Equal Identity Shape Size",
+    "INT32": "Clip CumSum Dropout GlobalAveragePool GlobalMaxPool RMSNormalization",
+    "INT64": "Clip CumSum Dropout GlobalAveragePool GlobalMaxPool RMSNormalization",
+    "BOOL": "Dropout Equal Pad Scatter ScatterElements ScatterND",
     "BF16": "GridSample",
 }
 """Element type -> the operators that take it, and compile, though the table does not say so."""

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 def restriction(node: ir.Node, subject: Subject) -> str | None:
     """Return which restriction a node of the ONNX domain breaks, or None."""
-    check = _RESTRICTIONS.get(node.op_type)
+    check = _some_dimension if node.op_type.startswith("Reduce") else _RESTRICTIONS.get(node.op_type)
     return None if check is None else check(node, subject)
 
 
@@ -233,6 +233,19 @@ def _unsqueeze(node: ir.Node, subject: Subject) -> str | None:
     return "Unsqueeze without axes" if is_attribute and "axes" not in node.attributes else None
 
 
+def _some_dimension(node: ir.Node, subject: Subject) -> str | None:
+    return f"{node.op_type} of a scalar" if subject.inference[operand(node, 0)].rank == 0 else None
+
+
+def _lp_norm(node: ir.Node, subject: Subject) -> str | None:
+    return _norm(node, subject) or _some_dimension(node, subject)
+
+
+def _softmax(node: ir.Node, subject: Subject) -> str | None:
+    """Before opset 13 it is one of a matrix, which the importer makes."""
+    return _two_dimensions(node, subject) if subject.opset >= 13 else None
+
+
 def _two_dimensions(node: ir.Node, subject: Subject) -> str | None:
     rank = subject.inference[operand(node, 0)].rank
     return f"{node.op_type} of {rank} dimensions: it takes 2 or more" if rank is not None and rank < 2 else None
@@ -287,7 +300,25 @@ def _layer_norm(node: ir.Node, subject: Subject) -> str | None:
     return None
 
 
-def _scatter_elements(node: ir.Node, subject: Subject) -> str | None:
+def _older(node: ir.Node, _subject: Subject) -> str | None:
+    """Operators that ONNX no longer has: nothing else asks for their attributes."""
+    missing = [name for name in ("alpha", "beta") if name not in node.attributes]
+    return f"{node.op_type} without {' and '.join(missing)}" if missing else None
+
+
+def _gather(node: ir.Node, subject: Subject) -> str | None:
+    dims, indices = _data(node, subject), subject.inference[operand(node, 1)].dims
+    axis = attribute(node, "axis", 0)
+    if dims is None or indices is None or not -len(dims) <= axis < len(dims):
+        return None
+    return f"{node.op_type} from an empty axis" if dims[axis] == 0 and 0 not in indices else None
+
+
+def _split(node: ir.Node, subject: Subject) -> str | None:
+    return _axis_there(node, subject) or _all_named(node, subject)
+
+
+def _axis_there(node: ir.Node, subject: Subject) -> str | None:
     rank, axis = subject.inference[operand(node, 0)].rank, attribute(node, "axis", 0)
     return f"{node.op_type} along axis {axis} of {rank}" if rank is not None and not -rank <= axis < rank else None
 
@@ -432,31 +463,36 @@ _RESTRICTIONS: Mapping[str, Restriction] = {
     "Equal": _equal,
     "EyeLike": _eye,
     "GRU": _recurrent,
+    "Gather": _gather,
     "GridSample": _grid_sample,
     "GroupNormalization": _group_norm,
     "If": _if,
-    "Hardmax": _two_dimensions,
+    "Hardmax": _softmax,
     "InstanceNormalization": _group_norm,
     "LRN": _local_response,
     "LayerNormalization": _layer_norm,
     "LSTM": _recurrent,
+    "LogSoftmax": _softmax,
     "Loop": _loop,
-    "LpNormalization": _norm,
+    "LpNormalization": _lp_norm,
     "LpPool": _pool,
     "MaxPool": _pool,
     "Mod": _mod,
     "Pad": _pad,
+    "ParametricSoftplus": _older,
     "RMSNormalization": _layer_norm,
     "RNN": _recurrent,
     "Reshape": _reshape,
     "Resize": _resize,
     "RotaryEmbedding": _rotary,
-    "Scatter": _scatter_elements,
-    "ScatterElements": _scatter_elements,
+    "ScaledTanh": _older,
+    "Scatter": _axis_there,
+    "ScatterElements": _axis_there,
     "ScatterND": _scatter_nd,
+    "Softmax": _softmax,
     "Slice": _slice,
     "SpaceToDepth": _depth,
-    "Split": _all_named,
+    "Split": _split,
     "TensorScatter": _tensor_scatter,
     "Unsqueeze": _unsqueeze,
 }

@@ -265,15 +265,16 @@ def static_shapes(subject: Subject) -> Iterator[Problem]:
 
 
 def _takes_what_onnx_does_not(node: ir.Node, subject: Subject) -> bool:
-    """Say whether the importer makes something of it: an uneven Split, or one of an axis whose size it does not know; a
-    Flatten from behind in an old opset.
+    """Say whether the importer makes something of it: an uneven Split, or one of an axis of unknown size; in old opsets
+    a Flatten from behind and a Softmax after the last axis.
     """
     known = subject.inference[operand(node, 0)]
     rank = known.rank
     if is_onnx(node, "Split"):
         growing = dynamic_axes(known.dims or ())
         return "evenly" in subject.inference.refusals[node] or attribute(node, "axis", 0) % (rank or 1) in growing
-    return is_onnx(node, "Flatten") and rank is not None and -rank <= attribute(node, "axis", 1) <= rank
+    is_old = subject.opset < 13 and is_onnx(node, "Flatten", "Hardmax", "LogSoftmax", "Softmax")
+    return is_old and rank is not None and -rank <= attribute(node, "axis", 1) <= rank
 
 
 def _unknown_shapes(node: ir.Node, subject: Subject) -> Iterator[Problem]:

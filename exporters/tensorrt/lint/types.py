@@ -15,7 +15,7 @@ from exporters.tensorrt.lint.problem import differs, error, listed, type_name, w
 from exporters.tensorrt.lint.subject import operand
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from exporters.rewrite.facts import Dims
     from exporters.tensorrt.lint.problem import Problem
@@ -164,14 +164,21 @@ def strong_typing(subject: Subject) -> Iterator[Problem]:
             if len({t for _, t in members}) > 1:
                 found_types = listed((f"{name} is {type_name(t)}" for name, t in members), 6)
                 hint = "Cast one of them; TensorRT converts no type by itself"
-                is_float = {t for _, t in members} <= FLOATS
-                is_cast = is_onnx(node, "BatchNormalization", "Clip")  # by their importers: factors and limits
-                make = warning if is_float and is_cast else error
+                make = warning if _is_cast(node, [t for _, t in members]) else error
                 yield make(node, f"operands of {node.op_type} differ in type: {found_types}", hint)
                 break
         if is_onnx(node, "RMSNormalization"):
             yield from _scale_of_rms(node, subject)
     yield from _declared_types(subject)
+
+
+def _is_cast(node: ir.Node, types: Sequence[ir.DataType]) -> bool:
+    """Say whether the importer makes operands alike: the factors of a BatchNormalization, the limits of a Clip, the
+    value of a Pad, if it looks at it at all.
+    """
+    if is_onnx(node, "Pad"):
+        return types[-1] in FLOATS or attribute(node, "mode", "constant") != "constant"
+    return is_onnx(node, "BatchNormalization", "Clip") and FLOATS.issuperset(types)
 
 
 def _scale_of_rms(node: ir.Node, subject: Subject) -> Iterator[Problem]:

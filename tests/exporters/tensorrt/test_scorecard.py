@@ -29,7 +29,7 @@ def test_the_lint_agrees_with_the_compiler(remainder: int) -> None:
     shown = (found.false_alarms, found.missed) if remainder == 0 else "of the unseen half only numbers are shown"
     assert found.graphs == SIZE // 2
     assert found.refused > found.graphs // 4
-    assert found.precision >= 0.96, shown
+    assert found.precision >= 0.98, shown
     assert found.recall >= 0.97, shown
 
 
