@@ -255,12 +255,18 @@ def smaller_first(names: Sequence[str]) -> list[str]:
 
 def row(model: str, measured: Measured) -> str:
     """Return the row of a model."""
-    engines = measured.engines or dict.fromkeys(PRECISIONS, Engine(measured.problem))
-    seconds = [measured.seconds, *(engine.seconds for engine in engines.values() if not engine.problem)]
-    cells = [f"`{model}`", str(measured.attentions)]
-    for precision, engine in engines.items():
+    cells, seconds = [str(measured.attentions)], [measured.seconds]
+    for precision, engine in measured.engines.items():
         cells += engine_cells(precision, engine)
-    return f"| {' | '.join([*cells, ' + '.join(f'{s:.0f}' for s in seconds)])} |"
+        seconds += [] if engine.problem else [engine.seconds]
+    if measured.problem:
+        cells = ["", escaped(measured.problem), *[""] * (HEADER[0].count("|") - 5)]
+    return f"| {' | '.join([f'`{model}`', *cells, ' + '.join(f'{s:.0f}' for s in seconds)])} |"
+
+
+def escaped(text: str) -> str:
+    """Return a text as a cell of a table shows it."""
+    return text.replace("|", "\\|")
 
 
 def engine_cells(precision: str, engine: Engine) -> list[str]:
@@ -274,7 +280,7 @@ def engine_cells(precision: str, engine: Engine) -> list[str]:
         str(totals.attention),
         f"{totals.moved / 1e6:.1f}" + ("+" if totals.unknown else ""),
     ]
-    problem = engine.problem.replace(f"the {precision} engine of artifacts/model: ", "").replace("|", "\\|")
+    problem = escaped(engine.problem.replace(f"the {precision} engine of artifacts/model: ", ""))
     return [problem, *[""] * (len(cells) - 1)] if engine.problem else cells
 
 
@@ -312,7 +318,13 @@ def main() -> None:
         if arguments.verbose:
             show_others(model, known[model])
     if arguments.write:
-        write_block("engines", [*HEADER, *(row(model, known[model]) for model in models() if model in known)])
+        lines = [*HEADER, *(row(model, known[model]) for model in models() if model in known)]
+        if missing := sum(model not in known for model in models()):
+            lines += [
+                "",
+                f"{missing} of {len(models())} models are not measured yet: the command goes on where it was.",
+            ]
+        write_block("engines", lines)
 
 
 if __name__ == "__main__":
