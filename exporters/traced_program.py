@@ -8,6 +8,7 @@ Before -> after::
     type_as(x, y) of one type                    -> x
     attention(q, k, v, mask)                     -> where no key is visible, 0; else attention(q, k, v, mask)
     attention(q, k, v), all [B, S, D]            -> the same of one head, [B, 1, S, D]
+    attention(q, k, v), all [B, G, H, S, D]      -> the same of one batch, [B*G, H, S, D]
 
 PyTorch's operators that give or take a list become ONNX sequences, which TensorRT does not read; each is taken apart
 into operators on single tensors, by PyTorch's own decomposition of it.
@@ -41,7 +42,7 @@ def prepare(program: ExportedProgram, opset: int) -> None:
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
         elif node.target == _aten.scaled_dot_product_attention.default:
-            node = _with_heads(node)
+            node = _in_four_axes(node)
             _answer_zero_where_all_is_hidden(node, program, opset)
         elif _becomes_a_sequence(node):
             _take_apart(node)
@@ -78,27 +79,58 @@ _ATTENTION_OPSET = 23
 """From here on PyTorch writes the operator Attention, of which ONNX Runtime wants a mask for every query."""
 
 
-def _with_heads(node: torch.fx.Node) -> torch.fx.Node:
-    """Give an attention that has no axis of heads one, as its translation wants: [..., S, D] -> [B, 1, S, D]."""
+def _in_four_axes(node: torch.fx.Node) -> torch.fx.Node:
+    """Give an attention the axes that its translation wants: [S, D] and [B, S, D] one head, [B, G, H, S, D] one batch.
+
+    One that cannot have them stays as it is.
+    """
     operands, rank = node.all_input_nodes, node.meta["val"].ndim
-    missing = [4 - rank if operand.meta["val"].ndim == rank else 0 for operand in operands]
-    if not all(operand.meta["val"].ndim in (2, rank) for operand in operands) or not 0 < 4 - rank <= 2:
-        return node
+    ranks = {operand.meta["val"].ndim for operand in operands}
+    if rank in (2, 3) and ranks <= {2, rank}:
+        changed = [operand for operand in operands if operand.meta["val"].ndim == rank]
+        return _on_other_axes(
+            node,
+            changed,
+            lambda value: value[None, None] if rank == 2 else value.unsqueeze(1),
+            lambda value: value[0, 0] if rank == 2 else value.squeeze(1),
+        )
+    if rank > 4:
+        batch, *groups = node.meta["val"].shape[:-3]
+        changed = [operand for operand in operands if operand.meta["val"].ndim > 3]
+        leading = [operand.meta["val"].shape[:-3] for operand in changed]
+        fits = all(len(axes) == rank - 3 and (_is_one(axes) or str(axes[0]) == str(batch)) for axes in leading)
+        if fits and all(isinstance(size, int) for size in groups):  # the batch alone may be any
 
-    def widen(*values: torch.Tensor) -> list[torch.Tensor]:
-        return [value[None, None] if rank == 2 else value.unsqueeze(1) for value in values]
+            def fold(value: torch.Tensor) -> torch.Tensor:
+                if _is_one(value.shape[:-3]):  # a mask of all
+                    return value.view(value.shape[-3:])
+                return value.expand(-1, *groups, -1, -1, -1).contiguous().view(-1, *value.shape[-3:])
 
-    widened = [operand for operand, count in zip(operands, missing, strict=True) if count]
-    copies = dict(zip(widened, _emit(node, widen, widened), strict=True))
+            return _on_other_axes(node, changed, fold, lambda value: value.view(-1, *groups, *value.shape[-3:]))
+    return node
+
+
+def _is_one(axes: Sequence[Any]) -> bool:
+    return all(isinstance(size, int) and size == 1 for size in axes)
+
+
+def _on_other_axes(
+    node: torch.fx.Node,
+    operands: Sequence[torch.fx.Node],
+    there: Callable[[torch.Tensor], torch.Tensor],
+    back: Callable[[torch.Tensor], torch.Tensor],
+) -> torch.fx.Node:
+    """Let an operator compute on other axes of some operands, and everything read its result on those that it had."""
+    moved = _emit(node, lambda *values: [there(value) for value in values], operands)
+    copies = dict(zip(operands, moved, strict=True))
     with node.graph.inserting_before(node):
-        attention = node.graph.node_copy(node, lambda operand: copies.get(operand, operand))
+        inner = node.graph.node_copy(node, lambda operand: copies.get(operand, operand))
     value: torch.Tensor = node.meta["val"]
     with value.fake_mode:  # type: ignore[attr-defined]
-        attention.meta = {**node.meta, "val": value[None, None] if rank == 2 else value.unsqueeze(1)}
-    result = _emit(node, lambda wide: wide[0, 0] if rank == 2 else wide.squeeze(1), [attention])
-    node.replace_all_uses_with(result)
+        inner.meta = {**node.meta, "val": there(value)}
+    node.replace_all_uses_with(_emit(node, back, [inner]))
     node.graph.erase_node(node)
-    return attention
+    return inner
 
 
 def _answer_zero_where_all_is_hidden(node: torch.fx.Node, program: ExportedProgram, opset: int) -> None:

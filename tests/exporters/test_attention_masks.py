@@ -157,6 +157,31 @@ def test_without_an_axis_of_heads(kind: str, rank: int, opset: int) -> None:
     assert_like_eager(WithoutHeads(kind, rank), opset)
 
 
+class InGroups(nn.Module):
+    """An attention over [N, 2, 2, 5, 8], as Twins has over groups of tokens, with a mask of these axes or of fewer."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.q, self.kv, self.kind = nn.Linear(16, 32), nn.Linear(16, 32), kind
+
+    def forward(self, x: Tensor, memory: Tensor, hide: Tensor) -> Tensor:
+        q = self.q(x).reshape(-1, QUERIES, 2, 2, CHANNELS).permute(0, 2, 3, 1, 4)
+        kv = self.kv(memory).reshape(-1, KEYS, 2, 2, CHANNELS).permute(0, 2, 3, 1, 4)
+        masks = {
+            "none": None,
+            "keys": (hide < 0.5)[:, None, None, None, :],
+            "all": torch.ones(QUERIES, KEYS).tril()[None, None, None],
+            "plain": torch.ones(QUERIES, KEYS, dtype=torch.bool).tril(),
+        }
+        y = functional.scaled_dot_product_attention(q, kv, -kv, masks[self.kind])
+        return y.permute(0, 3, 1, 2, 4).reshape(-1, QUERIES, 32) + hide[:, None, :1] * 0
+
+
+@pytest.mark.parametrize(("kind", "opset"), [("none", 20), ("keys", 20), ("all", 23), ("plain", 20), ("none", 23)])
+def test_of_further_axes(kind: str, opset: int) -> None:
+    assert_like_eager(InGroups(kind), opset)
+
+
 @examples(12)
 @given(
     kind=st.sampled_from(["bool", "float", "finite", "none"]),
