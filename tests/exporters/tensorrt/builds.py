@@ -30,10 +30,7 @@ def configured(settings: dict[str, Any]) -> dict[str, Any]:
     Args:
         settings: of `BuildSettings`; a timing cache that is True gets a folder.
     """
-    warnings.simplefilter("ignore", DeprecationWarning)  # of timing caches, which TensorRT for RTX has no use for
-    library.use(RTX)
-    library.gpu = lambda: GpuRecord("NVIDIA L4", (8, 9))
-    library.version = lambda *_: VERSION
+    _tensorrt_on_rtx()
     import tensorrt as trt
 
     from exporters.tensorrt.builder import make_builder
@@ -58,6 +55,27 @@ def configured(settings: dict[str, Any]) -> dict[str, Any]:
             "monitored": config.progress_monitor is monitor,
             "cache": [path.name for path in Path(folder).glob("timings/[!.]*")],
         }
+
+
+def _tensorrt_on_rtx() -> None:
+    """Let TensorRT for RTX be TensorRT, on a machine that has a GPU."""
+    warnings.simplefilter("ignore", DeprecationWarning)  # of timing caches, which TensorRT for RTX has no use for
+    library.use(RTX)
+    library.gpu = lambda: GpuRecord("NVIDIA L4", (8, 9))
+    library.version = lambda *_: VERSION
+
+
+def refused_by_tensorrt() -> dict[str, str]:
+    """What becomes of plugins that are not registered, and of a setting that is not taken."""
+    found = {}
+    for target, result in (("init_libnvinfer_plugins", False), ("IBuilderConfig.set_flag", ValueError("no such flag"))):
+        _tensorrt_on_rtx()
+        with _failing(target, result):
+            try:
+                found[target] = str(configured({"tf32": True}))
+            except DeployError as error:
+                found[target] = f"{type(error).__name__}: {error.found}"
+    return found
 
 
 FAILURES = {
@@ -110,8 +128,8 @@ def _failing(target: str, result: Any) -> Iterator[None]:
             raise result
         return result
 
-    cls, _, method = target.partition(".")
-    holder = getattr(trt, cls)
+    cls, _, method = target.rpartition(".")
+    holder = getattr(trt, cls) if cls else trt
     before = getattr(holder, method)
     setattr(holder, method, fail)
     try:

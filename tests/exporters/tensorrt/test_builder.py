@@ -77,6 +77,13 @@ def test_every_failure_is_noticed(tmp_path: Path) -> None:
     assert {name: text for name, text in found.items() if not text.startswith(expected[name])} == {}
 
 
+def test_what_tensorrt_does_not_take() -> None:
+    assert child.call(RTX, builds.refused_by_tensorrt) == {
+        "init_libnvinfer_plugins": "BuildError: TensorRT cannot register its plugins",
+        "IBuilderConfig.set_flag": "BuildError: TensorRT does not take a setting: no such flag",
+    }
+
+
 @pytest.mark.parametrize(
     ("inspector", "words"), [(None, "makes no engine inspector"), ("Error: none", "the engine inspector gives no JSON")]
 )

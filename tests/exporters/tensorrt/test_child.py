@@ -62,6 +62,7 @@ def test_an_engine_is_built(bench: Bench) -> None:
         ("SIGSEGV", "killed by SIGSEGV"),
         ("137", "killed by SIGKILL"),
         ("nothing", "TensorRT built no engine: could not find any implementation"),
+        ("MemoryError", "ran out of memory"),
         ("RuntimeError", "RuntimeError: not foreseen"),
         ("truncate", "cannot load the plan that it has just built: the plan is damaged"),
         ("no plan", "does not begin as a plan does"),

@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from exporters.bench import bench
@@ -14,6 +15,7 @@ from exporters.engine_subjects import Engines, open_engines
 from exporters.subject import Subject, budgets
 from exporters.tensorrt.engines import EngineRequest
 from exporters.tensorrt.inspector import PrecisionAssertion
+from exporters.tensorrt.lint import lint
 from exporters.tensorrt.settings import BuildSettings
 from exporters.verify import verify
 from models.errors import NumericsError, UsageError
@@ -136,9 +138,10 @@ class TestSubject:
 def test_what_a_request_asks_for() -> None:
     assert EngineRequest(("int8",)).ordered == ("fp16", "int8")
     assert EngineRequest(("int8", "fp16", "fp32")).ordered == ("fp32", "fp16", "int8")
-    assert [str(a) for a in EngineRequest().asserted("fp16")] == ["fp16>=80%"]
+    report = lint(ir.from_proto(bundles.graph()))
+    assert [str(a) for a in EngineRequest().asserted("fp16", report)] == ["fp16>=80%"]
     half = PrecisionAssertion("fp16", 0.5)
-    assert EngineRequest(assertions=(half,)).asserted("fp16") == (half,)
-    assert EngineRequest(settings=BuildSettings({}, version_compatible=True)).asserted("fp16") == ()
+    assert EngineRequest(assertions=(half,)).asserted("fp16", report) == (half,)
+    assert EngineRequest(settings=BuildSettings({}, version_compatible=True)).asserted("fp16", report) == ()
     with pytest.raises(UsageError, match="no precision 'fp8'"):
         EngineRequest(("fp8",))

@@ -9,6 +9,8 @@ import sys
 import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -124,6 +126,12 @@ def test_no_timing_is_lost_when_processes_merge_at_once(tmp_path: Path, place: s
     assert [process.wait(timeout=60) for process in processes] == [0] * 4
     for key, numbers in (("0", (0, 2)), ("1", (1, 3))):
         assert sorted(CacheStore(path, key).read()) == sorted(numbers * 40)
+
+
+def test_timings_that_tensorrt_does_not_give() -> None:
+    nothing: Any = SimpleNamespace(serialize=lambda: None)
+    with pytest.raises(BuildError, match="cannot serialise its timing cache"):
+        timing_cache.cache_bytes(nothing)
 
 
 def entries(data: bytes) -> dict[str, list[float]]:

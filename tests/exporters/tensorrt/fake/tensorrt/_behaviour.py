@@ -79,6 +79,10 @@ def _nothing(monitor: Any, say: Any) -> bool:
     return False
 
 
+def _memory(monitor: Any, say: Any) -> None:
+    raise MemoryError
+
+
 def _fail(monitor: Any, say: Any) -> None:
     raise RuntimeError("not foreseen")
 
@@ -88,6 +92,7 @@ _ACTS = {
     "137": lambda monitor, say: os._exit(137),
     "hang": lambda monitor, say: time.sleep(600),
     "nothing": _nothing,
+    "MemoryError": _memory,
     "RuntimeError": _fail,
     "flood": _flood,
     "leave a child": _leave_a_child,
