@@ -72,7 +72,7 @@ def _show(console: Output, findings: Sequence[Finding], level: str, style: str, 
 
 
 def show_fusable(console: Output, report: LintReport) -> None:
-    """Print how many attention blocks have a documented form, and why the others have not."""
+    """Print how many attention blocks the compiler makes one kernel of, and why not of the others."""
     if not report.attention:
         return
     fusable = sum(block.fusable for block in report.attention)

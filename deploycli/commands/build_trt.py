@@ -184,14 +184,14 @@ def command(
     from deploycli.render_engines import show_built, show_planned
     from exporters.precision.request import CalibrationData, Quantization, Typing
     from exporters.tensorrt import library
-    from exporters.tensorrt.engines import ENGINE_TYPING, EngineRequest, build_all, plan_all
+    from exporters.tensorrt.engines import EngineRequest, build_all, plan_all
     from exporters.tensorrt.inspector import PrecisionAssertion
     from exporters.tensorrt.settings import BuildSettings, ShapeRequest, parse_size
     from exporters.tensorrt.targets import parse_targets
 
     targets = parse_targets(gpus)
     keep = expressions(keep_fp32, keep_fp32_file)
-    typing = Typing("fp16", ENGINE_TYPING.allow | names(allow_fp16), keep, io_types == "fp16")
+    typing = Typing("fp16", names(allow_fp16), keep, io_types == "fp16")
     given = calibrate is not None or cache is not None or allow_random_calibration
     request = EngineRequest(
         precisions=precisions,

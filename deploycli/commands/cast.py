@@ -50,7 +50,7 @@ def command(
     \b
     Examples:
       deploycli cast swin_t
-      deploycli cast swin_t --keep-fp32 'layers.3.*fc2' --allow-fp16 softmax
+      deploycli cast swin_t --keep-fp32 'layers.3.*fc2' --keep-fp32 Softmax
       deploycli cast vit_b_16 --precision bf16
     """
     from deploycli.render import Progress, print_json

@@ -51,7 +51,7 @@ def command(
     exact engine. Where TensorRT for RTX is installed, its own parser reads each file as well, in a process of its own:
     what it refuses is exit 3, too, and where it and the rules disagree, that is said.
 
-    The last lines count the attention blocks that have a form which TensorRT documents to fuse.
+    The last lines count the attention blocks of which one kernel is made.
 
     \b
     Examples:

@@ -181,11 +181,27 @@ def _normalization(node: ir.Node, _policy: Policy) -> str | None:
 
 
 def _softmax(node: ir.Node, _policy: Policy) -> str | None:
-    if node.op_type in _SOFTMAX:
+    """An attention's is typed as its products: TensorRT documents that form to fuse, and its kernel computes in FP32 by
+    itself. TensorRT for RTX 1.7.1 makes the same kernels of an FP32 one, and the numbers are the same: scores and
+    probabilities are FP16 in front of the Casts and behind them.
+    """
+    if node.op_type in _SOFTMAX and not (node.op_type == "Softmax" and _weighs_values(node.outputs[0])):
         return "exponentials and their sum"
     if node.op_type == "Exp" and any(_adds_up(reader) for reader in node.outputs[0].consumers()):
         return "exponentials for a sum"
     return None
+
+
+def _weighs_values(value: ir.Value) -> bool:
+    """Whether nothing reads a value but products with another activation, as the probabilities of an attention."""
+    uses = value.uses()
+    return bool(uses) and not value.is_graph_output() and all(_leads_to_values(*use) for use in uses)
+
+
+def _leads_to_values(node: ir.Node, position: int) -> bool:
+    if is_onnx(node, "MatMul", "Einsum"):
+        return len(node.inputs) == 2 and all(v is not None and v.const_value is None for v in node.inputs)
+    return position == 0 and is_onnx(node, "Dropout", *_QDQ, *MOVEMENT) and _weighs_values(node.outputs[0])
 
 
 def _reduction(node: ir.Node, _policy: Policy) -> str | None:

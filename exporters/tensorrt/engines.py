@@ -51,10 +51,6 @@ if TYPE_CHECKING:
 ENGINES = "engines"
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
-ENGINE_TYPING = Typing(allow=frozenset({"softmax"}))
-"""How graphs are typed for an engine: a fused attention kernel keeps its softmax in FP32 by itself, and an FP32 island
-in the graph keeps TensorRT from fusing it. Source: TensorRT, "Fused attention"."""
-
 
 @dataclass(frozen=True)
 class EngineRequest:
@@ -80,9 +76,9 @@ class EngineRequest:
     precisions: tuple[str, ...] = ("fp16",)
     shapes: ShapeRequest = field(default_factory=ShapeRequest)
     settings: BuildSettings = field(default_factory=lambda: BuildSettings({}))
-    typing: Typing = ENGINE_TYPING
+    typing: Typing = field(default_factory=Typing)
     recast: bool = False
-    quantization: Quantization = field(default_factory=lambda: Quantization(around=ENGINE_TYPING))
+    quantization: Quantization = field(default_factory=lambda: Quantization(around=Typing()))
     data: CalibrationData | None = None
     assertions: tuple[PrecisionAssertion, ...] = ()
     timeout: float | None = None

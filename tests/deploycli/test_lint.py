@@ -37,7 +37,7 @@ def test_an_exported_bundle_passes(deploycli: Command, true_bundle: Bundle) -> N
 
 def test_every_file_of_a_bundle_is_judged(deploycli: Command, smallest: str) -> None:
     assert deploycli("export", smallest).code == 0
-    assert deploycli("cast", smallest, "--allow-fp16", "softmax").code == 0
+    assert deploycli("cast", smallest).code == 0
     result = deploycli("lint", "--json")
     reports = json.loads(result.out)
     assert result.code == 0
@@ -81,8 +81,7 @@ def test_errors_are_exit_3_and_name_rule_node_and_remedy(deploycli: Command, tmp
     assert deploycli("lint", "bad.onnx", "--rules", "4,8").code == 0
 
 
-def test_a_plain_export_of_timms_gets_the_right_complaints(deploycli: Command, tmp_path: Path) -> None:
-    """PyTorch's exporter leaves the mask in five dimensions and the scale on both factors."""
+def test_a_plain_export_of_timms(deploycli: Command, tmp_path: Path) -> None:
     timm = import_timm()
     model = timm.models.swin_transformer.SwinTransformer(
         img_size=64, patch_size=4, embed_dim=32, depths=(2,), num_heads=(2,), window_size=8, num_classes=8
@@ -97,10 +96,9 @@ def test_a_plain_export_of_timms_gets_the_right_complaints(deploycli: Command, t
     program.save(str(tmp_path / "timm.onnx"))
     result = deploycli("lint", "timm.onnx", "--json")
     (report,) = json.loads(result.out)
-    rules = {finding["rule"] for finding in report["findings"]}
-    assert {16} <= rules, report["findings"]
-    assert not any(block["fusable"] for block in report["attention"])
+    assert report["passed"], report["findings"]
     assert len(report["attention"]) == 2
+    assert all("its products are FP32" in block["reasons"][0] for block in report["attention"])
 
 
 def test_uint8_of_onnxruntime_gets_the_right_complaints(deploycli: Command, smallest: str, tmp_path: Path) -> None:
@@ -141,14 +139,28 @@ def test_what_cannot_be_read_is_exit_2(
     assert message in result.err
 
 
-def test_a_softmax_in_fp32_is_said(deploycli: Command, smallest: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("keep", [(), ("Softmax",)])
+def test_attention_is_fused_wherever_its_softmax_is_computed(
+    deploycli: Command, smallest: str, tmp_path: Path, keep: tuple[str, ...]
+) -> None:
     from exporters.bundle import Bundle
 
     assert deploycli("export", smallest).code == 0
-    derived = cast_bundle(Bundle.open(tmp_path / "artifacts" / smallest), Typing())
-    result = deploycli("lint", derived.bundle.path / "model.fp16.onnx")
-    assert result.code == 0
-    assert "--allow-fp16 softmax" in result.out
+    derived = cast_bundle(Bundle.open(tmp_path / "artifacts" / smallest), Typing(keep=keep))
+    assert sum("Softmax" in refusal.node for step in derived.artifact.steps for refusal in step.refusals) == 2 * len(
+        keep
+    )
+    (report,) = json.loads(deploycli("lint", derived.bundle.path / "model.fp16.onnx", "--rules", "16", "--json").out)
+    assert [finding["message"] for finding in report["findings"] if "Softmax" in finding["message"]] == []
+    assert len(report["attention"]) == 2
+
+
+def test_cast_and_build_trt_type_a_graph_alike(deploycli: Command, smallest: str, tmp_path: Path) -> None:
+    for folder, command in (("a", ("cast",)), ("b", ("build-trt", "--dry-run"))):
+        assert deploycli("export", smallest, "-o", folder).code == 0
+        assert deploycli(*command, "-o", folder).code == 0
+    files = [tmp_path / folder / smallest / "model.fp16.onnx" for folder in "ab"]
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 ADDS = onnx.parser.parse_model("""

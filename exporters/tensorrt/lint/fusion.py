@@ -1,9 +1,9 @@
-"""Rule 16: has an attention the form that TensorRT documents as fusable?
+"""Rule 16: does the compiler make one kernel of an attention?
 
-The products are FP16, BF16 or between Q/DQ pairs; the scale multiplies the queries or keys before the first product; a
-mask is added and broadcasts to [B or 1, N or 1, Sq, Skv]; a head has 16 to 256 channels, before TensorRT 10.14 in steps
-of 8. INT8 attention has heads of 16, 32 or 64 channels and at most 512 tokens, and is quantized before the first
-product, after the Softmax and after the second product.
+What is said here was seen in what TensorRT for RTX 1.7.1 compiles for SM75, SM86, SM89 and SM120:
+kernels `_gemm_mha_v2` and the like (`tests/exporters/tensorrt/corpus/attentions.py`). It is wider than what TensorRT
+documents: scales, choices and several masks may stand between the products, in FP32 between Casts, in
+four dimensions or more.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from exporters.tensorrt.lint.attention import (
     Step,
     find_attention,
     is_fixed,
-    made_by,
     quantized_type,
     requantized,
 )
@@ -33,17 +32,47 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from exporters.rewrite.facts import Dims
+    from exporters.tensorrt.lint.inference import Known
     from exporters.tensorrt.lint.problem import Problem
     from exporters.tensorrt.lint.subject import Subject
+    from exporters.tensorrt.targets import Capability
 
-HEAD_DIMS = range(16, 257)
+HEAD_DIMS = range(9, 257)
+FP8_HEAD_DIMS = range(8, 257)
 INT8_HEAD_DIMS = (16, 32, 64)
-INT8_TOKENS = 512
+INT8_KEYS = 512
+FP8_KEYS = 32
+
+_ALONE = "it has one head and one image"
+_ONE_HEAD = "it has one head, a mask and a dynamic batch"
+
+_FLAT: Capability = (8, 9)
+"""From this compute capability on a kernel is made of every 3-D attention."""
 
 _HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
-_HARMLESS = ("Add", "Cast", "DequantizeLinear", "Dropout", "Identity")
-"""Operators between the products that have rules of their own, or do nothing."""
+_BEFORE = (
+    *(
+        "Abs",
+        "Add",
+        "Cast",
+        "Clip",
+        "DequantizeLinear",
+        "Div",
+        "Dropout",
+        "Exp",
+        "Gelu",
+        "Identity",
+        "Max",
+        "Min",
+        "Mul",
+    ),
+    *("Neg", "Sqrt", "Sub", "Where"),
+)
+"""Operators that the kernel computes between the first product and the Softmax."""
+
+_AFTER = ("Cast", "DequantizeLinear", "Dropout", "Identity", "QuantizeLinear")
+"""Operators that it computes after the Softmax, or that have rules of their own; scales are seen apart."""
 
 _PRECISIONS = {
     ir.DataType.FLOAT: "fp32",
@@ -56,7 +85,7 @@ _PRECISIONS = {
 
 @dataclass(frozen=True)
 class Reason:
-    """Why an attention has no documented form.
+    """Why no kernel is made of an attention.
 
     Attributes:
         text: what was found.
@@ -70,15 +99,15 @@ class Reason:
 
 
 def attention_form(subject: Subject) -> Iterator[Problem]:
-    """Rule 16: every attention made of primitive operators has the documented form.
+    """Rule 16: every attention made of primitive operators becomes one kernel.
 
-    Source: TensorRT documentation, "Transformers and Fused Attention" (11.x) and "Multi-Head Attention Fusion" (10.x);
-    release notes of 10.14 (head sizes) and 11.3 (FP32 accumulation); issues 2981 and 4167 of NVIDIA/TensorRT (INT8).
+    Source: what TensorRT for RTX 1.7.1 compiles; TensorRT documentation, "Transformers and Fused Attention" (11.x) and
+    release notes of 10.14 (head sizes); issues 2981 and 4167 of NVIDIA/TensorRT (INT8).
     """
     for found in find_attention(subject):
         for reason in _reasons(found, subject):
             if reason.is_finding:
-                yield warning(found.softmax, f"the attention has no documented form: {reason.text}", reason.hint)
+                yield warning(found.softmax, f"the attention does not become one kernel: {reason.text}", reason.hint)
 
 
 def attention_blocks(subject: Subject) -> list[AttentionBlock]:
@@ -87,19 +116,36 @@ def attention_blocks(subject: Subject) -> list[AttentionBlock]:
     problems = [p for p in attention_operator(subject) if p.level == "error"]
     for node in subject.nodes:
         if is_onnx(node, "Attention"):
-            reasons = tuple(p.message for p in problems if p.where == name_of(node))
             query, key = (subject.inference[operand(node, i)] for i in (0, 1))
             heads = attribute(node, "q_num_heads", 0)
             width = None if query.dims is None or not query.dims or not is_fixed(query.dims[-1]) else query.dims[-1]
+            size = width // heads if width is not None and query.rank == 3 and heads > 0 else width
+            refused = [p.message for p in problems if p.where == name_of(node)]
+            reasons = (*refused, *_of_operator(query, size, heads, operand(node, 3) is not None))
             blocks[node] = AttentionBlock(
                 name_of(node),
                 _PRECISIONS.get(query.dtype, "") if query.dtype is not None else "",
-                width // heads if width is not None and query.rank == 3 and heads > 0 else width,
+                size,
                 _tokens(None if query.dims is None or key.dims is None else (*query.dims[-2:-1], *key.dims[-2:-1])),
                 _bytes(operand(node, 3), subject),
                 reasons,
             )
     return [blocks[node] for node in subject.nodes if node in blocks]
+
+
+def _of_operator(query: Known, size: int | None, heads: int, is_masked: bool) -> Iterator[str]:
+    """Why the operator Attention is taken apart: FP32, and heads for which there is no kernel."""
+    if query.dtype is not None and not _is_half(query.dtype):
+        yield f"it is {_PRECISIONS.get(query.dtype, query.dtype.name).upper()}, for which there is no kernel"
+    if size is not None and size not in HEAD_DIMS:
+        yield f"its heads have {size} channels"
+    if query.dims is None:
+        return
+    batch, count = query.dims[:2] if query.rank == 4 else (query.dims[0], heads)
+    if batch == count == 1:
+        yield _ALONE
+    elif count == 1 and is_masked and not is_fixed(batch):
+        yield _ONE_HEAD
 
 
 def _block(found: Attention, subject: Subject) -> AttentionBlock:
@@ -119,8 +165,17 @@ def _block(found: Attention, subject: Subject) -> AttentionBlock:
 def head_dim(found: Attention, subject: Subject) -> int | None:
     """Return the channels of one head; None where they are not known or grow with the batch."""
     dims = subject.inference.dims(found.scores.inputs[0])
-    is_known = dims is not None and len(dims) > 1 and found.scores.op_type == "MatMul" and is_fixed(dims[-1])
+    is_known = dims is not None and len(dims) > 1 and _is_contracted_last(found.scores) and is_fixed(dims[-1])
     return dims[-1] if dims is not None and is_known else None
+
+
+def _is_contracted_last(product: ir.Node) -> bool:
+    """Whether a product sums over the last axis of its first operand."""
+    if product.op_type == "MatMul":
+        return True
+    operands, _, result = attribute(product, "equation", "").replace(" ", "").partition("->")
+    first = operands.partition(",")[0]
+    return bool(first) and first[-1].isalpha() and bool(result) and first[-1] not in result
 
 
 def _tokens(dims: Dims | None) -> tuple[int, int] | None:
@@ -140,116 +195,167 @@ def _other(step: Step) -> ir.Value | None:
 
 
 def _reasons(found: Attention, subject: Subject) -> list[Reason]:
-    reasons = [*_of_shape(found, subject), *_of_mask(found, subject), *_of_neighbours(found, subject)]
-    reasons += [*_of_sharing(found), *_of_quantization(found, subject), *_of_size(found, subject)]
-    return reasons
+    reasons = [*_of_shape(found, subject), *_of_batch(found, subject), *_of_neighbours(found, subject)]
+    reasons += [*_of_sharing(found), *_of_quantization(found, subject), *_of_type(found, subject)]
+    return [*reasons, *_of_size(found, subject)]
 
 
 def _of_shape(found: Attention, subject: Subject) -> Iterator[Reason]:
-    for node in (found.scores, found.context):
-        if node.op_type == "Einsum":
-            yield Reason("its products are Einsum", "write them as MatMul")
-            break
-    dims = subject.inference.dims(found.scores.outputs[0])
-    if dims is None:
-        yield Reason("its shapes are not known", "see rule 10")
-    elif len(dims) != 4:
-        yield Reason(f"its products are {len(dims)}-D", "reshape queries, keys and values to [batch, heads, tokens, D]")
+    scores = subject.inference[found.scores.outputs[0]]
     axis = attribute(found.softmax, "axis", -1 if subject.opset >= 13 else 1)
-    rank = subject.inference[found.softmax.inputs[0]].rank
-    if axis != -1 and axis + 1 != rank:
+    if axis != -1 and axis + 1 != (scores.rank or 4):
         yield Reason(f"its Softmax is on axis {axis}", "put the keys on the last axis")
+    dims = scores.dims
+    if dims is None or len(dims) < 2:  # of which rule 10 speaks
+        return
+    lead = dims[:-2]
+    masks = [step for step in found.before if is_onnx(step.node, "Add") and not _is_number(_other(step), subject)]
+    if all(d == 1 for d in lead):
+        yield Reason(_ALONE, "more of either, or a dynamic batch")
+    elif len(lead) > 1 and lead[-1] == 1 and not is_fixed(lead[0]) and len(masks) == 1:
+        yield Reason(_ONE_HEAD, "a fixed batch, or Where in place of the sum")
+    elif len(lead) == 1 and not _is_flat_fused(found, lead[0], subject):
+        yield Reason("its products are 3-D", "reshape queries, keys and values to [batch, heads, tokens, D]")
 
 
-def _of_mask(found: Attention, subject: Subject) -> Iterator[Reason]:
-    inference = subject.inference
-    sums = [step for step in found.before if is_onnx(step.node, "Add")]
-    scores = inference.dims(found.scores.outputs[0])
-    if len(sums) > 1:
-        yield Reason(f"{len(sums)} terms are added to its scores", "sum bias and mask into one constant")
-    for step in sums:
-        mask, given = inference.dims(_other(step)), inference.dims(operand(step.node, step.position))
-        if mask is None or given is None or scores is None:
+def _is_flat_fused(found: Attention, batch: int, subject: Subject) -> bool:
+    """Whether a kernel is made of a 3-D attention: for SM89 and later, of INT8, and of FP16 with a fixed batch."""
+    if subject.targets and min(subject.targets) >= _FLAT:
+        return True
+    query = found.operands[0]
+    if _is_quantized(found, subject):
+        return True
+    return is_fixed(batch) and subject.inference.dtype(query) == ir.DataType.FLOAT16
+
+
+def _of_batch(found: Attention, subject: Subject) -> Iterator[Reason]:
+    """Keys and values are of every image, and what is added to the scores makes no more of them."""
+    shapes = [subject.inference.dims(found.operands[i]) for i in (0, 1, 3)]
+    ranks = {len(dims) for dims in shapes if dims is not None}
+    if len(ranks) > 1 or len({dims[0] for dims in shapes if dims is not None and len(dims) > 2}) > 1:
+        yield Reason("all images share its keys or values", "keys and values for every image: Expand")
+    given = subject.inference.dims(found.scores.outputs[0])
+    for step in found.before:
+        before, after = given, subject.inference.dims(step.node.outputs[0])
+        given = after
+        if is_onnx(step.node, *MOVES) or before is None or after is None or before == after:
             continue
-        if len(given) > max(len(scores), 4) or len(mask) > 4:
-            name = "[B, nW, N, S, S]" if len(given) == 5 else f"{len(given)} dimensions"
-            hint = "fold the windows into the heads: q, k, v [B, nW*N, S, D] and one constant [1, nW*N, S, S]"
-            yield Reason(f"its mask is added in {len(given)}-D, {name}, between Reshapes", hint)
-        elif inference.dims(step.node.outputs[0]) != given:
-            yield Reason(f"its mask {_text(mask)} does not broadcast to its scores {_text(given)}", "[1, N, Sq, Skv]")
-        elif given != scores:
-            yield Reason("its mask is added between Reshapes", "add it in the shape of the scores")
+        yield Reason(f"its {step.node.op_type} makes {_text(after)} of its scores {_text(before)}", "[1, N, Sq, Skv]")
 
 
 def _of_neighbours(found: Attention, subject: Subject) -> Iterator[Reason]:
     """What else stands between the products."""
-    dtype = subject.inference.dtype
-    is_fp8 = quantized_type(found.operands[0], subject) == ir.DataType.FLOAT8E4M3FN
-    is_mask_moved = any(is_onnx(step.node, "Add") for step in found.before)
     others = []
     for step in found.before:
         node = step.node
-        if is_onnx(node, "Mul", "Div"):
-            if not is_fp8:
-                yield Reason(
-                    f"its scale ({node.op_type}) comes after the first product", "multiply the queries by it instead"
-                )
-        elif is_onnx(node, "QuantizeLinear"):
+        if is_onnx(node, "QuantizeLinear"):
             yield Reason("its scores are quantized before the Softmax", "remove that Q/DQ pair")
-        elif not is_onnx(node, *_HARMLESS) and not (is_mask_moved and is_onnx(node, *MOVES)):
+        elif _is_turned(node, subject) or not (is_onnx(node, *_BEFORE) or is_onnx(node, *MOVES)):
             others.append(node.op_type)
     if others:
-        yield Reason(f"{listed(others)} between the first product and the Softmax", "only a mask may be added there")
-    casts = [any(is_onnx(step.node, "Cast") for step in steps) for steps in (found.before, found.after)]
-    if casts[0] and dtype(found.scores.outputs[0]) in _HALF and dtype(found.softmax.inputs[0]) == ir.DataType.FLOAT:
-        hint = "--allow-fp16 softmax, where verify shows that the numbers stay within their budget"
-        yield Reason("its Softmax runs in FP32 between Casts", hint)
-    elif casts[0] or (casts[1] and not is_fp8):
-        yield Reason("a Cast stands between its products", "compute all of it in one type")
-    after = [s.node.op_type for s in found.after if not is_onnx(s.node, "QuantizeLinear", *_HARMLESS)]
+        yield Reason(f"{listed(others)} between the first product and the Softmax", "move it out of the attention")
+    after = [
+        step.node.op_type
+        for step in found.after
+        if _is_turned(step.node, subject)
+        or not (is_onnx(step.node, *_AFTER) or is_onnx(step.node, *MOVES) or _is_scale(step, subject))
+    ]
     if after:
-        yield Reason(f"{listed(after)} between the Softmax and the second product", "nothing may stand there")
+        yield Reason(
+            f"{listed(after)} between the Softmax and the second product", "one number may be multiplied there"
+        )
+
+
+def _is_turned(node: ir.Node, subject: Subject) -> bool:
+    """Whether a Transpose moves the last axis."""
+    if not is_onnx(node, "Transpose"):
+        return False
+    rank = subject.inference[node.inputs[0]].rank
+    perm: list[int] = attribute(node, "perm", [])
+    return not perm or (rank is not None and perm[-1] != rank - 1)
+
+
+def _is_scale(step: Step, subject: Subject) -> bool:
+    """Whether all is multiplied or divided by one stored number."""
+    if not is_onnx(step.node, "Mul", "Div") or (is_onnx(step.node, "Div") and step.position != 0):
+        return False
+    return _is_number(_other(step), subject)
+
+
+def _is_number(value: ir.Value | None, subject: Subject) -> bool:
+    tensor = subject.stored(value)
+    return tensor is not None and tensor.size == 1
 
 
 def _of_sharing(found: Attention) -> Iterator[Reason]:
     inside = [found.scores, *(s.node for s in found.before), found.softmax, *(s.node for s in found.after)]
-    for node in inside:
+    for node, reader in zip(inside, [*inside[1:], found.context], strict=True):
         value = node.outputs[0]
-        if len(value.uses()) > 1 or value.is_graph_output():
+        is_twice = node is found.scores and len(value.uses()) > 1
+        if is_twice or value.is_graph_output() or any(use.node is not reader for use in value.uses()):
             yield Reason(f"{value.name} is read elsewhere too", "a fused attention keeps no such tensor")
 
 
+def _is_quantized(found: Attention, subject: Subject) -> bool:
+    """Whether the products are computed in the quantized type; else a Q/DQ pair rounds in front of the kernel."""
+    queries, keys, probabilities, _ = (quantized_type(value, subject) for value in found.operands)
+    return (queries is not None and keys is not None) or probabilities is not None
+
+
 def _of_quantization(found: Attention, subject: Subject) -> Iterator[Reason]:
-    types = [quantized_type(value, subject) for value in found.operands]
-    if not any(types):
+    if not _is_quantized(found, subject):
         return
+    types = [quantized_type(value, subject) for value in found.operands]
     names = ("queries", "keys", "probabilities", "values")
     missing = [name for name, dtype in zip(names, types, strict=True) if dtype is None]
     if missing:
         yield Reason(
             f"it is quantized, its {listed(missing, 4)} are not", "a Q/DQ pair at each operand of both products"
         )
-    elif not requantized(found.context.outputs[0]):
+    elif types[0] == ir.DataType.INT8 and not requantized(found.context.outputs[0]):
         yield Reason("it is quantized, its result is not", "a Q/DQ pair after the second product")
 
 
+def _of_type(found: Attention, subject: Subject) -> Iterator[Reason]:
+    if _is_quantized(found, subject):
+        return
+    for value in (found.operands[0], found.operands[3]):
+        dtype = subject.inference.dtype(value)
+        if dtype is not None and not _is_half(dtype):
+            found_type = _PRECISIONS.get(dtype, dtype.name).upper()
+            hint = "convert the model to FP16, BF16 or INT8"
+            yield Reason(f"its products are {found_type}; fused kernels are FP16, BF16, INT8 and FP8", hint, False)
+            return
+
+
 def _of_size(found: Attention, subject: Subject) -> Iterator[Reason]:
-    query = found.operands[0]
-    dtype, quantized = subject.inference.dtype(query), quantized_type(query, subject)
-    size = head_dim(found, subject)
+    query, dims = found.operands[0], subject.inference.dims(found.scores.outputs[0])
+    size, tokens = head_dim(found, subject), _tokens(dims)
+    quantized = quantized_type(query, subject) if _is_quantized(found, subject) else None
+    is_half = quantized is not None or _is_half(subject.inference.dtype(query))
     if size is None:
-        if found.scores.op_type == "MatMul" and subject.inference.dims(query) is not None:
+        if subject.inference.dims(query) is not None and _is_contracted_last(found.scores):
             yield Reason("the channels of its heads are not constant", "give the heads a fixed size")
-    elif quantized == ir.DataType.INT8:
-        yield from (Reason(text, "keep this attention in FP16") for text in int8_limits(found, subject))
-    elif size not in HEAD_DIMS:
-        yield Reason(f"its heads have {size} channels", f"{HEAD_DIMS.start} to {HEAD_DIMS.stop - 1}", _is_half(dtype))
-    elif size % 8 and subject.version < (10, 14):
-        yield Reason(f"its heads have {size} channels", "a multiple of 8, or TensorRT 10.14", _is_half(dtype))
-    if quantized is None and dtype is not None and not _is_half(dtype) and not _accumulates_in_fp32(found, subject):
-        hint = "convert the model to FP16, BF16 or INT8"
-        found_type = _PRECISIONS.get(dtype, dtype.name).upper()
-        yield Reason(f"its products are {found_type}; fused kernels are FP16, BF16, INT8 and FP8", hint, False)
+    else:
+        values = subject.inference.dims(found.context.outputs[0])
+        if values and values[-1] != size:
+            text = f"its heads have {size} channels, their values {_text(values[-1:])[1:-1]}"
+            yield Reason(text, "as many channels in both", is_half)
+        if quantized == ir.DataType.INT8:
+            yield from (Reason(text, "keep this attention in FP16") for text in int8_limits(found, subject))
+        elif size not in (HEAD_DIMS if quantized is None else FP8_HEAD_DIMS):
+            yield Reason(f"its heads have {size} channels", f"{HEAD_DIMS.start} to {HEAD_DIMS.stop - 1}", is_half)
+        elif size % 8 and subject.version < (10, 14):
+            yield Reason(f"its heads have {size} channels", "a multiple of 8, or TensorRT 10.14", is_half)
+    if tokens is None:
+        return
+    queries, keys = tokens
+    if quantized is None and keys == 1:
+        yield Reason("it has one key: its Softmax is 1", "its values are its result", is_half)
+    elif quantized == ir.DataType.INT8 and queries == 1:
+        yield Reason("it is quantized and has one query", "keep this attention in FP16")
+    elif quantized == ir.DataType.FLOAT8E4M3FN and keys < FP8_KEYS and queries > 1:
+        yield Reason(f"it is FP8 and has {keys} keys, a fused one {FP8_KEYS}", "keep this attention in FP16")
 
 
 def int8_limits(found: Attention, subject: Subject) -> Iterator[str]:
@@ -258,23 +364,12 @@ def int8_limits(found: Attention, subject: Subject) -> Iterator[str]:
     if size is not None and size not in INT8_HEAD_DIMS:
         yield f"its heads have {size} channels, fused INT8 attention has {', '.join(map(str, INT8_HEAD_DIMS))}"
     tokens = _tokens(dims)
-    if tokens is not None and max(tokens) > INT8_TOKENS:
-        yield f"it has {max(tokens)} tokens, fused INT8 attention at most {INT8_TOKENS}"
+    if tokens is not None and tokens[1] > INT8_KEYS:
+        yield f"it has {tokens[1]} tokens, fused INT8 attention at most {INT8_KEYS}"
 
 
 def _is_half(dtype: ir.DataType | None) -> bool:
     return dtype in _HALF
-
-
-def _accumulates_in_fp32(found: Attention, subject: Subject) -> bool:
-    """From 11.3 on queries, keys and values that are cast up around an FP32 attention ask for FP32 accumulation."""
-    if subject.version < (11, 3):
-        return False
-    for value in (*found.operands[:2], found.operands[3]):
-        node = made_by(value, "Mul", "Div")
-        if node is None or not is_onnx(node, "Cast") or not _is_half(subject.inference.dtype(operand(node, 0))):
-            return False
-    return True
 
 
 def _text(dims: Dims) -> str:

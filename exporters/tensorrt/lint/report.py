@@ -40,7 +40,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class AttentionBlock:
-    """One attention, and whether it has a form that the documentation promises to fuse.
+    """One attention, and whether the compiler makes one kernel of it.
 
     Attributes:
         node: name of its Softmax, or of its Attention operator.
@@ -49,7 +49,7 @@ class AttentionBlock:
         head_dim: channels of one head; None where it is not known or not constant.
         tokens: queries and keys of one window or image, where both are known.
         constant_bytes: bytes of the constants that are added to its scores.
-        reasons: why it has no documented form, most structural first; empty where it has one.
+        reasons: why it does not, most structural first; empty where it does.
     """
 
     node: str
@@ -61,7 +61,7 @@ class AttentionBlock:
 
     @property
     def fusable(self) -> bool:
-        """Whether the block has a documented form. TensorRT may still decide not to fuse it."""
+        """Whether the compiler makes one kernel of it, as far as it was seen to."""
         return not self.reasons
 
     def to_json(self) -> dict[str, Any]:

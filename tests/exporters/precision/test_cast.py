@@ -11,7 +11,7 @@ import pytest
 from exporters.precision.cast import cast
 from exporters.precision.policy import Policy
 from models.errors import UsageError
-from tests.exporters.precision.casts import BF16, F16, F32, assert_close, source, typed, weights
+from tests.exporters.precision.casts import BF16, F16, F32, assert_close, feeds, source, typed, weights
 
 W = weights(8, 8)
 BLOCK = """g (float[2, 4, 8] x) => (float[2, 4, 8] y) {
@@ -41,11 +41,10 @@ def test_a_block() -> None:
     assert graph.notes == {
         "block.1/LayerNormalization": "layer-norm: adds up squares of the residual stream; TensorRT computes it in "
         "the type of its input",
-        "block.6/Softmax": "softmax: exponentials and their sum",
     }
     assert graph.types == {
-        **dict.fromkeys(("x", "y", "n", "p", "gain", "bias"), F32),
-        **dict.fromkeys(("w", "a", "moved", "q", "k", "scores", "mixed", "back", "flat"), F16),
+        **dict.fromkeys(("x", "y", "n", "gain", "bias"), F32),
+        **dict.fromkeys(("w", "a", "moved", "q", "k", "scores", "p", "mixed", "back", "flat"), F16),
         **{cast: graph.types[cast] for cast in graph.types if "Cast" in cast or cast == "y.f16"},
         "shape": 7,
         "whole": 7,
@@ -54,8 +53,6 @@ def test_a_block() -> None:
         "x/Cast",
         "block.0/Cast",
         "block.1/Cast",
-        "block.5/Cast",
-        "block.6/Cast",
         "block.10/Cast",
     ]
     assert_close(graph)
@@ -70,8 +67,16 @@ def test_bf16() -> None:
 def test_ends_of_the_reduced_type() -> None:
     graph = typed(source(BLOCK, **CONSTANTS), io=True)
     assert (graph.types["x"], graph.types["y"]) == (F16, F16)
-    assert graph.ops["Cast"] == 4
+    assert graph.ops["Cast"] == 2
     assert_close(graph)
+
+
+def test_the_softmax_of_an_attention_in_fp32_gives_the_same_numbers() -> None:
+    reduced, kept = (typed(source(BLOCK, **CONSTANTS), keep=keep) for keep in ((), ("Softmax",)))
+    assert kept.ops["Cast"] == reduced.ops["Cast"] + 2
+    assert kept.types["p"] == F32
+    inputs = feeds(kept.source)
+    np.testing.assert_array_equal(kept.run(**inputs)["y"], reduced.run(**inputs)["y"])
 
 
 def test_rules_that_are_switched_off() -> None:

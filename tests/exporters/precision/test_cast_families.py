@@ -48,7 +48,8 @@ def test_family(name: str) -> None:
     assert after - before == Counter(Cast=after["Cast"] - before["Cast"])
     assert before - after == Counter()
     stays = [node.op_type for node in graph.source.graph.node if node.name in graph.notes]
-    assert set(stays) >= {"LayerNormalization", "Softmax"}
+    assert "LayerNormalization" in stays
+    assert "Softmax" not in stays
     # Each has a Cast before it and one behind it, but for those that follow each other; the rest is at the ends.
     assert after["Cast"] - before["Cast"] <= 2 * len(stays) + len(graph.source.graph.output) + 1
     assert_no_new_errors(graph)
@@ -78,4 +79,4 @@ def assert_no_new_errors(graph: Typed) -> None:
     before, after = (lint(ir.from_proto(proto)) for proto in (graph.source, graph.proto))
     assert after.errors == before.errors == ()
     rules = Counter(finding.rule for finding in after.warnings) - Counter(finding.rule for finding in before.warnings)
-    assert set(rules) <= {14, 16}  # weights that are subnormal; a Softmax in FP32, behind a Cast
+    assert set(rules) <= {14, 16}  # weights that are subnormal; heads that are narrow

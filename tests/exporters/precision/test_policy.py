@@ -116,6 +116,22 @@ KEPT: dict[str, list[tuple[str, dict[str, str], dict[str, Any]]]] = {
         (f"({X}) => (float[2, 4, 8] y) {{ y = Softmax (x) }}", {"Softmax": "softmax"}, {}),
         (f"({X}) => (float[2, 4, 8] y) {{ y = LogSoftmax (x) }}", {"LogSoftmax": "softmax"}, {}),
         (
+            f"({X}) => (float[2, 4, 8] y) {{ p = Softmax (x) y = MatMul (p, w) }}",
+            {"Softmax": "softmax"},
+            {"w": np.ones((8, 8))},
+        ),
+        (f"({X}, float[2, 8, 8] v) => (float[2, 4, 8] y) {{ p = Softmax (x) y = MatMul (p, v) }}", {}, {}),
+        (
+            f"({X}, float[2, 8, 8] v) => (float[2, 4, 8] y) {{ p = Softmax (x) d = Dropout (p) y = MatMul (d, v) }}",
+            {},
+            {},
+        ),
+        (
+            f"({X}, float[2, 8, 8] v) => (float[2, 4, 8] y, float[2, 4, 8] p) {{ p = Softmax (x) y = MatMul (p, v) }}",
+            {"Softmax": "softmax"},
+            {},
+        ),
+        (
             f"({X}) => (float y) {{ a = Exp (x) y = ReduceSum <keepdims = 0> (a) }}",
             {"Exp": "softmax", "ReduceSum": "reduction"},
             {},

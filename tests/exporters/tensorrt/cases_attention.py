@@ -1,4 +1,4 @@
-"""Attentions that are not of the documented form, rule 16."""
+"""Attentions of which no single kernel is made, rule 16; and some of which one is."""
 
 from __future__ import annotations
 
@@ -23,57 +23,37 @@ def shown() -> Graph:
     return replace(PLAIN, text=text)
 
 
+def wide_values(width: int) -> Graph:
+    return Graph(
+        f"""(float16[batch, 3, 49, 32] q, float16[batch, 3, 32, 49] k, float16[batch, 3, 49, {width}] v)
+        => (float16[batch, 3, 49, {width}] y) {{ a = MatMul (q, k) p = Softmax (a) y = MatMul (p, v) }}"""
+    )
+
+
 FLAT = Graph(
     """(float16[batch, 49, 32] q, float16[batch, 32, 49] k, float16[batch, 49, 32] v) => (float16[batch, 49, 32] y)
     { a = MatMul (q, k) p = Softmax (a) y = MatMul (p, v) }"""
 )
 
 CASES: tuple[Case, ...] = (
-    warns("the scale after the product", 16, attention(scale="after"), PLAIN, "its scale (Mul) comes after"),
-    warns("a division after the product", 16, attention(scale="div"), PLAIN, "its scale (Div) comes after"),
-    warns("Softmax in FP32", 16, attention(cast=True), PLAIN, "its Softmax runs in FP32 between Casts"),
-    warns(
-        "a mask in 5-D",
-        16,
-        attention(mask=(1, 4, 3, 49, 49), five=True),
-        attention(heads=12, mask=(1, 12, 49, 49)),
-        "its mask is added in 5-D, [B, nW, N, S, S]",
-    ),
     warns(
         "a mask that does not broadcast",
         16,
         attention(heads=1, mask=(1, 3, 49, 49)),
         attention(mask=(1, 3, 49, 49)),
-        "does not broadcast",
+        "its Add makes [batch, 3, 49, 49] of its scores [batch, 1, 49, 49]",
         10,
-    ),
-    warns(
-        "two masks",
-        16,
-        edited(
-            "p = Softmax <axis = -1> (a)",
-            "b = Add (a, m) c = Add (b, n) p = Softmax <axis = -1> (c)",
-            m=weight(3, 49, 49, dtype=F16),
-            n=weight(49, 49, dtype=F16, seed=1),
-        ),
-        attention(mask=(3, 49, 49)),
-        "2 terms are added",
     ),
     warns("Tanh among the scores", 16, attention(between="Tanh"), PLAIN, "Tanh between"),
     warns(
-        "a choice among the scores",
+        "Clip after the Softmax",
         16,
-        edited(
-            "p = Softmax <axis = -1> (a)",
-            "b = Where (c, a, n) p = Softmax <axis = -1> (b)",
-            c=weight(49, 49) > 0,
-            n=F16(-100),
-        ),
-        PLAIN,
-        "Where between",
+        edited("y = MatMul (p, v)", "b = Clip (p, , h) y = MatMul (b, v)", h=F16(0.5)),
+        edited("y = MatMul (p, v)", "b = Mul (p, h) y = MatMul (b, v)", h=F16(0.5)),
+        "Clip between the Softmax and the second product",
     ),
     warns("Softmax on another axis", 16, attention(axis=2), attention(axis=3), "Softmax is on axis 2"),
-    warns("narrow heads", 16, attention(dim=8), attention(dim=16), "8 channels"),
+    warns("narrow heads", 16, attention(dim=8), attention(dim=9), "8 channels"),
     warns("wide heads", 16, attention(dim=264), attention(dim=256), "264 channels"),
     warns(
         "odd heads before 10.14",
@@ -82,16 +62,16 @@ CASES: tuple[Case, ...] = (
         attention(dim=20, version="10.14"),
         "20 channels",
     ),
+    warns("values of another width", 16, wide_values(64), wide_values(32), "32 channels, their values 64"),
     warns("three dimensions", 16, FLAT, PLAIN, "its products are 3-D"),
-    warns("probabilities that are read elsewhere", 16, shown(), PLAIN, "p is read elsewhere too"),
     warns(
-        "Einsum",
+        "one head with a mask",
         16,
-        edited("a = MatMul (qs, kt)", 'a = Einsum <equation = "bnid,bndj->bnij"> (qs, kt)'),
-        PLAIN,
-        "its products are Einsum",
-        19,
+        attention(heads=1, mask=(49, 49)),
+        attention(heads=1),
+        "one head, a mask and a dynamic batch",
     ),
+    warns("probabilities that are read elsewhere", 16, shown(), PLAIN, "p is read elsewhere too"),
     warns(
         "a result that is not quantized",
         16,
@@ -108,13 +88,6 @@ CASES: tuple[Case, ...] = (
         15,
     ),
     warns(
-        "Dropout and Clip among the scores",
-        16,
-        edited("p = Softmax <axis = -1> (a)", "b = Clip (a, , h) p = Softmax <axis = -1> (b)", h=F16(50)),
-        PLAIN,
-        "Clip between",
-    ),
-    warns(
         "heads that grow with the batch",
         16,
         Graph(
@@ -127,3 +100,25 @@ CASES: tuple[Case, ...] = (
         "channels of its heads",
     ),
 )
+
+FUSED: tuple[Graph, ...] = (
+    attention(scale="after"),
+    attention(scale="div"),
+    attention(cast=True),
+    attention(mask=(1, 4, 3, 49, 49), five=True),
+    edited(
+        "p = Softmax <axis = -1> (a)",
+        "b = Add (a, m) c = Add (b, n) p = Softmax <axis = -1> (c)",
+        m=weight(3, 49, 49, dtype=F16),
+        n=weight(49, 49, dtype=F16, seed=1),
+    ),
+    edited(
+        "p = Softmax <axis = -1> (a)",
+        "b = Where (c, a, n) p = Softmax <axis = -1> (b)",
+        c=weight(49, 49) > 0,
+        n=F16(-100),
+    ),
+    edited("a = MatMul (qs, kt)", 'a = Einsum <equation = "bnid,bndj->bnij"> (qs, kt)'),
+    edited("p = Softmax <axis = -1> (a)", "b = Clip (a, , h) p = Softmax <axis = -1> (b)", h=F16(50)),
+)
+"""Of which one kernel is made, though TensorRT documents none of these forms."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from exporters.isolated import die_with, what_ended
+from exporters.tensorrt.listing import LISTING
 from exporters.tensorrt.product import RTX
 from exporters.tensorrt.settings import DEFAULT_BATCH, BuildSettings, ShapeRange
 
@@ -43,10 +44,12 @@ class Verdict:
     Attributes:
         kind: ``accepted``: there is an engine; ``unparsed`` and ``unbuilt``: the parser, or the builder, refuses it.
         message: why it is refused, in NVIDIA's words: the parser's errors with their nodes, or the builder's last.
+        layers: the builder's list of the engine's layers, see `exporters.tensorrt.listing`; empty where it made none.
     """
 
     kind: Kind
     message: str = ""
+    layers: str = ""
 
     @property
     def refused(self) -> bool:
@@ -86,12 +89,12 @@ class Judge:
             self._end()
             return Verdict("hung", f"after {self._limit:g} s")
         try:
-            kind, message = self._pipe.recv()
+            kind, message, layers = self._pipe.recv()
         except (EOFError, OSError):
             return Verdict("crashed", what_ended(self._end()))
         if kind == "failed":
             raise RuntimeError(message)
-        return Verdict(kind, message)
+        return Verdict(kind, message, layers)
 
     def _start(self) -> None:
         self._pipe, theirs = Pipe()
@@ -139,7 +142,8 @@ class _Compiler:
         from models.errors import BuildError, DeployError
 
         self._file.write_bytes(model)
-        log, steps = self._log_class(), self._steps
+        log, steps, lists = self._log_class(), self._steps, [""]
+        log.listen(lambda message: lists.append(message) if message.startswith(LISTING) else None)
         builder = steps.make_builder(log, RTX.title)  # a new one, for it keeps its log
         network = steps.make_network(builder, RTX.title)
         try:
@@ -157,7 +161,7 @@ class _Compiler:
             return Verdict("unbuilt", error.found)
         plan = builder.build_serialized_network(network, config)
         del parser
-        return Verdict("unbuilt", log.last()) if plan is None else Verdict("accepted")
+        return Verdict("unbuilt", log.last()) if plan is None else Verdict("accepted", layers=lists[-1])
 
 
 def _profile(network: Any) -> dict[str, ShapeRange]:
@@ -201,9 +205,9 @@ def main(arguments: Sequence[str]) -> None:
                 break
             try:
                 found = compile_(model)
-                pipe.send((found.kind, found.message))  # not the object: its class has another name here
+                pipe.send((found.kind, found.message, found.layers))  # not the object: its class is another here
             except Exception as error:
-                pipe.send(("failed", f"{type(error).__name__}: {error}"))
+                pipe.send(("failed", f"{type(error).__name__}: {error}", ""))
 
 
 if __name__ == "__main__":

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
 
+ONE_HEAD = "it has one head, a mask and a dynamic batch"
+
 MODELS: dict[str, tuple[Any, dict[str, Any], int]] = {
     "swin": (tiny_swin, {"img_size": [32, 32], "depths": [2, 1], "num_heads": [1, 2], "window_size": 8}, 32),
     "vit": (tiny_vit, {"depth": 2, "embed_dim": 64, "num_heads": 2}, 32),
@@ -71,36 +73,26 @@ def test_a_model_in_memory_is_judged_like_its_file_and_not_changed(exported: dic
     assert ir.to_proto(model).SerializeToString(deterministic=True) == before
 
 
-def test_shifted_windows_are_told_apart_as_they_are_traced() -> None:
+def test_attention_is_found_as_it_is_traced() -> None:
     make, options, size = MODELS["swin"]
     model = trace(make(**options), [TensorSpec("images", (3, size, size))], ["logits"])
     name_nodes(model, MODULE_KEY)
     report = lint(model, rules=[16])
-    blocks = {block.node: block for block in report.attention}
-    assert list(blocks) == [f"layers.{i}.blocks.{j}.attn/Softmax" for i, j in ((0, 0), (0, 1), (1, 0))]
-    shifted = "layers.0.blocks.1.attn/Softmax"
-    assert {f.node for f in report.findings} == {shifted}
-    assert any("5-D" in f.message for f in report.findings)
-    for name, block in blocks.items():
-        assert any("5-D" in reason for reason in block.reasons) is (name == shifted)
-
-
-def test_shifted_windows_as_they_are_exported(exported: dict[str, Path]) -> None:
-    report = lint(exported["swin"])
-    assert len(report.attention) == 3
-    of_form = {f.node for f in report.findings if f.rule == 16}
-    assert of_form == {block.node for block in report.attention if "5-D" in block.reasons[0]}
+    nodes = [f"layers.{i}.blocks.{j}.attn/Softmax" for i, j in ((0, 0), (0, 1), (1, 0))]
+    assert [block.node for block in report.attention] == nodes
+    assert [ONE_HEAD in block.reasons for block in report.attention] == [True, True, False]
 
 
 @pytest.mark.parametrize(("name", "blocks"), [("vit", 2), ("crossformer", 3)])
-def test_fp32_is_the_only_reason_against_a_plain_attention(exported: dict[str, Path], name: str, blocks: int) -> None:
+def test_fp32_is_a_reason_against_a_plain_attention(exported: dict[str, Path], name: str, blocks: int) -> None:
     report = lint(exported[name])
     assert len(report.attention) == blocks
     for block in report.attention:
         assert block.precision == "fp32"
         assert block.head_dim == 32
-        assert block.reasons == ("its products are FP32; fused kernels are FP16, BF16, INT8 and FP8",)
-    assert not [f for f in report.findings if f.rule == 16]
+        assert block.reasons[-1] == "its products are FP32; fused kernels are FP16, BF16, INT8 and FP8"
+        assert set(block.reasons[:-1]) <= {ONE_HEAD}
+    assert len([f for f in report.findings if f.rule == 16]) == (name == "crossformer")
 
 
 def to_fp16(path: Path) -> onnx.ModelProto:
@@ -110,12 +102,16 @@ def to_fp16(path: Path) -> onnx.ModelProto:
     return model
 
 
-@pytest.mark.parametrize(("name", "is_fusable"), [("vit", True), ("crossformer", True), ("swin", False)])
-def test_fp16(exported: dict[str, Path], name: str, is_fusable: bool) -> None:
+# As TensorRT for RTX 1.7.1 compiles them: heads of 8 channels, and one head with a bias, are no kernel.
+@pytest.mark.parametrize(
+    ("name", "fused"),
+    [("vit", [True, True]), ("crossformer", [False, True, True]), ("swin", [False, False, False])],
+)
+def test_fp16(exported: dict[str, Path], name: str, fused: list[bool]) -> None:
     report = lint(ir.from_proto(to_fp16(exported[name])))
     assert report.errors == ()
     assert {block.precision for block in report.attention} == {"fp16"}
-    assert all(block.fusable for block in report.attention) is is_fusable
+    assert [block.fusable for block in report.attention] == fused
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -2,28 +2,36 @@
 
 Usage::
 
-    python -m tests.exporters.tensorrt.corpus --record generated|nodes
+    python -m tests.exporters.tensorrt.corpus --record generated|nodes|attentions
 """
 
 from __future__ import annotations
 
 import argparse
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from exporters.tensorrt import library
 from exporters.tensorrt.product import RTX
-from tests.exporters.tensorrt.corpus import SIZE, TARGETS, nodes, records, sample
+from tests.exporters.tensorrt.corpus import SIZE, TARGETS, attentions, nodes, records, sample
 from tests.exporters.tensorrt.corpus.records import Record, Records
 from tests.exporters.tensorrt.judge import Judge
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
+    from exporters.tensorrt.targets import Capability
     from tests.exporters.tensorrt.corpus import Sample
+    from tests.exporters.tensorrt.judge import Verdict
 
 
-def record(samples: Iterable[Sample], file: Path) -> None:
+def record(
+    samples: Iterable[Sample],
+    file: Path,
+    note: Callable[[Sample, Verdict], Record] = Record.of,
+    targets: Callable[[Sample], tuple[Capability, ...]] = lambda _: TARGETS,
+) -> None:
     """Judge what is not known, and write all verdicts."""
     version = library.version(RTX)
     known = Records.load(file) if file.exists() else Records(version, {})
@@ -31,20 +39,32 @@ def record(samples: Iterable[Sample], file: Path) -> None:
         known = Records(version, {})
     found: dict[str, Record] = {}
     try:
-        with Judge(TARGETS) as judge:
+        with ExitStack() as stack:
+            judges: dict[tuple[Capability, ...], Judge] = {}
             for made in samples:
-                found[made.name] = known.of(made) or Record.of(made, judge(made.model))
+                if (old := known.of(made)) is not None:
+                    found[made.name] = old
+                    continue
+                gpus = targets(made)
+                if gpus not in judges:
+                    judges[gpus] = stack.enter_context(Judge(gpus))
+                found[made.name] = note(made, judges[gpus](made.model))
     finally:  # what is done is done
         Records(version, found).save(file)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog=f"python -m {__package__}", description=__doc__.partition("\n")[0])
-    parser.add_argument("--record", choices=("generated", "nodes"), required=True, help="judge this corpus and write")
-    if parser.parse_args().record == "generated":
+    parser.add_argument(
+        "--record", choices=("generated", "nodes", "attentions"), required=True, help="judge this corpus and write"
+    )
+    corpus = parser.parse_args().record
+    if corpus == "generated":
         record(map(sample, range(SIZE)), records.FILE)
-    else:
+    elif corpus == "nodes":
         record(nodes.samples(), nodes.FILE)
+    else:
+        record(attentions.samples(), attentions.FILE, attentions.record_of, attentions.targets_of)
 
 
 if __name__ == "__main__":
