@@ -16,7 +16,11 @@ from exporters.rewrite.facts import dynamic_axes
 from exporters.tensorrt.lint.element_types import attribute
 from exporters.tensorrt.lint.problem import listed, type_name
 from exporters.tensorrt.lint.subject import operand
+from exporters.tensorrt.lint.types import FLOATS
 from exporters.tensorrt.settings import DEFAULT_BATCH
+
+MAX_RANK = 8
+"""``Dims::MAX_DIMS`` of TensorRT."""
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -43,20 +47,31 @@ def _channels(node: ir.Node, subject: Subject) -> int | None:
 
 
 def _pool(node: ir.Node, subject: Subject) -> str | None:
-    name, dims = node.op_type, _data(node, subject)
+    name, rank = node.op_type, subject.inference[operand(node, 0)].rank
     if any(d != 1 for d in attribute(node, "dilations", [1])):
         return f"{name} with dilations"
     if name == "LpPool" and (problem := _norm(node, subject)):
         return problem
     least = 2 if name == "LpPool" else 1
-    if dims is not None and not least <= len(dims) - 2 <= 3:
-        return f"{name} over {len(dims) - 2} dimensions: it takes {least} to 3"
-    kernel, pads = attribute(node, "kernel_shape", [0]), attribute(node, "pads", [0])
+    if rank is not None and not least <= rank - 2 <= 3:
+        return f"{name} over {rank - 2} dimensions: it takes {least} to 3"
+    kernel = attribute(node, "kernel_shape", [0])
+    pads = attribute(node, "pads", [0] * 2 * len(kernel))
     if name == "AveragePool" and not attribute(node, "count_include_pad", 0) and len(pads) == 2 * len(kernel):
         for axis, size in enumerate(kernel):
-            if max(pads[axis], pads[axis + len(kernel)]) >= size:
+            if max(pads[axis], pads[axis + len(kernel)] + _rounded_up(node, axis, subject)) >= size:
                 return "AveragePool with a padding as wide as its kernel, which it does not count"
     return None
+
+
+def _rounded_up(node: ir.Node, axis: int, subject: Subject) -> int:
+    """Return by how much the last window of an axis reaches beyond it, where the number of windows is rounded up."""
+    dims, kernel = _data(node, subject), attribute(node, "kernel_shape", [0])
+    if not attribute(node, "ceil_mode", 0) or dims is None or len(dims) != len(kernel) + 2:
+        return 0
+    pads, stride = attribute(node, "pads", [0] * 2 * len(kernel)), attribute(node, "strides", [1] * len(kernel))[axis]
+    span = dims[axis + 2] + pads[axis] + pads[axis + len(kernel)] - kernel[axis]
+    return -span % stride
 
 
 def _norm(node: ir.Node, _subject: Subject) -> str | None:
@@ -65,9 +80,10 @@ def _norm(node: ir.Node, _subject: Subject) -> str | None:
 
 
 def _convolution(node: ir.Node, subject: Subject) -> str | None:
-    name, dims, weight = node.op_type, _data(node, subject), subject.inference[operand(node, 1)].dims
-    if dims is not None and not 1 <= len(dims) - 2 <= 3:
-        return f"{name} over {len(dims) - 2} dimensions: it takes 1 to 3"
+    name, weight = node.op_type, subject.inference[operand(node, 1)].dims
+    rank = subject.inference[operand(node, 0)].rank
+    if rank is not None and not 1 <= rank - 2 <= 3:
+        return f"{name} over {rank - 2} dimensions: it takes 1 to 3"
     bias, group = subject.inference[operand(node, 2)].rank, attribute(node, "group", 1)
     if bias not in (None, 1):
         return f"{name} with a bias of {bias} dimensions"
@@ -139,6 +155,13 @@ def _eye(node: ir.Node, subject: Subject) -> str | None:
     return "EyeLike of a dynamic shape" if is_dynamic else None
 
 
+def _mean_variance(node: ir.Node, subject: Subject) -> str | None:
+    rank, axes = subject.inference[operand(node, 0)].rank, attribute(node, "axes", [0, 2, 3])
+    if rank is None or all(-rank <= axis < rank for axis in axes):
+        return None
+    return f"{node.op_type} over axes {axes} of {rank}"
+
+
 def _depth(node: ir.Node, subject: Subject) -> str | None:
     dims, size = _data(node, subject), attribute(node, "blocksize", 1)
     if dims is None or len(dims) != 4 or size < 1 or not math.prod(dims):
@@ -153,9 +176,13 @@ def _reshape(node: ir.Node, subject: Subject) -> str | None:
     it tunes for.
     """
     dims, goal = _data(node, subject), subject.inference[operand(node, 1)].constant
-    if dims is None or goal is None or goal.dtype.kind not in "iu":
+    if goal is None or goal.dtype.kind not in "iu":
         return None
     wanted = [int(size) for size in goal.reshape(-1)]
+    if len(wanted) > MAX_RANK:
+        return f"Reshape to {len(wanted)} dimensions: at most {MAX_RANK}"
+    if dims is None:
+        return None
     usual = [size // BATCH * DEFAULT_BATCH[1] if i in dynamic_axes(dims) else size for i, size in enumerate(dims)]
     shape = wanted
     if not attribute(node, "allowzero", 0):
@@ -174,11 +201,18 @@ def _holds(elements: int, shape: list[int]) -> bool:
 
 
 def _pad(node: ir.Node, subject: Subject) -> str | None:
-    """Before opset 11 the value is a float, which the importer makes INT32 for integers."""
-    dtype = subject.inference.dtype(operand(node, 0))
-    if subject.opset < 11 and attribute(node, "value", 0.0) and dtype in (ir.DataType.INT64, ir.DataType.BOOL):
-        return f"Pad of {type_name(dtype)} with a value, in opset {subject.opset}"
-    return None
+    """The importer makes a value that is a float INT32 for integers; one of 0 it leaves out."""
+    data, value = operand(node, 0), operand(node, 2)
+    dtype = subject.inference.dtype(data)
+    if dtype not in (ir.DataType.INT64, ir.DataType.BOOL) or subject.stored(data) is not None:
+        return None
+    if subject.opset < 11:
+        is_filled = bool(attribute(node, "value", 0.0))
+    else:
+        stored = subject.constant(value)
+        is_float = subject.inference.dtype(value) in FLOATS and attribute(node, "mode", "constant") == "constant"
+        is_filled = is_float and stored is not None and bool(stored.any())
+    return f"Pad of {type_name(dtype)} with a float" if is_filled else None
 
 
 def _clip(node: ir.Node, subject: Subject) -> str | None:
@@ -287,7 +321,8 @@ def _rotary(node: ir.Node, subject: Subject) -> str | None:
 
 
 def _layer_norm(node: ir.Node, subject: Subject) -> str | None:
-    """The scale and the bias broadcast to the axes that are normalized."""
+    """The scale and the bias broadcast to the axes that are normalized; of RMSNormalization either to the other."""
+    is_rms = node.op_type == "RMSNormalization"
     dims, rank = subject.inference[operand(node, 0)].dims, subject.inference[operand(node, 0)].rank
     axis = attribute(node, "axis", -1)
     if dims is None or rank is None or not -rank <= axis < rank:
@@ -295,14 +330,16 @@ def _layer_norm(node: ir.Node, subject: Subject) -> str | None:
     for position in (1, 2):
         factor = subject.inference[operand(node, position)].dims
         pairs = zip(reversed(factor or ()), reversed(dims), strict=False)
-        if factor is not None and (len(factor) > rank or any(a not in (1, b) for a, b in pairs)):
-            return f"{node.op_type} of {list(dims[axis:])} with factors of shape {list(factor)}"
+        is_longer = len(factor or ()) > rank and not is_rms
+        if is_longer or any(a not in (1, b) and not (is_rms and b == 1) for a, b in pairs):
+            return f"{node.op_type} of {list(dims[axis:])} with factors of shape {list(factor or ())}"
     return None
 
 
 def _older(node: ir.Node, _subject: Subject) -> str | None:
     """Operators that ONNX no longer has: nothing else asks for their attributes."""
-    missing = [name for name in ("alpha", "beta") if name not in node.attributes]
+    needed = ("bias",) if node.op_type == "ImageScaler" else ("alpha", "beta")
+    missing = [name for name in needed if name not in node.attributes]
     return f"{node.op_type} without {' and '.join(missing)}" if missing else None
 
 
@@ -468,6 +505,7 @@ _RESTRICTIONS: Mapping[str, Restriction] = {
     "GroupNormalization": _group_norm,
     "If": _if,
     "Hardmax": _softmax,
+    "ImageScaler": _older,
     "InstanceNormalization": _group_norm,
     "LRN": _local_response,
     "LayerNormalization": _layer_norm,
@@ -477,6 +515,7 @@ _RESTRICTIONS: Mapping[str, Restriction] = {
     "LpNormalization": _lp_norm,
     "LpPool": _pool,
     "MaxPool": _pool,
+    "MeanVarianceNormalization": _mean_variance,
     "Mod": _mod,
     "Pad": _pad,
     "ParametricSoftplus": _older,

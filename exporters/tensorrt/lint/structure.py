@@ -13,7 +13,7 @@ from exporters.rewrite.facts import dynamic_axes
 from exporters.tensorrt.lint.element_types import attribute, formal, is_onnx, schema_of
 from exporters.tensorrt.lint.operators import ONNX_DOMAINS, PARSER_PLUGINS
 from exporters.tensorrt.lint.problem import differs, error, listed, type_name, warning
-from exporters.tensorrt.lint.restrictions import restriction
+from exporters.tensorrt.lint.restrictions import MAX_RANK, restriction
 from exporters.tensorrt.lint.subject import operand
 from models.errors import first_line
 
@@ -27,9 +27,6 @@ RECOMMENDED_OPSETS = range(19, 23)
 """From 19 on Q/DQ scales may be FP16; above 22 few runtimes follow."""
 
 NEWEST_IR = 10
-
-MAX_RANK = 8
-"""``Dims::MAX_DIMS`` of TensorRT."""
 
 MAX_TOP_K = 3840
 """The parser takes more, the builder does not."""
@@ -70,8 +67,7 @@ def opset_and_ir(subject: Subject) -> Iterator[Problem]:
         yield warning(where, f"opset {opset} is read, {recommended} is what most models use", "--opset 20")
     version = subject.model.ir_version
     if not 3 <= version <= NEWEST_IR:
-        make = warning if version > NEWEST_IR else error
-        yield make(where, f"IR version {version}", f"write IR version {NEWEST_IR}: the graph needs no newer one")
+        yield warning(where, f"IR version {version}", f"write IR version {NEWEST_IR}: the graph needs no newer one")
     for node in subject.nodes:
         needed = _NEEDED_OPSETS.get(node.op_type, 0) if is_onnx(node) else 0
         if 0 < opset < _BROADCASTING_OPSET and is_onnx(node, *_ELEMENTWISE):

@@ -153,7 +153,7 @@ def strong_typing(subject: Subject) -> Iterator[Problem]:
                 is_taken = found in subject.operators.types.get(node.op_type, ())
                 is_moved = found in LOW_BITS and is_onnx(node, *_MOVES)
                 is_narrow = found == ir.DataType.INT32 and allowed == {ir.DataType.INT64}  # indices: both are taken
-                is_cast = is_onnx(node, "RMSNormalization")  # its scale, by the importer
+                is_cast = is_onnx(node, "BatchNormalization", "RMSNormalization", *_MADE_BY_ATTRIBUTE)  # or not read
                 make = warning if is_narrow or is_cast or (is_data and (is_taken or is_moved)) else error
                 yield make(node, f"{parameter.name} is {type_name(found)}", f"opset {subject.opset} takes {takes}")
             if parameter.is_homogeneous:
@@ -173,9 +173,11 @@ def strong_typing(subject: Subject) -> Iterator[Problem]:
 
 
 def _is_cast(node: ir.Node, types: Sequence[ir.DataType]) -> bool:
-    """Say whether the importer makes operands alike: the factors of a BatchNormalization, the limits of a Clip, the
+    """Say whether the parser makes operands alike: the factors of a BatchNormalization, the limits of a Clip, the
     value of a Pad, if it looks at it at all.
     """
+    if {ir.DataType.FLOAT, ir.DataType.DOUBLE}.issuperset(types):
+        return True  # DOUBLE is read as FP32
     if is_onnx(node, "Pad"):
         return types[-1] in FLOATS or attribute(node, "mode", "constant") != "constant"
     return is_onnx(node, "BatchNormalization", "Clip") and FLOATS.issuperset(types)
