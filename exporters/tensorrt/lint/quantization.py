@@ -121,10 +121,7 @@ def _scale(node: ir.Node, subject: Subject) -> Iterator[Problem]:
         yield error(node, f"its scale {value.name} cannot be read")
         return
     scale = array.astype(np.float64)
-    source = value.producer()
-    make = (
-        warning if source is not None and is_onnx(source, "Identity") else error
-    )  # the parser does not see through it
+    make = error if _is_asked(node, value, subject) else warning
     if not scale.size:
         yield error(node, "its scale has no elements")
     elif np.isnan(scale).any():
@@ -137,6 +134,14 @@ def _scale(node: ir.Node, subject: Subject) -> Iterator[Problem]:
     elif (scale < _SMALLEST_NORMAL[dtype]).any():
         found = f"its scale {scale.min():g} is subnormal in {type_name(dtype)}"
         yield warning(node, found, "it is not exact, and a GPU may flush it to 0: keep the pair in FP32")
+
+
+def _is_asked(node: ir.Node, scale: ir.Value, subject: Subject) -> bool:
+    """Say whether the parser asks that a scale is positive: not that of a DQ of INT4, nor one behind an Identity."""
+    source = scale.producer()
+    if source is not None and is_onnx(source, "Identity"):
+        return False
+    return node.op_type == Q or subject.inference.dtype(operand(node, 0)) != ir.DataType.INT4
 
 
 def _zero_point(node: ir.Node, subject: Subject) -> Iterator[Problem]:
