@@ -16,7 +16,7 @@ from exporters.precision.calibration_cache import CalibrationCache
 from exporters.runtimes import OrtRuntime
 from tests.deploycli.commands import assert_refused, files
 from tests.exporters.precision.networks import assert_valid, normal
-from tests.exporters.precision.tiny import GEMMS, make, pictures
+from tests.exporters.precision.tiny import GEMMS, labelled, make, pictures
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -227,9 +227,7 @@ def test_an_accuracy_budget(deploycli: Command, tmp_path: Path, rows: Path) -> N
     b1, w2 = np.zeros(64, np.float32), 3 * normal(64, 32, seed=8)
     b1[7], w2[7] = 3000, 0
     bundle = make(tmp_path / "artifacts", b1=b1, w2=w2)
-    images = normal(40, 3, 8, 8, seed=5)
-    with OrtRuntime(bundle.path / "model.onnx") as runtime:
-        labels = runtime.run({"images": images})["logits"].argmax(1)
+    images, labels = labelled(bundle, 40)
     np.savez(tmp_path / "labelled.npz", images=images, labels=labels)
     arguments = ("quantize", "--calibrate", "labelled.npz", "--method", "max", "--around", "fp32", "--max-drop", 3)
     (made,) = deploycli(*arguments, "--json").json()

@@ -28,7 +28,7 @@ from models.errors import DeployError, IntegrityError, NumericsError, UsageError
 from tests.deploycli.commands import files
 from tests.digits import arrays, checkpoint, registered
 from tests.exporters.precision.networks import assert_valid, normal
-from tests.exporters.precision.tiny import CLASSES, GEMMS, make, pictures
+from tests.exporters.precision.tiny import CLASSES, GEMMS, labelled, make, pictures
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -384,11 +384,7 @@ class Pictures:
     """Rows with the classes that the FP32 graph gives them, some of them wrong."""
 
     def __init__(self, bundle: Bundle, count: int = 40, wrong: int = 0) -> None:
-        self.rows = normal(count, 3, 8, 8, seed=5)
-        batch = bundle.manifest.artifacts[0].batch or count
-        with open_runtime(bundle.path / "model.onnx") as runtime:
-            logits = [runtime.run({"images": self.rows[i : i + batch]})["logits"] for i in range(0, count, batch)]
-        self.labels = np.concatenate(logits).argmax(1)
+        self.rows, self.labels = labelled(bundle, count)
         self.labels[:wrong] = (self.labels[:wrong] + 1) % CLASSES
 
     def __iter__(self) -> Iterator[Any]:
