@@ -130,20 +130,25 @@ _WIDEST_LRN = 15
 
 
 def _group_norm(node: ir.Node, subject: Subject) -> str | None:
-    """The scale has an element for each channel; before opset 21 that of GroupNormalization for each group."""
+    """The scale has an element for each channel; before opset 21 that of GroupNormalization for each group. Where there
+    is one group, or one for each channel, what can be broadcast serves too.
+    """
     name, rank = node.op_type, subject.inference[operand(node, 0)].rank
     if rank is not None and rank < 3:
         return f"{name} of {rank} dimensions: it takes 3 or more"
-    channels, wanted, what = _channels(node, subject), _channels(node, subject), "channels"
+    channels = wanted = _channels(node, subject)
+    what, fitting = "channels", {1, channels}
     if name == "GroupNormalization":
         groups = attribute(node, "num_groups", 0)
         if groups < 1 or (channels is not None and channels % groups):
             return f"GroupNormalization of {channels} channels in {groups} groups"
         if subject.opset < 21:
             wanted, what = groups, "groups"
+        if groups > 1:
+            fitting = {wanted}
     for position in (1, 2):
         dims = subject.inference[operand(node, position)].dims
-        if dims is not None and wanted is not None and math.prod(dims) != wanted:
+        if dims is not None and None not in (wanted, channels) and math.prod(dims) not in fitting:
             return f"{name} of {wanted} {what} with {math.prod(dims)} factors"
     return None
 
@@ -151,6 +156,8 @@ def _group_norm(node: ir.Node, subject: Subject) -> str | None:
 def _eye(node: ir.Node, subject: Subject) -> str | None:
     """The parser asks whether a dimension is dynamic; here one that is unknown is."""
     known = subject.inference[operand(node, 0)]
+    if known.dtype == ir.DataType.UINT8:
+        return "EyeLike of UINT8"
     is_dynamic = bool(dynamic_axes(known.dims)) if known.dims is not None else known.rank is not None
     return "EyeLike of a dynamic shape" if is_dynamic else None
 
@@ -360,6 +367,14 @@ def _axis_there(node: ir.Node, subject: Subject) -> str | None:
     return f"{node.op_type} along axis {axis} of {rank}" if rank is not None and not -rank <= axis < rank else None
 
 
+def _top_k(node: ir.Node, subject: Subject) -> str | None:
+    """K is no more than there is; ONNX's inference looks at that where K is an operand, and not an attribute."""
+    dims, axis, k = _data(node, subject), attribute(node, "axis", -1), attribute(node, "k", 0)
+    if dims is None or not -len(dims) <= axis < len(dims) or axis % len(dims) in dynamic_axes(dims):
+        return None
+    return f"TopK of {k} among {dims[axis]}" if k > dims[axis] else None
+
+
 def _equal(node: ir.Node, subject: Subject) -> str | None:
     """The importer gives operands as many dimensions, which it cannot with UINT8."""
     known = [subject.inference[operand(node, i)] for i in (0, 1)]
@@ -533,5 +548,6 @@ _RESTRICTIONS: Mapping[str, Restriction] = {
     "SpaceToDepth": _depth,
     "Split": _split,
     "TensorScatter": _tensor_scatter,
+    "TopK": _top_k,
     "Unsqueeze": _unsqueeze,
 }

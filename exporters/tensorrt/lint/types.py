@@ -150,11 +150,14 @@ def strong_typing(subject: Subject) -> Iterator[Problem]:
                 takes = listed(sorted(t.name for t in allowed), 4)
                 data = formal(schema.inputs, _DATA_OPERAND.get(node.op_type, 0))
                 is_data = data is not None and parameter.type_str == data.type_str
+                is_data = is_data or i in _ALSO_EQUAL.get(node.op_type, ())
                 is_taken = found in subject.operators.types.get(node.op_type, ())
                 is_moved = found in LOW_BITS and is_onnx(node, *_MOVES)
                 is_narrow = found == ir.DataType.INT32 and allowed == {ir.DataType.INT64}  # indices: both are taken
                 is_cast = is_onnx(node, "BatchNormalization", "RMSNormalization", *_MADE_BY_ATTRIBUTE)  # or not read
-                make = warning if is_narrow or is_cast or (is_data and (is_taken or is_moved)) else error
+                is_cast = is_cast or (is_onnx(node, "Pow") and i == 1)
+                is_carried = is_onnx(node, "Loop", "Scan") and not parameter.is_homogeneous
+                make = warning if is_narrow or is_cast or is_carried or (is_data and (is_taken or is_moved)) else error
                 yield make(node, f"{parameter.name} is {type_name(found)}", f"opset {subject.opset} takes {takes}")
             if parameter.is_homogeneous:
                 groups.setdefault(parameter.type_str, []).append((value.name or "", found))

@@ -23,13 +23,13 @@ _LIVE = 40
 """Graphs that are judged anew."""
 
 
-@pytest.mark.parametrize("remainder", [0, 1])
-def test_the_lint_agrees_with_the_compiler(remainder: int) -> None:
-    found = score(half(remainder))
-    shown = (found.false_alarms, found.missed) if remainder == 0 else "of the unseen half only numbers are shown"
+@pytest.mark.parametrize("seen", [True, False])
+def test_the_lint_agrees_with_the_compiler(seen: bool) -> None:
+    found = score(half(seen=seen))
+    shown = (found.false_alarms, found.missed) if seen else "of the unseen half only numbers are shown"
     assert found.graphs == SIZE // 2
     assert found.refused > found.graphs // 4
-    assert found.precision >= 0.98, shown
+    assert found.precision >= 0.99, shown
     assert found.recall >= 0.97, shown
 
 
