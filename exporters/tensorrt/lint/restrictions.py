@@ -367,6 +367,30 @@ def _axis_there(node: ir.Node, subject: Subject) -> str | None:
     return f"{node.op_type} along axis {axis} of {rank}" if rank is not None and not -rank <= axis < rank else None
 
 
+def _matrix_product(node: ir.Node, subject: Subject) -> str | None:
+    """The importer makes a vector in front a matrix, and takes away the first axis of the result instead of the last
+    but one.
+    """
+    first, second = (subject.inference[operand(node, i)] for i in (0, 1))
+    is_stack = first.rank == 1 and second.dims is not None and len(second.dims) > 2 and second.dims[0] != 1
+    return "MatMul of a vector and a stack of matrices" if is_stack else None
+
+
+def _gemm(node: ir.Node, subject: Subject) -> str | None:
+    """What is added can be broadcast; ONNX's inference does not look at it."""
+    added, result = subject.inference[operand(node, 2)].dims, subject.inference[node.outputs[0]].dims
+    if added is None or result is None:
+        return None
+    known = [
+        (a, b)
+        for axis, (a, b) in enumerate(zip(added[::-1], result[::-1], strict=False), start=1)
+        if len(result) - axis not in dynamic_axes(result)
+    ]
+    if any(a != b and 1 not in (a, b) for a, b in known):
+        return f"Gemm of {list(result)} that adds {list(added)}"
+    return None
+
+
 def _top_k(node: ir.Node, subject: Subject) -> str | None:
     """K is no more than there is; ONNX's inference looks at that where K is an operand, and not an attribute."""
     dims, axis, k = _data(node, subject), attribute(node, "axis", -1), attribute(node, "k", 0)
@@ -484,6 +508,9 @@ def _resize(node: ir.Node, subject: Subject) -> str | None:
         return f"Resize with coordinates {coordinates}: it takes {', '.join(_RESIZE_COORDINATES)}"
     if coordinates == "tf_half_pixel_for_nn" and has_sizes:
         return "Resize with coordinates tf_half_pixel_for_nn and sizes: it takes them with scales"
+    rounding = attribute(node, "nearest_mode", "round_prefer_floor")
+    if coordinates == "tf_half_pixel_for_nn" and rounding != "round_prefer_floor":  # asked in every mode
+        return f"Resize with coordinates tf_half_pixel_for_nn and nearest_mode {rounding}"
     before, after = (subject.inference[value].dims for value in (node.inputs[0], node.outputs[0]))
     if before is None or after is None or len(before) != len(after):
         return None
@@ -516,6 +543,7 @@ _RESTRICTIONS: Mapping[str, Restriction] = {
     "EyeLike": _eye,
     "GRU": _recurrent,
     "Gather": _gather,
+    "Gemm": _gemm,
     "GridSample": _grid_sample,
     "GroupNormalization": _group_norm,
     "If": _if,
@@ -529,6 +557,7 @@ _RESTRICTIONS: Mapping[str, Restriction] = {
     "Loop": _loop,
     "LpNormalization": _lp_norm,
     "LpPool": _pool,
+    "MatMul": _matrix_product,
     "MaxPool": _pool,
     "MeanVarianceNormalization": _mean_variance,
     "Mod": _mod,
