@@ -372,8 +372,9 @@ def _matrix_product(node: ir.Node, subject: Subject) -> str | None:
     but one.
     """
     first, second = (subject.inference[operand(node, i)] for i in (0, 1))
-    is_stack = first.rank == 1 and second.dims is not None and len(second.dims) > 2 and second.dims[0] != 1
-    return "MatMul of a vector and a stack of matrices" if is_stack else None
+    if first.rank != 1 or second.dims is None or len(second.dims) < 3 or 0 in dynamic_axes(second.dims):
+        return None
+    return "MatMul of a vector and a stack of matrices" if second.dims[0] != 1 else None
 
 
 def _gemm(node: ir.Node, subject: Subject) -> str | None:

@@ -69,11 +69,11 @@ def supported_types(subject: Subject) -> Iterator[Problem]:
         values.update(dict.fromkeys(node.outputs))
     for value in values:
         yield from _type_of_value(value, dtype(value), subject)
-    for value in subject.graph.outputs:  # the parser reads what is declared of them, and of no other result
-        declared = declared_type(value)
-        if declared is not None and declared not in PLAIN | LOW_BITS | {ir.DataType.UINT8, ir.DataType.DOUBLE}:
-            found = f"{value.name} is declared {type_name(declared)}, which TensorRT does not have"
-            yield error(value.name or "", found, "declare the type that it has, or Cast it")
+    for result in subject.graph.outputs:  # the parser reads what is declared of them, and of no other result
+        shown = declared_type(result)
+        if shown not in PLAIN | LOW_BITS | {ir.DataType.UINT8, ir.DataType.DOUBLE, dtype(result), None}:
+            message = f"{result.name} is declared {type_name(shown)}, which TensorRT does not have"
+            yield error(result.name or "", message, "declare the type that it has, or Cast it")
     for node in subject.nodes:
         supported = subject.operators.types.get(node.op_type)
         if not is_onnx(node) or supported is None or node.op_type in _NOT_JUDGED:
