@@ -195,8 +195,11 @@ def test_unwritable_folder(tmp_path: Path) -> None:
     assert files(tmp_path) == {"artifacts": b""}
 
 
-@pytest.mark.parametrize(("limit", "last_step"), [(10_000, "running it in PyTorch"), (30_000, "writing")])
-def test_full_disk(smallest: str, deploycli: Command, tmp_path: Path, limit: int, last_step: str) -> None:
+@pytest.mark.parametrize(
+    ("limit", "last_steps"),
+    [(10_000, {"running it in PyTorch"}), (30_000, {"writing", "rewriting"})],  # where NVIDIA's parser gets the graph
+)
+def test_full_disk(smallest: str, deploycli: Command, tmp_path: Path, limit: int, last_steps: set[str]) -> None:
     """The kernel refuses to let a file grow, as on a full disk: golden.npz has 25 kB, model.onnx 40."""
     before = files(make(tmp_path / "artifacts", smallest, spec=replace(SPEC, name=smallest, family="swin")).path)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -206,7 +209,7 @@ def test_full_disk(smallest: str, deploycli: Command, tmp_path: Path, limit: int
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert_refused(result, 7, f"cannot write the bundle artifacts/{smallest}", "free some space")
-    assert [line for line in result.err.splitlines() if not line.startswith((" ", "error"))][-1] == last_step
+    assert [line for line in result.err.splitlines() if not line.startswith((" ", "error"))][-1] in last_steps
     assert files(tmp_path / "artifacts") == {f"{smallest}/{name}": content for name, content in before.items()}
 
 

@@ -135,28 +135,6 @@ def test_the_onnx_attention_operator_is_a_block() -> None:
     assert [f.rule for f in replace(graph, version="10.13").lint().errors if f.rule == 2] == [2]
 
 
-def test_fp8_may_scale_after_the_product_and_cast_after_softmax() -> None:
-    graph = attention(quantize="qkpvo", scale="after", dtype="float")
-    int8 = graph.lint()
-    assert [f.rule for f in int8.findings] == [16]
-    zero = onnx.helper.make_tensor("z", onnx.TensorProto.FLOAT8E4M3FN, [], [0.0])
-    fp8 = replace(graph, constants={**graph.constants, "z": zero}).lint()
-    assert fp8.findings == ()
-    assert [(block.precision, block.fusable) for block in fp8.attention] == [("fp8", True)]
-
-
-def test_queries_keys_and_values_that_are_cast_up_ask_for_fp32_accumulation() -> None:
-    graph = attention()
-    text = graph.text.replace(
-        "qs = Mul (q, scale)",
-        "q2 = Cast <to = 1> (q) k2 = Cast <to = 1> (k) v2 = Cast <to = 1> (v) qs = Mul (q2, scale)",
-    )
-    text = text.replace("(k)\n", "(k2)\n").replace("y = MatMul (p, v)", "o = MatMul (p, v2) y = Cast <to = 10> (o)")
-    graph = replace(graph, text=text, constants={"scale": F32(0.25)})
-    assert graph.lint(version="11.3").attention[0].fusable
-    assert not graph.lint(version="11.2").attention[0].fusable
-
-
 @pytest.mark.parametrize("content", [b"", b"\0" * 64, b"not a model", b"\x89PNG\r\n\x1a\n", b"\x08\x0a", b"{}"])
 def test_a_file_that_is_no_model(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "model.onnx"

@@ -14,7 +14,6 @@ from exporters.precision.dtypes import type_of
 from exporters.precision.placement import DEFAULT_HIGH_PRECISION
 from exporters.precision.policy import REDUCED_TYPES, Policy
 from exporters.tensorrt.child import run_build
-from exporters.tensorrt.engines import ENGINE_TYPING
 from exporters.tensorrt.inspector import PRODUCT_OPERATORS, parse_layers
 from exporters.tensorrt.settings import BuildSettings, ShapeRange
 from exporters.tensorrt.targets import TARGETS
@@ -39,7 +38,7 @@ def typed(name: str, precision: str) -> ir.Model:
     if precision == "int8":
         choices = {"scheme": "gemm", "high_precision": DEFAULT_HIGH_PRECISION, "scale_type": ir.DataType.FLOAT16}
         model, _ = quantized(lambda: family(name), images(name), **choices)
-    cast(model, Policy(REDUCED_TYPES["bf16" if precision == "bf16" else "fp16"], allow=ENGINE_TYPING.allow))
+    cast(model, Policy(REDUCED_TYPES["bf16" if precision == "bf16" else "fp16"]))
     return model
 
 
