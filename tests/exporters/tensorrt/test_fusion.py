@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tests.exporters.tensorrt.corpus import Sample
     from tests.exporters.tensorrt.texts import Graph
 
-_LIVE = 10
+_LIVE = 4
 """Graphs that are judged anew."""
 
 real = pytest.mark.skipif(importlib.util.find_spec(RTX.module) is None, reason=WHY)

@@ -19,7 +19,7 @@ from tests.exporters.tensorrt.scorecard import half, half_of_nodes, score
 if TYPE_CHECKING:
     from pathlib import Path
 
-_LIVE = 40
+_LIVE = 15
 """Graphs that are judged anew."""
 
 
