@@ -102,8 +102,8 @@ def _in_four_axes(node: torch.fx.Node) -> torch.fx.Node:
         if fits and all(isinstance(size, int) for size in groups):  # the batch alone may be any
 
             def fold(value: torch.Tensor) -> torch.Tensor:
-                if _is_one(value.shape[:-3]):  # a mask of all
-                    return value.view(value.shape[-3:])
+                if _is_one(value.shape[:-3]):  # such as a mask of all
+                    return value.view(1, *value.shape[-3:])
                 return value.expand(-1, *groups, -1, -1, -1).contiguous().view(-1, *value.shape[-3:])
 
             return _on_other_axes(node, changed, fold, lambda value: value.view(-1, *groups, *value.shape[-3:]))

@@ -70,14 +70,14 @@ def feed(batch: int = 4) -> list[Any]:
     return [x, memory, hide]
 
 
-def assert_like_eager(module: nn.Module, opset: int = 20) -> ir.Model:
-    module = module.eval()
-    expected = module(*map(torch.from_numpy, feed())).detach().numpy()
+def assert_like_eager(module: nn.Module, opset: int = 20, batch: int | None = None) -> ir.Model:
+    module, arrays = module.eval(), [array[:batch] for array in feed()]
+    expected = module(*map(torch.from_numpy, arrays)).detach().numpy()
     assert np.isfinite(expected).all()
-    model = trace(module, INPUTS, ["y"], opset=opset)
-    np.testing.assert_allclose(run(model, *feed())[0], expected, rtol=1e-5, atol=1e-5)
+    model = trace(module, INPUTS, ["y"], opset=opset, batch=batch)
+    np.testing.assert_allclose(run(model, *arrays)[0], expected, rtol=1e-5, atol=1e-5)
     rewrite(model)
-    np.testing.assert_allclose(run(model, *feed())[0], expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(run(model, *arrays)[0], expected, rtol=1e-5, atol=1e-5)
     name_nodes(model, MODULE_KEY)
     assert lint(model).errors == ()
     return model
@@ -158,15 +158,16 @@ def test_without_an_axis_of_heads(kind: str, rank: int, opset: int) -> None:
 
 
 class InGroups(nn.Module):
-    """An attention over [N, 2, 2, 5, 8], as Twins has over groups of tokens, with a mask of these axes or of fewer."""
+    """An attention over [N, G, 2, 5, 8], as Twins has over groups of tokens, with a mask of these axes or of fewer."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, groups: int = 2) -> None:
         super().__init__()
-        self.q, self.kv, self.kind = nn.Linear(16, 32), nn.Linear(16, 32), kind
+        width = groups * 2 * CHANNELS
+        self.q, self.kv, self.kind, self.groups = nn.Linear(16, width), nn.Linear(16, width), kind, groups
 
     def forward(self, x: Tensor, memory: Tensor, hide: Tensor) -> Tensor:
-        q = self.q(x).reshape(-1, QUERIES, 2, 2, CHANNELS).permute(0, 2, 3, 1, 4)
-        kv = self.kv(memory).reshape(-1, KEYS, 2, 2, CHANNELS).permute(0, 2, 3, 1, 4)
+        q = self.q(x).reshape(-1, QUERIES, self.groups, 2, CHANNELS).permute(0, 2, 3, 1, 4)
+        kv = self.kv(memory).reshape(-1, KEYS, self.groups, 2, CHANNELS).permute(0, 2, 3, 1, 4)
         masks = {
             "none": None,
             "keys": (hide < 0.5)[:, None, None, None, :],
@@ -174,12 +175,19 @@ class InGroups(nn.Module):
             "plain": torch.ones(QUERIES, KEYS, dtype=torch.bool).tril(),
         }
         y = functional.scaled_dot_product_attention(q, kv, -kv, masks[self.kind])
-        return y.permute(0, 3, 1, 2, 4).reshape(-1, QUERIES, 32) + hide[:, None, :1] * 0
+        return y.permute(0, 3, 1, 2, 4).flatten(2) + hide[:, None, :1] * 0
 
 
 @pytest.mark.parametrize(("kind", "opset"), [("none", 20), ("keys", 20), ("all", 23), ("plain", 20), ("none", 23)])
 def test_of_further_axes(kind: str, opset: int) -> None:
     assert_like_eager(InGroups(kind), opset)
+
+
+@pytest.mark.parametrize(
+    ("kind", "batch", "groups"), [("none", 1, 1), ("keys", 1, 1), ("all", 1, 1), ("plain", 3, 1), ("none", None, 1)]
+)
+def test_of_one_image_or_one_group(kind: str, batch: int | None, groups: int) -> None:
+    assert_like_eager(InGroups(kind, groups), batch=batch)
 
 
 @examples(12)
