@@ -137,18 +137,17 @@ def _group_norm(node: ir.Node, subject: Subject) -> str | None:
     if rank is not None and rank < 3:
         return f"{name} of {rank} dimensions: it takes 3 or more"
     channels = wanted = _channels(node, subject)
-    what, fitting = "channels", {1, channels}
+    what, groups = "channels", 1
     if name == "GroupNormalization":
         groups = attribute(node, "num_groups", 0)
         if groups < 1 or (channels is not None and channels % groups):
             return f"GroupNormalization of {channels} channels in {groups} groups"
         if subject.opset < 21:
             wanted, what = groups, "groups"
-        if groups > 1:
-            fitting = {wanted}
+    fitting = {wanted} if groups > 1 else {1, channels}
     for position in (1, 2):
         dims = subject.inference[operand(node, position)].dims
-        if dims is not None and None not in (wanted, channels) and math.prod(dims) not in fitting:
+        if dims is not None and None not in fitting and math.prod(dims) not in fitting:
             return f"{name} of {wanted} {what} with {math.prod(dims)} factors"
     return None
 
@@ -382,14 +381,10 @@ def _gemm(node: ir.Node, subject: Subject) -> str | None:
     added, result = subject.inference[operand(node, 2)].dims, subject.inference[node.outputs[0]].dims
     if added is None or result is None:
         return None
-    known = [
-        (a, b)
-        for axis, (a, b) in enumerate(zip(added[::-1], result[::-1], strict=False), start=1)
-        if len(result) - axis not in dynamic_axes(result)
-    ]
-    if any(a != b and 1 not in (a, b) for a, b in known):
-        return f"Gemm of {list(result)} that adds {list(added)}"
-    return None
+    fixed = [1 if axis in dynamic_axes(result) else size for axis, size in enumerate(result)]
+    pairs = zip(reversed(added), reversed(fixed), strict=False)
+    is_wrong = any(a != b and 1 not in (a, b) for a, b in pairs)
+    return f"Gemm of {list(result)} that adds {list(added)}" if is_wrong else None
 
 
 def _top_k(node: ir.Node, subject: Subject) -> str | None:
