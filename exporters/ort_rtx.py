@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, Any
 from exporters.atomic import replaced_folder
 from exporters.proof import Proof
 from exporters.release import (
-    check_name,
+    cannot_write,
     choose,
     copy_file,
     not_for_release,
+    place,
     provenance,
     smallest_proven,
     tool_version,
@@ -35,7 +36,7 @@ from exporters.servable import ENGINES, VARIABLE, onnx_candidates
 from exporters.tensorrt.product import RTX
 from exporters.tensorrt.settings import ShapeRequest, shapes_text
 from exporters.tensorrt.sidecar import sidecars
-from models.errors import EnvironmentUnsuitable, UsageError
+from models.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -141,11 +142,7 @@ class FolderDelivery:
                 for record in self.servable.external:
                     copy_file(self.bundle.path, record, staged / record.path)
         except OSError as error:
-            raise EnvironmentUnsuitable(
-                f"cannot write {folder}: {error.strerror or error}",
-                expected="a folder with write permission and space for the model",
-                hint="free some space, or name another folder with --ort-rtx",
-            ) from error
+            raise cannot_write(folder, error, "--ort-rtx") from error
         return self.packaged
 
 
@@ -161,10 +158,18 @@ def prepare(bundle: Bundle, root: Path, options: RtxOptions | None = None) -> Fo
         UsageError: the file is not for release, an option does not fit it, or something else stands in its place.
         NumericsError: verification found it outside its budget.
         IntegrityError: a sidecar of an engine is malformed.
+        EnvironmentUnsuitable: the root cannot be read.
     """
     options = options or RtxOptions()
     name = options.name or bundle.path.resolve().name
-    folder = _place(root, name)
+    folder = place(
+        root,
+        name,
+        CONFIG_NAME,
+        wanted="nothing there, or what was packaged before",
+        foreign="which this program did not write",
+        option="--ort-rtx",
+    )
     proof = Proof.load(bundle)
     engines = _engines(bundle, options.engine)
     found = onnx_candidates(bundle)
@@ -260,27 +265,3 @@ def _provider_options(servable: Servable, profiles: Profiles) -> dict[str, str]:
     if len(profiles) > 1:
         given["nv_multi_profile_enable"] = "1"
     return given
-
-
-def _place(root: Path, name: str) -> Path:
-    """Return the model's folder, where one may be made, or where this program made one.
-
-    Raises:
-        UsageError: the name is none of a folder, or something else stands there.
-    """
-    check_name(name)
-    folder = root / name
-    wrong = ""
-    if root.exists() and not root.is_dir():
-        wrong = f"{root} is a file"
-    elif folder.is_symlink():
-        wrong = f"{folder} is a symbolic link"
-    elif folder.exists() and not folder.is_dir():
-        wrong = f"{folder} is a file"
-    elif folder.exists() and any(folder.iterdir()) and not (folder / CONFIG_NAME).is_file():
-        wrong = f"{folder} is a folder without {CONFIG_NAME}, which this program did not write"
-    if wrong:
-        raise UsageError(
-            wrong, expected="nothing there, or what was packaged before", hint="another --ort-rtx or --name"
-        )
-    return folder

@@ -9,7 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from models.errors import IntegrityError, NumericsError, UsageError
+from exporters.artifact import MANIFEST_NAME
+from models.errors import EnvironmentUnsuitable, IntegrityError, NumericsError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -142,12 +143,61 @@ def copy_file(folder: Path, record: FileRecord, target: Path) -> None:
         )
 
 
-def check_name(name: str) -> None:
-    """Refuse a name of a model that is none of a folder.
+def place(root: Path, name: str, config: str, *, wanted: str, foreign: str, option: str) -> Path:
+    """Return the folder of a model, where one may be made, or where there is one of the kind already.
+
+    Args:
+        root: gets the folder.
+        name: of the model.
+        config: name of the file that says what is served; a folder that is not empty has one.
+        wanted: what may be there, in words.
+        foreign: what a folder without that file is, in words.
+        option: names the root on the command line.
 
     Raises:
-        UsageError: it is such.
+        UsageError: the name is none of a folder, or something else stands there.
+        EnvironmentUnsuitable: the root cannot be read.
     """
+    _check_name(name)
+    folder = root / name
+    try:
+        wrong = _wrong(root, folder, folder / config, foreign)
+    except OSError as error:
+        raise EnvironmentUnsuitable(
+            f"cannot read {error.filename or root}: {error.strerror or error}", hint="check the folder's permissions"
+        ) from error
+    if wrong:
+        raise UsageError(wrong, expected=wanted, hint=f"another {option} or --name")
+    return folder
+
+
+def _wrong(root: Path, folder: Path, config: Path, foreign: str) -> str:
+    """Return what stands in the way, or an empty string."""
+    if (root / MANIFEST_NAME).exists():
+        return f"{root} is a bundle"
+    if root.exists() and not root.is_dir():
+        return f"{root} is a file"
+    for path in (folder, config):
+        if path.is_symlink():
+            return f"{path} is a symbolic link"
+    if folder.exists() and not folder.is_dir():
+        return f"{folder} is a file"
+    if folder.exists() and not config.is_file() and any(folder.iterdir()):
+        return f"{folder} is a folder without {config.name}, {foreign}"
+    return ""
+
+
+def cannot_write(folder: Path, error: OSError, option: str) -> EnvironmentUnsuitable:
+    """Return what to say where a model cannot be written; ``option`` names its root on the command line."""
+    where = f" ({error.filename})" if error.filename else ""
+    return EnvironmentUnsuitable(
+        f"cannot write {folder}: {error.strerror or error}{where}",
+        expected="a folder with write permission and space for the model",
+        hint=f"free some space, or name another folder with {option}",
+    )
+
+
+def _check_name(name: str) -> None:
     if name != name.strip() or name[:1] in ("", ".") or not name.isprintable() or {*name} & {*"/\\"}:
         raise UsageError(
             f"{name!r} cannot name a model", expected="a folder's name, not beginning with a dot", hint="--name NAME"

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporters.proof import Proof
-from exporters.release import choose, names, not_for_release, provenance, smallest_proven, tool_version
+from exporters.release import choose, names, not_for_release, place, provenance, smallest_proven, tool_version
 from exporters.servable import engine_candidates, onnx_candidates
 from exporters.triton_config import CONFIG_NAME, MARK, Options, config_text
-from exporters.triton_repository import Delivery, Packaged, check_existing, next_version, place
+from exporters.triton_repository import Delivery, Packaged, check_existing, next_version
 from models.errors import UsageError
 from models.files import text_of
 
@@ -50,7 +50,14 @@ def prepare(bundle: Bundle, root: Path, options: Options | None = None) -> Deliv
     options = options or Options()
     _check_options(options)
     name = options.name or bundle.path.resolve().name
-    folder = place(root, name)
+    folder = place(
+        root,
+        name,
+        CONFIG_NAME,
+        wanted="nothing there, or a model to add a version to",
+        foreign="so no model of a repository",
+        option="--triton",
+    )
     proof = Proof.load(bundle)
     candidate = _choose(bundle, proof, options)
     verdict = proof.verdict_of(candidate.file, *candidate.external)

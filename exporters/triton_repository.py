@@ -13,11 +13,10 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from exporters.artifact import MANIFEST_NAME
 from exporters.atomic import replaced_folder, write_whole
-from exporters.release import check_name, copy_file
+from exporters.release import cannot_write, copy_file
 from exporters.triton_config import CONFIG_NAME, LABELS_NAME, interface
-from models.errors import EnvironmentUnsuitable, UsageError
+from models.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -106,12 +105,7 @@ class Delivery:
                 f"{error.filename} appeared while it was written", expected="nobody else", hint="package it again"
             ) from error
         except OSError as error:
-            where = f" ({error.filename})" if error.filename else ""
-            raise EnvironmentUnsuitable(
-                f"cannot write {self.folder}: {error.strerror or error}{where}",
-                expected="a folder with write permission and space for the model",
-                hint="free some space, or name another folder with --triton",
-            ) from error
+            raise cannot_write(self.folder, error, "--triton") from error
         return self.packaged
 
     def _add_model(self) -> None:
@@ -174,45 +168,6 @@ def _replace(texts: Mapping[Path, bytes], before: Mapping[Path, bytes | None]) -
             elif path.read_bytes() != content:
                 write_whole(path, content)
         raise
-
-
-def place(root: Path, name: str) -> Path:
-    """Return the model's folder, where one may be made or already is.
-
-    Raises:
-        UsageError: the name is none of a folder, or something else stands there.
-        EnvironmentUnsuitable: the repository cannot be read.
-    """
-    check_name(name)
-    folder = root / name
-    try:
-        wrong = _wrong(root, folder)
-    except OSError as error:
-        raise EnvironmentUnsuitable(
-            f"cannot read {error.filename or root}: {error.strerror or error}", hint="check the folder's permissions"
-        ) from error
-    if wrong:
-        raise UsageError(
-            wrong, expected="nothing there, or a model to add a version to", hint="another --triton or --name"
-        )
-    return folder
-
-
-def _wrong(root: Path, folder: Path) -> str:
-    """Return what stands in the way, or an empty string."""
-    config = folder / CONFIG_NAME
-    if (root / MANIFEST_NAME).exists():
-        return f"{root} is a bundle"
-    if root.exists() and not root.is_dir():
-        return f"{root} is a file"
-    for path in (folder, config):
-        if path.is_symlink():
-            return f"{path} is a symbolic link"
-    if folder.exists() and not folder.is_dir():
-        return f"{folder} is a file"
-    if folder.exists() and not config.is_file() and any(folder.iterdir()):
-        return f"{folder} is a folder without {CONFIG_NAME}, so no model of a repository"
-    return ""
 
 
 def next_version(folder: Path, wanted: int | None) -> int:

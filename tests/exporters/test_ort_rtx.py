@@ -28,6 +28,7 @@ from exporters.verify import verify
 from models.errors import EnvironmentUnsuitable, IntegrityError, NumericsError, UsageError
 from models.spec import Weights
 from tests.exporters import bundles, engines
+from tests.exporters.bundles import proven
 from tests.exporters.test_proof import with_external_data
 
 if TYPE_CHECKING:
@@ -35,11 +36,6 @@ if TYPE_CHECKING:
     from exporters.tensorrt.sidecar import Sidecar
 
 RECORDED = json.loads((Path(__file__).parent / "data/ort_rtx_options.json").read_text("utf-8"))
-
-
-def proven(bundle: Bundle) -> Bundle:
-    keep(bundle, verify(bundle, reference="golden", engines="none"))
-    return bundle
 
 
 @pytest.fixture
@@ -204,11 +200,15 @@ class TestWhatIsRefused:
         (root / "linear/mine").touch()
         (root / "file").touch()
         (root / "link").symlink_to(tmp_path)
+        (root / "other").mkdir()
+        (root / "other/onnxruntime.json").symlink_to(root / "file")
         for where, name, words in (
             (root, None, "did not write"),
             (root, "file", "is a file"),
             (root, "link", "is a symbolic link"),
             (root / "file", None, "is a file"),
+            (root, "other", r"onnxruntime\.json is a symbolic link"),
+            (bundle.path, None, "is a bundle"),
         ):
             with pytest.raises(UsageError, match=words):
                 prepare(bundle, where, RtxOptions(name=name, force=True))

@@ -25,6 +25,7 @@ from models.codec import decode
 from models.errors import DeployError, EnvironmentUnsuitable, IntegrityError, NumericsError, UsageError
 from models.spec import Preprocessing, Weights
 from tests.exporters import bundles, engines
+from tests.exporters.bundles import proven
 from tests.exporters.test_proof import with_external_data
 from tests.exporters.triton_schema import parse
 
@@ -35,11 +36,6 @@ if TYPE_CHECKING:
 
 FORCED = Options(force=True)
 RANDOM = Weights("random", seed=3)
-
-
-def proven(bundle: Bundle) -> Bundle:
-    assert keep(bundle, verify(bundle, reference="golden")).is_file()
-    return bundle
 
 
 @pytest.fixture
