@@ -15,7 +15,7 @@ from tests.exporters.tensorrt.corpus.recipes_quantized import QUANTIZED
 from tests.exporters.tensorrt.corpus.records import FILE, Records
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     import onnx
 
@@ -59,14 +59,14 @@ def sample(index: int, seed: str = SEED) -> Sample:
     return Sample(index, f"{index:04} {'-'.join(words)}", draft.model())
 
 
-def recorded() -> Iterator[tuple[Sample, Record]]:
-    """Yield every graph with its verdict.
+def recorded(indices: Iterable[int] = range(SIZE)) -> Iterator[tuple[Sample, Record]]:
+    """Yield graphs with their verdicts, by default all.
 
     Raises:
         LookupError: the verdict is on another graph, or there is none: record anew.
     """
     records = Records.load(FILE)
-    for index in range(SIZE):
+    for index in indices:
         made = sample(index)
         record = records.of(made)
         if record is None:

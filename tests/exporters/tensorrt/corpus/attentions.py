@@ -20,7 +20,7 @@ from tests.exporters.tensorrt.corpus import Sample, records
 from tests.exporters.tensorrt.corpus.records import Record, digest_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     import onnx
 
@@ -99,15 +99,15 @@ class Form:
 FUSED, APART = "fused", "apart"
 
 
-def samples() -> Iterator[Sample]:
-    """Make the graphs."""
-    for number in range(SIZE):
+def samples(numbers: Iterable[int] = range(SIZE)) -> Iterator[Sample]:
+    """Make graphs."""
+    for number in numbers:
         yield Sample(number, f"{number:03} {form(number)}", graph(form(number)))
 
 
-def is_seen(made: Sample) -> bool:
-    """Say in which half a graph is."""
-    return made.index % 2 == 0
+def half(*, seen: bool) -> range:
+    """Return the numbers of the graphs in a half."""
+    return range(0 if seen else 1, SIZE, 2)
 
 
 def targets_of(made: Sample) -> tuple[Capability, ...]:
