@@ -111,8 +111,7 @@ def _shapes(which: str) -> Callable[[F], F]:
     multiple=True,
     metavar="P>=N%",
     help="Share of the products (matrix products, convolutions, attention) that must compute in a precision; exit 6 "
-    "otherwise. Repeatable.  [default: fp32>=90%, fp16>=80%, bf16>=80%, int8>=50% or four fifths of what the graph "
-    "quantizes]",
+    "otherwise. Repeatable.  [default: fp32>=90%, fp16>=80%, bf16>=80%, int8>= half of what the graph quantizes]",
 )
 @click.option("--calibrate", metavar="DATA", help="Data to calibrate int8 with.  [default: the bundle's INT8 graph]")
 @calibration_options

@@ -231,7 +231,7 @@ def test_int8_comes_with_fp16(tmp_path: Path, deploycli: Command, monkeypatch: p
     options = ("build-trt", "--compiler", "rtx", "--precision", "int8", "--gpu", "ada")
     built = deploycli(*options, "--calibrate", tmp_path / "data.npy", "--json").json()
     assert [engine["precision"] for engine in built] == ["fp16", "int8"]
-    assert built[1]["sidecar"]["assertions"] == ["int8>=46%"]  # four fifths of the 8 in 14 products that the graph has
+    assert built[1]["sidecar"]["assertions"] == ["int8>=29%"]  # half of the 8 in 14 products that the graph has
     assert built[1]["sidecar"]["layers"]["products_per_type"]["int8"] > 7
     assert sorted(path.suffix for path in (wider / "engines").iterdir()) == [*2 * [".json"], *2 * [".plan"]]
     result = deploycli(*options, "--allow-random-calibration", "--samples", "4")

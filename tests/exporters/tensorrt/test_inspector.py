@@ -214,8 +214,8 @@ def test_what_is_no_assertion(content: str) -> None:
 @pytest.mark.parametrize(
     ("precision", "quantized", "expected"),
     [
-        ("int8", 0.9, "int8>=50%"),
-        ("int8", 0.35, "int8>=28%"),
+        ("int8", 0.9, "int8>=45%"),
+        ("int8", 0.35, "int8>=18%"),
         ("int8", 0.001, "int8>=1%"),
         ("int8", 0.0, "int8>=50%"),
         ("fp16", 0.35, "fp16>=80%"),
