@@ -5,19 +5,15 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from importlib.util import find_spec
-from pathlib import Path
 from typing import NoReturn
 
 from deploycli.interruption import Interrupted, check, interruptible
 
-SHADOWED = 7
 COMPLETION = "_DEPLOYCLI_COMPLETE"
 
 
 def main() -> NoReturn:
     """Run the command line and exit; where the process is the program, and no other's that calls it, in a child."""
-    _refuse_shadowed_packages()
     if __name__ == "__main__" or getattr(sys.modules["__main__"], "main", None) is main:
         from deploycli.guard import guarded
 
@@ -69,25 +65,6 @@ def _run() -> int:
         say(f"error: {told}")
         return told.exit_code
     return code if isinstance(code, int) else 0
-
-
-def _refuse_shadowed_packages() -> None:
-    """Stop where a folder of the user's, such as ./models, would be imported in place of a package of ours."""
-    home = Path(__file__).resolve().parents[1]
-    for package in ("models", "exporters"):
-        spec = find_spec(package)
-        found = None if spec is None or spec.origin is None else Path(spec.origin).resolve().parent
-        if found == home / package:
-            continue
-        where = found or (next(iter(spec.submodule_search_locations or ()), "nowhere") if spec else "nowhere")
-        print(
-            f"error: the package {package!r} is imported from {where}\n"
-            f"  expected: {home / package}, which belongs to deploycli\n"
-            f"  try: the command `deploycli` instead of `python -m deploycli`, from another folder, "
-            "or without PYTHONPATH",
-            file=sys.stderr,
-        )
-        sys.exit(SHADOWED)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ from typing import IO, TYPE_CHECKING, TextIO
 import click
 
 from deploycli.escaping import escaped_lines, escaped_message
-from models.errors import BuildError, DeployError, EnvironmentUnsuitable, UsageError, first_line
-from models.memory import shortage
+from deploycli.models.errors import BuildError, DeployError, EnvironmentUnsuitable, UsageError, first_line
+from deploycli.models.memory import shortage
 
 if TYPE_CHECKING:
     from types import TracebackType

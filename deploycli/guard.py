@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from models.errors import DeployError
+    from deploycli.models.errors import DeployError
 
 _PASSED_ON = (signal.SIGINT, signal.SIGTERM)
 _BY_HAND = frozenset({"SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGPIPE"})  # somebody wanted the end
@@ -33,8 +33,8 @@ def guarded(run: Callable[[], NoReturn]) -> None:
     """
     if sys.platform != "linux":  # elsewhere a process cannot tell who sent a signal
         return
-    from exporters import atomic
-    from exporters.isolated import die_with
+    from deploycli.exporters.bundle import atomic
+    from deploycli.exporters.runtime.isolated import die_with
 
     notes = os.memfd_create("deploycli-notes", os.MFD_CLOEXEC)
     atomic.note_temporaries(notes)
@@ -77,8 +77,8 @@ def _status(child: int) -> int:
 def _explained(status: int) -> int:
     """Say how the child ended; return the exit code."""
     from deploycli.ending import say
-    from exporters.isolated import what_ended
-    from models.errors import EnvironmentUnsuitable, UsageError
+    from deploycli.exporters.runtime.isolated import what_ended
+    from deploycli.models.errors import EnvironmentUnsuitable, UsageError
 
     if status >= 0:
         found = f"the code of the model, or of the data, ended the process: os._exit({status}), or the like"

@@ -13,8 +13,8 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from exporters.bundle import Bundle
-    from models.spec import TensorSpec
+    from deploycli.exporters.bundle.bundle import Bundle
+    from deploycli.models.spec import TensorSpec
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
@@ -215,8 +215,8 @@ def tensor_spec(text: str) -> TensorSpec:
     That is a name, a shape whose first axis is the batch, an element type, and for integers the lowest and the highest
     value that they take.
     """
-    from models.errors import DeployError
-    from models.spec import TensorSpec  # what reads JSON takes a while to import
+    from deploycli.models.errors import DeployError
+    from deploycli.models.spec import TensorSpec  # what reads JSON takes a while to import
 
     rest, _, last = text.rpartition(":")
     values = None
@@ -264,7 +264,7 @@ def open_bundles(root: Path, names: tuple[str, ...]) -> list[Bundle]:
         UsageError: there is none.
         IntegrityError: a file is missing or has changed.
     """
-    from exporters.bundle import Bundle, find_bundles
+    from deploycli.exporters.bundle.bundle import Bundle, find_bundles
 
     return [Bundle.open(path) for path in ([bundle_path(root, name) for name in names] or find_bundles(root))]
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from deploycli.models.errors import UsageError
+from deploycli.models.files import text_of
 from deploycli.options import SEEDS, Count
-from models.errors import UsageError
-from models.files import text_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from types import TracebackType
 
-    from exporters.artifact import Artifact
-    from exporters.bundle import Bundle
-    from exporters.evaluate import Evaluation
-    from exporters.proof import Proof
-    from exporters.report import Report, Stage
-    from exporters.steps import GraphCost, Step
-    from exporters.summary import OnnxSummary, TensorSummary
-    from models.registry import Variant
-    from models.spec import Weights
+    from deploycli.exporters.bundle.artifact import Artifact
+    from deploycli.exporters.bundle.bundle import Bundle
+    from deploycli.exporters.graph.steps import GraphCost, Step
+    from deploycli.exporters.inspect import OnnxSummary, TensorSummary
+    from deploycli.exporters.verification.evaluate import Evaluation
+    from deploycli.exporters.verification.record import Proof
+    from deploycli.exporters.verification.report import Report, Stage
+    from deploycli.models.registry import Variant
+    from deploycli.models.spec import Weights
 
 
 _LOG_EVERY_S = 5.0

@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
     from rich.text import Text
 
-    from exporters.benchmark.host import Host
-    from exporters.benchmark.measurement import Measurement
-    from exporters.benchmark.report import BenchReport
+    from deploycli.exporters.bench.host import Host
+    from deploycli.exporters.bench.measurement import Measurement
+    from deploycli.exporters.bench.report import BenchReport
 
 
 def show_benches(reports: Sequence[BenchReport]) -> None:

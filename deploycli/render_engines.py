@@ -5,19 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from deploycli.console import facts, stdout, styled, table_of
+from deploycli.exporters.target.settings import shapes_text
+from deploycli.exporters.tensorrt.kernels import KernelTotals, by_module, readable_depth
 from deploycli.render import next_step, size_text
 from deploycli.render_lint import show_fusable, show_lint
-from exporters.tensorrt.kernels import KernelTotals, by_module, readable_depth
-from exporters.tensorrt.settings import shapes_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from deploycli.console import Rows
-    from exporters.tensorrt.engines import BuiltEngine, PlannedEngine
-    from exporters.tensorrt.kernels import Kernel
-    from exporters.tensorrt.sidecar import Sidecar
+    from deploycli.exporters.build import BuiltEngine, PlannedEngine
+    from deploycli.exporters.tensorrt.kernels import Kernel
+    from deploycli.exporters.tensorrt.sidecar import Sidecar
 
 
 ATTENTION_RULE = 16

@@ -6,12 +6,12 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from deploycli.console import Output, assembled, stdout, styled
-from exporters.tensorrt.network import shown
+from deploycli.exporters.lint.verdict import shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from exporters.tensorrt.lint import Finding, LintReport
+    from deploycli.exporters.lint import Finding, LintReport
 
 _SHOWN = 20
 """Different findings of one level that are shown without --verbose."""

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
     from rich.text import Text
 
-    from exporters.graph_check import Check
-    from exporters.optimize import Optimized
+    from deploycli.exporters.graph_check import Check
+    from deploycli.exporters.optimize import Optimized
 
 
 def show_optimized(result: Optimized, *, verbose: bool) -> None:

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from exporters.ort_rtx import PackagedFolder
-    from exporters.triton_repository import Packaged
+    from deploycli.exporters.serving.ort_rtx import PackagedFolder
+    from deploycli.exporters.serving.triton_repository import Packaged
 
 
 def show_packaged(packaged: Sequence[Packaged], repository: Path) -> None:

@@ -6,14 +6,14 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from deploycli.console import Output, stdout, styled, table_of
+from deploycli.exporters.precision.insert_casts import NOTES
 from deploycli.render import next_step, show_artifact, show_steps
-from exporters.precision.cast import NOTES
 
 if TYPE_CHECKING:
-    from exporters.evaluate import Accuracy
-    from exporters.precision.budget import Search
-    from exporters.precision.derive import Derived
-    from exporters.precision.quantize import Quantized
+    from deploycli.exporters.derive import Derived
+    from deploycli.exporters.precision.budget import Search
+    from deploycli.exporters.quantize import Quantized
+    from deploycli.exporters.verification.evaluate import Accuracy
 
 
 def show_derived(derived: Derived, *, verbose: bool) -> None:

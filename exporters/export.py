@@ -8,19 +8,19 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Literal
 
-from exporters.artifact import Artifact, FileRecord
-from exporters.bundle import Bundle, write_bundle
-from exporters.collector import collector_paused, free_memory, set_aside
-from exporters.compare import BUDGETS, compare
-from exporters.golden import GOLDEN_NAME, require_comparable, save_golden, synthetic_inputs
-from exporters.manifest import SCHEMA_VERSION, Manifest
-from exporters.runtimes import EagerRuntime, OrtRuntime
-from exporters.steps import Step
-from exporters.trust import sign
-from models.errors import EnvironmentUnsuitable, ExportError, UsageError
-from models.factory import contained
-from models.registry import HubFile, Variant, configure, resolve
-from models.sources import FACTORY, LIBRARIES, parse_source
+from deploycli.exporters.bundle.artifact import Artifact, FileRecord
+from deploycli.exporters.bundle.bundle import Bundle, write_bundle
+from deploycli.exporters.bundle.golden import GOLDEN_NAME, require_comparable, save_golden, synthetic_inputs
+from deploycli.exporters.bundle.manifest import SCHEMA_VERSION, Manifest
+from deploycli.exporters.bundle.trust import sign
+from deploycli.exporters.graph.collector import collector_paused, free_memory, set_aside
+from deploycli.exporters.graph.steps import Step
+from deploycli.exporters.runtime.runtimes import EagerRuntime, OrtRuntime
+from deploycli.exporters.verification.compare import BUDGETS, compare
+from deploycli.models.errors import EnvironmentUnsuitable, ExportError, UsageError
+from deploycli.models.factory import contained
+from deploycli.models.registry import HubFile, Variant, configure, resolve
+from deploycli.models.sources import FACTORY, LIBRARIES, parse_source
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from torch import nn
 
-    from exporters.onnx_file import ExternalData
-    from models.sources import Source
-    from models.spec import ModelSpec, TensorSpec, Weights
+    from deploycli.exporters.graph.onnx_file import ExternalData
+    from deploycli.models.sources import Source
+    from deploycli.models.spec import ModelSpec, TensorSpec, Weights
 
     Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -135,7 +135,7 @@ def _export(
     warn: Callable[[str], None],
 ) -> Bundle:
     try:
-        from exporters.trace import check_opset
+        from deploycli.exporters.trace import check_opset
     except (ImportError, OSError, SystemError) as error:  # a shared library is missing; there is no memory for it
         raise EnvironmentUnsuitable(
             f"the exporter cannot be imported: {error}",
@@ -180,7 +180,7 @@ def _registered(request: ExportRequest) -> Variant:
 
 
 def _foreign(request: ExportRequest, source: Source) -> Variant:
-    from models.describe import describe, with_classes
+    from deploycli.models.describe import describe, with_classes
 
     if request.window_size is not None:
         raise UsageError(
@@ -235,10 +235,10 @@ def _fill(
 
 def _weighted(request: ExportRequest, variant: Variant) -> tuple[nn.Module, ModelSpec, Weights]:
     """Return the model with its weights, the spec that they led to, and where they came from."""
-    from models.build import build
-    from models.checkpoint import load
-    from models.fingerprint import build_factory
-    from models.spec import Weights
+    from deploycli.models.build import build
+    from deploycli.models.checkpoint import load
+    from deploycli.models.fingerprint import build_factory
+    from deploycli.models.spec import Weights
 
     own = None if request.checkpoint is not None else _own_checkpoint(variant.spec)
     if own is not None and request.pretrained:
@@ -251,7 +251,7 @@ def _weighted(request: ExportRequest, variant: Variant) -> tuple[nn.Module, Mode
     if checkpoint is not None:
         loaded = load(variant.spec, checkpoint, num_classes=request.num_classes, entry=request.weights_entry)
     elif request.pretrained:
-        from models.hub import fetch
+        from deploycli.models.hub import fetch
 
         file = request.pretrained if isinstance(request.pretrained, HubFile) else variant.pretrained
         if file is None:
@@ -279,7 +279,7 @@ def _own_checkpoint(spec: ModelSpec) -> Path | None:
     """Return the weights that come with a transformers configuration."""
     if spec.family != "hf":
         return None
-    from models.describe import own_checkpoint
+    from deploycli.models.describe import own_checkpoint
 
     return own_checkpoint(spec.config["target"])
 
@@ -287,11 +287,11 @@ def _own_checkpoint(spec: ModelSpec) -> Path | None:
 def _write_onnx(
     folder: Path, module: nn.Module, spec: ModelSpec, request: ExportRequest, progress: Callable[[str], None]
 ) -> Artifact:
-    from exporters.onnx_file import write_model
-    from exporters.rewrite.names import name_nodes
-    from exporters.rewrite.pipeline import rewrite
-    from exporters.tensorrt.lint.gate import require_readable
-    from exporters.trace import MODULE_KEY, store_operands, trace
+    from deploycli.exporters.gate import require_readable
+    from deploycli.exporters.graph.onnx_file import write_model
+    from deploycli.exporters.passes.names import name_nodes
+    from deploycli.exporters.passes.pipeline import rewrite
+    from deploycli.exporters.trace import MODULE_KEY, store_operands, trace
 
     progress("tracing")
     start = time.perf_counter()
@@ -368,7 +368,7 @@ def _exact(request: ExportRequest, variant: Variant, feed: Arrays) -> Arrays | N
     """Return what the model answers in float64; None where it cannot, as one that names float32 in its code."""
     import torch
 
-    from models.outputs import flatten
+    from deploycli.models.outputs import flatten
 
     try:
         module, spec, _ = _weighted(request, variant)

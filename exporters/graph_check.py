@@ -2,7 +2,8 @@
 
 The graphs come from anywhere, so an output may rightly be constant, empty, infinite or no tensor at all. What is judged
 is therefore the difference: the same shapes and types, NaN and infinity in the same places, equal integers, and
-floating-point numbers within a budget of `exporters.compare`. ONNX Runtime runs both node by node, as written.
+floating-point numbers within a budget of `deploycli.exporters.verification.compare`. ONNX Runtime runs both node by
+node, as written.
 """
 
 from __future__ import annotations
@@ -13,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from exporters.compare import BUDGETS
-from exporters.runtimes import OrtRuntime
-from models.errors import EnvironmentUnsuitable, ExportError, NumericsError, UsageError
+from deploycli.exporters.runtime.runtimes import OrtRuntime
+from deploycli.exporters.verification.compare import BUDGETS
+from deploycli.models.errors import EnvironmentUnsuitable, ExportError, NumericsError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
-    from exporters.runtimes import TensorInfo
+    from deploycli.exporters.runtime.runtimes import TensorInfo
 
     Feed = dict[str, Any]  # arrays, and lists of arrays where an input is a sequence
     Shapes = Mapping[str, tuple[int, ...]]

@@ -12,28 +12,28 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import onnx_ir as ir
 
-from exporters.atomic import place, regular_file, unwritable
-from exporters.collector import free_memory
-from exporters.export import ATTENTION_OPSET
-from exporters.graph_check import BATCHES, RUNNING_CANDIDATE, UNCHECKED, Check, check_graphs
-from exporters.isolated import Died, isolated
-from exporters.model_place import folder_beside, same_file, write_beside
-from exporters.onnx_reader import external_files, load_model
-from exporters.precision.external import map_external
-from exporters.rewrite.any_model import optimized
-from exporters.rewrite.cost import constant_bytes, graph_cost
-from exporters.rewrite.facts import Facts
-from exporters.rewrite.pipeline import PASSES
-from exporters.steps import GraphCost, Step
-from exporters.tensorrt.lint.gate import require_readable
-from exporters.weigh import address_space, refuse_what_is_too_large
-from models.errors import EnvironmentUnsuitable, NumericsError, UsageError
+from deploycli.exporters.bundle.atomic import place, regular_file, unwritable
+from deploycli.exporters.bundle.model_place import folder_beside, same_file, write_beside
+from deploycli.exporters.export import ATTENTION_OPSET
+from deploycli.exporters.gate import require_readable
+from deploycli.exporters.graph.analysis import Facts
+from deploycli.exporters.graph.collector import free_memory
+from deploycli.exporters.graph.cost import constant_bytes, graph_cost
+from deploycli.exporters.graph.external import map_external
+from deploycli.exporters.graph.onnx_reader import external_files, load_model
+from deploycli.exporters.graph.steps import GraphCost, Step
+from deploycli.exporters.graph.weigh import address_space, refuse_what_is_too_large
+from deploycli.exporters.graph_check import BATCHES, RUNNING_CANDIDATE, UNCHECKED, Check, check_graphs
+from deploycli.exporters.passes.any_model import optimized
+from deploycli.exporters.passes.pipeline import PASSES
+from deploycli.exporters.runtime.isolated import Died, isolated
+from deploycli.models.errors import EnvironmentUnsuitable, NumericsError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from exporters.onnx_file import ExternalData
+    from deploycli.exporters.graph.onnx_file import ExternalData
 
 Attention = Literal["4d", "5d", "onnx"]
 

@@ -18,18 +18,18 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 import torch
 
-from exporters.rewrite.builder import Builder
-from exporters.rewrite.facts import Facts
-from exporters.rewrite.pipeline import tidy
-from exporters.rewrite.tidying import sweep
-from exporters.rewrite.unique import MODULE_KEY as MODULE_KEY  # also for those who name the nodes
-from exporters.rewrite.unique import PARAMETER
-from exporters.tensorrt.lint.structure import constant_positions
-from exporters.traced_program import prepare
-from exporters.untraceable import ModuleTracker, explain
-from models.errors import DeployError, ExportError
-from models.factory import contained
-from models.outputs import example, flatten
+from deploycli.exporters.graph.analysis import Facts
+from deploycli.exporters.graph.builder import Builder
+from deploycli.exporters.graph.unique import MODULE_KEY as MODULE_KEY  # also for those who name the nodes
+from deploycli.exporters.graph.unique import PARAMETER
+from deploycli.exporters.lint.structure import constant_positions
+from deploycli.exporters.passes.pipeline import tidy
+from deploycli.exporters.passes.tidy import sweep
+from deploycli.exporters.traced_program import prepare
+from deploycli.exporters.untraceable import ModuleTracker, explain
+from deploycli.models.errors import DeployError, ExportError
+from deploycli.models.factory import contained
+from deploycli.models.outputs import example, flatten
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.export import ExportedProgram
 
-    from models.spec import TensorSpec
+    from deploycli.models.spec import TensorSpec
 
 TRACE_BATCH = 2
 """Batch size of the example: at 1 a tracer takes the axis for a constant."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from models.errors import ExportError
+from deploycli.models.errors import ExportError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

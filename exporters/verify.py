@@ -2,7 +2,7 @@
 
 The sweep runs the first b samples as one batch for each size b, and the largest batch once more in another order, which
 must only reorder the outputs: a batch axis that was frozen, padded or mixed fails. The reference is computed once, at
-the largest size. Pictures and other data are streamed: see `exporters.verify_samples`.
+the largest size. Pictures and other data are streamed: see `deploycli.exporters.verification.on_samples`.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from exporters.engine_subjects import Engines, open_engines
-from exporters.golden import load_golden, synthetic_inputs
-from exporters.precision.simulate import open_runtime
-from exporters.reference import choose_reference, reference_model
-from exporters.report import Report
-from exporters.runtimes import EagerRuntime
-from exporters.samples import open_samples
-from exporters.subject import Subject, budgets, take
-from exporters.verify_samples import Findings, class_output, no_class_output, verify_samples
-from models.errors import IntegrityError, UsageError
+from deploycli.exporters.bundle.golden import load_golden, synthetic_inputs
+from deploycli.exporters.bundle.reference import choose_reference, reference_model
+from deploycli.exporters.data.samples import open_samples
+from deploycli.exporters.precision.simulate import open_runtime
+from deploycli.exporters.runtime.runtimes import EagerRuntime
+from deploycli.exporters.verification.candidate import Subject, budgets, take
+from deploycli.exporters.verification.on_samples import Findings, class_output, no_class_output, verify_samples
+from deploycli.exporters.verification.report import Report
+from deploycli.exporters.verify_engines import Engines, open_engines
+from deploycli.models.errors import IntegrityError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from exporters.bundle import Bundle
-    from exporters.engine_subjects import EngineChoice
-    from exporters.manifest import Manifest
-    from exporters.report import Stage
-    from exporters.runtimes import Runtime
-    from exporters.samples import Samples
-    from exporters.verify_samples import ClassOutput
+    from deploycli.exporters.bundle.bundle import Bundle
+    from deploycli.exporters.bundle.manifest import Manifest
+    from deploycli.exporters.data.samples import Samples
+    from deploycli.exporters.runtime.runtimes import Runtime
+    from deploycli.exporters.verification.on_samples import ClassOutput
+    from deploycli.exporters.verification.report import Stage
+    from deploycli.exporters.verify_engines import EngineChoice
 
     Arrays = Mapping[str, npt.NDArray[Any]]
     Progress = Callable[[str, int, int], None]
@@ -65,7 +65,7 @@ def verify(
         batches: sizes of the batch sweep; an artifact with a fixed batch is swept at that one.
         reference: ``eager``, ``golden``, or ``auto``: eager where PyTorch and the weights are at hand.
         images: data to compare on, besides the synthetic sweep: a folder of pictures, or what else
-            `exporters.samples.open_samples` takes; needs the eager reference.
+            `deploycli.exporters.data.samples.open_samples` takes; needs the eager reference.
         labels: the classes of the pictures, see there; with labels, accuracy is counted and judged.
         limit: at most so many samples of that data.
         rtol: output name -> largest relative error, in place of the budget's; the name ``""`` stands for all outputs.

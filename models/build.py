@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from models.families import family
+from deploycli.models.families import family
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch import nn
 
-    from models.spec import ModelSpec
+    from deploycli.models.spec import ModelSpec
 
 
 def build(spec: ModelSpec, *, seed: int = 0) -> nn.Module:

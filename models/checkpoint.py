@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from models.build import build
-from models.checkpoint_file import read_weights
-from models.errors import UsageError
-from models.families import Family, family
-from models.files import sha256_of
-from models.foreign import CLASSES, classes_of
-from models.spec import ModelSpec, Weights
-from models.values import converted, shown, some
+from deploycli.models.build import build
+from deploycli.models.checkpoint_file import read_weights
+from deploycli.models.errors import UsageError
+from deploycli.models.families import Family, family
+from deploycli.models.files import sha256_of
+from deploycli.models.foreign import CLASSES, classes_of
+from deploycli.models.spec import ModelSpec, Weights
+from deploycli.models.values import converted, shown, some
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -86,7 +86,7 @@ def load(
         path: a ``.safetensors`` file, one that ``torch.save`` wrote, or an ``.npz`` archive of JAX, by any names that
             the family translates, with one prefix before all of them or none.
         num_classes: what the user asked for, None if nothing; an error if the checkpoint has another head.
-        entry: which of the file's sets of weights; see :func:`models.checkpoint_file.read_weights`.
+        entry: which of the file's sets of weights; see :func:`deploycli.models.checkpoint_file.read_weights`.
         source: ``checkpoint`` or ``pretrained``, for the manifest.
         origin: the file's name in the manifest; by default the path as given.
 

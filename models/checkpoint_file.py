@@ -19,10 +19,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from models.errors import UsageError
-from models.memory import available, shortage
-from models.npy import claims
-from models.values import require_dense, shown, some
+from deploycli.models.errors import UsageError
+from deploycli.models.memory import available, shortage
+from deploycli.models.npy import claims
+from deploycli.models.values import require_dense, shown, some
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -2,7 +2,7 @@
 
 A file comes from anywhere, so nothing of it is used before all of it has the types, the limits and the layout that the
 dataclass declares; what does not is one error that names the field, such as ``$.artifacts[0].file.sha256``. Limits
-stand in the annotations (`msgspec.Meta`) and in ``__post_init__``, which raises `models.errors.InvalidValue`.
+stand in the annotations (`msgspec.Meta`) and in ``__post_init__``, which raises `deploycli.models.errors.InvalidValue`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import msgspec
 from msgspec import Meta
 
-from models.errors import DeployError, IntegrityError, UsageError, first_line
+from deploycli.models.errors import DeployError, IntegrityError, UsageError, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from models.crossformer_layers import CrossScaleTransformer, GroupAttention, stage_resolutions
-from models.layers import DropPath, Mlp, drop_path_rates
-from models.windows import check_fit, effective_window
+from deploycli.models.crossformer_layers import CrossScaleTransformer, GroupAttention, stage_resolutions
+from deploycli.models.layers import DropPath, Mlp, drop_path_rates
+from deploycli.models.windows import check_fit, effective_window
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from models.crossformer_layers import stage_resolutions
-from models.errors import UsageError
-from models.windows import effective_window
+from deploycli.models.crossformer_layers import stage_resolutions
+from deploycli.models.errors import UsageError
+from deploycli.models.windows import effective_window
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,7 +48,7 @@ def check_geometry(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> No
     raise UsageError(
         f"the checkpoint was made for {found}",
         expected=f"groups of {config['group_size']} and images of {height}x{width}, as in the model",
-        hint=f"a model of that size: models.registry.configure(..., {remedy})",
+        hint=f"a model of that size: deploycli.models.registry.configure(..., {remedy})",
     )
 
 

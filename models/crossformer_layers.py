@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from models.layers import init_transformer, relative_position_index
+from deploycli.models.layers import init_transformer, relative_position_index
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

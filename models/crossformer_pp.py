@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.crossformer import CrossFormerBlock, group_neighbours, ungroup_neighbours
-from models.crossformer_layers import CrossScaleTransformer, stage_resolutions
-from models.layers import drop_path_rates
-from models.windows import check_halves
+from deploycli.models.crossformer import CrossFormerBlock, group_neighbours, ungroup_neighbours
+from deploycli.models.crossformer_layers import CrossScaleTransformer, stage_resolutions
+from deploycli.models.layers import drop_path_rates
+from deploycli.models.windows import check_halves
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

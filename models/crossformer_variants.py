@@ -1,7 +1,7 @@
 """The named CrossFormers. A new variant is one registered function. No weights of theirs are on the hub."""
 
-from models.registry import Design, register
-from models.spec import Preprocessing
+from deploycli.models.registry import Design, register
+from deploycli.models.spec import Preprocessing
 
 CROP = 224 / 256  # the authors' evaluation resizes the shorter side to 256 and crops the centre
 

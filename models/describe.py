@@ -9,22 +9,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from msgspec import Meta
 
-from models.build import build
-from models.codec import load
-from models.errors import DeployError, UsageError, first_line
-from models.foreign import CLASSES, transformers_folder
-from models.hub import parse
-from models.masks import is_mask
-from models.outputs import answers_numbers, output_names
-from models.registry import INPUT_NAME, HubFile, Variant
-from models.spec import INTERPOLATIONS, Hides, ModelSpec, Preprocessing, Scale, TensorSpec
+from deploycli.models.build import build
+from deploycli.models.codec import load
+from deploycli.models.errors import DeployError, UsageError, first_line
+from deploycli.models.foreign import CLASSES, transformers_folder
+from deploycli.models.hub import parse
+from deploycli.models.masks import is_mask
+from deploycli.models.outputs import answers_numbers, output_names
+from deploycli.models.registry import INPUT_NAME, HubFile, Variant
+from deploycli.models.spec import INTERPOLATIONS, Hides, ModelSpec, Preprocessing, Scale, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import nn
 
-    from models.sources import Source
+    from deploycli.models.sources import Source
 
 
 def describe(

@@ -39,7 +39,7 @@ class UsageError(DeployError):
 
 
 class InvalidValue(UsageError, ValueError):  # noqa: N818 - of a field; where it stands, its reader says
-    """A value that its field cannot have: the user's, unless `models.codec` read it from a file."""
+    """A value that its field cannot have: the user's, unless `deploycli.models.codec` read it from a file."""
 
 
 class ExportError(DeployError):

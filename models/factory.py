@@ -10,13 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.errors import UsageError, first_line
+from deploycli.models.errors import UsageError, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from types import ModuleType
-
-_OWN_PACKAGES = ("models", "exporters", "deploycli")
 
 
 def call_factory(target: str, kwargs: Mapping[str, Any]) -> object:
@@ -71,13 +69,6 @@ def raised_at(error: BaseException) -> str:
 
 
 def _import_module(name: str) -> ModuleType:
-    package = name.partition(".")[0]
-    if package in _OWN_PACKAGES:
-        raise UsageError(
-            f"{package!r} is a package of deploycli's own",
-            expected="a module of another name",
-            hint=f"path/to/file.py:function, where that file imports nothing from {package!r}",
-        )
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)

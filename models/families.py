@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from models.errors import UsageError
-from models.sources import FACTORY, LIBRARIES
+from deploycli.models.errors import UsageError
+from deploycli.models.sources import FACTORY, LIBRARIES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -57,8 +57,8 @@ def family(name: str) -> Family:
         UsageError: there is no such family.
     """
     if name == "swin":
-        from models import swin_checkpoint
-        from models.swin import SwinTransformer
+        from deploycli.models import swin_checkpoint
+        from deploycli.models.swin import SwinTransformer
 
         return Family(
             create=SwinTransformer,
@@ -68,8 +68,8 @@ def family(name: str) -> Family:
             derived=frozenset({"attn_mask", "relative_position_index"}),
         )
     if name == "crossformer":
-        from models import crossformer_checkpoint
-        from models.crossformer import CrossFormer
+        from deploycli.models import crossformer_checkpoint
+        from deploycli.models.crossformer import CrossFormer
 
         return Family(
             create=CrossFormer,
@@ -79,8 +79,8 @@ def family(name: str) -> Family:
             derived=frozenset({"biases", "relative_position_index"}),
         )
     if name == "crossformer_pp":
-        from models import crossformer_checkpoint
-        from models.crossformer_pp import CrossFormerPP
+        from deploycli.models import crossformer_checkpoint
+        from deploycli.models.crossformer_pp import CrossFormerPP
 
         return Family(
             create=CrossFormerPP,
@@ -90,8 +90,8 @@ def family(name: str) -> Family:
             derived=frozenset(),
         )
     if name == "vit":
-        from models import vit_checkpoint
-        from models.vit import VisionTransformer
+        from deploycli.models import vit_checkpoint
+        from deploycli.models.vit import VisionTransformer
 
         return Family(
             create=VisionTransformer,
@@ -102,7 +102,7 @@ def family(name: str) -> Family:
             resample=vit_checkpoint.resample,
         )
     if name in (*LIBRARIES, FACTORY):
-        from models import foreign
+        from deploycli.models import foreign
 
         return Family(
             create=partial(foreign.make, name),

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from models.build import build
-from models.spec import Weights
+from deploycli.models.build import build
+from deploycli.models.spec import Weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import nn
 
-    from models.spec import ModelSpec
+    from deploycli.models.spec import ModelSpec
 
 
 def build_factory(spec: ModelSpec, *, seed: int) -> tuple[nn.Module, Weights]:

@@ -15,11 +15,11 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from models.errors import DeployError, EnvironmentUnsuitable, UsageError, first_line
-from models.factory import call_factory, raised_at
-from models.hub import fetch, parse
-from models.sources import FACTORY, LIBRARIES
-from models.values import converted, some
+from deploycli.models.errors import DeployError, EnvironmentUnsuitable, UsageError, first_line
+from deploycli.models.factory import call_factory, raised_at
+from deploycli.models.hub import fetch, parse
+from deploycli.models.sources import FACTORY, LIBRARIES
+from deploycli.models.values import converted, some
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -35,8 +35,8 @@ def make(family: str, target: str, kwargs: Mapping[str, Any]) -> nn.Module:
     """Make a model with random weights.
 
     Args:
-        family: one of :data:`models.sources.LIBRARIES`, or ``factory``.
-        target: the model's name there; see :mod:`models.sources`.
+        family: one of :data:`deploycli.models.sources.LIBRARIES`, or ``factory``.
+        target: the model's name there; see :mod:`deploycli.models.sources`.
         kwargs: keyword arguments of the function that makes it.
 
     Raises:

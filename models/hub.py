@@ -9,8 +9,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.errors import DeployError, EnvironmentUnsuitable, UsageError
-from models.registry import HubFile
+from deploycli.models.errors import DeployError, EnvironmentUnsuitable, UsageError
+from deploycli.models.registry import HubFile
 
 
 @dataclass(frozen=True)

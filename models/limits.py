@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.nn.parameter import is_lazy
 
-from models.errors import IntegrityError
-from models.memory import available
+from deploycli.models.errors import IntegrityError
+from deploycli.models.memory import available
 
 if sys.platform != "win32":
     import resource

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from models.spec import TensorSpec
+    from deploycli.models.spec import TensorSpec
 
 _NAMES = re.compile(r"mask|keep|pad|valid|visible|hide", re.IGNORECASE)
 

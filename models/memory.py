@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from models.errors import first_line
+from deploycli.models.errors import first_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

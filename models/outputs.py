@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from models.errors import UsageError
-from models.factory import contained
+from deploycli.models.errors import UsageError
+from deploycli.models.factory import contained
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import nn
 
-    from models.spec import TensorSpec
+    from deploycli.models.spec import TensorSpec
 
 
 def output_names(module: nn.Module, inputs: Sequence[TensorSpec]) -> tuple[str, ...]:

@@ -10,13 +10,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from models.errors import UsageError
-from models.spec import INTERPOLATIONS
+from deploycli.models.errors import UsageError
+from deploycli.models.spec import INTERPOLATIONS
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from models.spec import Preprocessing
+    from deploycli.models.spec import Preprocessing
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 _FILTERS = {name: Image.Resampling[name.upper()] for name in INTERPOLATIONS}

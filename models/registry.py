@@ -7,8 +7,8 @@ import fnmatch
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from models.errors import UsageError
-from models.spec import ModelSpec, Preprocessing, TensorSpec
+from deploycli.models.errors import UsageError
+from deploycli.models.spec import ModelSpec, Preprocessing, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -179,4 +179,4 @@ def _spec(name: str, family: str, config: Mapping[str, Any]) -> ModelSpec:
 
 def _load() -> None:
     """Register everything; here and not at the top because the variants import this module."""
-    from models import variants, vit_variants, crossformer_variants  # noqa: F401, I001 - importing registers, in order
+    from deploycli.models import variants, vit_variants, crossformer_variants  # noqa: F401, I001 - importing registers, in order

@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
-from models.codec import Positive, SomeSha256
-from models.errors import InvalidValue
+from deploycli.models.codec import Positive, SomeSha256
+from deploycli.models.errors import InvalidValue
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -40,7 +40,7 @@ class TensorSpec:
         shape: its shape without the batch axis.
         dtype: its element type.
         values: the lowest and the highest integer that it takes, such as the rows of an embedding; None: see
-            `exporters.golden`.
+            `deploycli.exporters.bundle.golden`.
         hides: how a mask hides all of a sample and the model still answers with numbers: ``finite``, by its lowest
             values, or ``infinite``, by -inf; ``high`` or ``low`` where the model answers NaN to its highest or its
             lowest values alone, so that none of its rows may be hidden; empty where it is no mask.

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from models.layers import (
+from deploycli.models.layers import (
     DropPath,
     Mlp,
     PatchEmbed,
@@ -25,7 +25,7 @@ from models.layers import (
     relative_position_index,
     trunc_normal,
 )
-from models.windows import check_fit, effective_window
+from deploycli.models.windows import check_fit, effective_window
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

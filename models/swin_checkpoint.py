@@ -7,8 +7,8 @@ import re
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from models.errors import UsageError
-from models.windows import effective_window
+from deploycli.models.errors import UsageError
+from deploycli.models.windows import effective_window
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

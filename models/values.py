@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from models.errors import UsageError
+from deploycli.models.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from models.registry import Design, HubFile, register
-from models.spec import Preprocessing
+from deploycli.models.registry import Design, HubFile, register
+from deploycli.models.spec import Preprocessing
 
 IMAGENET_22K = 21841  # classes of the ImageNet-22k heads
 

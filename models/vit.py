@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from models.errors import UsageError
-from models.layers import DropPath, Mlp, PatchEmbed, drop_path_rates, init_transformer, trunc_normal
-from models.windows import check_halves
+from deploycli.models.errors import UsageError
+from deploycli.models.layers import DropPath, Mlp, PatchEmbed, drop_path_rates, init_transformer, trunc_normal
+from deploycli.models.windows import check_halves
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

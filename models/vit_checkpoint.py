@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from models.errors import UsageError
-from models.registry import variants
-from models.values import require_floats
+from deploycli.models.errors import UsageError
+from deploycli.models.registry import variants
+from deploycli.models.values import require_floats
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

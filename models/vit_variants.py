@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from models.registry import Design, HubFile, register
-from models.spec import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from deploycli.models.registry import Design, HubFile, register
+from deploycli.models.spec import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 
 IMAGENET_21K = 21843  # classes of the ImageNet-21k heads
 HALF = (0.5, 0.5, 0.5)  # Google's mean and standard deviation: pixels from -1 to 1

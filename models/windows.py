@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import product
 
-from models.errors import UsageError
+from deploycli.models.errors import UsageError
 
 
 def effective_window(resolution: tuple[int, int], window_size: int) -> int:

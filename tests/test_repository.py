@@ -1,6 +1,7 @@
 """What holds for the repository as a whole: lint, types, the direction of imports, the README."""
 
 import ast
+import graphlib
 import re
 import shlex
 import subprocess
@@ -11,28 +12,77 @@ import click
 import pytest
 
 from deploycli.cli import COMMANDS, cli
+from tests.one_package import as_installed, mypy
 
 ROOT = Path(__file__).parents[1]
-LAYERS = ("models", "exporters", "deploycli")  # data flows this way, imports point the other way
+LAYERS = ("models", "exporters", "deploycli")
 README = (ROOT / "README.md").read_text("utf-8")
 
 
-def sources(package: str) -> list[Path]:
-    return sorted((ROOT / package).rglob("*.py"))
+# Folder -> what it imports beside itself; modules that are in none are the journeys.
+IMPORTS = {
+    "models": "",
+    "graph": "models",
+    "bundle": "models graph",
+    "data": "models bundle",
+    "runtime": "models",
+    "verification": "models bundle data runtime",
+    "target": "models",
+    "lint": "models graph bundle target",
+    "precision": "models graph bundle data runtime verification lint",
+    "passes": "models graph",
+    "tensorrt": "models graph bundle runtime target lint precision",
+    "journeys": "models graph bundle data runtime verification target lint precision passes tensorrt",
+    "bench": "models graph bundle verification target precision tensorrt",
+    "serving": "models graph bundle verification target tensorrt",
+    "deploycli": "models graph bundle runtime verification target lint precision tensorrt journeys bench serving",
+}
 
 
-def imported_packages(path: Path) -> set[str]:
-    tree = ast.parse(path.read_text("utf-8"))
-    names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
-    names += [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
-    return {name.partition(".")[0] for name in names}
+def module_of(path: Path) -> str:
+    return ".".join(as_installed(path).with_suffix("").parts).removesuffix(".__init__")
 
 
-@pytest.mark.parametrize("package", LAYERS)
-def test_imports_point_one_way(package: str) -> None:
-    above = set(LAYERS[LAYERS.index(package) + 1 :])
-    guilty = {str(path.relative_to(ROOT)): imported_packages(path) & above for path in sources(package)}
-    assert not {path: found for path, found in guilty.items() if found}
+MODULES = {module_of(path): path for package in LAYERS for path in (ROOT / package).rglob("*.py")}
+
+
+def folder_of(module: str) -> str:
+    top, *inside = MODULES[module].relative_to(ROOT).parts
+    return top if top != "exporters" else inside[0] if len(inside) > 1 else "journeys"
+
+
+def imports_of(module: str) -> set[str]:
+    """Our modules that a module imports, wherever in it, or for types."""
+    found = set()
+    for node in ast.walk(ast.parse(MODULES[module].read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = (f"{node.module}.{alias.name}" for alias in node.names)
+            found |= {name if name in MODULES else node.module for name in names}
+    return found & MODULES.keys()
+
+
+@pytest.mark.parametrize("folder", IMPORTS)
+def test_folders_import_what_the_table_says(folder: str) -> None:
+    modules = [module for module in MODULES if folder_of(module) == folder]
+    assert modules, "no such folder"
+    found = {folder_of(imported) for module in modules for imported in imports_of(module)} - {folder}
+    assert found == set(IMPORTS[folder].split())
+
+
+def test_folders_are_in_no_circle() -> None:
+    graphlib.TopologicalSorter({folder: names.split() for folder, names in IMPORTS.items()}).prepare()
+    assert {folder_of(module) for module in MODULES} == IMPORTS.keys()
+
+
+def test_every_folder_is_installed() -> None:
+    listed = re.search(
+        r"^packages = \[\n(.*?)^\]", (ROOT / "pyproject.toml").read_text("utf-8"), re.DOTALL | re.MULTILINE
+    )
+    assert listed is not None
+    packages = re.findall(r'"(.*)"', listed[1])
+    assert packages == sorted(module for module, path in MODULES.items() if path.name == "__init__.py")
 
 
 @pytest.mark.parametrize("arguments", [["check"], ["format", "--check"]])
@@ -43,8 +93,7 @@ def test_ruff(arguments: list[str]) -> None:
 
 
 def test_mypy() -> None:
-    command = [sys.executable, "-m", "mypy"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    result = mypy()
     assert result.returncode == 0, result.stdout + result.stderr
 
 

@@ -10,7 +10,7 @@ import click
 from deploycli.options import SEEDS, Count, Number, batch_sizes, json_option, open_bundles, output_option, trust_option
 
 if TYPE_CHECKING:
-    from exporters.benchmark.requirement import Requirement
+    from deploycli.exporters.bench.requirement import Requirement
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -23,7 +23,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 def _requirement(text: str) -> Requirement:
     """Read ``1.05:fp16``."""
-    from exporters.benchmark.requirement import Requirement
+    from deploycli.exporters.bench.requirement import Requirement
 
     try:
         return Requirement.parse(text)
@@ -116,11 +116,11 @@ def command(
     """
     if rounds is not None and seconds is not None:
         raise click.UsageError("--rounds and --seconds exclude each other")
+    from deploycli.exporters.bench.candidate import BenchOptions
+    from deploycli.exporters.bench.report import failure_of
+    from deploycli.exporters.bench.run import bench_all
     from deploycli.render import Progress, print_json
     from deploycli.render_bench import show_benches
-    from exporters.bench import bench_all
-    from exporters.benchmark.candidate import BenchOptions
-    from exporters.benchmark.report import failure_of
 
     options = BenchOptions(
         batches=batches or (),

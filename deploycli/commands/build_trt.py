@@ -23,7 +23,7 @@ from deploycli.precision_options import calibration_options, expressions, names,
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from exporters.tensorrt.product import CompilerName
+    from deploycli.exporters.target.product import CompilerName
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
@@ -179,14 +179,14 @@ def command(
       deploycli build-trt --timing-cache timings/ --hardware-compatibility ampere+
       deploycli build-trt --dry-run
     """
+    from deploycli.exporters.build import EngineRequest, build_all, plan_all
+    from deploycli.exporters.precision.request import CalibrationData, Quantization, Typing
+    from deploycli.exporters.target.settings import BuildSettings, ShapeRequest, parse_size
+    from deploycli.exporters.target.targets import parse_targets
+    from deploycli.exporters.tensorrt import library
+    from deploycli.exporters.tensorrt.inspector import PrecisionAssertion
     from deploycli.render import Progress, print_json
     from deploycli.render_engines import show_built, show_planned
-    from exporters.precision.request import CalibrationData, Quantization, Typing
-    from exporters.tensorrt import library
-    from exporters.tensorrt.engines import EngineRequest, build_all, plan_all
-    from exporters.tensorrt.inspector import PrecisionAssertion
-    from exporters.tensorrt.settings import BuildSettings, ShapeRequest, parse_size
-    from exporters.tensorrt.targets import parse_targets
 
     targets = parse_targets(gpus)
     keep = expressions(keep_fp32, keep_fp32_file)

@@ -53,11 +53,11 @@ def command(
       deploycli cast swin_t --keep-fp32 'layers.3.*fc2' --keep-fp32 Softmax
       deploycli cast vit_b_16 --precision bf16
     """
+    from deploycli.exporters.cast import cast_bundle
+    from deploycli.exporters.precision.request import CalibrationData, Typing
+    from deploycli.models.errors import UsageError
     from deploycli.render import Progress, print_json
     from deploycli.render_precision import show_derived
-    from exporters.precision.request import CalibrationData, Typing
-    from exporters.precision.typed import cast_bundle
-    from models.errors import UsageError
 
     if io_types not in ("fp32", precision):
         raise UsageError(

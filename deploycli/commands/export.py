@@ -26,13 +26,13 @@ from deploycli.options import (
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-    from models.spec import TensorSpec
+    from deploycli.models.spec import TensorSpec
 
 
 def _complete_model(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     from click.shell_completion import CompletionItem
 
-    from models.registry import variants
+    from deploycli.models.registry import variants
 
     return [CompletionItem(v.name, help=v.summary) for v in variants() if v.name.startswith(incomplete)]
 
@@ -120,9 +120,9 @@ def command(
       deploycli export timm:swin_tiny_patch4_window7_224 --checkpoint last.pth --weights-entry state_dict
       deploycli export my_package.models:detector --input images:2x3x512x512
     """
+    from deploycli.exporters.export import ExportRequest, export
+    from deploycli.models.hub import parse
     from deploycli.render import Progress, print_json, show_export
-    from exporters.export import ExportRequest, export
-    from models.hub import parse
 
     request = ExportRequest(
         model=model,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
+from deploycli.models.errors import UsageError
 from deploycli.options import bundle_path, json_option, output_option
-from models.errors import UsageError
 
 _ONNX, _PLAN = ".onnx", ".plan"
 
@@ -34,11 +34,11 @@ def command(path: str, root: Path, against: str | None, verbose: bool, as_json: 
       deploycli inspect A.plan --against B.plan
       deploycli inspect swin_t --json
     """
+    from deploycli.exporters.bundle.bundle import Bundle
+    from deploycli.exporters.tensorrt.sidecar import sidecars
+    from deploycli.exporters.verification.record import Proof
     from deploycli.render import print_json, show_bundle
     from deploycli.render_engines import show_engine
-    from exporters.bundle import Bundle
-    from exporters.proof import Proof
-    from exporters.tensorrt.sidecar import sidecars
 
     kinds = {Path(name).suffix for name in (path, against) if name is not None}
     if kinds == {_ONNX}:
@@ -73,8 +73,8 @@ def command(path: str, root: Path, against: str | None, verbose: bool, as_json: 
 
 
 def _files(paths: list[Path], as_json: bool) -> None:
+    from deploycli.exporters.inspect import summarize
     from deploycli.render import print_json, show_onnx, show_onnx_against
-    from exporters.summary import summarize
 
     summaries = [summarize(path) for path in paths]
     if as_json:
@@ -87,10 +87,10 @@ def _files(paths: list[Path], as_json: bool) -> None:
 
 
 def _engines(plans: list[Path], verbose: bool, as_json: bool) -> None:
+    from deploycli.exporters.tensorrt.kernels import by_module, readable_depth
+    from deploycli.exporters.tensorrt.sidecar import sidecar_of_plan
     from deploycli.render import print_json
     from deploycli.render_engines import show_against, show_engine
-    from exporters.tensorrt.kernels import by_module, readable_depth
-    from exporters.tensorrt.sidecar import sidecar_of_plan
 
     engines = [(plan, sidecar_of_plan(plan)) for plan in plans]
     if as_json:

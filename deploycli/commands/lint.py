@@ -60,14 +60,15 @@ def command(
       deploycli lint model.onnx --rules 4,6 --json
       deploycli lint model.onnx --parser rtx
     """
+    from deploycli.exporters.bundle.bundle import Bundle, find_bundles
+    from deploycli.exporters.lint import lint
+    from deploycli.exporters.target.product import RTX
+    from deploycli.exporters.target.targets import parse_targets
+    from deploycli.exporters.tensorrt import library
+    from deploycli.exporters.tensorrt.parser import judging
+    from deploycli.models.errors import EnvironmentUnsuitable, ExportError
     from deploycli.render import print_json
     from deploycli.render_lint import show_lint
-    from exporters.bundle import Bundle, find_bundles
-    from exporters.tensorrt import library
-    from exporters.tensorrt.lint import lint
-    from exporters.tensorrt.product import RTX
-    from exporters.tensorrt.targets import parse_targets
-    from models.errors import EnvironmentUnsuitable, ExportError
 
     targets = parse_targets(gpus)
     try:
@@ -81,11 +82,12 @@ def command(
         else:
             bundle = Bundle.open(bundle_path(root, path))
             files += [bundle.path / artifact.file.path for artifact in bundle.manifest.artifacts]
-    asked = parser == "rtx" or (parser == "auto" and numbers is None and library.is_installed(RTX))
+    asks = parser == "rtx" or (parser == "auto" and numbers is None and library.is_installed(RTX))
     if parser == "rtx":
         library.require_installed(RTX)
+    judge = judging if asks else None
     reports = [
-        lint(file, version=version, rules=numbers, plugins=plugins, targets=targets, parser=asked) for file in files
+        lint(file, version=version, rules=numbers, plugins=plugins, targets=targets, parser=judge) for file in files
     ]
     if as_json:
         print_json([report.to_json() for report in reports])

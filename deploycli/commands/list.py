@@ -18,9 +18,9 @@ def command(pattern: str | None, as_json: bool) -> int:
       deploycli list
       deploycli list 'swin_*_384'
     """
+    from deploycli.models.errors import UsageError
+    from deploycli.models.registry import variants
     from deploycli.render import print_json, show_variants
-    from models.errors import UsageError
-    from models.registry import variants
 
     found = variants(pattern)
     if not found:

@@ -80,9 +80,9 @@ def command(
     if target is None and not dry_run:
         raise click.UsageError("Missing option '-o' / '--output': name the file to write, or use --dry-run.")
 
+    from deploycli.exporters.optimize import OptimizeRequest, optimize
     from deploycli.render import Progress, print_json
     from deploycli.render_optimize import show_optimized
-    from exporters.optimize import OptimizeRequest, optimize
 
     request = OptimizeRequest(
         source=source,

@@ -10,8 +10,8 @@ import click
 from deploycli.options import Count, batch_sizes, json_option, open_bundles, output_option
 
 if TYPE_CHECKING:
-    from exporters.bundle import Bundle
-    from exporters.ort_rtx import PackagedFolder
+    from deploycli.exporters.bundle.bundle import Bundle
+    from deploycli.exporters.serving.ort_rtx import PackagedFolder
 
 POSITIVE = Count()
 
@@ -135,8 +135,8 @@ def command(
         return 0
     if triton is None or ort_rtx is not None:
         raise click.UsageError("--triton DIR or --ort-rtx DIR says where to write: one of them")
-    from exporters.triton import prepare
-    from exporters.triton_config import Options
+    from deploycli.exporters.serving.triton import prepare
+    from deploycli.exporters.serving.triton_config import Options
 
     options = Options(
         flavour=flavour,
@@ -166,8 +166,9 @@ def command(
 def _package_folders(
     bundles: list[Bundle], root: Path, precision: str | None, engine: str | None, name: str | None, *, force: bool
 ) -> list[PackagedFolder]:
-    """Write a folder for ONNX Runtime of each bundle; see `exporters.ort_rtx.prepare` for the errors."""
-    from exporters.ort_rtx import RtxOptions, prepare
+    """Write a folder for ONNX Runtime of each bundle; see `deploycli.exporters.serving.ort_rtx.prepare` for the
+    errors."""
+    from deploycli.exporters.serving.ort_rtx import RtxOptions, prepare
 
     options = RtxOptions(precision, engine, name, force)
     deliveries = [prepare(bundle, root, options) for bundle in bundles]  # all of them, before anything is written

@@ -125,11 +125,11 @@ def command(
       deploycli quantize vit_b_16 --calibrate photos/ --high-precision sensitive --around fp32
       deploycli quantize swin_t --cache artifacts/swin_t/model.int8.calibration.json --exclude 'blocks.0.'
     """
+    from deploycli.exporters.precision.methods import Method
+    from deploycli.exporters.precision.request import AccuracyBudget, CalibrationData, Quantization, Typing, stages
+    from deploycli.exporters.quantize import quantize_bundle
     from deploycli.render import Progress, print_json
     from deploycli.render_precision import show_quantized
-    from exporters.precision.methods import Method
-    from exporters.precision.quantize import quantize_bundle
-    from exporters.precision.request import AccuracyBudget, CalibrationData, Quantization, Typing, stages
 
     _check_options(click.get_current_context())
     typing = Typing(around, names(allow_fp16), expressions(keep_fp32, keep_fp32_file), io_types == "fp16")

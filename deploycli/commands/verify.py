@@ -103,10 +103,10 @@ def command(
       deploycli verify swin_t --images imagenet/val --labels folders
       deploycli verify --reference golden --json
     """
+    from deploycli.exporters.verification.record import keep
+    from deploycli.exporters.verify import verify
+    from deploycli.models.errors import EnvironmentUnsuitable
     from deploycli.render import Progress, print_json, show_reports
-    from exporters.proof import keep
-    from exporters.verify import verify
-    from models.errors import EnvironmentUnsuitable
 
     opened = open_bundles(root, bundles)
     reports = []

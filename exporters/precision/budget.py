@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from exporters.evaluate import Accuracy, AccuracyMeter
-from models.errors import NumericsError, UsageError
+from deploycli.exporters.verification.evaluate import Accuracy, AccuracyMeter
+from deploycli.models.errors import NumericsError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
     import numpy.typing as npt
 
-    from exporters.precision.gated import GatedRuntime
-    from exporters.precision.request import Labelled
-    from exporters.runtimes import Runtime
+    from deploycli.exporters.precision.request import Labelled
+    from deploycli.exporters.precision.sensitivity import GatedRuntime
+    from deploycli.exporters.runtime.runtimes import Runtime
 
     Array = npt.NDArray[Any]
     Inputs = Mapping[str, Array]

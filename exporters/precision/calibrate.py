@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from exporters.precision.calibration_state import Measured, load_state, save_state
-from exporters.precision.histogram import Histogram
-from exporters.precision.observed import observed
-from exporters.precision.ranges import check_ranges, check_varied, listed
-from models.errors import DeployError, NumericsError, UsageError
+from deploycli.exporters.precision.calibration_state import Measured, load_state, save_state
+from deploycli.exporters.precision.histogram import Histogram
+from deploycli.exporters.precision.observed import observed
+from deploycli.exporters.precision.ranges import check_ranges, check_varied, listed
+from deploycli.models.errors import DeployError, NumericsError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from exporters.precision.methods import Method
-    from exporters.runtimes import OrtRuntime
-    from exporters.samples import Batch, Samples
+    from deploycli.exporters.data.samples import Batch, Samples
+    from deploycli.exporters.precision.methods import Method
+    from deploycli.exporters.runtime.runtimes import OrtRuntime
 
     Array = npt.NDArray[Any]
     Progress = Callable[[str, int, int], None]

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from msgspec import Meta
 
-from exporters.atomic import write_whole
-from exporters.precision.methods import Method
-from exporters.precision.ranges import check_ranges, listed
-from models.codec import Positive, Sha256, load
-from models.errors import EnvironmentUnsuitable, IntegrityError, UsageError
+from deploycli.exporters.bundle.atomic import write_whole
+from deploycli.exporters.precision.methods import Method
+from deploycli.exporters.precision.ranges import check_ranges, listed
+from deploycli.models.codec import Positive, Sha256, load
+from deploycli.models.errors import EnvironmentUnsuitable, IntegrityError, UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from exporters.precision.calibrate import Calibration
-    from exporters.samples import Samples
+    from deploycli.exporters.data.samples import Samples
+    from deploycli.exporters.precision.calibrate import Calibration
 
 SCHEMA_VERSION = 1
 _CALIBRATE_AGAIN = "calibrate again, or restore the file from where it was copied"

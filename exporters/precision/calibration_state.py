@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from exporters.atomic import write_whole
-from exporters.precision.histogram import BINS, Histogram
-from models.codec import Count, decode
-from models.errors import IntegrityError, first_line
+from deploycli.exporters.bundle.atomic import write_whole
+from deploycli.exporters.precision.histogram import BINS, Histogram
+from deploycli.models.codec import Count, decode
+from deploycli.models.errors import IntegrityError, first_line
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from exporters.rewrite.movement_ops import MOVEMENT
+from deploycli.exporters.graph.movement_ops import MOVEMENT
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from exporters.onnx_reader import load_model
-from exporters.precision.constants import feeds_softmax
-from exporters.precision.dtypes import fill_types
-from exporters.precision.observed import observed
-from models.errors import NumericsError, UsageError
+from deploycli.exporters.graph.onnx_reader import load_model
+from deploycli.exporters.precision.constants import feeds_softmax
+from deploycli.exporters.precision.dtypes import fill_types
+from deploycli.exporters.precision.observed import observed
+from deploycli.models.errors import NumericsError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from exporters.samples import Samples
+    from deploycli.exporters.data.samples import Samples
 
     Progress = Callable[[str, int, int], None]
 

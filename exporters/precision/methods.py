@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from exporters.precision.histogram import Histogram
-from models.errors import InvalidValue
+from deploycli.exporters.precision.histogram import Histogram
+from deploycli.models.errors import InvalidValue
 
 if TYPE_CHECKING:
     import numpy.typing as npt

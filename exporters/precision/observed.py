@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import onnx
 
-from exporters.atomic import temporary_folder
-from exporters.onnx_reader import external_files, load_model
-from exporters.runtimes import OrtRuntime
-from models.errors import EnvironmentUnsuitable, UsageError
-from models.files import sha256_of
+from deploycli.exporters.bundle.atomic import temporary_folder
+from deploycli.exporters.graph.onnx_reader import external_files, load_model
+from deploycli.exporters.runtime.runtimes import OrtRuntime
+from deploycli.models.errors import EnvironmentUnsuitable, UsageError
+from deploycli.models.files import sha256_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -17,9 +17,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from exporters.precision.roles import PRODUCTS, Roles, Stage, Weight
-from exporters.rewrite.unique import Names
-from exporters.steps import Refusal
+from deploycli.exporters.graph.steps import Refusal
+from deploycli.exporters.graph.unique import Names
+from deploycli.exporters.precision.roles import PRODUCTS, Roles, Stage, Weight
 
 if TYPE_CHECKING:
     import re

@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from exporters.precision.constants import MASKING, NEAR_OVERFLOW, examine, feeds_softmax
-from exporters.precision.dtypes import makes, opset_of, subgraphs, takes
-from exporters.rewrite.movement_ops import MOVEMENT
-from exporters.tensorrt.lint.element_types import attribute, is_onnx, schema_of
-from exporters.tensorrt.lint.operators import operators, parse_version
-from exporters.tensorrt.lint.rules import DEFAULT_VERSION
-from models.errors import UsageError
+from deploycli.exporters.graph.movement_ops import MOVEMENT
+from deploycli.exporters.lint.element_types import attribute, is_onnx, schema_of
+from deploycli.exporters.lint.operators import operators, parse_version
+from deploycli.exporters.lint.rules import DEFAULT_VERSION
+from deploycli.exporters.precision.constants import MASKING, NEAR_OVERFLOW, examine, feeds_softmax
+from deploycli.exporters.precision.dtypes import makes, opset_of, subgraphs, takes
+from deploycli.models.errors import UsageError
 
 if TYPE_CHECKING:
     import re
     from collections.abc import Callable, Mapping
 
-    from exporters.precision.constants import Rounding
+    from deploycli.exporters.precision.constants import Rounding
 
 REDUCED_TYPES: Mapping[str, ir.DataType] = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 """Precision -> element type."""

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from models.errors import NumericsError
+from deploycli.models.errors import NumericsError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from exporters.precision.histogram import Histogram
+    from deploycli.exporters.precision.histogram import Histogram
 
 LARGEST = float(np.finfo(np.float32).max)
 SMALLEST = 127 * float(np.finfo(np.float32).tiny)

@@ -7,21 +7,21 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import onnx_ir as ir
 
-from exporters.golden import load_golden
-from exporters.precision.placement import DEFAULT_HIGH_PRECISION
-from exporters.precision.policy import REDUCED_TYPES
-from exporters.precision.roles import Stage
-from exporters.samples import open_samples, random_samples
-from exporters.verify_samples import class_output
-from models.errors import UsageError
+from deploycli.exporters.bundle.golden import load_golden
+from deploycli.exporters.data.samples import open_samples, random_samples
+from deploycli.exporters.precision.placement import DEFAULT_HIGH_PRECISION
+from deploycli.exporters.precision.policy import REDUCED_TYPES
+from deploycli.exporters.precision.roles import Stage
+from deploycli.exporters.verification.on_samples import class_output
+from deploycli.models.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
     from pathlib import Path
 
-    from exporters.bundle import Bundle
-    from exporters.precision.methods import Method
-    from exporters.samples import Samples
+    from deploycli.exporters.bundle.bundle import Bundle
+    from deploycli.exporters.data.samples import Samples
+    from deploycli.exporters.precision.methods import Method
 
 DEFAULT_SAMPLES = 512
 """Samples of a calibration; NVIDIA's Model Optimizer advises 500 or more for a ViT."""
@@ -56,7 +56,7 @@ class Quantization:
     """How a graph is quantised.
 
     Attributes:
-        scheme: one of `exporters.precision.placement.SCHEMES`.
+        scheme: one of `deploycli.exporters.precision.placement.SCHEMES`.
         exclude: regular expressions: operators whose names they find stay in high precision.
         high_precision: stages of the network that stay in high precision.
         method: how a range follows from the data; None takes that of a cache, or else `DEFAULT_METHOD`.
@@ -82,7 +82,7 @@ class CalibrationData:
     """What ranges are measured on.
 
     Attributes:
-        source: what `exporters.samples.open_samples` takes, or None.
+        source: what `deploycli.exporters.data.samples.open_samples` takes, or None.
         limit: at most so many samples.
         cache: ranges of an earlier calibration; with a source, they must have been measured on it.
         random: random numbers in place of data: the artifact is marked as not for release.
@@ -141,7 +141,7 @@ class AccuracyBudget:
     Attributes:
         max_drop: largest loss, as a share.
         source: labelled data; None for the calibration's.
-        labels: of pictures, see `exporters.samples.open_samples`.
+        labels: of pictures, see `deploycli.exporters.data.samples.open_samples`.
         limit: at most so many samples.
     """
 

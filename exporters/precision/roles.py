@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from exporters.rewrite.facts import Facts, dynamic_axes
+from deploycli.exporters.graph.analysis import Facts, dynamic_axes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -18,14 +18,14 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from exporters.atomic import temporary_folder
-from exporters.onnx_file import write_model
-from exporters.onnx_reader import load_model
-from exporters.precision.dtypes import REDUCED, drop_idle_casts, fill_types, type_of
-from exporters.precision.external import map_external
-from exporters.rewrite.movement_ops import MOVEMENT
-from exporters.rewrite.unique import Names, value_names
-from exporters.runtimes import OrtRuntime
+from deploycli.exporters.bundle.atomic import temporary_folder
+from deploycli.exporters.graph.external import map_external
+from deploycli.exporters.graph.movement_ops import MOVEMENT
+from deploycli.exporters.graph.onnx_file import write_model
+from deploycli.exporters.graph.onnx_reader import load_model
+from deploycli.exporters.graph.unique import Names, value_names
+from deploycli.exporters.precision.dtypes import REDUCED, drop_idle_casts, fill_types, type_of
+from deploycli.exporters.runtime.runtimes import OrtRuntime
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -186,7 +186,7 @@ class SimulatedRuntime:
         )
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Run one batch; see `exporters.runtimes.Runtime.run`.
+        """Run one batch; see `deploycli.exporters.runtime.runtimes.Runtime.run`.
 
         Args:
             inputs: for an input of a reduced type, any floating-point array: it is rounded to that type.

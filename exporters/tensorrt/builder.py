@@ -1,5 +1,5 @@
-"""Build an engine, in the child process (`exporters.tensorrt.worker`): one code path for TensorRT 10.12 to 11.x and
-for TensorRT for RTX, whose differences are in `exporters.tensorrt.compilers`.
+"""Build an engine, in the child process (`deploycli.exporters.tensorrt.worker`): one code path for TensorRT 10.12 to
+11.x and for TensorRT for RTX, whose differences are in `deploycli.exporters.tensorrt.compilers`.
 
 The network is strongly typed, so precision is what the ONNX file says. What can fail in TensorRT tells so by what it
 returns, None, False or -1, and not by an exception: each return value is looked at.
@@ -13,14 +13,15 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from exporters.atomic import write_whole
-from exporters.tensorrt import library
-from exporters.tensorrt.job import LAYERS, LOG, PLAN, BuildResult
-from exporters.tensorrt.network import fill, make_builder, make_network, shown
-from exporters.tensorrt.plan import HEADER_BYTES, plan_header
-from exporters.tensorrt.timing_cache import sha256_of_bytes
-from models.errors import BuildError, UsageError, first_line
-from models.memory import shortage
+from deploycli.exporters.bundle.atomic import write_whole
+from deploycli.exporters.lint.verdict import shown
+from deploycli.exporters.tensorrt import library
+from deploycli.exporters.tensorrt.job import LAYERS, LOG, PLAN, BuildResult
+from deploycli.exporters.tensorrt.network import fill, make_builder, make_network
+from deploycli.exporters.tensorrt.plan import HEADER_BYTES, plan_header
+from deploycli.exporters.tensorrt.timing_cache import sha256_of_bytes
+from deploycli.models.errors import BuildError, UsageError, first_line
+from deploycli.models.memory import shortage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -28,10 +29,10 @@ if TYPE_CHECKING:
 
     import tensorrt as trt
 
-    from exporters.tensorrt.callbacks import Log, Monitor
-    from exporters.tensorrt.job import Job
-    from exporters.tensorrt.progress import Reporter
-    from exporters.tensorrt.settings import BuildSettings, ShapeRange
+    from deploycli.exporters.target.settings import BuildSettings, ShapeRange
+    from deploycli.exporters.tensorrt.callbacks import Log, Monitor
+    from deploycli.exporters.tensorrt.job import Job
+    from deploycli.exporters.tensorrt.progress import Reporter
 
 
 class Cancelled(Exception):  # noqa: N818 - it was asked for
@@ -53,7 +54,7 @@ def build(job: Job, reporter: Reporter, log: Log) -> BuildResult:
         EnvironmentUnsuitable: not installed, no GPU where one is needed, no Polygraphy, no space.
         Cancelled: the reporter said so.
     """
-    from exporters.tensorrt.compilers import compiler_of
+    from deploycli.exporters.tensorrt.compilers import compiler_of
 
     title, seconds = job.product.title, _Stopwatch(reporter)
     compiler = compiler_of(job, log)
@@ -157,7 +158,7 @@ def _not_built(title: str, said: str, advice: str) -> BuildError:
 
 def make_monitor(reporter: Reporter) -> Monitor:
     """Return what TensorRT reports its progress to."""
-    from exporters.tensorrt.callbacks import Monitor
+    from deploycli.exporters.tensorrt.callbacks import Monitor
 
     return Monitor(reporter)
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import tensorrt as trt
 
-from exporters.tensorrt.messages import Messages
+from deploycli.exporters.tensorrt.messages import Messages
 
 if TYPE_CHECKING:
-    from exporters.tensorrt.progress import Reporter
+    from deploycli.exporters.tensorrt.progress import Reporter
 
 
 class Log(Messages, trt.ILogger):

@@ -11,7 +11,6 @@ import os
 import select
 import shlex
 import signal
-import site
 import subprocess
 import sys
 import time
@@ -19,20 +18,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exporters.isolated import what_ended
-from exporters.tensorrt.job import JOB, LOG, OUTPUTS, BuildResult, Job, load_error
-from exporters.tensorrt.plan import header_of_plan
-from exporters.tensorrt.progress import Reader
-from models.errors import BuildError, EnvironmentUnsuitable, UsageError
-from models.files import sha256_of
+from deploycli.exporters.runtime.isolated import what_ended
+from deploycli.exporters.tensorrt.job import JOB, LOG, OUTPUTS, BuildResult, Job, load_error
+from deploycli.exporters.tensorrt.plan import header_of_plan
+from deploycli.exporters.tensorrt.progress import Reader
+from deploycli.models.errors import BuildError, EnvironmentUnsuitable, UsageError
+from deploycli.models.files import sha256_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from exporters.tensorrt.product import CompilerName
-    from exporters.tensorrt.progress import Progress
-    from exporters.tensorrt.settings import BuildSettings
-    from exporters.tensorrt.targets import Capability
+    from deploycli.exporters.target.product import CompilerName
+    from deploycli.exporters.target.settings import BuildSettings
+    from deploycli.exporters.target.targets import Capability
+    from deploycli.exporters.tensorrt.progress import Progress
 
 GRACE_S = 4.0
 """Between SIGTERM and SIGKILL, seconds: a little more than the child gives TensorRT."""
@@ -63,8 +62,8 @@ def run_build(
     Args:
         onnx: the model.
         settings: how to build it.
-        work_folder: gets the plan and everything about it, see `exporters.tensorrt.job`; created where it is missing.
-        timeout: seconds that the child may take in all, or None.
+        work_folder: gets the plan and everything about it, see `deploycli.exporters.tensorrt.job`; created where it
+        is missing. timeout: seconds that the child may take in all, or None.
         progress: is called with each step.
         verbose: keep TensorRT's verbose messages in the log.
         compiler: which of NVIDIA's two builds it.
@@ -79,7 +78,7 @@ def run_build(
     """
     if timeout is not None and timeout <= 0:
         raise UsageError(f"a build cannot take {timeout} s", expected="a positive number of seconds")
-    from exporters.precision.observed import model_sha256  # slow to import
+    from deploycli.exporters.precision.observed import model_sha256  # slow to import
 
     digest = model_sha256(onnx)
     job = Job(onnx.absolute(), digest, _absolute(settings), work_folder.absolute(), verbose, compiler, targets)
@@ -224,7 +223,7 @@ def _failure(job: Job, what: str, *, expected: str = "", hint: str = "") -> Buil
 
 
 def _command(job: Job) -> list[str]:
-    return [sys.executable, "-m", "exporters.tensorrt.worker", str(job.file(JOB))]
+    return [sys.executable, "-m", "deploycli.exporters.tensorrt.worker", str(job.file(JOB))]
 
 
 def _tail(path: Path) -> list[str]:
@@ -261,8 +260,5 @@ def _environment() -> dict[str, str]:
     """Return this process's environment, fit for another current folder."""
     environment = {name: value for name, value in os.environ.items() if name not in _DROPPED}
     paths = [str(Path(path).absolute()) for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
-    home = str(Path(__file__).resolve().parents[2])
-    if home not in {*site.getsitepackages(), site.getusersitepackages(), *paths}:  # a checkout that is not installed
-        paths.append(home)
     environment["PYTHONPATH"] = os.pathsep.join(paths)
     return environment

@@ -1,6 +1,7 @@
 """Memory and a stream of an NVIDIA GPU, through cuda-python, or through PyTorch where that is not installed.
 
-cuda-python comes first, as in `exporters.tensorrt.library.gpu`: the GPU that was described is the GPU that is used.
+cuda-python comes first, as in `deploycli.exporters.tensorrt.library.gpu`: the GPU that was described is the GPU that
+is used.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from models.errors import EnvironmentUnsuitable, first_line
+from deploycli.models.errors import EnvironmentUnsuitable, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -16,14 +16,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from exporters.atomic import write_whole
-from exporters.tensorrt.product import PRODUCTS, CompilerName, Product
-from exporters.tensorrt.settings import BuildSettings
-from exporters.tensorrt.sidecar import GpuRecord, IoTensor
-from exporters.tensorrt.targets import Capability
-from models import errors
-from models.codec import Count, Sha256, load
-from models.errors import BuildError, DeployError, IntegrityError, UsageError, first_line
+from deploycli.exporters.bundle.atomic import write_whole
+from deploycli.exporters.target.product import PRODUCTS, CompilerName, Product
+from deploycli.exporters.target.settings import BuildSettings
+from deploycli.exporters.target.targets import Capability
+from deploycli.exporters.tensorrt.sidecar import GpuRecord, IoTensor
+from deploycli.models import errors
+from deploycli.models.codec import Count, Sha256, load
+from deploycli.models.errors import BuildError, DeployError, IntegrityError, UsageError, first_line
 
 JOB, LOG, PLAN, LAYERS, RESULT, ERROR = (
     "job.json",

@@ -14,15 +14,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from exporters.atomic import write_whole
-from exporters.tensorrt import library
-from exporters.tensorrt.sidecar import PLAN_SUFFIX
-from models.errors import DeployError
+from deploycli.exporters.bundle.atomic import write_whole
+from deploycli.exporters.tensorrt import library
+from deploycli.exporters.tensorrt.sidecar import PLAN_SUFFIX
+from deploycli.models.errors import DeployError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from exporters.tensorrt.sidecar import Sidecar
+    from deploycli.exporters.tensorrt.sidecar import Sidecar
 
 SUFFIX = ".kernels"
 

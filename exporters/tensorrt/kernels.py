@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from models.codec import Count
+from deploycli.models.codec import Count
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -14,15 +14,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from exporters.tensorrt.product import PRODUCTS, RTX, TENSORRT
-from models.errors import EnvironmentUnsuitable, first_line
+from deploycli.exporters.target.product import PRODUCTS, RTX, TENSORRT
+from deploycli.models.errors import EnvironmentUnsuitable, first_line
 
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from exporters.tensorrt.callbacks import Log
-    from exporters.tensorrt.product import CompilerName, Product
-    from exporters.tensorrt.sidecar import GpuRecord
+    from deploycli.exporters.target.product import CompilerName, Product
+    from deploycli.exporters.tensorrt.callbacks import Log
+    from deploycli.exporters.tensorrt.sidecar import GpuRecord
 
 _RTX_PYTHONS = ((3, 10), (3, 14))
 """The first and the last CPython that TensorRT for RTX 1.7 has wheels for."""
@@ -142,7 +142,7 @@ def log(product: Product = TENSORRT) -> Log:
     Raises:
         EnvironmentUnsuitable: see `require`.
     """
-    from exporters.tensorrt.messages import Messages
+    from deploycli.exporters.tensorrt.messages import Messages
 
     return cast("Log", type("Log", (Messages, require(product).ILogger), {})())
 
@@ -166,7 +166,7 @@ def gpu() -> GpuRecord:
     status, found = cudart.cudaGetDeviceProperties(0)
     if int(status) != 0:
         raise _no_gpu(f"CUDA cannot describe it: {getattr(status, 'name', status)}")
-    from exporters.tensorrt.sidecar import GpuRecord  # slow to import
+    from deploycli.exporters.tensorrt.sidecar import GpuRecord  # slow to import
 
     text = found.name.decode("utf-8", "replace") if isinstance(found.name, bytes) else str(found.name)
     capability = (int(found.major), int(found.minor))
@@ -191,7 +191,7 @@ def _torch_gpu(reason: str) -> GpuRecord:
         )
     if not torch.cuda.is_available():
         raise _no_gpu("PyTorch sees none")
-    from exporters.tensorrt.sidecar import GpuRecord
+    from deploycli.exporters.tensorrt.sidecar import GpuRecord
 
     found = torch.cuda.get_device_properties(0)
     return GpuRecord(found.name, (found.major, found.minor), _driver(""), found.total_memory)

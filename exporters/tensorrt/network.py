@@ -1,7 +1,7 @@
 """An empty network of either product, and what NVIDIA's ONNX parser reads into it, or why it refuses that.
 
-All but the types imports TensorRT: first `exporters.tensorrt.library.use`, in a process that serves nothing else. What
-fails there tells so by what it returns, and not by an exception.
+All but the types imports TensorRT: first `deploycli.exporters.tensorrt.library.use`, in a process that serves nothing
+else. What fails there tells so by what it returns, and not by an exception.
 
 Source: onnx-tensorrt, ModelImporter.cpp, onnxOpImporters.cpp and onnxOpCheckers.cpp, as of TensorRT for RTX 1.7.1.
 """
@@ -9,70 +9,26 @@ Source: onnx-tensorrt, ModelImporter.cpp, onnxOpImporters.cpp and onnxOpCheckers
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from models.errors import BuildError, EnvironmentUnsuitable, first_line
+from deploycli.exporters.lint.verdict import MOST_REFUSALS, Refusal
+from deploycli.models.errors import BuildError, EnvironmentUnsuitable, first_line
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
     from pathlib import Path
 
     import tensorrt as trt
 
-    from exporters.tensorrt.callbacks import Log
+    from deploycli.exporters.tensorrt.callbacks import Log
 
 NO_DRIVER = re.compile(r"cudaError 35\b|CUDA driver version is insufficient|cudaErrorInsufficientDriver")
 """What most messages are followed by where there is no driver; it tells nothing, for none is needed."""
-
-MOST_REFUSALS = 20
-"""Errors of the parser that are kept; it gives one for every node that its checks refuse."""
 
 _MOST_WORDS = 600  # characters of one refusal
 
 _READING = re.compile(r"(?:Static check for parsing|Parsing) node: (.*) \[(\w+)\]\Z", re.DOTALL)
 _SOURCE_LINE = re.compile(r"\.? In \w+ at /\S+:\d+(?=\))")
 _NO_WORDS = ("", "false")
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """One error of the parser.
-
-    Attributes:
-        node: name of the node in the file; empty where it has none, or the graph as a whole is refused. Where the
-            parser does not say on which node it fails, it is the one that it was reading, by the parser's own name
-            ``node_of_<result>`` where it has none.
-        index: its place in the order in which the parser reads the graph; -1 where that is not said.
-        operator: its operator, or empty.
-        message: the parser's words, on one line.
-        code: its error code, such as ``UNSUPPORTED_NODE``; empty where the parser calls it no error.
-        inside: functions and inner graphs that the node is in, outermost first.
-    """
-
-    node: str
-    index: int
-    operator: str
-    message: str
-    code: str = ""
-    inside: tuple[str, ...] = ()
-
-    @property
-    def where(self) -> str:
-        """What is refused: the node and its operator."""
-        if not self.operator:
-            return "the graph"
-        place = f" {self.index}" if self.index >= 0 else ""
-        name = f" {self.node!r}" if self.node else ""
-        return f"node{place}{name} ({self.operator})" + "".join(f" in {outer}" for outer in reversed(self.inside))
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.message}" + (f" [{self.code}]" if self.code else "")
-
-
-def shown(refusals: Collection[Refusal], more: int) -> list[str]:
-    """Return the parser's errors for people, one a line."""
-    return [*map(str, refusals), *([f"and {more} more"] if more else [])]
 
 
 def make_builder(log: Log, title: str) -> trt.Builder:

@@ -7,62 +7,25 @@ refuses some operators that TensorRT takes, since TensorRT for RTX ships no libr
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from exporters.isolated import Died, begun
-from exporters.tensorrt import library
-from exporters.tensorrt.product import RTX
-from models.errors import DeployError
-from models.memory import available, size
+from deploycli.exporters.lint.verdict import Verdict
+from deploycli.exporters.runtime.isolated import Died, begun
+from deploycli.exporters.target.product import RTX
+from deploycli.exporters.tensorrt import library
+from deploycli.models.errors import DeployError
+from deploycli.models.memory import available, size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from exporters.tensorrt.network import Refusal
 
 TIME_S = 60.0
 """A small file takes a tenth of a second, seconds."""
 
 _BYTES_PER_S = 10e6  # of the file, beyond that; two cores that do something else as well parse ten times as many
 _MEMORY_PER_BYTE = 2.0  # of the file: its message, and the weights that are copied from it; external data are mapped
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What the parser says of a file: it takes it, it refuses it, or there is a reason why nothing is known.
-
-    Attributes:
-        judge: whose parser, with its version where that is known.
-        refusals: its errors, at most `MOST_REFUSALS`; none where it takes the file.
-        more: how many errors there are beside them.
-        lacking: operators that it refuses since TensorRT for RTX lacks them, and that TensorRT, or a plugin of the
-            user's, has: neither they nor what comes after them are judged.
-        problem: why there is no verdict; empty where there is one.
-    """
-
-    judge: str
-    refusals: tuple[Refusal, ...] = ()
-    more: int = 0
-    lacking: tuple[str, ...] = ()
-    problem: str = ""
-
-    @property
-    def is_taken(self) -> bool:
-        """Whether the parser takes the file."""
-        return not (self.refusals or self.lacking or self.problem)
-
-    def excusing(self, operators: Collection[str]) -> Verdict:
-        """Return the verdict in which it is no fault of the file that some operators are refused."""
-        left = tuple(refusal for refusal in self.refusals if refusal.operator not in operators)
-        lacking = {refusal.operator for refusal in self.refusals} & set(operators)
-        return replace(self, refusals=left, lacking=tuple(sorted(lacking)))
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the verdict as JSON values; ``taken`` is null where there is none."""
-        taken = None if self.problem or (self.lacking and not self.refusals) else self.is_taken
-        return {**asdict(self), "taken": taken}
 
 
 @contextmanager
@@ -111,8 +74,8 @@ def _judge(path: Path, *, progress: Callable[[str], None]) -> Verdict:
     """Parse a file, in the child."""
     progress(f"loading {RTX.title}")
     library.use(RTX)
-    from exporters.tensorrt.callbacks import Log  # it imports TensorRT
-    from exporters.tensorrt.network import NO_DRIVER, fill, make_builder, make_network
+    from deploycli.exporters.tensorrt.callbacks import Log  # it imports TensorRT
+    from deploycli.exporters.tensorrt.network import NO_DRIVER, fill, make_builder, make_network
 
     log = Log()
     log.dropped = NO_DRIVER

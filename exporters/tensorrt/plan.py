@@ -10,14 +10,14 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from exporters.tensorrt.product import PRODUCTS, RTX
-from exporters.tensorrt.targets import TARGETS
+from deploycli.exporters.target.product import PRODUCTS, RTX
+from deploycli.exporters.target.targets import TARGETS
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from exporters.tensorrt.product import Product
-    from exporters.tensorrt.targets import Capability
+    from deploycli.exporters.target.product import Product
+    from deploycli.exporters.target.targets import Capability
 
 HEADER_BYTES = 36
 

@@ -6,16 +6,16 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from exporters.tensorrt.sidecar import IoTensor
-from models.errors import BuildError
+from deploycli.exporters.tensorrt.sidecar import IoTensor
+from deploycli.models.errors import BuildError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import tensorrt as trt
 
-    from exporters.tensorrt.callbacks import Log
-    from exporters.tensorrt.settings import BuildSettings
+    from deploycli.exporters.target.settings import BuildSettings
+    from deploycli.exporters.tensorrt.callbacks import Log
 
 
 NUMPY_NAMES: Mapping[str, str] = {
@@ -99,7 +99,7 @@ def network_io(network: trt.INetworkDefinition, settings: BuildSettings) -> tupl
 
 
 def hardware_compatibility(level: trt.HardwareCompatibilityLevel) -> str:
-    """Return a level as `exporters.tensorrt.settings.HARDWARE_COMPATIBILITY` spells it."""
+    """Return a level as `deploycli.exporters.target.settings.HARDWARE_COMPATIBILITY` spells it."""
     return str(level.name).lower().replace("_plus", "+").replace("_", "-")
 
 

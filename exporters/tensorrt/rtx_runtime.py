@@ -2,7 +2,8 @@
 
 Its kernels are finished on the GPU, when a context is made and when a shape is first seen. Those for a shape are made
 before it is run (eager), not while slower ones stand in: so `verify` judges the kernels that `bench` times. They are
-kept, see `exporters.tensorrt.kernel_cache`. CUDA graphs are the library's: it knows when its kernels are ready.
+kept, see `deploycli.exporters.tensorrt.kernel_cache`. CUDA graphs are the library's: it knows when its kernels are
+ready.
 
 Sources: TensorRT for RTX 1.7, Python API; "Working with runtime cache", "Working with dynamic shapes", "Working with
 RTX CUDA graphs"; NVIDIA/TensorRT-RTX, samples/apiUsage/python/api_usage.py and demo/utils/engine.py.
@@ -12,9 +13,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from exporters.tensorrt.kernel_cache import kernel_cache
-from exporters.tensorrt.runtime import TensorRtRuntime
-from models.errors import ExportError
+from deploycli.exporters.tensorrt.kernel_cache import kernel_cache
+from deploycli.exporters.tensorrt.runtime import TensorRtRuntime
+from deploycli.models.errors import ExportError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,9 +24,9 @@ if TYPE_CHECKING:
 
     import tensorrt as trt
 
-    from exporters.tensorrt.device import Device
-    from exporters.tensorrt.kernel_cache import KernelCache
-    from exporters.tensorrt.sidecar import Sidecar
+    from deploycli.exporters.tensorrt.device import Device
+    from deploycli.exporters.tensorrt.kernel_cache import KernelCache
+    from deploycli.exporters.tensorrt.sidecar import Sidecar
 
 
 class RtxRuntime(TensorRtRuntime):

@@ -1,8 +1,8 @@
 """Run a plan: the very file that ships, checked against its sidecar before TensorRT sees it.
 
 What can fail in TensorRT tells so by what it returns, None or False, and not by an exception: each return value is
-looked at, and TensorRT's own words are in the message. `exporters.tensorrt.rtx_runtime` is what TensorRT for RTX does
-otherwise; `open_engine` chooses.
+looked at, and TensorRT's own words are in the message. `deploycli.exporters.tensorrt.rtx_runtime` is what TensorRT
+for RTX does otherwise; `open_engine` chooses.
 
 Sources: TensorRT, Python API of 10.13 to 11.4; "Performing inference"; "Refitting an engine"; "Security".
 """
@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import ml_dtypes
 import numpy as np
 
-from exporters.precision.observed import model_sha256
-from exporters.tensorrt import library
-from exporters.tensorrt.device import open_device
-from exporters.tensorrt.product import RTX
-from exporters.tensorrt.settings import shapes_text
-from models.errors import DeployError, EnvironmentUnsuitable, ExportError, IntegrityError, UsageError
+from deploycli.exporters.precision.observed import model_sha256
+from deploycli.exporters.target.product import RTX
+from deploycli.exporters.target.settings import shapes_text
+from deploycli.exporters.tensorrt import library
+from deploycli.exporters.tensorrt.device import open_device
+from deploycli.models.errors import DeployError, EnvironmentUnsuitable, ExportError, IntegrityError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     import tensorrt as trt
     from typing_extensions import Self
 
-    from exporters.tensorrt.callbacks import Log
-    from exporters.tensorrt.device import Device
-    from exporters.tensorrt.sidecar import Sidecar
+    from deploycli.exporters.tensorrt.callbacks import Log
+    from deploycli.exporters.tensorrt.device import Device
+    from deploycli.exporters.tensorrt.sidecar import Sidecar
 
     Array = npt.NDArray[Any]
 
@@ -62,7 +62,7 @@ def open_engine(
         cuda_graph: `TensorRtRuntime.capture` will be called.
     """
     if sidecar.product is RTX:
-        from exporters.tensorrt.rtx_runtime import RtxRuntime
+        from deploycli.exporters.tensorrt.rtx_runtime import RtxRuntime
 
         return RtxRuntime(folder, sidecar, cuda_graph=cuda_graph)
     return TensorRtRuntime(folder, sidecar, allow_host_code=allow_host_code)
@@ -143,7 +143,7 @@ class TensorRtRuntime:
         self._context = context
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Run one batch; see `exporters.runtimes.Runtime.run`.
+        """Run one batch; see `deploycli.exporters.runtime.runtimes.Runtime.run`.
 
         Arrays are converted to the engine's types; outputs of type BF16, which NumPy lacks, are returned as float32.
         """

@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from msgspec import Meta
 
-from exporters.artifact import Precision
-from exporters.atomic import write_whole
-from exporters.tensorrt.kernels import Kernel, KernelTotals
-from exporters.tensorrt.plan import HEADER_BYTES, plan_header
-from exporters.tensorrt.product import PRODUCTS, RTX, TENSORRT, CompilerName, Product
-from exporters.tensorrt.settings import BuildSettings
-from exporters.tensorrt.targets import TARGETS, Capability, dotted, named
-from models.codec import Count, Positive, Sha256, SomeSha256, load
-from models.errors import EnvironmentUnsuitable, IntegrityError, InvalidValue, UsageError
+from deploycli.exporters.bundle.artifact import Precision
+from deploycli.exporters.bundle.atomic import write_whole
+from deploycli.exporters.target.product import PRODUCTS, RTX, TENSORRT, CompilerName, Product
+from deploycli.exporters.target.settings import BuildSettings
+from deploycli.exporters.target.targets import TARGETS, Capability, dotted, named
+from deploycli.exporters.tensorrt.kernels import Kernel, KernelTotals
+from deploycli.exporters.tensorrt.plan import HEADER_BYTES, plan_header
+from deploycli.models.codec import Count, Positive, Sha256, SomeSha256, load
+from deploycli.models.errors import EnvironmentUnsuitable, IntegrityError, InvalidValue, UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path

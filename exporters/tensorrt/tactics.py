@@ -22,19 +22,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from msgspec import Meta
 
-from exporters.atomic import write_whole
-from exporters.tensorrt.targets import dotted
-from exporters.tensorrt.timing_cache import SIZE_LIMIT, exclusive, sha256_of_bytes
-from models.codec import SomeSha256, load
-from models.errors import BuildError, EnvironmentUnsuitable, IntegrityError
+from deploycli.exporters.bundle.atomic import write_whole
+from deploycli.exporters.target.targets import dotted
+from deploycli.exporters.tensorrt.timing_cache import SIZE_LIMIT, exclusive, sha256_of_bytes
+from deploycli.models.codec import SomeSha256, load
+from deploycli.models.errors import BuildError, EnvironmentUnsuitable, IntegrityError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import tensorrt as trt
 
-    from exporters.tensorrt.settings import BuildSettings
-    from exporters.tensorrt.sidecar import GpuRecord
+    from deploycli.exporters.target.settings import BuildSettings
+    from deploycli.exporters.tensorrt.sidecar import GpuRecord
 
 _SCHEMA_VERSION = 1
 _SHOWN = 5

@@ -24,15 +24,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exporters.atomic import write_whole
-from models.errors import BuildError, EnvironmentUnsuitable, IntegrityError
+from deploycli.exporters.bundle.atomic import write_whole
+from deploycli.models.errors import BuildError, EnvironmentUnsuitable, IntegrityError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     import tensorrt as trt
 
-    from exporters.tensorrt.sidecar import GpuRecord
+    from deploycli.exporters.tensorrt.sidecar import GpuRecord
 
 SIZE_LIMIT = 1 << 28
 """Largest cache of one version and GPU, bytes. Those of vision transformers have a few megabytes."""

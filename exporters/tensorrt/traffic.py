@@ -12,12 +12,12 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from exporters.onnx_reader import quiet, read
-from exporters.tensorrt.inspector import PRODUCT_OPERATORS, EngineLayers
-from exporters.tensorrt.kernels import Kernel
-from exporters.tensorrt.lint.operators import parse_version
-from exporters.tensorrt.lint.rules import DEFAULT_VERSION
-from exporters.tensorrt.lint.subject import Subject, inlined
+from deploycli.exporters.graph.onnx_reader import quiet, read
+from deploycli.exporters.lint.operators import parse_version
+from deploycli.exporters.lint.rules import DEFAULT_VERSION
+from deploycli.exporters.lint.subject import Subject, inlined
+from deploycli.exporters.tensorrt.inspector import PRODUCT_OPERATORS, EngineLayers
+from deploycli.exporters.tensorrt.kernels import Kernel
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
-    from exporters.tensorrt.inspector import EngineTensor, Layer
+    from deploycli.exporters.tensorrt.inspector import EngineTensor, Layer
 
 _PROFILE = re.compile(r"_myl(\d+)_\d+\Z")
 """At the end of a layer's name: the number of the graph that it was compiled for."""

@@ -1,8 +1,8 @@
-"""The child process that builds one engine: ``python -m exporters.tensorrt.worker .../job.json``.
+"""The child process that builds one engine: ``python -m deploycli.exporters.tensorrt.worker .../job.json``.
 
 TensorRT may crash, hang or be killed for memory; it then takes this process with it and no other. Progress goes to
-stdout as JSON lines, see `exporters.tensorrt.progress`; TensorRT's messages go to ``builder.log``. Whatever else is
-printed, by any library, goes to stderr, which the parent has tied to the same log.
+stdout as JSON lines, see `deploycli.exporters.tensorrt.progress`; TensorRT's messages go to ``builder.log``. Whatever
+else is printed, by any library, goes to stderr, which the parent has tied to the same log.
 
 Exit code 0: ``result.json`` is complete. Else the code of the error in ``error.json``, or 128 plus the number of the
 signal that stopped it.
@@ -21,10 +21,10 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exporters.isolated import die_with
-from exporters.tensorrt.job import ERROR, LOG, RESULT, Job, load_error, save_error
-from exporters.tensorrt.progress import Reporter
-from models.errors import BuildError, DeployError, first_line
+from deploycli.exporters.runtime.isolated import die_with
+from deploycli.exporters.tensorrt.job import ERROR, LOG, RESULT, Job, load_error, save_error
+from deploycli.exporters.tensorrt.progress import Reporter
+from deploycli.models.errors import BuildError, DeployError, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,7 +37,9 @@ _SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT})
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one job; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m exporters.tensorrt.worker", description="Build one engine.")
+    parser = argparse.ArgumentParser(
+        prog="python -m deploycli.exporters.tensorrt.worker", description="Build one engine."
+    )
     parser.add_argument("job", type=Path, help="job.json, as the parent has written it")
     parser.add_argument("--parent", type=int, help="process to die with")
     options = parser.parse_args(arguments)
@@ -59,15 +61,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(job: Job, reporter: Reporter) -> int:
-    from exporters.tensorrt import library
+    from deploycli.exporters.tensorrt import library
 
     for name in (RESULT, ERROR):
         job.file(name).unlink(missing_ok=True)
     try:
         library.use(job.product)
         # They import TensorRT, or take long to import.
-        from exporters.tensorrt.builder import Cancelled, build
-        from exporters.tensorrt.callbacks import Log
+        from deploycli.exporters.tensorrt.builder import Cancelled, build
+        from deploycli.exporters.tensorrt.callbacks import Log
     except DeployError as error:
         return _fail(job, error)
     try:

@@ -9,7 +9,7 @@ value is rounded. The naive row is onnxruntime.quantization's default for every 
 import tempfile
 from pathlib import Path
 
-from exporters.evaluate import wilson_interval
+from deploycli.exporters.verification.evaluate import wilson_interval
 from tests.digits import NAMES
 from tests.digits.precision import exported, rows
 

@@ -26,13 +26,13 @@ from pathlib import Path
 
 import onnx
 
-from exporters.atomic import write_whole
-from exporters.tensorrt import library
-from exporters.tensorrt.kernels import Kernel, KernelTotals
-from exporters.tensorrt.product import RTX
-from exporters.tensorrt.sidecar import Sidecar, sidecars
-from models.codec import load
-from models.registry import variants
+from deploycli.exporters.bundle.atomic import write_whole
+from deploycli.exporters.target.product import RTX
+from deploycli.exporters.tensorrt import library
+from deploycli.exporters.tensorrt.kernels import Kernel, KernelTotals
+from deploycli.exporters.tensorrt.sidecar import Sidecar, sidecars
+from deploycli.models.codec import load
+from deploycli.models.registry import variants
 from tests.benchmarks.measure import write_block
 from tests.benchmarks.model_table import parameters
 
@@ -89,8 +89,8 @@ program.main()
 
 MAKE_WEIGHTS = """
 import sys, torch
-from models.build import build
-from models.registry import resolve
+from deploycli.models.build import build
+from deploycli.models.registry import resolve
 from tests.peers import import_timm
 from tests.weights import golden_weight
 name = sys.argv[1]

@@ -30,19 +30,19 @@ IMPORTS, REST = "imports", "everything else"
 
 # Phase -> where the function is looked up that does it. What a phase calls of another phase counts there.
 OURS = (
-    ("building the model", "exporters.export:_weighted"),
-    ("running it in PyTorch", "exporters.export:EagerRuntime.run"),
+    ("building the model", "deploycli.exporters.export:_weighted"),
+    ("running it in PyTorch", "deploycli.exporters.export:EagerRuntime.run"),
     ("tracing", "torch.export:export"),
     ("decomposing", "torch.export:ExportedProgram.run_decompositions"),
-    ("translating to ONNX", "exporters.trace:_translate"),
-    ("optimizing", "exporters.trace:tidy"),
-    ("optimizing", "exporters.rewrite.pipeline:rewrite"),
-    ("optimizing", "exporters.rewrite.names:name_nodes"),
-    ("writing", "exporters.export:save_golden"),
-    ("writing", "exporters.onnx_file:write_model"),
-    ("writing", "exporters.export:FileRecord.of"),
-    ("writing", "exporters.atomic:_sync_tree"),
-    ("checking in ONNX Runtime", "exporters.export:_check"),
+    ("translating to ONNX", "deploycli.exporters.trace:_translate"),
+    ("optimizing", "deploycli.exporters.trace:tidy"),
+    ("optimizing", "deploycli.exporters.passes.pipeline:rewrite"),
+    ("optimizing", "deploycli.exporters.passes.names:name_nodes"),
+    ("writing", "deploycli.exporters.export:save_golden"),
+    ("writing", "deploycli.exporters.graph.onnx_file:write_model"),
+    ("writing", "deploycli.exporters.export:FileRecord.of"),
+    ("writing", "deploycli.exporters.bundle.atomic:_sync_tree"),
+    ("checking in ONNX Runtime", "deploycli.exporters.export:_check"),
 )
 PLAIN = (
     ("building the model", "timm:create_model"),

@@ -24,9 +24,9 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from exporters.rewrite.names import name_nodes
-from exporters.rewrite.pipeline import rewrite
-from exporters.rewrite.unique import MODULE_KEY
+from deploycli.exporters.graph.unique import MODULE_KEY
+from deploycli.exporters.passes.names import name_nodes
+from deploycli.exporters.passes.pipeline import rewrite
 
 END = np.iinfo(np.int64).max
 

@@ -10,8 +10,8 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from exporters.rewrite.cost import COPIES, graph_cost
-from exporters.rewrite.facts import Facts
+from deploycli.exporters.graph.analysis import Facts
+from deploycli.exporters.graph.cost import COPIES, graph_cost
 
 README = Path(__file__).parents[2] / "README.md"
 

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from models.registry import variants
+from deploycli.models.registry import variants
 from tests.benchmarks.measure import graph_figures, write_block
 
 HEADER = (
@@ -25,7 +25,7 @@ HEADER = (
 EXPORT = """
 import re, sys
 from pathlib import Path
-from exporters.export import ExportRequest, export
+from deploycli.exporters.export import ExportRequest, export
 bundle = export(ExportRequest(sys.argv[1], Path(sys.argv[2])))
 print(int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024)
 """
@@ -54,8 +54,8 @@ def parameters(name: str) -> int:
     """Count a model's parameters without making its weights."""
     import torch
 
-    from models.build import build
-    from models.registry import resolve
+    from deploycli.models.build import build
+    from deploycli.models.registry import resolve
 
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in build(resolve(name).spec).parameters())

@@ -20,16 +20,16 @@ import onnx
 import torch
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-from exporters.bundle import Bundle
-from exporters.export import ExportRequest, export
-from exporters.precision.methods import Method
-from exporters.precision.quantize import quantize_bundle
-from exporters.precision.request import SENSITIVE, CalibrationData, Quantization, Typing
-from exporters.precision.simulate import open_runtime
-from exporters.precision.typed import cast_bundle
-from exporters.tensorrt.lint import lint
-from models.build import build
-from models.registry import resolve
+from deploycli.exporters.bundle.bundle import Bundle
+from deploycli.exporters.cast import cast_bundle
+from deploycli.exporters.export import ExportRequest, export
+from deploycli.exporters.lint import lint
+from deploycli.exporters.precision.methods import Method
+from deploycli.exporters.precision.request import SENSITIVE, CalibrationData, Quantization, Typing
+from deploycli.exporters.precision.simulate import open_runtime
+from deploycli.exporters.quantize import quantize_bundle
+from deploycli.models.build import build
+from deploycli.models.registry import resolve
 from tests.benchmarks.measure import interleaved, onnxruntime_runner, openvino_runner
 from tests.weights import golden_weight
 

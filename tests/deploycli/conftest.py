@@ -9,18 +9,18 @@ import pytest
 import torch
 
 from deploycli.__main__ import main
-from exporters.export import ExportRequest, export
-from models import registry
-from models.registry import Design, register
-from models.spec import Preprocessing
-from models.swin import SwinTransformer
+from deploycli.exporters.export import ExportRequest, export
+from deploycli.models import registry
+from deploycli.models.registry import Design, register
+from deploycli.models.spec import Preprocessing
+from deploycli.models.swin import SwinTransformer
 from tests.deploycli.commands import SMALL, Result, files, start
 from tests.models.swins import golden_state
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from exporters.bundle import Bundle
+    from deploycli.exporters.bundle.bundle import Bundle
 
 Command = Callable[..., Result]
 

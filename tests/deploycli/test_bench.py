@@ -15,17 +15,17 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from exporters import bench as bench_module
-from exporters.benchmark.ort import ort_candidates
+from deploycli.exporters.bench import run as bench_module
+from deploycli.exporters.bench.ort import ort_candidates
 from tests.deploycli.commands import assert_refused
-from tests.exporters.bundles import make, record_again
+from tests.exporters.bundle.bundles import make, record_again
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from exporters.benchmark.candidate import Arrays, BenchOptions, Candidate, Prepare, Prepared
-    from exporters.bundle import Bundle
+    from deploycli.exporters.bench.candidate import Arrays, BenchOptions, Candidate, Prepare, Prepared
+    from deploycli.exporters.bundle.bundle import Bundle
     from tests.deploycli.conftest import Command
 
 QUICK = ("--rounds", 3, "--warmup", 1)

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.deploycli.commands import assert_refused, files
-from tests.exporters.tensorrt.rtx import WHY
+from tests.exporters.lint.rtx import WHY
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from exporters.bundle import Bundle
+    from deploycli.exporters.bundle.bundle import Bundle
     from tests.deploycli.conftest import Command
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason=WHY)
@@ -25,15 +25,15 @@ PRECISIONS = ("fp32", "fp16", "bf16")
 
 @pytest.fixture(autouse=True)
 def _no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("exporters.tensorrt.library.has_driver", lambda: False)
+    monkeypatch.setattr("deploycli.exporters.tensorrt.library.has_driver", lambda: False)
 
 
 @pytest.fixture(scope="module")
 def made(true_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with engines of every precision that needs no data."""
-    from exporters.bundle import Bundle as Opened
-    from exporters.tensorrt.engines import EngineRequest, build_all
-    from exporters.tensorrt.product import RTX
+    from deploycli.exporters.build import EngineRequest, build_all
+    from deploycli.exporters.bundle.bundle import Bundle as Opened
+    from deploycli.exporters.target.product import RTX
 
     path = shutil.copytree(true_bundle.path, tmp_path_factory.mktemp("made") / "smallest")
     built = list(build_all([Opened.open(path)], EngineRequest(PRECISIONS, product=RTX), progress=lambda *_: None))

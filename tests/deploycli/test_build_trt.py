@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 import pytest
 from onnx import helper
 
-from exporters.bundle import Bundle
+from deploycli.exporters.bundle.bundle import Bundle
 from tests.deploycli.commands import assert_refused, files
-from tests.exporters import bundles, engines
+from tests.exporters import engines
+from tests.exporters.bundle import bundles
+from tests.exporters.lint.rtx import WHY
 from tests.exporters.tensorrt.fakes import FOLDER
-from tests.exporters.tensorrt.rtx import WHY
 from tests.exporters.tensorrt.running_engines import installed
 
 if TYPE_CHECKING:

@@ -16,13 +16,13 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from exporters.artifact import FileRecord
-from exporters.bundle import Bundle
-from exporters.precision import derive
+from deploycli.exporters import derive
+from deploycli.exporters.bundle.artifact import FileRecord
+from deploycli.exporters.bundle.bundle import Bundle
 from tests.deploycli.commands import assert_refused, files, run
 from tests.deploycli.test_faults import without_the_right_to_ignore_permissions
-from tests.exporters import bundles
-from tests.exporters.bundles import make
+from tests.exporters.bundle import bundles
+from tests.exporters.bundle.bundles import make
 from tests.exporters.precision.casts import source
 
 if TYPE_CHECKING:

@@ -20,11 +20,11 @@ from safetensors.torch import save_file
 
 from deploycli.console import Output, Rows, assembled, styled
 from deploycli.escaping import escaped, escaped_message
-from exporters.artifact import MANIFEST_NAME
-from exporters.bundle import Bundle
-from exporters.steps import Refusal, Step
-from models.spec import Weights
-from tests.exporters import bundles
+from deploycli.exporters.bundle.artifact import MANIFEST_NAME
+from deploycli.exporters.bundle.bundle import Bundle
+from deploycli.exporters.graph.steps import Refusal, Step
+from deploycli.models.spec import Weights
+from tests.exporters.bundle import bundles
 
 if TYPE_CHECKING:
     from tests.deploycli.commands import Result
@@ -166,7 +166,7 @@ PRINTS = {
     "deploycli/ending.py": {"print"},
     "deploycli/__main__.py": {"print"},
     "exporters/tensorrt/worker.py": {"print"},
-    "exporters/ort_rtx_load.py": {"print"},
+    "exporters/serving/ort_rtx_load.py": {"print"},
 }
 """Who may: what ends a command, escaped; before the packages are known to be ours; a child, into its own log; what is
 run without this program."""

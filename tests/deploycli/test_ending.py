@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from deploycli.ending import explain, note_step
-from models.errors import DeployError, ExportError, UsageError
-from models.memory import shortage, size
+from deploycli.models.errors import DeployError, ExportError, UsageError
+from deploycli.models.memory import shortage, size
 from tests.deploycli.commands import ENVIRONMENT, SCRIPT, Result, assert_refused, files, run
-from tests.exporters.bundles import make
+from tests.exporters.bundle.bundles import make
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -248,7 +248,7 @@ def test_words_of_several_libraries(text: str, told: str | None) -> None:
 def test_memory_that_ends_is_no_fault_of_an_artifact(
     deploycli: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from exporters.runtimes import OrtRuntime
+    from deploycli.exporters.runtime.runtimes import OrtRuntime
 
     def run_out(self: OrtRuntime, inputs: object) -> None:
         raise ExportError("ONNX Runtime failed") from RuntimeError(

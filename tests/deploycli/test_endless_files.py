@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from exporters import labels
-from models.errors import UsageError
-from models.files import LONGEST_TEXT, text_of
+from deploycli.exporters.data import labels
+from deploycli.models.errors import UsageError
+from deploycli.models.files import LONGEST_TEXT, text_of
 from tests.deploycli.commands import assert_refused
-from tests.exporters.bundles import make
+from tests.exporters.bundle.bundles import make
 
 if TYPE_CHECKING:
     from tests.deploycli.conftest import Command

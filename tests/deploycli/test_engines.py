@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from exporters.bundle import Bundle
-from exporters.export import ExportRequest, export
-from exporters.tensorrt import library
-from exporters.tensorrt.engines import EngineRequest, build_all
-from exporters.tensorrt.product import RTX
-from exporters.tensorrt.settings import BuildSettings, ShapeRange, ShapeRequest
-from exporters.tensorrt.sidecar import GpuRecord
+from deploycli.exporters.build import EngineRequest, build_all
+from deploycli.exporters.bundle.bundle import Bundle
+from deploycli.exporters.export import ExportRequest, export
+from deploycli.exporters.target.product import RTX
+from deploycli.exporters.target.settings import BuildSettings, ShapeRange, ShapeRequest
+from deploycli.exporters.tensorrt import library
+from deploycli.exporters.tensorrt.sidecar import GpuRecord
 from tests.deploycli.commands import assert_refused, files
 from tests.deploycli.conftest import SMALLEST, registered
 from tests.exporters import engines as others
+from tests.exporters.lint.rtx import WHY
 from tests.exporters.tensorrt.double import Engine
-from tests.exporters.tensorrt.rtx import WHY
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,8 +55,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "gpu", lambda: L4)
     monkeypatch.setattr(Engine, "opened", [], raising=False)
     monkeypatch.setattr(Engine, "wrong", False, raising=False)
-    for place in ("engine_subjects.open_engine", "benchmark.engines.open_engine", "tensorrt.rtx_runtime.RtxRuntime"):
-        monkeypatch.setattr(f"exporters.{place}", Engine)
+    for place in ("verify_engines.open_engine", "bench.engines.open_engine", "tensorrt.rtx_runtime.RtxRuntime"):
+        monkeypatch.setattr(f"deploycli.exporters.{place}", Engine)
 
 
 @pytest.fixture

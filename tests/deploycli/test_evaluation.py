@@ -15,13 +15,13 @@ import skimage.data
 from onnx import numpy_helper
 from PIL import Image
 
-from exporters.artifact import MANIFEST_NAME
-from exporters.bundle import Bundle
-from exporters.reference import reference_model
-from exporters.runtimes import EagerRuntime
-from exporters.samples import open_samples
+from deploycli.exporters.bundle.artifact import MANIFEST_NAME
+from deploycli.exporters.bundle.bundle import Bundle
+from deploycli.exporters.bundle.reference import reference_model
+from deploycli.exporters.data.samples import open_samples
+from deploycli.exporters.runtime.runtimes import EagerRuntime
 from tests.deploycli.commands import assert_refused
-from tests.exporters.bundles import record_again
+from tests.exporters.bundle.bundles import record_again
 
 if TYPE_CHECKING:
     from pathlib import Path

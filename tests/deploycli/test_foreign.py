@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from exporters.bundle import Bundle
+from deploycli.exporters.bundle.bundle import Bundle
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -106,7 +106,6 @@ def test_another_seed_would_be_noticed(deploycli: Command, tmp_path: Path) -> No
         (["research:unlucky"], 2, ["RuntimeError: no luck", "research.py"]),
         (["research:absent"], 2, ["research has no function 'absent'"]),
         (["nowhere.models:make"], 2, ["there is no module 'nowhere'", "run from the folder that holds it"]),
-        (["models.swin:make"], 2, ["'models' is a package of deploycli's own"]),
         (["research:fusion"], 2, ["does not run on images:2x3x224x224", "--input"]),
         (["research:fusion", "--window-size", "7"], 2, ["--model-kwargs"]),
         (["research:fusion", "--model-kwargs", "[1]"], 2, ["no JSON object"]),

@@ -15,14 +15,14 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from exporters.bundle import Bundle
-from exporters.onnx_file import write_model
-from exporters.rewrite.constants import FoldConstants
-from exporters.rewrite.facts import Facts
-from exporters.rewrite.movement import FoldMovement
-from exporters.rewrite.pipeline import rewrite, tidy
-from exporters.runtimes import OrtRuntime
-from exporters.trace import trace
+from deploycli.exporters.bundle.bundle import Bundle
+from deploycli.exporters.graph.analysis import Facts
+from deploycli.exporters.graph.onnx_file import write_model
+from deploycli.exporters.passes.fold_constants import FoldConstants
+from deploycli.exporters.passes.fold_movement import FoldMovement
+from deploycli.exporters.passes.pipeline import rewrite, tidy
+from deploycli.exporters.runtime.runtimes import OrtRuntime
+from deploycli.exporters.trace import trace
 from tests.models.swins import tiny_spec, tiny_swin
 from tests.weights import golden_image, golden_weight
 

@@ -15,7 +15,7 @@ from onnx import helper
 
 from deploycli.interruption import Interrupted, check, interruptible
 from tests.deploycli.commands import ENVIRONMENT, assert_refused, files, module, run
-from tests.exporters import bundles
+from tests.exporters.bundle import bundles
 
 if TYPE_CHECKING:
     from pathlib import Path

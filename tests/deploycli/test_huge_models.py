@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from models.errors import IntegrityError
-from models.limits import memory_that_is_left, weights_at_most
-from models.spec import Weights
+from deploycli.models.errors import IntegrityError
+from deploycli.models.limits import memory_that_is_left, weights_at_most
+from deploycli.models.spec import Weights
 from tests.deploycli.commands import assert_refused
 from tests.deploycli.conftest import SMALLEST
-from tests.exporters.bundles import SPEC, make
+from tests.exporters.bundle.bundles import SPEC, make
 from tests.peers import import_timm
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def test_weights_are_counted_before_they_have_values() -> None:
 
 def test_memory_that_is_not_there_is_an_exception(monkeypatch: pytest.MonkeyPatch) -> None:
     before = resource.getrlimit(resource.RLIMIT_AS)
-    monkeypatch.setattr("models.limits.available", lambda: 0)
+    monkeypatch.setattr("deploycli.models.limits.available", lambda: 0)
     with pytest.raises(RuntimeError, match="allocate"), memory_that_is_left():
         torch.empty(2**33, dtype=torch.uint8)  # untouched, it takes addresses only
     assert resource.getrlimit(resource.RLIMIT_AS) == before

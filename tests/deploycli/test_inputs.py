@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deploycli.exporters.bundle.bundle import Bundle
+from deploycli.exporters.bundle.golden import load_golden, synthetic_inputs
+from deploycli.models.spec import ModelSpec, TensorSpec
 from deploycli.options import INPUT_TYPES, tensor_spec
-from exporters.bundle import Bundle
-from exporters.golden import load_golden, synthetic_inputs
-from models.spec import ModelSpec, TensorSpec
 from tests.deploycli.commands import assert_refused
 
 if TYPE_CHECKING:

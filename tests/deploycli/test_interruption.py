@@ -15,7 +15,7 @@ import pytest
 from deploycli.interruption import Interrupted, check, interruptible
 from deploycli.render import Progress
 from tests.deploycli.commands import ENVIRONMENT, SCRIPT, SMALL, files, start
-from tests.exporters.bundles import SPEC, make
+from tests.exporters.bundle.bundles import SPEC, make
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,7 +57,7 @@ def test_interruption_that_was_dropped_ends_the_command_at_its_next_step(number:
 def test_interruption_that_became_an_error_is_still_one(
     smallest: str, deploycli: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from models.swin import SwinTransformer
+    from deploycli.models.swin import SwinTransformer
 
     def forward(*_: object) -> None:
         try:

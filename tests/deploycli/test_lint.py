@@ -12,17 +12,17 @@ import pytest
 import torch
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
-from exporters.precision.request import Typing
-from exporters.precision.typed import cast_bundle
+from deploycli.exporters.cast import cast_bundle
+from deploycli.exporters.precision.request import Typing
 from tests.deploycli.commands import assert_refused
 from tests.digits import NAMES, checkpoint, registered
-from tests.exporters.tensorrt.rtx import WHY
+from tests.exporters.lint.rtx import WHY
 from tests.peers import import_timm
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from exporters.bundle import Bundle
+    from deploycli.exporters.bundle.bundle import Bundle
     from tests.deploycli.conftest import Command
 
 installed = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason=WHY)
@@ -143,7 +143,7 @@ def test_what_cannot_be_read_is_exit_2(
 def test_attention_is_fused_wherever_its_softmax_is_computed(
     deploycli: Command, smallest: str, tmp_path: Path, keep: tuple[str, ...]
 ) -> None:
-    from exporters.bundle import Bundle
+    from deploycli.exporters.bundle.bundle import Bundle
 
     assert deploycli("export", smallest).code == 0
     derived = cast_bundle(Bundle.open(tmp_path / "artifacts" / smallest), Typing(keep=keep))

@@ -11,13 +11,13 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from exporters.bundle import Bundle
-from exporters.onnx_file import write_model
-from exporters.reference import reference_model
-from exporters.rewrite.pipeline import rewrite
-from exporters.trace import trace
-from models.swin import SwinTransformer, SwinTransformerBlock
-from tests.exporters.bundles import record_again
+from deploycli.exporters.bundle.bundle import Bundle
+from deploycli.exporters.bundle.reference import reference_model
+from deploycli.exporters.graph.onnx_file import write_model
+from deploycli.exporters.passes.pipeline import rewrite
+from deploycli.exporters.trace import trace
+from deploycli.models.swin import SwinTransformer, SwinTransformerBlock
+from tests.exporters.bundle.bundles import record_again
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,16 +11,16 @@ import numpy as np
 import onnx
 import pytest
 
-from exporters import model_place
+from deploycli.exporters.bundle import model_place
 from tests.deploycli.commands import assert_refused, files, run, start
 from tests.digits import checkpoint, registered
-from tests.exporters.bundles import make
-from tests.exporters.rewrite.graphs import ops, parse
+from tests.exporters.bundle.bundles import make
+from tests.exporters.passes.graphs import ops, parse
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from exporters.bundle import Bundle
+    from deploycli.exporters.bundle.bundle import Bundle
     from tests.deploycli.conftest import Command
 
 ROLL = """g (float[batch, 8, 4] x) => (float[batch, 8, 4] y) {

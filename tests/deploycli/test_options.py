@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploycli.cli import COMMANDS, cli
+from deploycli.exporters.target.settings import parse_size
+from deploycli.models.errors import UsageError
 from deploycli.options import MOST, Count, Number, whole
-from exporters.tensorrt.settings import parse_size
-from models.errors import UsageError
 from tests.deploycli.commands import assert_refused
 
 if TYPE_CHECKING:

@@ -11,17 +11,17 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from exporters.golden import load_golden
-from models.spec import Weights
+from deploycli.exporters.bundle.golden import load_golden
+from deploycli.models.spec import Weights
 from tests.deploycli.commands import assert_refused, files, run
 from tests.deploycli.test_faults import without_the_right_to_ignore_permissions
-from tests.exporters.bundles import make
-from tests.exporters.triton_schema import parse
+from tests.exporters.bundle.bundles import make
+from tests.exporters.serving.triton_schema import parse
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from exporters.bundle import Bundle
+    from deploycli.exporters.bundle.bundle import Bundle
     from tests.deploycli.conftest import Command
 
 PACKAGE = ("package", "--triton", "models")

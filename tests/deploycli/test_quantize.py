@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from exporters.onnx_reader import load_model
-from exporters.precision.calibration_cache import CalibrationCache
-from exporters.runtimes import OrtRuntime
+from deploycli.exporters.graph.onnx_reader import load_model
+from deploycli.exporters.precision.calibration_cache import CalibrationCache
+from deploycli.exporters.runtime.runtimes import OrtRuntime
 from tests.deploycli.commands import assert_refused, files
 from tests.exporters.precision.networks import assert_valid, normal
 from tests.exporters.precision.tiny import GEMMS, labelled, make, pictures
@@ -21,7 +21,7 @@ from tests.exporters.precision.tiny import GEMMS, labelled, make, pictures
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from exporters.bundle import Bundle
+    from deploycli.exporters.bundle.bundle import Bundle
     from tests.deploycli.conftest import Command
 
 INT8, CACHE = "model.int8.onnx", "model.int8.calibration.json"

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from exporters.bundle import Bundle
+from deploycli.exporters.bundle.bundle import Bundle
 from tests.deploycli.commands import assert_refused, files, start
-from tests.exporters.tensorrt.rtx import WHY
+from tests.exporters.lint.rtx import WHY
 
 if TYPE_CHECKING:
     from pathlib import Path

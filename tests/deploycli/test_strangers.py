@@ -11,16 +11,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from deploycli.exporters.bundle.artifact import MANIFEST_NAME, CalibrationRecord, FileRecord
+from deploycli.exporters.bundle.bundle import Bundle
+from deploycli.exporters.graph.steps import GraphCost
+from deploycli.exporters.precision.calibration_cache import CalibrationCache
+from deploycli.exporters.tensorrt.sidecar import Sidecar, sidecar_of
+from deploycli.exporters.verification.record import PROOF_NAME, Proof
+from deploycli.models.errors import DeployError, IntegrityError, UsageError
+from deploycli.models.spec import Preprocessing
 from deploycli.render import show_bundle
-from exporters.artifact import MANIFEST_NAME, CalibrationRecord, FileRecord
-from exporters.bundle import Bundle
-from exporters.precision.calibration_cache import CalibrationCache
-from exporters.proof import PROOF_NAME, Proof
-from exporters.steps import GraphCost
-from exporters.tensorrt.sidecar import Sidecar, sidecar_of
-from models.errors import DeployError, IntegrityError, UsageError
-from models.spec import Preprocessing
-from tests.exporters import bundles, engines
+from tests.exporters import engines
+from tests.exporters.bundle import bundles
 from tests.exporters.precision.test_calibration_cache import CACHE
 from tests.exporters.tensorrt.test_sidecar import SETTINGS
 

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from exporters import trust
-from exporters.artifact import MANIFEST_NAME
-from models.errors import UsageError
-from models.foreign import make
-from models.sources import FACTORY
-from models.spec import Weights
-from tests.exporters import bundles
+from deploycli.exporters.bundle import trust
+from deploycli.exporters.bundle.artifact import MANIFEST_NAME
+from deploycli.models.errors import UsageError
+from deploycli.models.foreign import make
+from deploycli.models.sources import FACTORY
+from deploycli.models.spec import Weights
+from tests.exporters.bundle import bundles
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -15,9 +15,9 @@ import pytest
 import skimage.data
 from PIL import Image
 
-from exporters.bundle import Bundle
+from deploycli.exporters.bundle.bundle import Bundle
 from tests.deploycli.commands import SCRIPT, assert_refused, files, module, run
-from tests.exporters.bundles import SPEC, make
+from tests.exporters.bundle.bundles import SPEC, make
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from exporters.bundle import Bundle
-from models.swin import SwinTransformer
+from deploycli.exporters.bundle.bundle import Bundle
+from deploycli.models.swin import SwinTransformer
 from tests.deploycli.commands import assert_refused
 from tests.deploycli.conftest import SMALLEST
 from tests.models.swins import golden_state

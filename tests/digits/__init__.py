@@ -20,9 +20,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from models import registry
-from models.registry import Design, register
-from models.spec import Preprocessing
+from deploycli.models import registry
+from deploycli.models.registry import Design, register
+from deploycli.models.spec import Preprocessing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, quantize_static
 
-from exporters.export import ExportRequest, export
-from exporters.precision.quantize import quantize_bundle
-from exporters.precision.request import CalibrationData, Quantization, Typing
-from exporters.precision.simulate import open_runtime
-from exporters.precision.typed import cast_bundle
+from deploycli.exporters.cast import cast_bundle
+from deploycli.exporters.export import ExportRequest, export
+from deploycli.exporters.precision.request import CalibrationData, Quantization, Typing
+from deploycli.exporters.precision.simulate import open_runtime
+from deploycli.exporters.quantize import quantize_bundle
 from tests.digits import arrays, checkpoint, registered
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from exporters.bundle import Bundle
+    from deploycli.exporters.bundle.bundle import Bundle
 
 CALIBRATION_SAMPLES = 128
 BATCH = 54  # a tenth of the test pictures

@@ -21,9 +21,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.build import build
-from models.files import sha256_of
-from models.registry import resolve
+from deploycli.models.build import build
+from deploycli.models.files import sha256_of
+from deploycli.models.registry import resolve
 from tests.digits import NAMES, PREPROCESSING, Split, arrays, checkpoint, registered
 
 if TYPE_CHECKING:

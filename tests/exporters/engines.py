@@ -6,14 +6,14 @@ import struct
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from exporters.proof import keep
-from exporters.tensorrt.settings import BuildSettings
-from exporters.tensorrt.sidecar import GpuRecord, IoTensor, Sidecar, engine_name
-from exporters.verify import verify
-from models.files import sha256_of
+from deploycli.exporters.target.settings import BuildSettings
+from deploycli.exporters.tensorrt.sidecar import GpuRecord, IoTensor, Sidecar, engine_name
+from deploycli.exporters.verification.record import keep
+from deploycli.exporters.verify import verify
+from deploycli.models.files import sha256_of
 
 if TYPE_CHECKING:
-    from exporters.bundle import Bundle
+    from deploycli.exporters.bundle.bundle import Bundle
 
 TENSORRT = "10.13.3.9"
 

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from exporters.export import ExportRequest, _check, _exact
-from exporters.golden import load_golden
-from exporters.runtimes import EagerRuntime
-from models.build import build
-from models.describe import describe
-from models.errors import ExportError
-from models.sources import Source
-from models.spec import TensorSpec
-from tests.exporters.bundles import make
+from deploycli.exporters.bundle.golden import load_golden
+from deploycli.exporters.export import ExportRequest, _check, _exact
+from deploycli.exporters.runtime.runtimes import EagerRuntime
+from deploycli.models.build import build
+from deploycli.models.describe import describe
+from deploycli.models.errors import ExportError
+from deploycli.models.sources import Source
+from deploycli.models.spec import TensorSpec
+from tests.exporters.bundle.bundles import make
 
 if TYPE_CHECKING:
     from pathlib import Path

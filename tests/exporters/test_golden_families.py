@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from exporters.onnx_file import write_model
-from exporters.rewrite.pipeline import rewrite
-from exporters.runtimes import OrtRuntime
-from exporters.trace import trace
-from models.checkpoint import load
-from models.registry import resolve
+from deploycli.exporters.graph.onnx_file import write_model
+from deploycli.exporters.passes.pipeline import rewrite
+from deploycli.exporters.runtime.runtimes import OrtRuntime
+from deploycli.exporters.trace import trace
+from deploycli.models.checkpoint import load
+from deploycli.models.registry import resolve
 from tests.weights import golden_image, golden_weight
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -8,9 +8,9 @@ import numpy as np
 import onnx
 import pytest
 
-from exporters.graph_check import check_graphs
-from models.errors import NumericsError, UsageError
-from tests.exporters.rewrite.graphs import parse
+from deploycli.exporters.graph_check import check_graphs
+from deploycli.models.errors import NumericsError, UsageError
+from tests.exporters.passes.graphs import parse
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -18,16 +18,23 @@ import torch
 from hypothesis import given
 from onnx import TensorProto, helper, numpy_helper
 
-from exporters import model_place
-from exporters import optimize as optimize_module
-from exporters.onnx_file import write_model
-from exporters.optimize import Optimized, OptimizeRequest, load, optimize
-from exporters.rewrite import any_model
-from exporters.rewrite.any_model import optimized
-from models.errors import DeployError, EnvironmentUnsuitable, ExportError, IntegrityError, NumericsError, UsageError
-from tests.exporters.rewrite.graphs import differences, ops, parse, slices
-from tests.exporters.rewrite.programs import programs
-from tests.exporters.rewrite.test_properties import examples, launch  # noqa: F401 - a fixture
+from deploycli.exporters import optimize as optimize_module
+from deploycli.exporters.bundle import model_place
+from deploycli.exporters.graph.onnx_file import write_model
+from deploycli.exporters.optimize import Optimized, OptimizeRequest, load, optimize
+from deploycli.exporters.passes import any_model
+from deploycli.exporters.passes.any_model import optimized
+from deploycli.models.errors import (
+    DeployError,
+    EnvironmentUnsuitable,
+    ExportError,
+    IntegrityError,
+    NumericsError,
+    UsageError,
+)
+from tests.exporters.passes.graphs import differences, ops, parse, slices
+from tests.exporters.passes.programs import programs
+from tests.exporters.passes.test_properties import examples, launch  # noqa: F401 - a fixture
 from tests.peers import import_timm
 
 ROLL = """g (float[batch, 8, 4] x) => (float[batch, 8, 4] y) {
@@ -378,7 +385,7 @@ def test_the_operator_attention_on_request(exports: dict[str, onnx.ModelProto], 
 
 def test_another_process_writes_the_same_bytes(exports: dict[str, onnx.ModelProto], tmp_path: Path) -> None:
     run(exports["torchscript"], tmp_path, check=0)
-    code = "from pathlib import Path; from exporters.optimize import *; "
+    code = "from pathlib import Path; from deploycli.exporters.optimize import *; "
     code += "optimize(OptimizeRequest(Path('in.onnx'), Path('other.onnx'), check=0))"
     root = str(Path(__file__).parents[2])
     environment = os.environ | {"PYTHONHASHSEED": "7", "PYTHONPATH": root}

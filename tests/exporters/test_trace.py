@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from exporters import trace as trace_module
-from exporters.rewrite.names import name_nodes
-from exporters.rewrite.pipeline import rewrite
-from exporters.trace import MODULE_KEY, OPSETS, trace
-from models.errors import ExportError
-from models.spec import TensorSpec
+from deploycli.exporters import trace as trace_module
+from deploycli.exporters.passes.names import name_nodes
+from deploycli.exporters.passes.pipeline import rewrite
+from deploycli.exporters.trace import MODULE_KEY, OPSETS, trace
+from deploycli.models.errors import ExportError
+from deploycli.models.spec import TensorSpec
 from tests.models.swins import tiny_swin
 
 if TYPE_CHECKING:

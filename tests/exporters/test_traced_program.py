@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from exporters.rewrite.names import name_nodes
-from exporters.rewrite.pipeline import rewrite
-from exporters.tensorrt.lint import lint
-from exporters.trace import MODULE_KEY, _quiet, store_operands, trace
-from models.spec import TensorSpec
-from tests.exporters.rewrite.test_properties import examples
-from tests.exporters.tensorrt.rtx import refusals
+from deploycli.exporters.lint import lint
+from deploycli.exporters.passes.names import name_nodes
+from deploycli.exporters.passes.pipeline import rewrite
+from deploycli.exporters.trace import MODULE_KEY, _quiet, store_operands, trace
+from deploycli.models.spec import TensorSpec
+from tests.exporters.lint.rtx import refusals
+from tests.exporters.passes.test_properties import examples
 from tests.exporters.test_trace import Model, assert_like_eager, image
 from tests.peers import import_timm
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from exporters.trace import OPSETS, _translations_of
+from deploycli.exporters.trace import OPSETS, _translations_of
 
 _registration = pytest.importorskip("torch.onnx._internal.exporter._registration")
 

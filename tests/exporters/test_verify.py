@@ -9,13 +9,23 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from onnx import helper, numpy_helper
 
-from exporters.bundle import Bundle
-from exporters.golden import load_golden, save_golden, synthetic_inputs
-from exporters.report import Report, Stage
-from exporters.verify import verify
-from models.errors import EnvironmentUnsuitable, IntegrityError, UsageError
-from models.spec import Weights
-from tests.exporters.bundles import CLASSES, SAMPLES, SPEC, checks, failing_outputs, graph, make, record_again, truth
+from deploycli.exporters.bundle.bundle import Bundle
+from deploycli.exporters.bundle.golden import load_golden, save_golden, synthetic_inputs
+from deploycli.exporters.verification.report import Report, Stage
+from deploycli.exporters.verify import verify
+from deploycli.models.errors import EnvironmentUnsuitable, IntegrityError, UsageError
+from deploycli.models.spec import Weights
+from tests.exporters.bundle.bundles import (
+    CLASSES,
+    SAMPLES,
+    SPEC,
+    checks,
+    failing_outputs,
+    graph,
+    make,
+    record_again,
+    truth,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -198,8 +208,8 @@ def test_machine_without_pytorch_verifies_against_golden(tmp_path: Path) -> None
 import sys
 sys.modules["torch"] = None
 from pathlib import Path
-from exporters.bundle import Bundle, find_bundles
-from exporters.verify import verify
+from deploycli.exporters.bundle.bundle import Bundle, find_bundles
+from deploycli.exporters.verify import verify
 from exporters import compare, golden, manifest, report, runtimes
 assert "onnxruntime" not in sys.modules and "PIL" not in sys.modules
 (path,) = find_bundles(Path(sys.argv[1]))

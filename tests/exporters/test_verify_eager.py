@@ -12,18 +12,18 @@ from onnx import helper, numpy_helper
 from PIL import Image
 from safetensors.torch import save_file
 
-from exporters.artifact import MANIFEST_NAME, Artifact, FileRecord
-from exporters.bundle import Bundle, write_bundle
-from exporters.golden import GOLDEN_NAME, save_golden, synthetic_inputs
-from exporters.manifest import SCHEMA_VERSION, Manifest
-from exporters.runtimes import EagerRuntime
-from exporters.verify import verify
-from exporters.verify_samples import class_output
-from models.build import build
-from models.errors import IntegrityError, UsageError
-from models.files import sha256_of
-from models.spec import ModelSpec, Preprocessing, TensorSpec, Weights
-from tests.exporters.bundles import checks, failing_outputs, record_again
+from deploycli.exporters.bundle.artifact import MANIFEST_NAME, Artifact, FileRecord
+from deploycli.exporters.bundle.bundle import Bundle, write_bundle
+from deploycli.exporters.bundle.golden import GOLDEN_NAME, save_golden, synthetic_inputs
+from deploycli.exporters.bundle.manifest import SCHEMA_VERSION, Manifest
+from deploycli.exporters.runtime.runtimes import EagerRuntime
+from deploycli.exporters.verification.on_samples import class_output
+from deploycli.exporters.verify import verify
+from deploycli.models.build import build
+from deploycli.models.errors import IntegrityError, UsageError
+from deploycli.models.files import sha256_of
+from deploycli.models.spec import ModelSpec, Preprocessing, TensorSpec, Weights
+from tests.exporters.bundle.bundles import checks, failing_outputs, record_again
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -307,7 +307,7 @@ def test_labels_of_a_model_without_classes_are_refused() -> None:
 def test_a_model_without_classes_has_no_accuracy(
     labels: Literal["folders"] | None, swin_bundle: Bundle, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("exporters.verify.class_output", lambda outputs: None)
+    monkeypatch.setattr("deploycli.exporters.verify.class_output", lambda outputs: None)
     images = pictures if labels else [(np.zeros((3, 32, 32), np.float32), 1)]
     with pytest.raises(UsageError, match=r"has no output \[batch, classes\]"):
         verify(swin_bundle, batches=(1,), images=images, labels=labels)

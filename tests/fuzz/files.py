@@ -8,6 +8,7 @@ of its own, forked from one that has imported everything.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import random
@@ -29,9 +30,9 @@ import safetensors.torch
 import torch
 from onnx import TensorProto, numpy_helper
 
-from models.registry import Design, register
-from models.spec import Preprocessing
-from models.swin import SwinTransformer
+from deploycli.models.registry import Design, register
+from deploycli.models.spec import Preprocessing
+from deploycli.models.swin import SwinTransformer
 from tests.deploycli.conftest import SMALLEST
 from tests.models.swins import golden_state
 
@@ -403,9 +404,9 @@ def main() -> int:
     options = parser.parse_args()
     first = options.seed if options.seed is not None else random.SystemRandom().randrange(2**31)
     print(f"seed {first}", flush=True)
-    for module in ("exporters.export", "exporters.verify", "exporters.optimize", "exporters.precision.quantize",
-                   "exporters.tensorrt.lint", "exporters.bench", "exporters.triton", "onnxruntime"):  # fmt: skip
-        __import__(module)
+    for module in ("export", "verify", "optimize", "quantize", "lint", "bench.run", "serving.triton"):
+        importlib.import_module(f"deploycli.exporters.{module}")
+    importlib.import_module("onnxruntime")
     codes: Counter[int] = Counter()
     wrong, slowest, largest = 0, 0.0, 0
     start = time.perf_counter()

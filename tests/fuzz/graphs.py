@@ -24,8 +24,8 @@ import onnx
 import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 
-from exporters.rewrite.any_model import optimized
-from tests.exporters.rewrite.graphs import session
+from deploycli.exporters.passes.any_model import optimized
+from tests.exporters.passes.graphs import session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

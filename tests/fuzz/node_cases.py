@@ -23,12 +23,12 @@ import onnx_ir as ir
 import onnxruntime as ort
 from onnx import TensorProto
 
-from exporters.optimize import load
-from exporters.precision.cast import cast
-from exporters.precision.policy import REDUCED_TYPES, Policy
-from exporters.rewrite.any_model import optimized
-from models.errors import DeployError
-from tests.exporters.rewrite.graphs import session
+from deploycli.exporters.optimize import load
+from deploycli.exporters.passes.any_model import optimized
+from deploycli.exporters.precision.insert_casts import cast
+from deploycli.exporters.precision.policy import REDUCED_TYPES, Policy
+from deploycli.models.errors import DeployError
+from tests.exporters.passes.graphs import session
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

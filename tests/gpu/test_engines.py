@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from exporters.bench import bench
-from exporters.benchmark.candidate import BenchOptions
-from exporters.bundle import Bundle
-from exporters.export import ExportRequest, export
-from exporters.precision.request import CalibrationData
-from exporters.tensorrt import library
-from exporters.tensorrt.engines import EngineRequest, build_all
-from exporters.tensorrt.settings import ShapeRequest
-from exporters.verify import verify
-from models.errors import EnvironmentUnsuitable
+from deploycli.exporters.bench.candidate import BenchOptions
+from deploycli.exporters.bench.run import bench
+from deploycli.exporters.build import EngineRequest, build_all
+from deploycli.exporters.bundle.bundle import Bundle
+from deploycli.exporters.export import ExportRequest, export
+from deploycli.exporters.precision.request import CalibrationData
+from deploycli.exporters.target.settings import ShapeRequest
+from deploycli.exporters.tensorrt import library
+from deploycli.exporters.verify import verify
+from deploycli.models.errors import EnvironmentUnsuitable
 
 if TYPE_CHECKING:
     from pathlib import Path

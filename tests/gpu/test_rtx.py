@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from exporters.bench import bench
-from exporters.benchmark.candidate import BenchOptions
-from exporters.bundle import Bundle
-from exporters.export import ExportRequest, export
-from exporters.tensorrt import library
-from exporters.tensorrt.engines import EngineRequest, build_all
-from exporters.tensorrt.product import RTX
-from exporters.tensorrt.targets import TARGETS
-from exporters.verify import verify
-from models.errors import EnvironmentUnsuitable
+from deploycli.exporters.bench.candidate import BenchOptions
+from deploycli.exporters.bench.run import bench
+from deploycli.exporters.build import EngineRequest, build_all
+from deploycli.exporters.bundle.bundle import Bundle
+from deploycli.exporters.export import ExportRequest, export
+from deploycli.exporters.target.product import RTX
+from deploycli.exporters.target.targets import TARGETS
+from deploycli.exporters.tensorrt import library
+from deploycli.exporters.verify import verify
+from deploycli.models.errors import EnvironmentUnsuitable
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
-from models.crossformer import CrossFormer
-from models.crossformer_pp import CrossFormerPP
-from models.registry import configure, resolve
-from models.spec import ModelSpec
+from deploycli.models.crossformer import CrossFormer
+from deploycli.models.crossformer_pp import CrossFormerPP
+from deploycli.models.registry import configure, resolve
+from deploycli.models.spec import ModelSpec
 from tests.weights import golden_weight
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 
-from models.registry import configure, resolve
-from models.spec import ModelSpec
-from models.swin import SwinTransformer
+from deploycli.models.registry import configure, resolve
+from deploycli.models.spec import ModelSpec
+from deploycli.models.swin import SwinTransformer
 from tests.weights import golden_weight
 
 DERIVED = ("attn_mask", "relative_position_index")

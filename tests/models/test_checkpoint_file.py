@@ -17,9 +17,9 @@ import pytest
 import torch
 from torch import nn
 
-from models.checkpoint_file import PREFERRED, StoredWeights, read_weights
-from models.errors import UsageError
-from models.memory import shortage
+from deploycli.models.checkpoint_file import PREFERRED, StoredWeights, read_weights
+from deploycli.models.errors import UsageError
+from deploycli.models.memory import shortage
 
 if TYPE_CHECKING:
     from collections.abc import Callable

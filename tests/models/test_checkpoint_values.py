@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
-from models.checkpoint import load
-from models.errors import UsageError
-from models.families import family
-from models.values import converted, shown, to_single
+from deploycli.models.checkpoint import load
+from deploycli.models.errors import UsageError
+from deploycli.models.families import family
+from deploycli.models.values import converted, shown, to_single
 from tests.models import swins, vits
 
 if TYPE_CHECKING:
-    from models.spec import ModelSpec
+    from deploycli.models.spec import ModelSpec
 
 State = dict[Any, torch.Tensor]
 

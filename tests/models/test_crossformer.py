@@ -12,20 +12,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.build import build
-from models.checkpoint import load
-from models.crossformer import (
+from deploycli.models.build import build
+from deploycli.models.checkpoint import load
+from deploycli.models.crossformer import (
     CrossFormer,
     group_at_interval,
     group_neighbours,
     ungroup_at_interval,
     ungroup_neighbours,
 )
-from models.crossformer_layers import relative_offsets
-from models.errors import UsageError
-from models.layers import relative_position_index
-from models.registry import configure, resolve
-from models.windows import misfit
+from deploycli.models.crossformer_layers import relative_offsets
+from deploycli.models.errors import UsageError
+from deploycli.models.layers import relative_position_index
+from deploycli.models.registry import configure, resolve
+from deploycli.models.windows import misfit
 from tests.models.crossformers import GOLDEN, TOLERANCE, tiny_crossformer
 from tests.weights import golden_image, golden_weight
 

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from models.checkpoint import Loaded, load
-from models.errors import UsageError
-from models.spec import ModelSpec
+from deploycli.models.checkpoint import Loaded, load
+from deploycli.models.errors import UsageError
+from deploycli.models.spec import ModelSpec
 from tests.models.crossformers import tiny_crossformer, tiny_crossformer_pp, tiny_spec, tiny_spec_pp
 
 State = dict[str, torch.Tensor]

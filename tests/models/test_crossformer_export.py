@@ -8,11 +8,11 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from exporters.onnx_file import write_model
-from exporters.rewrite.pipeline import rewrite
-from exporters.runtimes import OrtRuntime
-from exporters.trace import trace
-from models.spec import ModelSpec
+from deploycli.exporters.graph.onnx_file import write_model
+from deploycli.exporters.passes.pipeline import rewrite
+from deploycli.exporters.runtime.runtimes import OrtRuntime
+from deploycli.exporters.trace import trace
+from deploycli.models.spec import ModelSpec
 from tests.models.crossformers import tiny_crossformer, tiny_crossformer_pp, tiny_spec, tiny_spec_pp
 from tests.weights import golden_image
 

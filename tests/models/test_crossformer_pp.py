@@ -13,10 +13,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models import crossformer_pp
-from models.build import build
-from models.checkpoint import load
-from models.crossformer_pp import (
+from deploycli.models import crossformer_pp
+from deploycli.models.build import build
+from deploycli.models.checkpoint import load
+from deploycli.models.crossformer_pp import (
     MASKED,
     CrossFormerPP,
     group_tokens,
@@ -25,8 +25,8 @@ from models.crossformer_pp import (
     sample_at_interval,
     ungroup_tokens,
 )
-from models.errors import UsageError
-from models.registry import configure, resolve
+from deploycli.models.errors import UsageError
+from deploycli.models.registry import configure, resolve
 from tests.models.crossformers import GOLDEN, TINY_PP, TOLERANCE, tiny_crossformer_pp
 from tests.weights import golden_image, golden_weight
 

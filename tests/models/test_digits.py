@@ -9,14 +9,14 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from models import registry
-from models.checkpoint import load
-from models.crossformer import CrossFormer
-from models.errors import UsageError
-from models.preprocess import image_files, load_image
-from models.registry import resolve
-from models.swin import SwinTransformer
-from models.vit import VisionTransformer
+from deploycli.models import registry
+from deploycli.models.checkpoint import load
+from deploycli.models.crossformer import CrossFormer
+from deploycli.models.errors import UsageError
+from deploycli.models.preprocess import image_files, load_image
+from deploycli.models.registry import resolve
+from deploycli.models.swin import SwinTransformer
+from deploycli.models.vit import VisionTransformer
 from tests.digits import (
     CLASSES,
     NAMES,

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from models.describe import describe
-from models.fingerprint import build_factory
-from models.sources import Source
-from models.spec import TensorSpec, Weights
+from deploycli.models.describe import describe
+from deploycli.models.fingerprint import build_factory
+from deploycli.models.sources import Source
+from deploycli.models.spec import TensorSpec, Weights
 
 if TYPE_CHECKING:
     from pathlib import Path

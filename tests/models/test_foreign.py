@@ -11,18 +11,18 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from exporters.export import ExportRequest, export
-from models import codec
-from models.build import build
-from models.checkpoint import load
-from models.describe import _Processor, describe, own_checkpoint, with_classes
-from models.errors import DeployError, EnvironmentUnsuitable, IntegrityError, UsageError
-from models.foreign import classes_of, make
-from models.hub import fetch
-from models.outputs import flatten
-from models.registry import HubFile, variants
-from models.sources import Source, parse_source
-from models.spec import TensorSpec
+from deploycli.exporters.export import ExportRequest, export
+from deploycli.models import codec
+from deploycli.models.build import build
+from deploycli.models.checkpoint import load
+from deploycli.models.describe import _Processor, describe, own_checkpoint, with_classes
+from deploycli.models.errors import DeployError, EnvironmentUnsuitable, IntegrityError, UsageError
+from deploycli.models.foreign import classes_of, make
+from deploycli.models.hub import fetch
+from deploycli.models.outputs import flatten
+from deploycli.models.registry import HubFile, variants
+from deploycli.models.sources import Source, parse_source
+from deploycli.models.spec import TensorSpec
 from tests.hub_server import COMMIT, Hub, serving
 from tests.peers import import_timm, import_transformers
 
@@ -131,7 +131,6 @@ def test_several_inputs_and_outputs(folder: Path) -> None:
         ("strangers:text", "returned str"),
         ("strangers:raises", "ValueError: no luck .*strangers.py:10"),
         ("absent.py:net", "no file absent.py"),
-        ("models.swin:SwinTransformer", "'models' is a package of deploycli's own"),
     ],
 )
 def test_what_cannot_be_made_is_one_message(folder: Path, target: str, message: str) -> None:

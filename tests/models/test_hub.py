@@ -12,10 +12,10 @@ import huggingface_hub.constants
 import pytest
 from safetensors.torch import save
 
-from models.checkpoint import load
-from models.errors import EnvironmentUnsuitable, UsageError
-from models.hub import fetch, parse
-from models.registry import HubFile
+from deploycli.models.checkpoint import load
+from deploycli.models.errors import EnvironmentUnsuitable, UsageError
+from deploycli.models.hub import fetch, parse
+from deploycli.models.registry import HubFile
 from tests.hub_server import COMMIT, Hub, serving
 from tests.models.swins import tiny_spec, tiny_swin, to_timm_names
 
@@ -74,8 +74,8 @@ def test_without_a_network_the_cache_is_enough(hub: Hub, monkeypatch: pytest.Mon
 
 def test_honours_the_environment(hub: Hub, tmp_path: Path) -> None:
     code = (
-        "import json, models.hub, models.registry\n"
-        f"fetched = models.hub.fetch(models.registry.HubFile({REPO!r}))\n"
+        "import json, deploycli.models.hub, deploycli.models.registry\n"
+        f"fetched = deploycli.models.hub.fetch(deploycli.models.registry.HubFile({REPO!r}))\n"
         "print(json.dumps([str(fetched.path), fetched.origin]))"
     )
     environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "NO_PROXY": "127.0.0.1"}

@@ -8,10 +8,10 @@ import pytest
 import skimage
 from PIL import Image, ImageOps
 
-from models.errors import UsageError
-from models.preprocess import image_files, load_image
-from models.registry import resolve
-from models.spec import Preprocessing
+from deploycli.models.errors import UsageError
+from deploycli.models.preprocess import image_files, load_image
+from deploycli.models.registry import resolve
+from deploycli.models.spec import Preprocessing
 from tests.peers import import_timm
 
 PLAIN = Preprocessing((8, 8), crop_pct=1.0, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))

@@ -7,18 +7,18 @@ from typing import Any
 
 import pytest
 
-from models.codec import decode
-from models.errors import UsageError
-from models.registry import Design, Variant, configure, register, resolve, variants
-from models.spec import ModelSpec, Preprocessing, TensorSpec
+from deploycli.models.codec import decode
+from deploycli.models.errors import UsageError
+from deploycli.models.registry import Design, Variant, configure, register, resolve, variants
+from deploycli.models.spec import ModelSpec, Preprocessing, TensorSpec
 from tests.peers import import_timm
 
 
 def test_listing_and_unknown_names_import_nothing_heavy() -> None:
     code = (
-        "import sys; from models.registry import resolve, variants; assert variants()\n"
+        "import sys; from deploycli.models.registry import resolve, variants; assert variants()\n"
         "try: resolve('swin_x')\nexcept Exception as error: assert 'swin_t' in str(error)\n"
-        "import models.preprocess, models.hub\n"
+        "import deploycli.models.preprocess, deploycli.models.hub\n"
         "heavy = {'torch', 'safetensors', 'huggingface_hub', 'timm'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )

@@ -11,14 +11,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.build import build
-from models.checkpoint import load
-from models.errors import UsageError
-from models.layers import DropPath, drop_path_rates
-from models.registry import configure, resolve, variants
-from models.spec import ModelSpec
-from models.swin import SwinTransformer, relative_position_index, shifted_window_mask, window_partition, window_reverse
-from models.windows import misfit
+from deploycli.models.build import build
+from deploycli.models.checkpoint import load
+from deploycli.models.errors import UsageError
+from deploycli.models.layers import DropPath, drop_path_rates
+from deploycli.models.registry import configure, resolve, variants
+from deploycli.models.spec import ModelSpec
+from deploycli.models.swin import (
+    SwinTransformer,
+    relative_position_index,
+    shifted_window_mask,
+    window_partition,
+    window_reverse,
+)
+from deploycli.models.windows import misfit
 from tests.models.swins import DERIVED, golden_state, tiny_spec, tiny_swin, to_timm_names
 from tests.peers import import_timm, import_transformers
 from tests.weights import golden_image, golden_weight

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from models.build import build
-from models.checkpoint import load
-from models.errors import UsageError
-from models.registry import Variant, configure, resolve, variants
-from models.vit import VisionTransformer
+from deploycli.models.build import build
+from deploycli.models.checkpoint import load
+from deploycli.models.errors import UsageError
+from deploycli.models.registry import Variant, configure, resolve, variants
+from deploycli.models.vit import VisionTransformer
 from tests.models.swins import golden_state
 from tests.models.vits import TINY, tiny_vit
 from tests.peers import import_timm, import_transformers

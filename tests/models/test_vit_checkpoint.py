@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from models.build import build
-from models.checkpoint import Loaded, adapt, load
-from models.errors import UsageError
-from models.registry import configure, resolve
-from models.vit_checkpoint import check_geometry, resample
+from deploycli.models.build import build
+from deploycli.models.checkpoint import Loaded, adapt, load
+from deploycli.models.errors import UsageError
+from deploycli.models.registry import configure, resolve
+from deploycli.models.vit_checkpoint import check_geometry, resample
 from tests.models.swins import golden_state
 from tests.models.vits import TINY, tiny_spec, tiny_vit, to_jax
 from tests.peers import import_timm

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from exporters.onnx_file import write_model
-from exporters.rewrite.pipeline import rewrite
-from exporters.runtimes import OrtRuntime
-from exporters.trace import trace
+from deploycli.exporters.graph.onnx_file import write_model
+from deploycli.exporters.passes.pipeline import rewrite
+from deploycli.exporters.runtime.runtimes import OrtRuntime
+from deploycli.exporters.trace import trace
 from tests.models.vits import tiny_spec, tiny_vit
 from tests.weights import golden_image
 

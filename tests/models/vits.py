@@ -5,9 +5,9 @@ from typing import Any
 import numpy.typing as npt
 import torch
 
-from models.registry import configure, resolve
-from models.spec import ModelSpec
-from models.vit import VisionTransformer
+from deploycli.models.registry import configure, resolve
+from deploycli.models.spec import ModelSpec
+from deploycli.models.vit import VisionTransformer
 from tests.models.swins import golden_state
 
 TINY: dict[str, Any] = {

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.exporters.tensorrt.rtx import WHY
+from tests.exporters.lint.rtx import WHY
 from tests.tensorrt_api.bindings import ROOT, Unavailable, environment, prepare
 
 if TYPE_CHECKING:

@@ -15,9 +15,11 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tests.one_package import as_installed, linked
 from tests.tensorrt_api import signatures as signatures_module
 from tests.tensorrt_api.bindings import ROOT, environment, locked, prepare
 from tests.tensorrt_api.signatures import Kind, Signature, signatures
@@ -267,9 +269,13 @@ def check(stubs: str | Path, files: Sequence[Path]) -> list[str]:
     with locked("mypy") as kept:
         options = [f"--config-file={CONFIG}", "--strict", "--follow-imports=silent"]
         style = ["--no-error-summary", "--no-color-output", "--hide-error-context", "--no-pretty", "--show-error-codes"]
-        command = [sys.executable, "-m", "mypy", *options, *style, f"--cache-dir={kept / 'mypy'}", *map(str, files)]
+        command = [sys.executable, "-m", "mypy", *options, *style, f"--cache-dir={kept / 'mypy'}"]
         env = {**os.environ, "MYPYPATH": str(folder)}
-        result = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+        with tempfile.TemporaryDirectory() as top:
+            command += [str(as_installed(file)) if file.is_relative_to(ROOT) else str(file) for file in files]
+            result = subprocess.run(
+                command, cwd=linked(Path(top)), env=env, capture_output=True, text=True, check=False
+            )
     if result.returncode not in (0, 1):
         raise RuntimeError(result.stdout + result.stderr)
     errors = [line for line in result.stdout.splitlines() if ": error: " in line]

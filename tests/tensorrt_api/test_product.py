@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.exporters.tensorrt.rtx import WHY
+from tests.exporters.lint.rtx import WHY
 from tests.tensorrt_api import child, names, stubs
 from tests.tensorrt_api.bindings import VERSIONS
 
@@ -66,7 +66,7 @@ def test_another_name_or_call_would_be_found(wrong: str, words: str, rtx: Path, 
 
 def test_names_that_are_compared_as_text_are_of_tensorrt_for_rtx() -> None:
     rtx = pytest.importorskip("tensorrt_rtx", reason=WHY)
-    from exporters.tensorrt.runtime import NUMPY_TYPES
+    from deploycli.exporters.tensorrt.runtime import NUMPY_TYPES
 
     assert set(NUMPY_TYPES) <= set(rtx.DataType.__members__)
     assert "INPUT" in rtx.TensorIOMode.__members__

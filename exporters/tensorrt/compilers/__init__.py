@@ -1,22 +1,22 @@
-"""NVIDIA's two compilers behind one interface: `exporters.tensorrt.builder` drives either.
+"""NVIDIA's two compilers behind one interface: `deploycli.exporters.tensorrt.builder` drives either.
 
-Import this after `exporters.tensorrt.library.use`, in the child process that builds.
+Import this after `deploycli.exporters.tensorrt.library.use`, in the child process that builds.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-from exporters.tensorrt.product import RTX
+from deploycli.exporters.target.product import RTX
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
-    from exporters.tensorrt.callbacks import Log, Monitor
-    from exporters.tensorrt.job import Job
-    from exporters.tensorrt.plan import PlanHeader
-    from exporters.tensorrt.readback import EngineReport
-    from exporters.tensorrt.sidecar import GpuRecord
+    from deploycli.exporters.tensorrt.callbacks import Log, Monitor
+    from deploycli.exporters.tensorrt.job import Job
+    from deploycli.exporters.tensorrt.plan import PlanHeader
+    from deploycli.exporters.tensorrt.readback import EngineReport
+    from deploycli.exporters.tensorrt.sidecar import GpuRecord
 
 
 class Compiler(Protocol):
@@ -70,9 +70,9 @@ def compiler_of(job: Job, log: Log) -> Compiler:
         EnvironmentUnsuitable: it needs a GPU, and there is none.
     """
     if job.product is RTX:
-        from exporters.tensorrt.compilers.rtx import Rtx
+        from deploycli.exporters.tensorrt.compilers.rtx import Rtx
 
         return Rtx(job, log)
-    from exporters.tensorrt.compilers.tensorrt import TensorRt
+    from deploycli.exporters.tensorrt.compilers.tensorrt import TensorRt
 
     return TensorRt(job, log)

@@ -12,21 +12,21 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, cast
 
-from exporters.tensorrt import library
-from exporters.tensorrt.listing import LISTING, PlainNames, as_inspector_json
-from exporters.tensorrt.network import NO_DRIVER
-from exporters.tensorrt.product import RTX
-from exporters.tensorrt.readback import EngineReport, network_io
-from exporters.tensorrt.targets import named
-from models.errors import BuildError, EnvironmentUnsuitable
+from deploycli.exporters.target.product import RTX
+from deploycli.exporters.target.targets import named
+from deploycli.exporters.tensorrt import library
+from deploycli.exporters.tensorrt.listing import LISTING, PlainNames, as_inspector_json
+from deploycli.exporters.tensorrt.network import NO_DRIVER
+from deploycli.exporters.tensorrt.readback import EngineReport, network_io
+from deploycli.models.errors import BuildError, EnvironmentUnsuitable
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
-    from exporters.tensorrt.callbacks import Log, Monitor
-    from exporters.tensorrt.job import Job
-    from exporters.tensorrt.plan import PlanHeader
-    from exporters.tensorrt.sidecar import GpuRecord
+    from deploycli.exporters.tensorrt.callbacks import Log, Monitor
+    from deploycli.exporters.tensorrt.job import Job
+    from deploycli.exporters.tensorrt.plan import PlanHeader
+    from deploycli.exporters.tensorrt.sidecar import GpuRecord
 
 _NODE = re.compile(r"\[ONNX Layer: (.*)\]", re.DOTALL)
 
@@ -34,7 +34,7 @@ _MEMORY = re.compile(r"^Total (Weights|Activation) Memory: (\d+) bytes", re.IGNO
 
 
 class Rtx:
-    """TensorRT for RTX, for one build; see `exporters.tensorrt.compilers.Compiler`."""
+    """TensorRT for RTX, for one build; see `deploycli.exporters.tensorrt.compilers.Compiler`."""
 
     gpu: GpuRecord | None = None
 

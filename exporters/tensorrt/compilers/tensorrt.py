@@ -14,12 +14,12 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporters.tensorrt import library
-from exporters.tensorrt.product import TENSORRT
-from exporters.tensorrt.readback import EngineReport, hardware_compatibility, inspect_engine, network_io
-from exporters.tensorrt.tactics import Lock, LockScope, tactics_of
-from exporters.tensorrt.targets import dotted
-from exporters.tensorrt.timing_cache import (
+from deploycli.exporters.target.product import TENSORRT
+from deploycli.exporters.target.targets import dotted
+from deploycli.exporters.tensorrt import library
+from deploycli.exporters.tensorrt.readback import EngineReport, hardware_compatibility, inspect_engine, network_io
+from deploycli.exporters.tensorrt.tactics import Lock, LockScope, tactics_of
+from deploycli.exporters.tensorrt.timing_cache import (
     CacheStore,
     cache_bytes,
     cache_key,
@@ -27,15 +27,15 @@ from exporters.tensorrt.timing_cache import (
     merged,
     sha256_of_bytes,
 )
-from models.errors import BuildError, DeployError, EnvironmentUnsuitable, first_line
+from deploycli.models.errors import BuildError, DeployError, EnvironmentUnsuitable, first_line
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
-    from exporters.tensorrt.callbacks import Log, Monitor
-    from exporters.tensorrt.job import Job
-    from exporters.tensorrt.plan import PlanHeader
-    from exporters.tensorrt.sidecar import GpuRecord
+    from deploycli.exporters.tensorrt.callbacks import Log, Monitor
+    from deploycli.exporters.tensorrt.job import Job
+    from deploycli.exporters.tensorrt.plan import PlanHeader
+    from deploycli.exporters.tensorrt.sidecar import GpuRecord
 
 _OLD_NAME = "WEIGHTLESS"
 """Of STRIP_PLAN, which TensorRT 10 knows under both."""
@@ -45,7 +45,7 @@ _POLYGRAPHY = (0, 50, 3)
 
 
 class TensorRt:
-    """TensorRT, for one build; see `exporters.tensorrt.compilers.Compiler`.
+    """TensorRT, for one build; see `deploycli.exporters.tensorrt.compilers.Compiler`.
 
     Raises:
         EnvironmentUnsuitable: no GPU.

@@ -13,12 +13,12 @@ import onnx
 import onnx_ir as ir
 from onnx import TensorProto, numpy_helper
 
-from exporters.precision.cast import cast
-from exporters.precision.policy import REDUCED_TYPES, Policy
-from exporters.precision.simulate import SimulatedRuntime, reduced_type
-from exporters.rewrite.movement_ops import MOVEMENT
-from exporters.tensorrt.lint import lint
-from tests.exporters.rewrite.graphs import session
+from deploycli.exporters.graph.movement_ops import MOVEMENT
+from deploycli.exporters.lint import lint
+from deploycli.exporters.precision.insert_casts import cast
+from deploycli.exporters.precision.policy import REDUCED_TYPES, Policy
+from deploycli.exporters.precision.simulate import SimulatedRuntime, reduced_type
+from tests.exporters.passes.graphs import session
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping

@@ -10,16 +10,16 @@ import onnx
 import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 
-from exporters.precision.placement import Placement, place
-from exporters.precision.qdq import insert
-from exporters.rewrite.names import name_nodes
-from exporters.rewrite.pipeline import rewrite
-from exporters.tensorrt.lint import lint
-from exporters.trace import MODULE_KEY, trace
-from models.outputs import output_names
-from models.spec import TensorSpec
-from tests.exporters.rewrite.graphs import session
-from tests.exporters.test_foreign_export import hf, randomized, timm_swin, torchvision_swin
+from deploycli.exporters.lint import lint
+from deploycli.exporters.passes.names import name_nodes
+from deploycli.exporters.passes.pipeline import rewrite
+from deploycli.exporters.precision.insert_qdq import insert
+from deploycli.exporters.precision.placement import Placement, place
+from deploycli.exporters.trace import MODULE_KEY, trace
+from deploycli.models.outputs import output_names
+from deploycli.models.spec import TensorSpec
+from tests.exporters.passes.graphs import session
+from tests.exporters.passes.test_foreign_export import hf, randomized, timm_swin, torchvision_swin
 from tests.models.crossformers import tiny_crossformer, tiny_crossformer_pp
 from tests.models.swins import tiny_swin
 from tests.models.vits import tiny_vit

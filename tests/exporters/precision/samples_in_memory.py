@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from exporters.samples import Batch
+from deploycli.exporters.data.samples import Batch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

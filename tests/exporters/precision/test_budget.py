@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporters.evaluate import Accuracy
-from exporters.precision.budget import Search, accuracy_of, fit, harm_of
-from exporters.precision.request import Labelled
-from exporters.samples import Batch
-from models.errors import NumericsError, UsageError
+from deploycli.exporters.data.samples import Batch
+from deploycli.exporters.precision.budget import Search, accuracy_of, fit, harm_of
+from deploycli.exporters.precision.request import Labelled
+from deploycli.exporters.verification.evaluate import Accuracy
+from deploycli.models.errors import NumericsError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping

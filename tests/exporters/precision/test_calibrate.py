@@ -7,17 +7,17 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from exporters.onnx_file import write_model
-from exporters.precision.calibrate import calibrate
-from exporters.precision.histogram import Histogram
-from exporters.precision.methods import METHODS, Method
-from exporters.precision.observed import model_sha256, observed
-from models.errors import EnvironmentUnsuitable, IntegrityError, NumericsError, UsageError
-from models.files import sha256_of
+from deploycli.exporters.graph.onnx_file import write_model
+from deploycli.exporters.precision.calibrate import calibrate
+from deploycli.exporters.precision.histogram import Histogram
+from deploycli.exporters.precision.methods import METHODS, Method
+from deploycli.exporters.precision.observed import model_sha256, observed
+from deploycli.models.errors import EnvironmentUnsuitable, IntegrityError, NumericsError, UsageError
+from deploycli.models.files import sha256_of
+from tests.exporters.graph.test_onnx_file import WIDTH, linear
+from tests.exporters.passes.graphs import parse
 from tests.exporters.precision.samples_in_memory import InMemory
 from tests.exporters.precision.test_histogram import facts
-from tests.exporters.rewrite.graphs import parse
-from tests.exporters.test_onnx_file import WIDTH, linear
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exporters.precision.calibrate import calibrate
-from exporters.precision.calibration_cache import CalibrationCache, DataRecord
-from exporters.precision.methods import Method
-from exporters.precision.observed import model_sha256
-from exporters.precision.ranges import LARGEST, SMALLEST
-from models.codec import decode
-from models.errors import DeployError, EnvironmentUnsuitable, IntegrityError, NumericsError, UsageError
-from models.spec import Preprocessing
+from deploycli.exporters.precision.calibrate import calibrate
+from deploycli.exporters.precision.calibration_cache import CalibrationCache, DataRecord
+from deploycli.exporters.precision.methods import Method
+from deploycli.exporters.precision.observed import model_sha256
+from deploycli.exporters.precision.ranges import LARGEST, SMALLEST
+from deploycli.models.codec import decode
+from deploycli.models.errors import DeployError, EnvironmentUnsuitable, IntegrityError, NumericsError, UsageError
+from deploycli.models.spec import Preprocessing
 from tests.exporters.precision.samples_in_memory import InMemory
 from tests.exporters.precision.test_calibrate import ROWS, mlp, saved
 

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from exporters.precision import calibrate as module
-from exporters.precision.calibrate import Calibration, calibrate
-from exporters.precision.calibration_state import load_state
-from exporters.precision.histogram import Histogram
-from exporters.precision.methods import Method
-from models.errors import EnvironmentUnsuitable, UsageError
+from deploycli.exporters.precision import calibrate as module
+from deploycli.exporters.precision.calibrate import Calibration, calibrate
+from deploycli.exporters.precision.calibration_state import load_state
+from deploycli.exporters.precision.histogram import Histogram
+from deploycli.exporters.precision.methods import Method
+from deploycli.models.errors import EnvironmentUnsuitable, UsageError
 from tests.exporters.precision.samples_in_memory import InMemory
 from tests.exporters.precision.test_calibrate import BATCH, FIXED, ROWS, mlp, saved
 from tests.exporters.precision.test_histogram import facts
@@ -112,7 +112,7 @@ def test_a_killed_process_loses_what_was_not_saved(model: Path, state: Path) -> 
     script = f"""
         import os, signal
         from pathlib import Path
-        from exporters.precision import calibrate
+        from deploycli.exporters.precision import calibrate
         from tests.exporters.precision.test_calibration_state import InMemory, ROWS, run
 
         def before(start):

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from exporters.precision import histogram
-from exporters.precision.histogram import BINS, Histogram
+from deploycli.exporters.precision import histogram
+from deploycli.exporters.precision.histogram import BINS, Histogram
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 ARRAYS = hnp.arrays(np.float32, st.integers(0, 40), elements=FLOATS)

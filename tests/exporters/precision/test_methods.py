@@ -11,10 +11,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from exporters.precision.histogram import Histogram
-from exporters.precision.methods import METHODS, Method, _divergences
-from models.codec import decode
-from models.errors import UsageError
+from deploycli.exporters.precision.histogram import Histogram
+from deploycli.exporters.precision.methods import METHODS, Method, _divergences
+from deploycli.models.codec import decode
+from deploycli.models.errors import UsageError
 
 RNG = np.random.default_rng(0)
 NORMAL = RNG.standard_normal(50_000).astype(np.float32)

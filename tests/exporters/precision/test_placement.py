@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from exporters.precision.placement import SCHEMES, Placement, place
-from exporters.precision.roles import Stage
+from deploycli.exporters.precision.placement import SCHEMES, Placement, place
+from deploycli.exporters.precision.roles import Stage
 from tests.exporters.precision.networks import block, graph, normal
 
 NOTHING: frozenset[Stage] = frozenset()

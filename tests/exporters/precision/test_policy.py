@@ -10,10 +10,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from exporters.precision import policy as policy_module
-from exporters.precision.dtypes import fill_types
-from exporters.precision.policy import OPTIONAL_RULES, RULES, Policy, decide
-from models.errors import UsageError
+from deploycli.exporters.precision import policy as policy_module
+from deploycli.exporters.precision.dtypes import fill_types
+from deploycli.exporters.precision.policy import OPTIONAL_RULES, RULES, Policy, decide
+from deploycli.models.errors import UsageError
 from tests.exporters.precision.casts import INT8, QUANTIZED, Double, assert_close, source, typed, weights
 
 if TYPE_CHECKING:

@@ -9,12 +9,12 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from exporters.precision.cast import cast
-from exporters.precision.placement import SCHEMES, place
-from exporters.precision.policy import Policy
-from exporters.precision.qdq import insert
-from exporters.precision.roles import PRODUCTS, Attention, Roles, Stage, Weight
-from exporters.rewrite.pipeline import tidy
+from deploycli.exporters.passes.pipeline import tidy
+from deploycli.exporters.precision.insert_casts import cast
+from deploycli.exporters.precision.insert_qdq import insert
+from deploycli.exporters.precision.placement import SCHEMES, place
+from deploycli.exporters.precision.policy import Policy
+from deploycli.exporters.precision.roles import PRODUCTS, Attention, Roles, Stage, Weight
 from tests.exporters.precision.networks import (
     FAMILIES,
     HALF,

@@ -12,9 +12,9 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from exporters.precision.simulate import SimulatedRuntime, open_runtime, reduced_type, simulate
-from exporters.runtimes import OrtRuntime
-from models.errors import ExportError, UsageError
+from deploycli.exporters.precision.simulate import SimulatedRuntime, open_runtime, reduced_type, simulate
+from deploycli.exporters.runtime.runtimes import OrtRuntime
+from deploycli.models.errors import ExportError, UsageError
 from tests.exporters.precision.casts import Array, simulated, source, typed
 
 if TYPE_CHECKING:

@@ -9,13 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporters.tensorrt import library
-from exporters.tensorrt.job import Job
-from exporters.tensorrt.product import RTX
-from exporters.tensorrt.progress import Reporter
-from exporters.tensorrt.settings import BuildSettings, ShapeRange
-from exporters.tensorrt.sidecar import GpuRecord
-from models.errors import DeployError
+from deploycli.exporters.target.product import RTX
+from deploycli.exporters.target.settings import BuildSettings, ShapeRange
+from deploycli.exporters.tensorrt import library
+from deploycli.exporters.tensorrt.job import Job
+from deploycli.exporters.tensorrt.progress import Reporter
+from deploycli.exporters.tensorrt.sidecar import GpuRecord
+from deploycli.models.errors import DeployError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,9 +33,9 @@ def configured(settings: dict[str, Any]) -> dict[str, Any]:
     _tensorrt_on_rtx()
     import tensorrt as trt
 
-    from exporters.tensorrt.builder import make_builder
-    from exporters.tensorrt.callbacks import Log, Monitor
-    from exporters.tensorrt.compilers.tensorrt import TensorRt, _facts
+    from deploycli.exporters.tensorrt.builder import make_builder
+    from deploycli.exporters.tensorrt.callbacks import Log, Monitor
+    from deploycli.exporters.tensorrt.compilers.tensorrt import TensorRt, _facts
 
     with tempfile.TemporaryDirectory() as folder:
         if settings.get("timing_cache"):
@@ -103,8 +103,8 @@ _FAILS: dict[str, Any] = {
 def failures(onnx: str) -> dict[str, str]:
     """What becomes of each failure: the class of the error and what it says."""
     library.use(RTX)
-    from exporters.tensorrt.builder import build
-    from exporters.tensorrt.callbacks import Log
+    from deploycli.exporters.tensorrt.builder import build
+    from deploycli.exporters.tensorrt.callbacks import Log
 
     found = {}
     for name in FAILURES:

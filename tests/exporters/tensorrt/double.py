@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from exporters.precision.simulate import open_runtime
+from deploycli.exporters.precision.simulate import open_runtime
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from exporters.tensorrt.sidecar import Sidecar
+    from deploycli.exporters.tensorrt.sidecar import Sidecar
 
 
 class Engine:
-    """Takes the place of what `exporters.tensorrt.runtime.open_engine` returns.
+    """Takes the place of what `deploycli.exporters.tensorrt.runtime.open_engine` returns.
 
     Attributes:
         opened: the plans that were loaded, in turn.

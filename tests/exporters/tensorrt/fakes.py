@@ -10,12 +10,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from exporters.tensorrt.child import run_build
-from exporters.tensorrt.settings import BuildSettings, ShapeRange
-from tests.exporters.tensorrt.rtx import WHY
+from deploycli.exporters.target.settings import BuildSettings, ShapeRange
+from deploycli.exporters.tensorrt.child import run_build
+from tests.exporters.lint.rtx import WHY
 
 if TYPE_CHECKING:
-    from exporters.tensorrt.job import BuildResult
+    from deploycli.exporters.tensorrt.job import BuildResult
 
 FOLDER, GPU = (Path(__file__).parent / name for name in ("fake", "gpu"))
 PROFILE = {"image": ShapeRange((1, 3), (2, 3), (4, 3))}

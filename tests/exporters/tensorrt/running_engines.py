@@ -18,17 +18,17 @@ import numpy as np
 import pytest
 from onnx import load
 
-from exporters.precision.observed import model_sha256
-from exporters.tensorrt.product import RTX, TENSORRT
-from exporters.tensorrt.settings import BuildSettings, ShapeRange
-from exporters.tensorrt.sidecar import GpuRecord, IoTensor, Sidecar, engine_name
-from exporters.tensorrt.targets import TARGETS
+from deploycli.exporters.precision.observed import model_sha256
+from deploycli.exporters.target.product import RTX, TENSORRT
+from deploycli.exporters.target.settings import BuildSettings, ShapeRange
+from deploycli.exporters.target.targets import TARGETS
+from deploycli.exporters.tensorrt.sidecar import GpuRecord, IoTensor, Sidecar, engine_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from exporters.tensorrt.product import Product
-    from exporters.tensorrt.targets import Capability
+    from deploycli.exporters.target.product import Product
+    from deploycli.exporters.target.targets import Capability
 
 FOLDER, GPU = (Path(__file__).parent / name for name in ("running", "gpu"))
 VERSION = "10.13.3.9"

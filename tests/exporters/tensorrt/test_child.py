@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from exporters.tensorrt import child
-from exporters.tensorrt.progress import Progress, Reader
-from models.errors import BuildError, EnvironmentUnsuitable, UsageError
+from deploycli.exporters.tensorrt import child
+from deploycli.exporters.tensorrt.progress import Progress, Reader
+from deploycli.models.errors import BuildError, EnvironmentUnsuitable, UsageError
 from tests.exporters.tensorrt.fakes import Bench, bench
 
 __all__ = ["bench"]
@@ -77,7 +77,9 @@ def test_a_failure_is_told(bench: Bench, does: str, what: str) -> None:
     message = str(caught.value)
     assert "[I] building" in message
     assert str(bench.work / "builder.log") in message
-    assert message.endswith(shlex.join([sys.executable, "-m", "exporters.tensorrt.worker", f"{bench.work}/job.json"]))
+    assert message.endswith(
+        shlex.join([sys.executable, "-m", "deploycli.exporters.tensorrt.worker", f"{bench.work}/job.json"])
+    )
 
 
 def test_the_command_in_the_message_builds_again(bench: Bench) -> None:
@@ -179,8 +181,8 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from deploycli.interruption import Interrupted, interruptible
-from exporters.tensorrt.child import run_build
-from exporters.tensorrt.settings import BuildSettings
+from deploycli.exporters.tensorrt.child import run_build
+from deploycli.exporters.target.settings import BuildSettings
 from tests.exporters.tensorrt.fakes import PROFILE
 try:
     with interruptible():

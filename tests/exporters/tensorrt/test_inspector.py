@@ -11,8 +11,13 @@ from typing import Any
 
 import pytest
 
-from exporters.tensorrt.inspector import DEFAULT_ASSERTIONS, PrecisionAssertion, default_assertion, parse_layers
-from models.errors import BuildError, UsageError
+from deploycli.exporters.tensorrt.inspector import (
+    DEFAULT_ASSERTIONS,
+    PrecisionAssertion,
+    default_assertion,
+    parse_layers,
+)
+from deploycli.models.errors import BuildError, UsageError
 
 BLOCKS = 4
 TYPES = {"fp32": "Float", "fp16": "Half", "int8": "Int8"}

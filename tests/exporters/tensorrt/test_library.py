@@ -9,9 +9,9 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from exporters.tensorrt import library
-from exporters.tensorrt.sidecar import GpuRecord
-from models.errors import EnvironmentUnsuitable
+from deploycli.exporters.tensorrt import library
+from deploycli.exporters.tensorrt.sidecar import GpuRecord
+from deploycli.models.errors import EnvironmentUnsuitable
 from tests.exporters.tensorrt import fakes
 
 ROOT = Path(__file__).parents[3]
@@ -69,7 +69,7 @@ def test_a_folder_of_that_name_is_not_it(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 
 def test_nothing_is_imported_before_it_is_asked_for() -> None:
-    code = "import sys, exporters.tensorrt.library, exporters.tensorrt.builder, exporters.tensorrt.child\n"
+    code = "import sys; from deploycli.exporters.tensorrt import builder, child, library\n"
     code += "print([name for name in ('tensorrt', 'cuda', 'polygraphy', 'torch') if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

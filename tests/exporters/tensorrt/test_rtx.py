@@ -17,23 +17,24 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from deploycli.ending import explain
-from exporters.tensorrt.child import run_build
-from exporters.tensorrt.inspector import EngineLayers, parse_layers
-from exporters.tensorrt.plan import header_of_plan
-from exporters.tensorrt.product import RTX
-from exporters.tensorrt.settings import BuildSettings, ShapeRange
-from exporters.tensorrt.sidecar import Sidecar
-from exporters.tensorrt.targets import TARGETS
-from exporters.tensorrt.traffic import read_engine
-from models.errors import BuildError, EnvironmentUnsuitable, IntegrityError, UsageError
-from tests.exporters import bundles, engines
-from tests.exporters.tensorrt.rtx import WHY
+from deploycli.exporters.target.product import RTX
+from deploycli.exporters.target.settings import BuildSettings, ShapeRange
+from deploycli.exporters.target.targets import TARGETS
+from deploycli.exporters.tensorrt.child import run_build
+from deploycli.exporters.tensorrt.inspector import EngineLayers, parse_layers
+from deploycli.exporters.tensorrt.plan import header_of_plan
+from deploycli.exporters.tensorrt.sidecar import Sidecar
+from deploycli.exporters.tensorrt.traffic import read_engine
+from deploycli.models.errors import BuildError, EnvironmentUnsuitable, IntegrityError, UsageError
+from tests.exporters import engines
+from tests.exporters.bundle import bundles
+from tests.exporters.lint.rtx import WHY
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from exporters.tensorrt.job import BuildResult
-    from exporters.tensorrt.progress import Progress
+    from deploycli.exporters.tensorrt.job import BuildResult
+    from deploycli.exporters.tensorrt.progress import Progress
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason=WHY)
 
@@ -338,7 +339,7 @@ def during(phase: str, act: Callable[[int], object]) -> Callable[[Progress], Non
     def progress(step: Progress) -> None:
         if step.phase == phase and not done:
             for child in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
-                if b"exporters.tensorrt.worker" in Path(f"/proc/{child}/cmdline").read_bytes():
+                if b"deploycli.exporters.tensorrt.worker" in Path(f"/proc/{child}/cmdline").read_bytes():
                     done.append(int(child))
                     act(int(child))
 

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 import pytest
 
-from exporters.onnx_file import write_model
-from exporters.precision.cast import cast
-from exporters.precision.dtypes import type_of
-from exporters.precision.placement import DEFAULT_HIGH_PRECISION
-from exporters.precision.policy import REDUCED_TYPES, Policy
-from exporters.tensorrt.child import run_build
-from exporters.tensorrt.inspector import PRODUCT_OPERATORS, parse_layers
-from exporters.tensorrt.settings import BuildSettings, ShapeRange
-from exporters.tensorrt.targets import TARGETS
-from exporters.tensorrt.traffic import read_engine
+from deploycli.exporters.graph.onnx_file import write_model
+from deploycli.exporters.precision.dtypes import type_of
+from deploycli.exporters.precision.insert_casts import cast
+from deploycli.exporters.precision.placement import DEFAULT_HIGH_PRECISION
+from deploycli.exporters.precision.policy import REDUCED_TYPES, Policy
+from deploycli.exporters.target.settings import BuildSettings, ShapeRange
+from deploycli.exporters.target.targets import TARGETS
+from deploycli.exporters.tensorrt.child import run_build
+from deploycli.exporters.tensorrt.inspector import PRODUCT_OPERATORS, parse_layers
+from deploycli.exporters.tensorrt.traffic import read_engine
+from tests.exporters.lint.rtx import WHY
 from tests.exporters.precision.networks import FAMILIES, family, images, quantized
-from tests.exporters.tensorrt.rtx import WHY
 
 if TYPE_CHECKING:
     from pathlib import Path

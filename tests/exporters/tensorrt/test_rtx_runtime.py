@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from exporters.bench import bench
-from exporters.benchmark.candidate import BenchOptions
-from exporters.tensorrt import kernel_cache, library
-from exporters.tensorrt.kernel_cache import InMemory, OnDisk
-from exporters.tensorrt.product import RTX
-from exporters.tensorrt.rtx_runtime import RtxRuntime
-from exporters.tensorrt.runtime import open_engine
-from exporters.tensorrt.sidecar import GpuRecord
-from exporters.verify import verify
-from models.errors import EnvironmentUnsuitable, ExportError
-from tests.exporters import bundles
-from tests.exporters.tensorrt.rtx import WHY
+from deploycli.exporters.bench.candidate import BenchOptions
+from deploycli.exporters.bench.run import bench
+from deploycli.exporters.target.product import RTX
+from deploycli.exporters.tensorrt import kernel_cache, library
+from deploycli.exporters.tensorrt.kernel_cache import InMemory, OnDisk
+from deploycli.exporters.tensorrt.rtx_runtime import RtxRuntime
+from deploycli.exporters.tensorrt.runtime import open_engine
+from deploycli.exporters.tensorrt.sidecar import GpuRecord
+from deploycli.exporters.verify import verify
+from deploycli.models.errors import EnvironmentUnsuitable, ExportError
+from tests.exporters.bundle import bundles
+from tests.exporters.lint.rtx import WHY
 from tests.exporters.tensorrt.running_engines import installed, samples, write_engine
 from tests.exporters.tensorrt.test_runtime import WEIGHT, save
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from exporters.tensorrt.sidecar import Sidecar
+    from deploycli.exporters.tensorrt.sidecar import Sidecar
 
 KERNELS = "fp16-rtx1.7.1.116.sm89-nvidia-l4.kernels"
 
@@ -213,8 +213,8 @@ def test_the_real_library_is_given_the_plan_and_says_that_it_wants_a_gpu(
     pytest.importorskip("tensorrt_rtx", reason=WHY)
     if library.has_driver():
         pytest.skip("there is a driver: pytest -m gpu runs engines")
-    from exporters.bundle import Bundle
-    from exporters.tensorrt.engines import EngineRequest, build_all
+    from deploycli.exporters.build import EngineRequest, build_all
+    from deploycli.exporters.bundle.bundle import Bundle
 
     bundle = bundles.make(tmp_path)
     (built,) = build_all([Bundle.open(bundle.path)], EngineRequest(("fp32",), product=RTX), progress=lambda *_: None)

@@ -9,10 +9,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from exporters.tensorrt import device as device_module
-from exporters.tensorrt.device import CudaDevice, TorchDevice, open_device
-from exporters.tensorrt.runtime import TensorRtRuntime
-from models.errors import EnvironmentUnsuitable, ExportError, IntegrityError, UsageError
+from deploycli.exporters.tensorrt import device as device_module
+from deploycli.exporters.tensorrt.device import CudaDevice, TorchDevice, open_device
+from deploycli.exporters.tensorrt.runtime import TensorRtRuntime
+from deploycli.models.errors import EnvironmentUnsuitable, ExportError, IntegrityError, UsageError
 from tests.exporters.tensorrt.running_engines import installed, rewritten, samples, write_engine
 
 if TYPE_CHECKING:

@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from exporters.bundle import Bundle
-from exporters.tensorrt.plan import PlanHeader, header_of_plan, plan_header
-from exporters.tensorrt.product import RTX, TENSORRT
-from exporters.tensorrt.settings import BuildSettings, ShapeRange, ShapeRequest, parse_size
-from exporters.tensorrt.sidecar import Sidecar, engine_name, sidecar_of, sidecars
-from models.codec import decode
-from models.errors import EnvironmentUnsuitable, IntegrityError, UsageError
-from models.spec import TensorSpec
-from tests.exporters import bundles, engines
+from deploycli.exporters.bundle.bundle import Bundle
+from deploycli.exporters.target.product import RTX, TENSORRT
+from deploycli.exporters.target.settings import BuildSettings, ShapeRange, ShapeRequest, parse_size
+from deploycli.exporters.tensorrt.plan import PlanHeader, header_of_plan, plan_header
+from deploycli.exporters.tensorrt.sidecar import Sidecar, engine_name, sidecar_of, sidecars
+from deploycli.models.codec import decode
+from deploycli.models.errors import EnvironmentUnsuitable, IntegrityError, UsageError
+from deploycli.models.spec import TensorSpec
+from tests.exporters import engines
+from tests.exporters.bundle import bundles
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import onnx
 import pytest
 
-from exporters.tensorrt.settings import BuildSettings
-from exporters.tensorrt.tactics import Lock, LockScope
-from models.errors import IntegrityError, UsageError
+from deploycli.exporters.target.settings import BuildSettings
+from deploycli.exporters.tensorrt.tactics import Lock, LockScope
+from deploycli.models.errors import IntegrityError, UsageError
 from tests.exporters.tensorrt.fakes import PROFILE, Bench, bench
 
 if TYPE_CHECKING:

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from exporters.tensorrt import timing_cache
-from exporters.tensorrt.sidecar import GpuRecord
-from exporters.tensorrt.timing_cache import CacheStore, cache_key, exclusive
-from models.errors import BuildError, EnvironmentUnsuitable, IntegrityError
+from deploycli.exporters.tensorrt import timing_cache
+from deploycli.exporters.tensorrt.sidecar import GpuRecord
+from deploycli.exporters.tensorrt.timing_cache import CacheStore, cache_key, exclusive
+from deploycli.models.errors import BuildError, EnvironmentUnsuitable, IntegrityError
 from tests.exporters.tensorrt.fakes import Bench, bench
 
 __all__ = ["bench"]
@@ -111,7 +111,7 @@ def test_a_lock_that_is_held_is_not_waited_for_forever(tmp_path: Path, monkeypat
 
 MERGE = """
 import json, sys
-from exporters.tensorrt.timing_cache import CacheStore
+from deploycli.exporters.tensorrt.timing_cache import CacheStore
 number = int(sys.argv[2])
 for n in range(40):
     CacheStore(sys.argv[1], str(number % 2)).merge(lambda stored: stored + bytes([number]))
@@ -183,8 +183,8 @@ def test_a_cache_that_cannot_be_merged_does_not_cost_the_engine(bench: Bench, tm
 BUILD = """
 import sys
 from pathlib import Path
-from exporters.tensorrt.child import run_build
-from exporters.tensorrt.settings import BuildSettings
+from deploycli.exporters.tensorrt.child import run_build
+from deploycli.exporters.target.settings import BuildSettings
 from tests.exporters.tensorrt.fakes import PROFILE
 settings = BuildSettings(PROFILE, timing_cache=sys.argv[3], optimization_level=int(sys.argv[4]))
 run_build(Path(sys.argv[1]), settings, Path(sys.argv[2]))

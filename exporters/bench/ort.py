@@ -1,0 +1,128 @@
+"""The ONNX files of a bundle in ONNX Runtime, on the CPU and on a GPU."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
+
+from deploycli.exporters.bench.candidate import Candidate, Prepared
+from deploycli.exporters.graph.onnx_reader import load_model
+from deploycli.exporters.precision.simulate import reduced_type
+from deploycli.models.errors import EnvironmentUnsuitable, ExportError, first_line
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from deploycli.exporters.bench.candidate import Arrays, BenchOptions, Prepare
+    from deploycli.exporters.bundle.artifact import Artifact
+    from deploycli.exporters.bundle.bundle import Bundle
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+def ort_candidates(bundle: Bundle, options: BenchOptions) -> Iterator[Candidate]:
+    """Return every ONNX file of a bundle, on the CPU and on a GPU."""
+    for device in PROVIDERS:
+        for artifact in bundle.manifest.artifacts:
+            path = bundle.path / artifact.file.path
+            yield Candidate(
+                f"ort-{device}",
+                artifact.precision,
+                device,
+                partial(_open, path, device, options),
+                artifact.file.path,
+                None if artifact.batch is None else (artifact.batch, artifact.batch),
+                _emulated(artifact, path, device),
+            )
+
+
+def _emulated(artifact: Artifact, path: Path, device: str) -> str:
+    """Say where ONNX Runtime computes in another precision than the file's."""
+    if artifact.precision == "fp32":
+        return ""
+    if device == "cuda":
+        return "ONNX Runtime's CUDA provider dequantizes, and multiplies floats" if artifact.precision == "int8" else ""
+    reduced = reduced_type(load_model(path))
+    if reduced is None:
+        return ""
+    return f"ONNX Runtime's CPU provider computes {'FP16' if reduced == ir.DataType.FLOAT16 else 'BF16'} in FP32"
+
+
+@contextmanager
+def _open(path: Path, device: str, options: BenchOptions) -> Iterator[Prepare]:
+    try:
+        import onnxruntime as ort
+    except ImportError as error:
+        raise EnvironmentUnsuitable(
+            f"ONNX Runtime cannot be imported: {error}", hint="pip install onnxruntime"
+        ) from error
+    provider = PROVIDERS[device]
+    if provider not in ort.get_available_providers():
+        raise EnvironmentUnsuitable(
+            f"this ONNX Runtime has no {provider}", expected=provider, hint="pip install onnxruntime-gpu"
+        )
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 3  # errors only: they are raised as well
+    settings.intra_op_num_threads = options.threads or 0
+    # Its threads wait for work by spinning, which would slow down whoever runs next.
+    settings.add_session_config_entry("session.force_spinning_stop", "1")
+    load_model(path)  # it is judged as for every other command
+    given: dict[str, str] = {"use_tf32": "0"} if device == "cuda" else {}
+    try:
+        session = ort.InferenceSession(path, settings, providers=[(provider, given)])
+    except Exception as error:  # its exceptions share no base class
+        raise ExportError(f"ONNX Runtime {ort.__version__} cannot load {path.name}: {first_line(error)}") from error
+    if provider not in session.get_providers():  # it falls back on the CPU where a CUDA library is missing
+        raise EnvironmentUnsuitable(
+            f"ONNX Runtime could not start its {provider}", hint="the CUDA and cuDNN that this onnxruntime-gpu is for"
+        )
+    yield partial(_prepare, session, device, options)
+
+
+def _prepare(session: Any, device: str, options: BenchOptions, inputs: Arrays) -> Prepared:
+    half = {node.name for node in session.get_inputs() if node.type == "tensor(float16)"}
+    feed = {name: array.astype("float16") if name in half else array for name, array in inputs.items()}
+    try:
+        run, outputs = (_host_run if device == "cpu" else _bound_run)(session, device, feed)
+        run()
+    except Exception as error:  # its exceptions share no base class
+        raise ExportError(f"ONNX Runtime failed: {first_line(error)}") from error
+    if device == "cpu":
+        return Prepared(run, outputs, threads=options.threads)
+    notes = ("TF32 off", "what has no CUDA kernel runs on the CPU")
+    return Prepared(run, outputs, transfers="excluded", notes=notes)
+
+
+def _host_run(session: Any, _device: str, feed: Arrays) -> tuple[Any, Any]:
+    names = [node.name for node in session.get_outputs()]
+    last: list[Any] = []
+
+    def run() -> None:
+        last[:] = session.run(names, feed)
+
+    return run, lambda: dict(zip(names, last, strict=True))
+
+
+def _bound_run(session: Any, device: str, feed: Arrays) -> tuple[Any, Any]:
+    """Inputs and outputs stay on the device; a run returns when it has finished there."""
+    import onnxruntime as ort
+
+    names = [node.name for node in session.get_outputs()]
+    binding = session.io_binding()
+    for name, array in feed.items():
+        binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array, device, 0))
+    for name in names:
+        binding.bind_output(name, device, 0)
+    session.run_with_iobinding(binding)
+    for name, value in zip(names, binding.get_outputs(), strict=True):
+        binding.bind_ortvalue_output(name, value)  # now that the shapes are known: no allocation in a run
+
+    def run() -> None:
+        session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+
+    return run, lambda: dict(zip(names, binding.copy_outputs_to_cpu(), strict=True))

@@ -1,0 +1,191 @@
+"""The PyTorch module itself: eager, and compiled by torch.compile."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from deploycli.exporters.bench.candidate import Candidate, Prepared
+from deploycli.exporters.bundle.reference import choose_reference, reference_model
+from deploycli.models.errors import DeployError, EnvironmentUnsuitable, first_line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import torch
+
+    from deploycli.exporters.bench.candidate import Arrays, BenchOptions, Prepare
+    from deploycli.exporters.bundle.bundle import Bundle
+
+_TYPES = {"fp32": "float32", "fp16": "float16"}
+
+
+def pytorch_candidates(bundle: Bundle, options: BenchOptions) -> Iterator[Candidate]:
+    """Return eager and compiled PyTorch: on a GPU where there is one, in FP16 as well; else on the CPU."""
+    device = "cuda" if _has_cuda() else "cpu"
+    models = _Models(bundle, options, device)
+    for precision in _TYPES if device == "cuda" else ("fp32",):
+        for name in ("eager", "compile"):
+            yield Candidate(
+                name, precision, device, partial(_open, models, precision, options, compiled=name == "compile")
+            )
+
+
+def _has_cuda() -> bool:
+    try:
+        import torch
+    except (ImportError, OSError):  # OSError: installed, but a shared library is missing
+        return False
+    return torch.cuda.is_available()
+
+
+class _Models:
+    """Builds the bundle's module once for all that run it, and keeps it while one of them does."""
+
+    def __init__(self, bundle: Bundle, options: BenchOptions, device: str) -> None:
+        self.manifest = bundle.manifest
+        self.device = device
+        self._checkpoint, self._trust = options.checkpoint, options.trust_factory
+        self._built: dict[str, torch.nn.Module] = {}
+        self._users = 0
+
+    @contextmanager
+    def use(self, precision: str) -> Iterator[torch.nn.Module]:
+        """Yield the module in evaluation mode, on the device, in this precision.
+
+        Raises:
+            EnvironmentUnsuitable: PyTorch or the weights are not at hand.
+            IntegrityError: the checkpoint is not the recorded file.
+        """
+        self._users += 1
+        try:
+            yield self._module(precision)
+        finally:
+            self._users -= 1
+            if not self._users:
+                self._built.clear()
+
+    def _module(self, precision: str) -> torch.nn.Module:
+        if precision not in self._built:
+            choose_reference(
+                self.manifest, "eager", self._checkpoint, trust_factory=self._trust
+            )  # says what is missing
+            import torch
+
+            # Anew for each precision: a copy of a module need not work.
+            module = reference_model(self.manifest, self._checkpoint, trust_factory=self._trust)
+            self._built[precision] = module.to(self.device, getattr(torch, _TYPES[precision])).eval()
+        return self._built[precision]
+
+
+@contextmanager
+def _open(models: _Models, precision: str, options: BenchOptions, *, compiled: bool) -> Iterator[Prepare]:
+    with ExitStack() as stack:
+        module = stack.enter_context(models.use(precision))
+        import torch
+
+        stack.enter_context(_full_float32(models.device))
+        dtype = getattr(torch, _TYPES[precision])
+        run: Callable[..., Any] = module
+        if compiled:
+            # Replayed graphs are what a server that cares for latency has, and what TensorRT is timed with.
+            graphs = models.device == "cuda" and options.cuda_graph
+            run = torch.compile(module, dynamic=False, mode="reduce-overhead" if graphs else None)
+            stack.callback(torch.compiler.reset)  # PyTorch compiles a function anew for a few shapes only
+        yield partial(_prepare, models, run, dtype, options, compiled=compiled)
+
+
+def _prepare(
+    models: _Models,
+    module: Callable[..., Any],
+    dtype: torch.dtype,
+    options: BenchOptions,
+    inputs: Arrays,
+    *,
+    compiled: bool,
+) -> Prepared:
+    import torch
+
+    from deploycli.models.outputs import flatten
+
+    on_gpu = models.device == "cuda"
+    arguments = [_tensor(inputs[spec.name], dtype, models.device) for spec in models.manifest.spec.inputs]
+    last: list[Any] = []
+
+    def run() -> None:
+        with torch.inference_mode():
+            last[:] = [module(*arguments)]
+        if on_gpu:
+            torch.cuda.synchronize()
+
+    def outputs() -> Arrays:
+        tensors = flatten(last[0]).values()
+        arrays = [tensor.float() if tensor.is_floating_point() else tensor for tensor in tensors]
+        return dict(zip(models.manifest.spec.outputs, (array.cpu().numpy() for array in arrays), strict=False))
+
+    try:
+        run()  # compiles; and where a first run fails, so would the others
+    except DeployError:
+        raise
+    except Exception as error:  # compilers share no base class
+        what, hint = ("torch.compile", "a C++ compiler in PATH, or in CXX") if compiled else ("PyTorch", "")
+        raise EnvironmentUnsuitable(f"{what} failed: {_reason(error)}", hint=hint) from error
+    return Prepared(
+        run,
+        outputs,
+        transfers="excluded" if on_gpu else "none",
+        cuda_graph=compiled and on_gpu and options.cuda_graph,
+        threads=None if on_gpu else torch.get_num_threads(),
+        notes=("TF32 off",) if on_gpu and dtype == torch.float32 else (),
+    )
+
+
+def _tensor(array: Any, dtype: torch.dtype, device: str) -> torch.Tensor:
+    import torch
+
+    tensor = torch.tensor(array, device=device)
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+def _reason(error: Exception) -> str:
+    """Return the line of a long message that tells: Inductor's begin with the name of an exception of its own."""
+    cause = error.__cause__ or error.__context__
+    inner = first_line(cause) if cause is not None else ""
+    return inner if inner and len(inner) < len(first_line(error)) else first_line(error)
+
+
+@contextmanager
+def _full_float32(device: str) -> Iterator[None]:
+    """FP32 that is FP32, as a baseline must be: PyTorch lets cuDNN round convolutions to TF32, unless told not to."""
+    if device != "cuda":
+        yield
+        return
+    import torch
+
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
+@contextmanager
+def torch_threads(threads: int | None) -> Iterator[None]:
+    """Let PyTorch's operators use so many threads on the CPU for a while; None changes nothing."""
+    if threads is None:
+        yield
+        return
+    try:
+        import torch
+    except (ImportError, OSError):
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

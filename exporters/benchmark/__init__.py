@@ -1,1 +1,0 @@
-"""What `exporters.bench` is made of: candidates, the clock, figures, requirements."""

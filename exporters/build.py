@@ -1,0 +1,533 @@
+"""``deploycli build-trt``: for every precision a typed graph, a lint, an engine, its proof, its sidecar.
+
+bundle/engines/fp16-sm89-trt10.13.3.9.plan, .json      the engine and what is known of it
+bundle/engines/fp16-rtx1.7.1.116.plan, .json           the same by TensorRT for RTX, for all GPUs that it knows
+bundle/reports/build-fp16/                             job, builder's log and layers of the last build, kept
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from deploycli.exporters.bundle.manifest import Manifest
+from deploycli.exporters.cast import cast_bundle
+from deploycli.exporters.derive import fp32_artifact
+from deploycli.exporters.gate import require_passed
+from deploycli.exporters.lint import lint
+from deploycli.exporters.precision.request import Quantization, Typing
+from deploycli.exporters.quantize import quantize_bundle
+from deploycli.exporters.target.product import RTX, TENSORRT
+from deploycli.exporters.target.settings import BuildSettings, ShapeRequest, shapes_text
+from deploycli.exporters.target.targets import NEEDS, TARGETS, dotted, lacking, named, shown
+from deploycli.exporters.tensorrt import library
+from deploycli.exporters.tensorrt.child import run_build
+from deploycli.exporters.tensorrt.inspector import EngineLayers, PrecisionAssertion, default_assertion, parse_layers
+from deploycli.exporters.tensorrt.kernels import KernelTotals
+from deploycli.exporters.tensorrt.sidecar import Sidecar, engine_name, sidecar_of
+from deploycli.exporters.tensorrt.traffic import by_profile, read_engine
+from deploycli.models.errors import (
+    DeployError,
+    EnvironmentUnsuitable,
+    IntegrityError,
+    RequirementError,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from deploycli.exporters.bundle.artifact import Artifact
+    from deploycli.exporters.bundle.bundle import Bundle
+    from deploycli.exporters.lint import LintReport
+    from deploycli.exporters.precision.request import CalibrationData
+    from deploycli.exporters.target.product import Product
+    from deploycli.exporters.target.settings import ShapeRange
+    from deploycli.exporters.target.targets import Capability
+    from deploycli.exporters.tensorrt.job import BuildResult
+    from deploycli.exporters.tensorrt.progress import Progress as Step
+    from deploycli.exporters.tensorrt.traffic import Reading
+
+    Progress = Callable[[str, int, int], None]
+
+ENGINES = "engines"
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+
+
+@dataclass(frozen=True)
+class EngineRequest:
+    """Which engines to build.
+
+    Attributes:
+        precisions: of `PRECISIONS`; INT8 always comes with FP16, for it can be the slower of the two.
+        shapes: what the engines take.
+        settings: everything else; its profile is made from ``shapes``.
+        typing: how a graph is cast that the bundle does not hold yet.
+        quantization: how it is quantised.
+        recast: cast again, where the bundle holds a graph of the precision already.
+        data: to calibrate INT8 with; None takes the INT8 graph that the bundle holds.
+        assertions: what must hold of the engines of their precision, in place of the default.
+        timeout: seconds that one build may take, or None.
+        tensorrt: version to lint for where TensorRT is not installed.
+        product: the compiler.
+        targets: compute capabilities to compile for, of TensorRT for RTX; empty for all that compute what is in
+            the graph.
+        verbose: keep the compiler's verbose messages in the log.
+    """
+
+    precisions: tuple[str, ...] = ("fp16",)
+    shapes: ShapeRequest = field(default_factory=ShapeRequest)
+    settings: BuildSettings = field(default_factory=lambda: BuildSettings({}))
+    typing: Typing = field(default_factory=Typing)
+    recast: bool = False
+    quantization: Quantization = field(default_factory=lambda: Quantization(around=Typing()))
+    data: CalibrationData | None = None
+    assertions: tuple[PrecisionAssertion, ...] = ()
+    timeout: float | None = None
+    tensorrt: str = "11.4"
+    product: Product = TENSORRT
+    targets: tuple[Capability, ...] = ()
+    verbose: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse unknown precisions, and what would have no effect."""
+        if unknown := [p for p in self.precisions if p not in PRECISIONS]:
+            raise UsageError(f"there is no precision {unknown[0]!r} for an engine", expected=", ".join(PRECISIONS))
+        built = ", ".join(self.ordered)
+        if idle := [a for a in self.assertions if a.precision not in self.ordered]:
+            raise UsageError(f"{idle[0]} was asserted, and no such engine is built", expected=f"of {built}")
+        if self.data is not None and "int8" not in self.ordered:
+            raise UsageError(
+                f"data to calibrate with were given, and what is built is {built}", hint="--precision int8"
+            )
+        if self.product is RTX:
+            _refuse_what_rtx_lacks(self.settings)
+        elif self.targets:
+            raise UsageError(
+                f"--gpu names {named(self.targets)}, and TensorRT builds for the GPU of this machine",
+                hint="--compiler rtx, which compiles for GPUs that are not here; or without --gpu",
+            )
+        if self.assertions and self.settings.version_compatible:
+            raise UsageError(
+                f"{self.assertions[0]} was asserted of a version compatible engine",
+                expected="no assertion: such a plan holds host code, and is not opened to look at its layers",
+            )
+
+    @property
+    def ordered(self) -> tuple[str, ...]:
+        """The precisions to build, each once; FP16 before INT8."""
+        wanted = {*self.precisions, *(("fp16",) if "int8" in self.precisions else ())}
+        return tuple(p for p in PRECISIONS if p in wanted)
+
+    def asserted(self, precision: str, report: LintReport) -> tuple[PrecisionAssertion, ...]:
+        """What must hold of an engine: the user's assertions on this precision, or else the default.
+
+        Nothing is asserted of a version compatible plan: it holds host code, and is not opened to look at its layers.
+
+        Args:
+            precision: of the engine.
+            report: on its graph.
+        """
+        if self.settings.version_compatible:
+            return ()
+        given = tuple(a for a in self.assertions if a.precision == precision)
+        return given or (default_assertion(precision, report.quantized_share),)
+
+
+@dataclass(frozen=True)
+class PlannedEngine:
+    """An engine that could be built now.
+
+    Attributes:
+        bundle: its bundle, which holds the typed graph.
+        precision: its precision.
+        artifact: the typed graph.
+        settings: what it is built with.
+        report: what the lint says of the graph.
+        product: the compiler.
+        targets: compute capabilities to compile for; empty for TensorRT.
+    """
+
+    bundle: Bundle
+    precision: str
+    artifact: Artifact
+    settings: BuildSettings
+    report: LintReport
+    product: Product
+    targets: tuple[Capability, ...]
+
+    @property
+    def onnx(self) -> Path:
+        """The typed graph."""
+        return self.bundle.path / self.artifact.file.path
+
+    def describe(self) -> str:
+        """Say in one line what would be built."""
+        gpus = f", for {named(self.targets)}" if self.targets else ""
+        return f"{self.precision} from {self.onnx} by {self.product.title}, {_describe(self.settings.profiles)}{gpus}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan as JSON values."""
+        return {
+            "bundle": str(self.bundle.path),
+            "precision": self.precision,
+            "onnx": self.artifact.file.path,
+            "compiler": self.product.key,
+            "targets": list(map(dotted, self.targets)),
+            "settings": self.settings.to_json(),
+            "lint": self.report.to_json(),
+        }
+
+
+@dataclass(frozen=True)
+class BuiltEngine:
+    """An engine on disk.
+
+    Attributes:
+        planned: what was to be built.
+        plan: the file.
+        sidecar: what is known of it.
+        layers: what its layers compute in.
+        kept: it was there already, and building it again would have given the same bytes: nothing was done.
+    """
+
+    planned: PlannedEngine
+    plan: Path
+    sidecar: Sidecar
+    layers: EngineLayers
+    kept: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the engine as JSON values."""
+        return {
+            **self.planned.to_json(),
+            "plan": str(self.plan),
+            "kept": self.kept,
+            "sidecar": self.sidecar.to_json(),
+        }
+
+
+def plan_all(bundles: Sequence[Bundle], request: EngineRequest, *, progress: Progress) -> Iterator[PlannedEngine]:
+    """Write the typed graphs of bundles and lint them. Needs no TensorRT.
+
+    Raises:
+        UsageError: shapes that a model does not take, or INT8 without data.
+        ExportError: the lint finds errors.
+        NumericsError, IntegrityError, EnvironmentUnsuitable: see `cast_bundle` and `quantize_bundle`.
+    """
+    for bundle in bundles:
+        _check_usage(bundle, request)
+    for bundle in bundles:
+        yield from _plan(bundle, request, progress)
+
+
+def build_all(bundles: Sequence[Bundle], request: EngineRequest, *, progress: Progress) -> Iterator[BuiltEngine]:
+    """Build, prove and write the engines of bundles, one after another.
+
+    All graphs of a bundle are written and linted before the first engine is built: that takes long. An engine of
+    TensorRT for RTX that is there already, from the same graph, settings and versions, is not built again.
+
+    Raises:
+        EnvironmentUnsuitable: no TensorRT or no GPU; the message says what would have been built.
+        BuildError: the builder refused, crashed, or ran out of time.
+        RequirementError: an engine does not have the precision or the compatibility that was asked for.
+        UsageError, ExportError, NumericsError, IntegrityError: see `plan_all`.
+    """
+    profiles = [_check_usage(bundle, request) for bundle in bundles]
+    _check_host(bundles, profiles, request)
+    for bundle in bundles:
+        for planned in _plan(bundle, request, progress):
+            yield _kept(planned, request) or _build(planned, request, progress)
+
+
+def _check_usage(bundle: Bundle, request: EngineRequest) -> str:
+    """Refuse what cannot be built of a bundle; return the shapes that can, in words."""
+    profiles = request.shapes.profiles(bundle.manifest.spec.inputs, fp32_artifact(bundle).batch)
+    if "int8" in request.ordered and request.data is None and bundle.manifest.artifact("model.int8.onnx") is None:
+        raise UsageError(
+            f"{bundle.path} holds no INT8 graph, and there is no data to calibrate one with",
+            expected="pictures such as the model will see",
+            hint="--calibrate DIR, or deploycli quantize first",
+        )
+    return _describe(profiles)
+
+
+def _plan(bundle: Bundle, request: EngineRequest, progress: Progress) -> list[PlannedEngine]:
+    planned = []
+    for precision in request.ordered:
+        bundle, artifact = _typed(bundle, precision, request, progress)
+        profile, *more = request.shapes.profiles(bundle.manifest.spec.inputs, artifact.batch)
+        report = lint(bundle.path / artifact.file.path, version=_lint_version(request))
+        require_passed(report, report.model, f"deploycli lint {report.model}, which shows all")
+        settings = replace(request.settings, profile=profile, more_profiles=tuple(more))
+        targets = _targets(request, report)
+        planned.append(PlannedEngine(bundle, precision, artifact, settings, report, request.product, targets))
+    # Each step may have replaced the bundle: all of them stand in the last one.
+    return [replace(engine, bundle=bundle) for engine in planned]
+
+
+def _check_host(bundles: Sequence[Bundle], profiles: Sequence[str], request: EngineRequest) -> None:
+    """Fail before anything is calibrated where nothing can be built."""
+    try:
+        library.require(request.product)
+        if request.product is TENSORRT:
+            library.gpu()
+    except EnvironmentUnsuitable as error:
+        what = "; ".join(f"{bundle.path}, {shapes}" for bundle, shapes in zip(bundles, profiles, strict=True))
+        raise EnvironmentUnsuitable(
+            f"{error.found}; nothing was built: {' and '.join(request.ordered)} of {what}",
+            expected=error.expected,
+            hint=f"{error.hint}; --dry-run writes the typed ONNX and shows the plan without TensorRT",
+        ) from error
+
+
+def _targets(request: EngineRequest, report: LintReport) -> tuple[Capability, ...]:
+    """Return the GPUs that a graph is compiled for.
+
+    Raises:
+        UsageError: one that was named does not compute something in the graph.
+    """
+    if request.product is TENSORRT:
+        return ()
+    below = lacking(request.targets or TARGETS, report.features)
+    lack = {target for targets in below.values() for target in targets}
+    if request.targets and lack:
+        feature, targets = next(iter(below.items()))
+        raise UsageError(
+            f"{report.model} has {shown(feature)}, which {RTX.title} does not compile for {named(targets)}",
+            expected=f"compute capability {dotted(NEEDS[feature])} or later",
+            hint="another --gpu, or another --precision",
+        )
+    return tuple(target for target in request.targets or TARGETS if target not in lack)
+
+
+def _refuse_what_rtx_lacks(settings: BuildSettings) -> None:
+    """Refuse settings that would have no effect, or that need a GPU.
+
+    Raises:
+        UsageError: one of them was given.
+    """
+    for name, (option, why) in _NOT_OF_RTX.items():
+        if getattr(settings, name) != BuildSettings.default(name):
+            raise UsageError(
+                f"{option} was given, and {RTX.title} {why}",
+                expected="what it takes: shapes and --gpu",
+                hint=f"without {option}; or --compiler tensorrt, which needs a GPU",
+            )
+
+
+_NOT_OF_RTX: Mapping[str, tuple[str, str]] = {
+    "workspace": ("--workspace", "does not limit scratch memory"),
+    "optimization_level": ("--builder-optimization-level", "has one level of effort"),
+    "hardware_compatibility": ("--hardware-compatibility", "compiles for the GPUs that --gpu names"),
+    "version_compatible": ("--version-compatible", "ships no lean runtime to put into a plan"),
+    "strip_weights": ("--strip-weights", "takes no weights out of an engine without a GPU"),
+    "max_aux_streams": ("--max-aux-streams", "chooses streams by itself"),
+    "timing_cache": ("--timing-cache", "measures no kernels"),
+    "error_on_timing_cache_miss": ("--error-on-timing-cache-miss", "measures no kernels"),
+    "locked": ("--locked", "measures no kernels: its engines are the same each time anyway"),
+    "tf32": ("--tf32", "does not take that flag into account"),
+}
+
+
+def _describe(profiles: Sequence[Mapping[str, ShapeRange]]) -> str:
+    return "; ".join(
+        ", ".join(f"{name} {shapes_text(r.min, r.opt, r.max)}" for name, r in profile.items()) for profile in profiles
+    )
+
+
+def _lint_version(request: EngineRequest) -> str:
+    try:
+        return ".".join(library.version().split(".")[:2]) if request.product is TENSORRT else request.tensorrt
+    except EnvironmentUnsuitable:
+        return request.tensorrt
+
+
+def _typed(bundle: Bundle, precision: str, request: EngineRequest, progress: Progress) -> tuple[Bundle, Artifact]:
+    """Return the graph of a precision, and the bundle that holds it."""
+    if precision == "fp32":
+        return bundle, fp32_artifact(bundle)
+    found = bundle.manifest.artifact(f"model.{precision}.onnx")
+    if precision == "int8" and request.data is not None:
+        quantized = quantize_bundle(bundle, request.quantization, request.data, lint=False, progress=progress)
+        return quantized.bundle, quantized.artifact
+    if found is not None and (precision == "int8" or not request.recast):
+        return bundle, found
+    derived = cast_bundle(bundle, replace(request.typing, type=precision), lint=False, progress=progress)
+    return derived.bundle, derived.artifact
+
+
+def _kept(planned: PlannedEngine, request: EngineRequest) -> BuiltEngine | None:
+    """Return the engine that the bundle holds, if building it again would give the very same bytes."""
+    if planned.product is not RTX:  # TensorRT measures: no two builds are the same
+        return None
+    folder = planned.bundle.path / ENGINES
+    plan = folder / engine_name(
+        planned.precision, *planned.targets, version=library.version(RTX), product=planned.product
+    )
+    try:
+        sidecar = Sidecar.load(sidecar_of(plan))
+        sidecar.check_file(folder)
+    except DeployError:  # not there, changed, or of another layout: it is built
+        return None
+    made_from = (sidecar.onnx_sha256, sidecar.settings, sidecar.assertions, sidecar.tool_version)
+    assertions = tuple(map(str, request.asserted(planned.precision, planned.report)))
+    wanted = (planned.artifact.sha256, planned.settings, assertions, version("deploycli"))
+    if made_from != wanted or not sidecar.kernels:
+        return None
+    return BuiltEngine(planned, plan, sidecar, EngineLayers(()), kept=True)
+
+
+def _build(planned: PlannedEngine, request: EngineRequest, progress: Progress) -> BuiltEngine:
+    work = planned.bundle.path / "reports" / f"build-{planned.precision}"
+
+    def show(now: Step) -> None:
+        if planned.product is RTX and now.parent:  # of a few seconds, nobody wants to read every part
+            return
+        label = f"building {planned.precision}: {now.phase.removeprefix('deploycli: ')}"
+        progress(label, min(now.step, now.total - 1), now.total)  # steps that are done: one runs until the phase ends
+
+    result = run_build(
+        planned.onnx,
+        planned.settings,
+        work,
+        timeout=request.timeout,
+        compiler=planned.product.key,
+        targets=planned.targets,
+        verbose=request.verbose,
+        progress=show,
+    )
+    try:
+        readings = _read(planned, result)
+        assertions = _assert(planned, result, readings, request.asserted(planned.precision, planned.report))
+        sidecar = _sidecar(planned, result, readings, assertions)
+        return BuiltEngine(planned, _install(planned, result, sidecar), sidecar, readings[0].layers)
+    finally:
+        result.plan.unlink(missing_ok=True)  # moved already where all is well
+
+
+def _inspected(result: BuildResult) -> EngineLayers:
+    return EngineLayers(()) if result.layers is None else parse_layers(result.layers.read_text("utf-8"))
+
+
+def _read(planned: PlannedEngine, result: BuildResult) -> list[Reading]:
+    """Return what is known of the layers of every optimization profile, as far as they are told apart."""
+    profiles = planned.settings.profiles
+    layers = _inspected(result)
+    groups = by_profile(layers, len(profiles)) if planned.product is RTX else (layers,)
+    return [
+        read_engine(group, planned.onnx, _one_batch(profile)) for group, profile in zip(groups, profiles, strict=False)
+    ]
+
+
+def _one_batch(profile: Mapping[str, ShapeRange]) -> int | None:
+    """Return the batch of an engine that takes only one."""
+    sizes = {shape[0] for shapes in profile.values() for shape in (shapes.min, shapes.max)}
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+def _assert(
+    planned: PlannedEngine,
+    result: BuildResult,
+    readings: Sequence[Reading],
+    assertions: Sequence[PrecisionAssertion],
+) -> tuple[str, ...]:
+    """Compare the engine with what was asked for; what a flag asks for is read back, not assumed.
+
+    TensorRT for RTX names the nodes of every layer, so there a product of the graph that no layer names is not proven.
+    """
+    names_nodes = planned.product is RTX
+    breaches = [
+        breach
+        for found in readings
+        for assertion in assertions
+        if (breach := assertion.breach(found.layers, found.missing if names_nodes else ()))
+    ]
+    wanted = planned.settings.hardware_compatibility
+    level = result.facts.get("hardware_compatibility", "none" if planned.product is RTX else None)
+    if level != wanted:
+        breaches.append(f"the engine's hardware compatibility is {level}, expected {wanted}")
+    if breaches:
+        raise RequirementError(
+            f"the {planned.precision} engine of {planned.bundle.path}: " + "; ".join(breaches),
+            expected="an engine as it was asked for; this one was not kept",
+            hint=f"see {result.layers or result.log}; --assert-precision for another share",
+        )
+    return tuple(map(str, assertions))
+
+
+def _sidecar(
+    planned: PlannedEngine,
+    result: BuildResult,
+    readings: Sequence[Reading],
+    assertions: tuple[str, ...],
+) -> Sidecar:
+    found = readings[0]
+    totals = KernelTotals.of(found.kernels)
+    cache = result.timing_cache or {}
+    gpus = planned.targets if result.gpu is None else (result.gpu.compute_capability,)
+    return Sidecar(
+        plan=engine_name(planned.precision, *gpus, version=result.tensorrt, product=planned.product),
+        sha256=result.sha256,
+        size=result.size,
+        precision=planned.precision,
+        onnx=planned.artifact.file.path,
+        onnx_sha256=planned.artifact.sha256,
+        tensorrt=result.tensorrt,
+        gpu=result.gpu,
+        settings=planned.settings,
+        io=result.io,
+        layers={**found.layers.to_json(), **totals.to_json(), "products_not_found": len(found.missing)},
+        assertions=assertions,
+        facts=result.facts,
+        timing_cache_sha256=str(cache.get("sha256", "")),
+        seconds=sum(result.seconds.values()),
+        tool_version=version("deploycli"),
+        built_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        unreleasable=planned.artifact.unreleasable,
+        compiler=planned.product.key,
+        targets=planned.targets,
+        kernels=tuple(
+            replace(kernel, profile=place) for place, reading in enumerate(readings) for kernel in reading.kernels
+        ),
+    )
+
+
+def _install(planned: PlannedEngine, result: BuildResult, sidecar: Sidecar) -> Path:
+    """Put plan and sidecar into the bundle, if it still holds the graph; until both are there, both are refused."""
+    bundle = planned.bundle
+    with bundle.held():
+        if Manifest.read(bundle.path).artifact(sidecar.onnx) != planned.artifact:
+            raise IntegrityError(
+                f"{planned.onnx} was replaced while an engine was built from it",
+                expected="the bundle as it was",
+                hint="run this command again",
+            )
+        return _move(bundle, result, sidecar)
+
+
+def _move(bundle: Bundle, result: BuildResult, sidecar: Sidecar) -> Path:
+    folder = bundle.path / ENGINES
+    target = folder / sidecar.plan
+    try:
+        folder.mkdir(exist_ok=True)
+        if not folder.resolve().is_relative_to(bundle.path.resolve()):
+            raise IntegrityError(f"{folder} is a link that leaves the bundle", expected="a folder of the bundle")
+        sidecar_of(target).unlink(missing_ok=True)
+        result.plan.replace(target)
+        sidecar.save(folder)
+    except OSError as error:
+        with suppress(OSError):
+            target.unlink()
+        raise EnvironmentUnsuitable(
+            f"cannot write {target}: {error.strerror or error}", hint="check the folder's permissions"
+        ) from error
+    except BaseException:  # such as Ctrl-C: a plan without its sidecar would be refused by every command
+        with suppress(OSError):
+            target.unlink()
+        raise
+    return target

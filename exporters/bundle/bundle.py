@@ -1,0 +1,362 @@
+"""A bundle on disk: open it and check every hash, find all below a folder, write one atomically."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deploycli.exporters.bundle.artifact import MANIFEST_NAME
+from deploycli.exporters.bundle.atomic import interrupted, locked, recover, replaced_folder
+from deploycli.exporters.bundle.manifest import Manifest
+from deploycli.models.errors import DeployError, EnvironmentUnsuitable, IntegrityError, UsageError
+from deploycli.models.sources import FACTORY
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator
+
+    from deploycli.exporters.bundle.artifact import Artifact
+    from deploycli.models.spec import ModelSpec
+
+_DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS})
+_FULL_BELOW = 1 << 20  # bytes left on a disk that counts as full
+_LONGEST_NAME = 200  # file systems end at 255 bytes, and hidden siblings have longer names
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A folder that holds model files, golden arrays and their manifest.
+
+    Attributes:
+        path: the folder.
+        manifest: what it holds.
+        gone: what the bundle that it replaced held and this one does not; known to who wrote it.
+    """
+
+    path: Path
+    manifest: Manifest
+    gone: tuple[str, ...] = field(default=(), compare=False)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Let nobody replace the folder inside the block, which would take away what is just written into it."""
+        with locked(self.path.resolve().parent):
+            yield
+
+    @property
+    def golden(self) -> Path:
+        """Where the golden arrays are."""
+        return self.path / self.manifest.golden.path
+
+    @classmethod
+    def open(cls, path: Path, *, check: bool = True) -> Bundle:
+        """Open a bundle, first putting back the old one where a replacement was killed half-way.
+
+        Args:
+            path: the bundle's folder.
+            check: compare the SHA-256 of every recorded file.
+
+        Raises:
+            UsageError: no bundle, or one of another schema version.
+            IntegrityError: the manifest is malformed, or a file is missing or has changed.
+            EnvironmentUnsuitable: the folder cannot be read.
+        """
+        try:
+            recover(path)
+            manifest = Manifest.read(path)
+            if check:
+                for record in manifest.files():
+                    record.check(path)
+        except OSError as error:
+            raise EnvironmentUnsuitable(
+                f"cannot read {error.filename or path}: {error.strerror or error}",
+                hint="check the folder's permissions",
+            ) from error
+        return cls(path, manifest)
+
+
+def find_bundles(root: Path) -> list[Path]:
+    """Return the folders directly below ``root`` that are bundles, by name.
+
+    Raises:
+        UsageError: there is none.
+        EnvironmentUnsuitable: the folder cannot be read.
+    """
+    try:
+        if root.is_dir():
+            for target in interrupted(root):
+                recover(target)
+            found = sorted(path.parent for path in root.glob(f"[!.]*/{MANIFEST_NAME}"))
+            if found:
+                return found
+    except OSError as error:
+        raise EnvironmentUnsuitable(
+            f"cannot read {error.filename or root}: {error.strerror or error}", hint="check the folder's permissions"
+        ) from error
+    raise UsageError(
+        f"there is no bundle in {root}",
+        expected="folders that `deploycli export` wrote",
+        hint="export a model first (deploycli export swin_t --fmt onnx), or name the folder with --output",
+    )
+
+
+def write_bundle(root: Path, name: str, fill: Callable[[Path], Manifest], *, model: ModelSpec | None = None) -> Bundle:
+    """Write the bundle ``root / name``, replacing an existing one whole, or not at all.
+
+    Where the exported graph is that of the bundle which is replaced, byte for byte, all that was made from it stays:
+    other precisions, engines, reports.
+
+    Args:
+        root: folder of bundles; made where it is missing.
+        name: name of the bundle.
+        fill: writes every file of the bundle into the folder it is given, and returns the manifest.
+        model: what the bundle is of: one of another model is not replaced. None replaces any.
+
+    Raises:
+        UsageError: the name is no plain file name, or something that is no bundle, or one of another model, stands in
+            its place.
+        EnvironmentUnsuitable: the folder cannot be written, or the disk is full.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", name) or len(name) > _LONGEST_NAME:
+        raise UsageError(
+            f"{name if len(name) <= _LONGEST_NAME else name[:20] + '...'!r} cannot name a bundle",
+            expected=f"at most {_LONGEST_NAME} letters, digits, '.', '_', '+', '-', not starting with a sign",
+            hint="--name NAME",
+        )
+    target = root / name
+
+    def check() -> None:
+        _refuse_foreign(target)
+        if model is not None:
+            _refuse_other_model(target, model)
+
+    def merge(manifest: Manifest) -> Manifest | None:
+        check()  # somebody else may have put it there meanwhile
+        derived = _derived(target, manifest)
+        return None if derived is None else replace(manifest, artifacts=(*manifest.artifacts, *derived))
+
+    with _disk_errors(target):
+        if root.exists() and not root.is_dir():
+            raise UsageError(f"{root} is no folder", expected="a folder of bundles", hint="another --output")
+        check()
+        return _write(target, fill, merge)
+
+
+def extend_bundle(bundle: Bundle, make: Callable[[Path], Artifact]) -> Bundle:
+    """Add an artifact to a bundle, or replace the one of the same file name; on disk all of it happens, or nothing.
+
+    What else is in the folder is kept, and so is what others added to it meanwhile.
+
+    Args:
+        bundle: an opened bundle.
+        make: writes the artifact's files into the empty folder it is given.
+
+    Raises:
+        IntegrityError: meanwhile another model was exported in its place.
+        EnvironmentUnsuitable: the folder cannot be written, or the disk is full.
+    """
+
+    def fill(folder: Path) -> Manifest:
+        return replace(bundle.manifest, artifacts=(make(folder),))
+
+    def merge(made: Manifest) -> Manifest:
+        (artifact,) = made.artifacts
+        now = Manifest.read(bundle.path)  # others may have added to it since it was opened
+        if now.artifact(artifact.source) != bundle.manifest.artifact(artifact.source):
+            raise IntegrityError(
+                f"{bundle.path / artifact.source} was replaced while {artifact.file.path} was made from it",
+                expected="the bundle as it was",
+                hint="run this command again",
+            )
+        others = tuple(a for a in now.artifacts if a.file.path != artifact.file.path)
+        return replace(now, artifacts=(*others, artifact))
+
+    path = bundle.path
+    if path.is_symlink() or path.name in ("", ".."):  # neither has a name that could be given to another folder
+        path = path.resolve()
+    with _disk_errors(path):
+        return _write(path, fill, merge)
+
+
+def _write(target: Path, fill: Callable[[Path], Manifest], merge: Callable[[Manifest], Manifest | None]) -> Bundle:
+    """Write a bundle and let it take the place of what is there.
+
+    Args:
+        target: the bundle.
+        fill: writes what is new, and returns the manifest of that.
+        merge: is given that manifest while nobody else replaces the bundle, and returns the one that it will have;
+            None where nothing of the old bundle stays.
+    """
+    written: list[Bundle] = []
+    left_out: set[str] = set()
+
+    def settle(folder: Path) -> None:
+        merged = merge(made)
+        if merged is not None:
+            left_out.update({MANIFEST_NAME, *_recorded(target)} - {record.path for record in merged.files()})
+            _take_over(target, folder, left_out)
+        manifest = merged or made
+        for record in manifest.files():
+            record.check(folder, content=False)
+        (folder / MANIFEST_NAME).write_text(manifest.dumps(), "utf-8")
+        written.append(Bundle(target, manifest, _gone(target, folder)))
+
+    def late(old: Path) -> None:
+        if left_out:  # what a build that runs wrote into its folder since
+            with suppress(OSError):
+                _take_over(old, target, left_out)
+
+    with replaced_folder(target, settle=settle, late=late) as folder:
+        made = fill(folder)
+        for record in (record for artifact in made.artifacts for record in artifact.files()):
+            record.check(folder, content=False)  # before a file of the old bundle could take its place
+    return written[0]
+
+
+def _derived(target: Path, made: Manifest) -> tuple[Artifact, ...] | None:
+    """Return what ``target`` holds that was made from the very graph which was written; None if it is of another."""
+    try:
+        old = Manifest.read(target)
+    except DeployError:  # there is none, or it is damaged
+        return None
+    exported, before = (next((a for a in m.artifacts if not a.source), None) for m in (made, old))
+    if exported is None or before is None or (*exported.files(),) != (*before.files(),):
+        return None
+    return tuple(a for a in old.artifacts if a.source and _is_whole(a, target))
+
+
+def _is_whole(artifact: Artifact, folder: Path) -> bool:
+    """Say whether the files are as they were recorded: one that is damaged may be why the bundle is exported again."""
+    try:
+        for record in artifact.files():
+            record.check(folder)
+    except DeployError:
+        return False
+    return True
+
+
+def _recorded(target: Path) -> set[str]:
+    return {record.path for record in Manifest.read(target).files()}
+
+
+def _take_over(old: Path, folder: Path, left_out: Collection[str]) -> None:
+    """Give what is in ``old``, and not in ``folder``, a second name there.
+
+    Args:
+        old: a bundle.
+        folder: the one that takes its place; what it holds already stays.
+        left_out: paths in ``old`` that are of no use any more.
+    """
+
+    def ignored(parent: str, names: list[str]) -> list[str]:
+        place = Path(parent)
+        paths = {name: place / name for name in names}
+        # A hidden folder holds a model with further outputs, as long as it runs; its writer removes it.
+        passing = [name for name, path in paths.items() if place == old and name.startswith(".") and path.is_dir()]
+        return [*passing, *(name for name, path in paths.items() if path.relative_to(old).as_posix() in left_out)]
+
+    shutil.copytree(old, folder, copy_function=_link, ignore=ignored, dirs_exist_ok=True)
+
+
+def _gone(old: Path, folder: Path) -> tuple[str, ...]:
+    """Name what is in ``old`` and not in ``folder``: files, engines, other folders."""
+    if not old.is_dir():
+        return ()
+    found = [path for path in (*old.iterdir(), *old.glob("engines/*.plan")) if path.name != "engines"]
+    missing = [p for p in found if not p.name.startswith(".") and not (folder / p.relative_to(old)).exists()]
+    return tuple(sorted(path.relative_to(old).as_posix() + "/" * path.is_dir() for path in missing))
+
+
+def _link(source: str, target: str) -> None:
+    """Give a file a second name, which takes no space; copy it where the file system cannot."""
+    try:
+        os.link(source, target)
+    except (FileExistsError, FileNotFoundError):  # newer, or of a writer that has renamed it since
+        return
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _refuse_foreign(target: Path) -> None:
+    """Raise UsageError where replacing ``target`` would delete something that is no bundle."""
+    if target.is_symlink():
+        found = "a symbolic link"
+    elif not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    elif not target.is_dir():
+        found = "a file"
+    elif not _looks_like_manifest(target / MANIFEST_NAME):
+        found = "a folder that is no bundle"
+    else:
+        return
+    raise UsageError(
+        f"{target} exists and is {found}",
+        expected="nothing there, an empty folder, or a bundle to replace",
+        hint="another --name or --output, or move it away",
+    )
+
+
+def _refuse_other_model(target: Path, model: ModelSpec) -> None:
+    """Raise UsageError where ``target`` is a bundle of another model; of one that is damaged nobody knows."""
+    try:
+        found = Manifest.read(target).spec
+    except DeployError:
+        return
+    if _identity(found) != _identity(model):
+        raise UsageError(
+            f"{target} is a bundle of {_called(found)}, and would be replaced by one of {_called(model)}",
+            expected="a bundle of the same model, or none",
+            hint="another --name, or --replace to give it up with all that was made from it",
+        )
+
+
+def _identity(spec: ModelSpec) -> tuple[str, str]:
+    """What makes a model the same, whatever the sizes and the weights are: its name, or its place elsewhere."""
+    target = spec.config.get("target")
+    # A commit behind @ is a version of the same model; a path may be written in several ways.
+    return spec.family, spec.name if target is None else os.path.normpath(str(target).partition("@")[0])
+
+
+def _called(spec: ModelSpec) -> str:
+    target = spec.config.get("target")
+    return spec.name if target is None else str(target) if spec.family == FACTORY else f"{spec.family}:{target}"
+
+
+def _looks_like_manifest(path: Path) -> bool:
+    """A damaged bundle may be replaced, but many other things keep a manifest.json too."""
+    return path.is_file() and b'"schema_version"' in path.read_bytes()
+
+
+@contextmanager
+def _disk_errors(target: Path) -> Iterator[None]:
+    """Say of an error of the disk which bundle cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        if _concerns_disk(error, target.parent):
+            raise _unwritable(target, error) from error
+        raise
+
+
+def _concerns_disk(error: OSError, root: Path) -> bool:
+    """Whether writing below ``root`` failed, as against a checkpoint that ``fill`` could not read or download."""
+    if error.errno in _DISK_ERRORS:
+        return True
+    if isinstance(error.filename, str | Path):
+        path = Path(error.filename)
+        return path.is_relative_to(root) or root.is_relative_to(path)
+    # numpy reports a short write without an error number; so do errors that have nothing to do with the disk.
+    return error.errno is None and root.is_dir() and shutil.disk_usage(root).free < _FULL_BELOW
+
+
+def _unwritable(target: Path, error: OSError) -> EnvironmentUnsuitable:
+    return EnvironmentUnsuitable(
+        f"cannot write the bundle {target}: {error.strerror or error}",
+        expected="a folder with write permission and space for the model",
+        hint="free some space, or name another folder with --output",
+    )

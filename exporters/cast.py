@@ -1,0 +1,71 @@
+"""``deploycli cast``: an FP16 or BF16 artifact of a bundle."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from deploycli.exporters.derive import Derivation, Derived
+from deploycli.exporters.precision.insert_casts import cast
+from deploycli.exporters.precision.magnitudes import magnitudes
+from deploycli.exporters.precision.policy import REDUCED_TYPES, Policy
+from deploycli.models.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from deploycli.exporters.bundle.bundle import Bundle
+    from deploycli.exporters.precision.request import CalibrationData, Typing
+
+    Progress = Callable[[str, int, int], None]
+
+
+def cast_bundle(
+    bundle: Bundle,
+    typing: Typing,
+    *,
+    data: CalibrationData | None = None,
+    lint: bool = True,
+    progress: Progress = lambda _label, _done, _total: None,
+) -> Derived:
+    """Write the FP16 or BF16 artifact of a bundle.
+
+    Args:
+        bundle: an opened bundle.
+        typing: how.
+        data: to find values near the end of FP16's range with; None skips that rule.
+        lint: end where TensorRT could not read the result; otherwise it is written all the same.
+        progress: called with a label, what is done and how much there is.
+
+    Raises:
+        UsageError: a pattern that is no regular expression, or a rule that cannot be switched off.
+        ExportError: TensorRT could not read the graph, or ONNX Runtime cannot load it.
+        NumericsError: an output is NaN, infinite or constant.
+        EnvironmentUnsuitable: the bundle cannot be written.
+    """
+    policy = Policy(REDUCED_TYPES[typing.type], typing.allow, patterns(typing.keep))
+    samples = None if data is None else data.open(bundle)
+    derivation = Derivation(bundle, typing.type, lint=lint)
+    if samples is not None:
+        policy = replace(policy, magnitudes=magnitudes(derivation.source_path, samples, progress=progress))
+    derivation.step(f"cast-{typing.type}", lambda: cast(derivation.model, policy, reduce_io=typing.reduce_io))
+    return derivation.finish()
+
+
+def patterns(texts: Iterable[str]) -> tuple[re.Pattern[str], ...]:
+    """Compile regular expressions.
+
+    Raises:
+        UsageError: one is none.
+    """
+    return tuple(_compiled(text) for text in texts)
+
+
+def _compiled(text: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise UsageError(
+            f"{text!r} is no regular expression: {error}", hint=r"an expression such as 'layers\.3\..*fc2'"
+        ) from error

@@ -1,0 +1,197 @@
+"""From the FP32 artifact of a bundle to one in another precision: changed, checked, written beside it."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from deploycli.exporters.bundle.artifact import Artifact, FileRecord
+from deploycli.exporters.bundle.atomic import temporary_folder
+from deploycli.exporters.bundle.bundle import Bundle, extend_bundle
+from deploycli.exporters.bundle.golden import load_golden
+from deploycli.exporters.gate import require_readable
+from deploycli.exporters.graph.collector import free_memory
+from deploycli.exporters.graph.external import map_external
+from deploycli.exporters.graph.onnx_file import write_model
+from deploycli.exporters.graph.onnx_reader import load_model
+from deploycli.exporters.graph.steps import Step
+from deploycli.exporters.precision.simulate import open_runtime
+from deploycli.exporters.verification.compare import BUDGETS, Comparison, compare
+from deploycli.models.errors import NumericsError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    import numpy.typing as npt
+    import onnx_ir as ir
+
+    from deploycli.exporters.bundle.artifact import CalibrationRecord
+    from deploycli.exporters.graph.onnx_file import ExternalData
+    from deploycli.exporters.graph.steps import Refusal
+    from deploycli.exporters.precision.simulate import SimulatedRuntime
+    from deploycli.exporters.runtime.runtimes import OrtRuntime
+
+    Arrays = Mapping[str, npt.NDArray[Any]]
+
+CHECK_SAMPLES = 2
+"""Golden samples that a new artifact is run on before it is written."""
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A new artifact, and how it compares with the eager model on a few golden samples.
+
+    Attributes:
+        bundle: the bundle that holds it now.
+        artifact: the artifact.
+        runtime: what ran it.
+        comparisons: one an output; a figure outside the budget is for `verify` to judge.
+    """
+
+    bundle: Bundle
+    artifact: Artifact
+    runtime: str
+    comparisons: tuple[Comparison, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the artifact and the comparison as JSON values."""
+        return {
+            "path": str(self.bundle.path),
+            "artifact": asdict(self.artifact),
+            "unreleasable": self.artifact.unreleasable,
+            "runtime": self.runtime,
+            "comparisons": [comparison.to_json() for comparison in self.comparisons],
+        }
+
+
+class Derivation:
+    """One FP32 graph on its way to another precision; the steps are recorded as they are done.
+
+    Args:
+        bundle: an opened bundle.
+        precision: of the result.
+        lint: end where TensorRT could not read the result; otherwise it is written all the same.
+    """
+
+    def __init__(self, bundle: Bundle, precision: str, *, lint: bool = True) -> None:
+        self.bundle = bundle
+        self.precision = precision
+        self.lint = lint
+        self.source = fp32_artifact(bundle)
+        self.model: ir.Model = load_model(self.source_path)
+        map_external(self.model)
+        self.steps: list[Step] = []
+
+    @property
+    def source_path(self) -> Path:
+        """The FP32 file."""
+        return self.bundle.path / self.source.file.path
+
+    def step(self, name: str, change: Callable[[], list[Refusal]]) -> None:
+        """Change the model, and record what was refused."""
+        start = time.perf_counter()
+        refusals = change()
+        self.steps.append(Step(name, self.model.graph.num_nodes(), time.perf_counter() - start, tuple(refusals)))
+
+    def require_readable(self) -> None:
+        """End where TensorRT could not read the graph as it is now, unless it is to be written all the same.
+
+        Raises:
+            ExportError: the lint finds errors.
+        """
+        if self.lint:
+            require_readable(self.model, f"the {self.precision} graph of {self.bundle.path}")
+
+    def note(self, name: str, refusals: list[Refusal]) -> None:
+        """Record a step that changed nothing by itself."""
+        self.steps.append(Step(name, self.model.graph.num_nodes(), 0.0, tuple(refusals)))
+
+    def runtime(self) -> OrtRuntime | SimulatedRuntime:
+        """Run the model as it is now, without writing it into the bundle."""
+        with temporary_folder() as folder:
+            return open_runtime(write_model(self.model, folder / "model.onnx")[0])
+
+    def finish(
+        self,
+        *,
+        calibration: Callable[[Path], CalibrationRecord] | None = None,
+        quantized: tuple[str, ...] = (),
+        reverted: tuple[str, ...] = (),
+    ) -> Derived:
+        """Check the graph, write it into the bundle, run it; the model is used up.
+
+        Args:
+            calibration: writes the calibration cache into the folder it is given, and returns its record.
+            quantized: what is in INT8.
+            reverted: what an accuracy budget took out of INT8.
+
+        Raises:
+            ExportError: TensorRT could not read the graph, or ONNX Runtime cannot load it.
+            NumericsError: an output is NaN, infinite or constant.
+            EnvironmentUnsuitable: the bundle cannot be written.
+        """
+        self.require_readable()
+        name = f"model.{self.precision}.onnx"
+        results: list[tuple[str, tuple[Comparison, ...]]] = []
+
+        def make(folder: Path) -> Artifact:
+            external: ExternalData = "always" if self.source.external else "auto"
+            files = write_model(self.model, folder / name, external)
+            ops = Counter(node.op_type for node in self.model.graph)
+            del self.model  # it is in the file now, and a large one leaves no room to run it
+            free_memory()
+            results.append(_run(folder / name, self.bundle.golden, self.precision, self.source.batch))
+            free_memory()  # an engine may be built from it next
+            record, *data = (FileRecord.of(folder, file.name) for file in files)
+            return Artifact(
+                file=record,
+                external=tuple(data),
+                precision=self.precision,
+                opset=self.source.opset,
+                batch=self.source.batch,
+                ops_before=self.source.ops_after,
+                ops_after=dict(ops.most_common()),
+                steps=tuple(self.steps),
+                source=self.source.file.path,
+                calibration=None if calibration is None else calibration(folder),
+                quantized=quantized,
+                reverted=reverted,
+            )
+
+        bundle = extend_bundle(self.bundle, make)
+        artifact = bundle.manifest.artifact(name)
+        assert artifact is not None, "extend_bundle added it"
+        return Derived(bundle, artifact, *results[0])
+
+
+def fp32_artifact(bundle: Bundle) -> Artifact:
+    """Return the exported FP32 graph of a bundle.
+
+    Raises:
+        UsageError: there is none.
+    """
+    found = next((a for a in bundle.manifest.artifacts if a.precision == "fp32" and not a.source), None)
+    if found is None:
+        raise UsageError(f"{bundle.path} holds no FP32 graph", expected="an exported bundle", hint="export it again")
+    return found
+
+
+def _run(path: Path, golden: Path, precision: str, batch: int | None) -> tuple[str, tuple[Comparison, ...]]:
+    """Run a new file on golden samples; only what is a fault in any budget stops it here."""
+    inputs, truth = load_golden(golden)
+    count = batch or CHECK_SAMPLES
+    with open_runtime(path) as runtime:
+        outputs = runtime.run({name: array[:count] for name, array in inputs.items()})
+    comparisons = compare({name: array[:count] for name, array in truth.items()}, outputs, BUDGETS[precision])
+    for comparison in comparisons:
+        if comparison.faults:
+            raise NumericsError(
+                f"the {precision} graph gives no usable numbers: output {comparison.name!r} "
+                + "; ".join(comparison.faults),
+                expected="finite outputs",
+                hint="keep the operators that overflow in FP32: --keep-fp32 REGEX, or --calibrate DATA to find them",
+            )
+    return runtime.name, comparisons

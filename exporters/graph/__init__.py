@@ -1,0 +1,20 @@
+"""What an ONNX graph is: read, written, analysed, weighed; nothing is changed here.
+
+It imports models alone. Words that the whole of exporters uses:
+
+    movement      operators that move elements and compute nothing: Transpose, Reshape, Slice, Gather, Concat, ...
+    index map     what movement does, as a function of output indices: which input element stands at each
+    region        connected movement between operators that compute
+    lowering      a way to write a movement: the cheapest of several is chosen
+    analysis      what is known of each value: shape at the smallest and at the largest batch, constant or not
+    batch         the axis of samples, whose size stands for any; `affine.BATCH` is the size that it is analysed at
+    rows          a value read as tokens: all axes but the last are places, the last is channels
+    cost          bytes that movement writes, multiplications, bytes of constants
+    artifact      one ONNX file of a bundle, with how it was made
+    bundle        the folder of a model: artifacts, engines, golden outputs, reports, manifest
+    golden        inputs and the eager model's outputs, recorded at export
+    remark        why a pass did not act where it could have
+    engine        what a compiler of NVIDIA's makes of an ONNX file; its file is a plan
+    sidecar       the JSON file beside a plan: what it was made of, and its kernels
+    target        the product, the GPUs and the shapes that an engine is for
+"""

@@ -1,0 +1,114 @@
+"""What is in an ONNX file, without running it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    import onnx_ir as ir
+
+    from deploycli.exporters.graph.steps import GraphCost
+
+
+@dataclass(frozen=True)
+class TensorSummary:
+    """A graph input or output: name, element type, and shape as text, symbolic axes by name."""
+
+    name: str
+    dtype: str
+    shape: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class OnnxSummary:
+    """What a person wants to know of an ONNX file.
+
+    Attributes:
+        path: the file.
+        size: bytes, external data included.
+        opset: version of the default operator set.
+        ir_version: version of the file format.
+        producer: who wrote it.
+        inputs: graph inputs.
+        outputs: graph outputs.
+        ops: operator type -> number of nodes, most frequent first; subgraphs included.
+        parameters: number of elements in all initializers.
+        largest: the largest initializers, name -> bytes.
+        cost: what the graph costs to run and to keep; None where the graph is broken.
+    """
+
+    path: str
+    size: int
+    opset: int
+    ir_version: int
+    producer: str
+    inputs: tuple[TensorSummary, ...]
+    outputs: tuple[TensorSummary, ...]
+    ops: Mapping[str, int]
+    parameters: int
+    largest: Mapping[str, int]
+    cost: GraphCost | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the summary as JSON values."""
+        return asdict(self)
+
+
+def summarize(path: Path, *, largest: int = 5) -> OnnxSummary:
+    """Read an ONNX file.
+
+    Args:
+        path: the file.
+        largest: how many of the largest initializers to name.
+
+    Raises:
+        UsageError: there is no such file.
+        IntegrityError: it is no ONNX file, or its external data is missing.
+    """
+    from deploycli.exporters.graph.onnx_reader import external_files, load_model
+
+    model = load_model(path)
+    tensors = {name: v.const_value for name, v in model.graph.initializers.items() if v.const_value is not None}
+    size = path.stat().st_size + sum((path.parent / file).stat().st_size for file in external_files(model))
+    ops = Counter(node.op_type for node in model.graph.all_nodes())
+    by_size = sorted(tensors.items(), key=lambda item: -item[1].nbytes)
+    return OnnxSummary(
+        path=str(path),
+        size=size,
+        opset=model.opset_imports.get("", 0),
+        ir_version=model.ir_version or 0,
+        producer=" ".join(filter(None, (model.producer_name, model.producer_version))),
+        inputs=tuple(_describe(value) for value in model.graph.inputs if value.name not in tensors),
+        outputs=tuple(_describe(value) for value in model.graph.outputs),
+        ops=dict(ops.most_common()),
+        parameters=sum(tensor.size for tensor in tensors.values()),
+        largest={name: tensor.nbytes for name, tensor in by_size[:largest]},
+        cost=_cost(model),
+    )
+
+
+def _cost(model: ir.Model) -> GraphCost | None:
+    """Count a model, which is used up: its functions are inlined."""
+    from deploycli.exporters.graph.analysis import Facts
+    from deploycli.exporters.graph.cost import graph_cost
+    from deploycli.exporters.passes.pipeline import tidy
+
+    try:
+        tidy(model)
+    except Exception:  # of onnx_ir's own making: a circle, a function that calls itself
+        return None
+    return graph_cost(model.graph, Facts(model.graph))
+
+
+_NUMPY_NAMES = {"FLOAT": "float32", "DOUBLE": "float64"}  # ONNX's other names are NumPy's in capitals
+
+
+def _describe(value: ir.Value) -> TensorSummary:
+    shape = () if value.shape is None else tuple(str(dim) for dim in value.shape)
+    dtype = "unknown" if value.dtype is None else _NUMPY_NAMES.get(value.dtype.name, value.dtype.name.lower())
+    return TensorSummary(value.name or "", dtype, shape)

@@ -1,0 +1,291 @@
+"""Rule 6: Q and DQ as the parser takes them.
+
+A stored scale is above zero and a zero point is zero; there is one scale for the tensor, one for each index of an axis,
+or one for each block of one of the last two axes.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from deploycli.exporters.graph.analysis import dynamic_axes
+from deploycli.exporters.lint.attention import dequantized
+from deploycli.exporters.lint.element_types import QUANTIZED, attribute, data_type, is_onnx
+from deploycli.exporters.lint.problem import differs, error, type_name, warning
+from deploycli.exporters.lint.subject import operand
+from deploycli.exporters.lint.types import FLOATS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from deploycli.exporters.graph.analysis import Dims
+    from deploycli.exporters.graph.movement_ops import Array
+    from deploycli.exporters.lint.problem import Problem
+    from deploycli.exporters.lint.subject import Subject
+
+_SMALLEST_NORMAL = {
+    ir.DataType.FLOAT: 2.0**-126,
+    ir.DataType.FLOAT16: 2.0**-14,
+    ir.DataType.BFLOAT16: 2.0**-126,
+    ir.DataType.DOUBLE: 2.0**-126,  # it becomes FP32
+}
+"""By the types that a scale may have."""
+
+Q, DQ = "QuantizeLinear", "DequantizeLinear"
+
+GEMMS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+"""Operators that multiply matrices."""
+
+_FOUR_BITS = (ir.DataType.INT4, ir.DataType.FLOAT4E2M1)
+
+_SYMMETRIC = "quantize symmetrically, to INT8 with zero point 0"
+
+_MIXED_SINCE = (11,)
+"""First version that was seen to take a scale of another type than the data: TensorRT for RTX 1.7 has its parser."""
+
+
+def quantized_share(subject: Subject) -> float:
+    """Return how many of a graph's matrix products and convolutions read quantized operands only, 0 to 1."""
+    products = [node for node in subject.nodes if is_onnx(node, *GEMMS)]
+    quantized = [node for node in products if all(map(dequantized, node.inputs[:2]))]
+    return len(quantized) / max(len(products), 1)
+
+
+def quantization(subject: Subject) -> Iterator[Problem]:
+    """Rule 6: scales, zero points, axes and neighbours of every Q and DQ are those that the parser takes.
+
+    Source: onnx-tensorrt ``onnxOpImporters.cpp``, ``QuantDequantLinearHelper``; TensorRT documentation, "Working with
+    Quantized Types"; the builder of TensorRT for RTX 1.7, which takes INT8 between any two operators.
+    """
+    for node in subject.nodes:
+        if is_onnx(node, Q, DQ):
+            yield from _scale(node, subject)
+            yield from _zero_point(node, subject)
+            yield from _granularity(node, subject)
+            yield from _types(node, subject)
+            yield from _readers(node) if node.op_type == Q else _source(node, subject)
+        elif is_onnx(node, *GEMMS):
+            yield from _product(node, subject)
+
+
+def _product(node: ir.Node, subject: Subject) -> Iterator[Problem]:
+    """Both operands of a product are quantized to one type, or the DQ of one is a kernel of its own.
+
+    Source: the builder of TensorRT for RTX 1.7, asked about every product of two types and granularities.
+    """
+    sources = [dequantized(operand(node, i)) for i in (0, 1)]
+    first, second = (None if dq is None else subject.inference.dtype(operand(dq, 0)) for dq in sources)
+    if first is None or second is None or (first == second and first not in _FOUR_BITS):
+        return
+    scales = [subject.inference[operand(dq, 1)].dims for dq in sources if dq is not None]
+    is_blocked = any(scale is not None and len(scale) > 1 for scale in scales)
+    if math.prod(scales[1] or ()) > 1 and is_onnx(node, "Conv", "ConvTranspose") and sources[1] is not None:
+        is_blocked |= axis_of(sources[1], subject) != (0 if node.op_type == "Conv" else 1)
+    is_split = any(scale is not None and math.prod(scale) > 1 for scale in scales)
+    if is_onnx(node, "MatMul", "Gemm"):
+        both = {first, second}
+        is_taken = both == {ir.DataType.INT4} or (both == {ir.DataType.INT8, ir.DataType.INT4} and is_split)
+    elif is_onnx(node, "ConvTranspose"):
+        is_taken = is_blocked or ir.DataType.INT8 in (first, second)
+    else:
+        is_taken = is_blocked
+    if not is_taken:
+        found = f"it multiplies {type_name(first)} with {type_name(second)}"
+        yield error(node, found, "quantize both operands to INT8 or FP8, or one of them alone")
+
+
+def _scale(node: ir.Node, subject: Subject) -> Iterator[Problem]:
+    value = operand(node, 1)
+    tensor = subject.stored(value)
+    if value is None:
+        yield error(node, "it has no scale", "store the scale as an initializer")
+        return
+    if tensor is None:
+        source = value.producer()
+        quantized = operand(source, 0) if source is not None and is_onnx(source, DQ) else None
+        is_int8 = subject.stored(quantized) is not None and subject.inference.dtype(quantized) == ir.DataType.INT8
+        make = error if is_int8 else warning  # the builder folds such a DQ, and then finds INT8 that no DQ reads
+        found = "is a dequantized constant" if is_int8 else "is computed"
+        yield make(node, f"its scale {value.name} {found}", "store the scale as an initializer")
+        return
+    dtype = subject.inference.dtype(value)
+    if dtype is None or dtype not in _SMALLEST_NORMAL:
+        yield error(node, f"its scale is {type_name(dtype)}", "FP32, FP16 or BF16")
+        return
+    array = subject.read(tensor)
+    if array is None:
+        yield error(node, f"its scale {value.name} cannot be read")
+        return
+    scale = array.astype(np.float64)
+    make = error if _is_asked(node, value, subject) else warning
+    if not scale.size:
+        yield error(node, "its scale has no elements")
+    elif np.isnan(scale).any():
+        yield make(node, "its scale is no number", "calibrate anew, with more data")
+    elif (scale <= 0).any():
+        hint = "a scale that became 0 underflowed: keep it in FP32, or merge it with its neighbour"
+        yield make(node, f"its scale is {scale.min():g}: the parser takes only positive ones", hint)
+    elif np.isinf(scale).any():
+        yield warning(node, "its scale is not finite", "calibrate anew, with more data")
+    elif (scale < _SMALLEST_NORMAL[dtype]).any():
+        found = f"its scale {scale.min():g} is subnormal in {type_name(dtype)}"
+        yield warning(node, found, "it is not exact, and a GPU may flush it to 0: keep the pair in FP32")
+
+
+def _is_asked(node: ir.Node, scale: ir.Value, subject: Subject) -> bool:
+    """Say whether the parser asks that a scale is positive: not that of a DQ of INT4, nor one behind an Identity."""
+    source = scale.producer()
+    if source is not None and is_onnx(source, "Identity"):
+        return False
+    return node.op_type == Q or subject.inference.dtype(operand(node, 0)) != ir.DataType.INT4
+
+
+def _zero_point(node: ir.Node, subject: Subject) -> Iterator[Problem]:
+    value = operand(node, 2)
+    if value is None:
+        if node.op_type == Q and not attribute(node, "output_dtype", 0):
+            hint = "write an INT8 zero point of 0"
+            yield differs(node, "it has no zero point: ONNX means UINT8, TensorRT INT8", hint)
+        return
+    dtype = subject.inference.dtype(value)
+    if dtype == ir.DataType.FLOAT8E4M3FN:
+        return  # the parser does not look at it
+    array = subject.constant(value)
+    if array is None:
+        yield error(node, f"its zero point {value.name} is no constant", "store it as an initializer")
+    elif array.astype(np.float64).any():
+        yield error(node, "its zero point is not 0", _SYMMETRIC)
+    elif dtype not in QUANTIZED and node.op_type == Q:
+        yield differs(node, f"its zero point is {type_name(dtype)}: TensorRT takes INT8 for it", _SYMMETRIC)
+    scale = subject.inference[operand(node, 1)].dims
+    if array is not None and scale is not None and array.size != math.prod(scale):
+        yield error(node, f"{math.prod(scale)} scales and {array.size} zero points", "one for each scale")
+
+
+def axis_of(node: ir.Node, subject: Subject) -> int:
+    """Return the axis of a Q or DQ as it is written; before opset 13 the parser takes 0 by default."""
+    return attribute(node, "axis", 1 if subject.opset >= 13 else 0)
+
+
+def _granularity(node: ir.Node, subject: Subject) -> Iterator[Problem]:
+    """One scale for the tensor, one for each index of an axis, or one for each block of an axis.
+
+    That there are blocks is seen by the shape of the scale; ``block_size`` is not read.
+    """
+    scale, data = subject.inference[operand(node, 1)].dims, subject.inference[operand(node, 0)].dims
+    if scale is None or data is None or (math.prod(scale) == 1 and len(scale) < 2):
+        return
+    axis = axis_of(node, subject)
+    if not -len(data) <= axis < len(data):
+        yield error(node, f"axis {axis} of a tensor with {len(data)} dimensions")
+    elif len(scale) == 1:
+        if axis % len(data) in dynamic_axes(data):
+            yield error(node, f"one scale for each index of axis {axis}, which is dynamic", "another axis")
+        elif scale[0] != data[axis]:
+            found = f"{scale[0]} scales for axis {axis}, which has {data[axis]}"
+            yield error(node, found, "one for each index of the axis")
+    elif len(scale) != len(data):
+        hint = "one value, one for each index of an axis, or as many dimensions as the data"
+        yield error(node, f"its scale has shape {list(scale)}", hint)
+    else:
+        yield from _blocks(node, scale, data, axis % len(data))
+
+
+def _blocks(node: ir.Node, scale: Dims, data: Dims, axis: int) -> Iterator[Problem]:
+    others = [i for i in range(len(data)) if i != axis and scale[i] != data[i]]
+    if others:
+        yield error(node, f"a scale {list(scale)} for data {list(data)}", f"blocks on axis {axis} alone")
+    elif axis < len(data) - 2:
+        yield error(node, f"blocks on axis {axis} of {len(data)}", "on one of the last two axes")
+    elif not scale[axis] or data[axis] % scale[axis]:
+        yield error(node, f"{scale[axis]} blocks on axis {axis}, which has {data[axis]}", "blocks of one size")
+    elif scale[axis] == data[axis]:
+        yield error(node, f"blocks of one element on axis {axis}", "larger blocks")
+
+
+def _types(node: ir.Node, subject: Subject) -> Iterator[Problem]:
+    dtype = subject.inference.dtype
+    data, scale = dtype(operand(node, 0)), dtype(operand(node, 1))
+    if node.op_type == Q:
+        if data is not None and data not in FLOATS | {ir.DataType.DOUBLE}:
+            yield error(node, f"it quantizes {type_name(data)}", "FP32, FP16 or BF16")
+        elif data in FLOATS and scale in FLOATS and data != scale:
+            is_taken = _takes_scale(data, scale, dtype(node.outputs[0]))
+            make = warning if is_taken and (subject.opset < 19 or subject.version >= _MIXED_SINCE) else error
+            found = f"its scale is {type_name(scale)}, its data are {type_name(data)}"
+            yield make(node, found, "one type for both: Cast the scale when it is stored")
+        made = dtype(node.outputs[0])
+        if made is not None and made not in QUANTIZED:
+            yield error(node, f"it quantizes to {type_name(made)}", _SYMMETRIC)
+        quantized = made
+    else:
+        made = data_type(attribute(node, "output_dtype", 0))
+        if made is not None and made not in FLOATS:
+            yield error(node, f"it dequantizes to {type_name(made)}", "FP32, FP16 or BF16")
+        if data is not None and data not in QUANTIZED:
+            hint = "keep the bias in floating point" if data == ir.DataType.INT32 else _SYMMETRIC
+            yield error(node, f"it dequantizes {type_name(data)}", hint)
+        zero_point = dtype(operand(node, 2))
+        if data in QUANTIZED and zero_point is not None and zero_point != data:
+            found = f"its data are {type_name(data)}, its zero point is {type_name(zero_point)}"
+            yield warning(node, found, "one type for both, as ONNX asks: TensorRT does not look")
+        quantized = data
+    dims = subject.inference[operand(node, 0)].dims
+    is_static = dims is not None and not dynamic_axes(dims)
+    if quantized in _FOUR_BITS and is_static and math.prod(dims or ()) % 2:
+        yield error(node, f"{type_name(quantized)} needs an even number of elements", "pad the tensor")
+
+
+def _takes_scale(data: ir.DataType | None, scale: ir.DataType | None, quantized: ir.DataType | None) -> bool:
+    """Say whether the builder quantizes with a scale of another type: to INT8 with any, else with an FP32 one."""
+    if quantized == ir.DataType.INT8:
+        return True
+    return scale == ir.DataType.FLOAT and data != scale and quantized != ir.DataType.FLOAT4E2M1
+
+
+def _readers(node: ir.Node) -> Iterator[Problem]:
+    """Between a Q and its DQ stands nothing: what stands there computes with integers, and costs a fusion."""
+    for output in node.outputs[:1]:
+        if output.is_graph_output():
+            yield warning(node, f"its result {output.name} is an output of the graph", "dequantize it first")
+        readers = list(output.consumers())
+        if not readers and not output.is_graph_output():
+            yield warning(node, "nothing dequantizes its result", "remove it, or let a DQ read it")
+        for reader in readers:
+            if not is_onnx(reader, DQ) or reader.inputs[0] is not output:
+                hint = "move it before the Q or behind the DQ: TensorRT commutes it by itself"
+                yield warning(node, f"its result is read by {reader.op_type}, not by a DQ", hint)
+
+
+def _source(node: ir.Node, subject: Subject) -> Iterator[Problem]:
+    """A DQ reads what its Q made, with the same parameters, or a stored INT8 weight."""
+    value = operand(node, 0)
+    producer = None if value is None else value.producer()
+    if value is None:
+        yield error(node, "it has no data")
+    elif producer is not None and is_onnx(producer, Q):
+        yield from _pair(producer, node, subject)
+    elif subject.stored(value) is None and not value.is_graph_input():
+        found = "nothing" if producer is None else producer.op_type
+        yield warning(node, f"its data come from {found}", "a Q, or an INT8 initializer")
+
+
+def _pair(q: ir.Node, dq: ir.Node, subject: Subject) -> Iterator[Problem]:
+    scales = [subject.constant(operand(node, 1)) for node in (q, dq)]
+    if scales[0] is not None and scales[1] is not None and not _same(scales[0], scales[1]):
+        yield warning(dq, f"its scale is not that of its Q {q.name}", "let both read one initializer")
+    is_per_axis = scales[0] is not None and scales[0].size > 1
+    dims = subject.inference[operand(q, 0)].dims
+    rank = 0 if dims is None else len(dims)
+    axes = [axis + rank if axis < 0 else axis for axis in (axis_of(q, subject), axis_of(dq, subject))]
+    if is_per_axis and axes[0] != axes[1]:
+        yield warning(dq, f"its axis is {axes[1]}, that of its Q {q.name} is {axes[0]}")
+
+
+def _same(a: Array, b: Array) -> bool:
+    """Values alone count: a scale may be a scalar here and have one element there."""
+    return a.size == b.size and bool((a.reshape(-1).astype(np.float64) == b.reshape(-1).astype(np.float64)).all())

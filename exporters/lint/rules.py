@@ -1,0 +1,188 @@
+"""The rules, in order, and the lint that applies them.
+
+A rule is a function from a :class:`~deploycli.exporters.lint.subject.Subject` to problems; its documentation says what
+must hold and who says so. To add one, write the function and its line here.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from deploycli.exporters.bundle.atomic import temporary_folder
+from deploycli.exporters.graph.onnx_file import write_outline
+from deploycli.exporters.graph.onnx_reader import quiet, read
+from deploycli.exporters.lint.economy import hard_to_fuse, redundant_pairs, stored_numbers, unused_and_repeated
+from deploycli.exporters.lint.external import external_data
+from deploycli.exporters.lint.fusion import attention_blocks, attention_form
+from deploycli.exporters.lint.hardware import hardware, hardware_features
+from deploycli.exporters.lint.operators import parse_version
+from deploycli.exporters.lint.placement import quantization_placement
+from deploycli.exporters.lint.quantization import quantization, quantized_share
+from deploycli.exporters.lint.report import Finding, LintReport
+from deploycli.exporters.lint.structure import (
+    constant_operands,
+    lacking_in_rtx,
+    names_and_edges,
+    no_dynamic_operators,
+    operator_support,
+    opset_and_ir,
+    static_shapes,
+)
+from deploycli.exporters.lint.subject import Subject, inlined
+from deploycli.exporters.lint.types import attention_operator, gemm, inference_only, strong_typing, supported_types
+from deploycli.models.errors import UsageError
+from deploycli.models.files import sha256_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Sequence
+
+    from deploycli.exporters.lint.problem import Problem
+    from deploycli.exporters.lint.verdict import Parser, Verdict
+    from deploycli.exporters.target.targets import Capability
+
+DEFAULT_VERSION = "11.4"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rule.
+
+    Attributes:
+        number: its number in reports.
+        check: yields what breaks it.
+    """
+
+    number: int
+    check: Callable[[Subject], Iterator[Problem]]
+
+    @property
+    def summary(self) -> str:
+        """What must hold, in one line."""
+        return (self.check.__doc__ or "").partition("\n")[0].partition(": ")[2].rstrip(".")
+
+
+RULES: tuple[Rule, ...] = (
+    Rule(1, opset_and_ir),
+    Rule(2, operator_support),
+    Rule(3, supported_types),
+    Rule(4, strong_typing),
+    Rule(5, inference_only),
+    Rule(6, quantization),
+    Rule(7, attention_operator),
+    Rule(8, gemm),
+    Rule(9, constant_operands),
+    Rule(10, static_shapes),
+    Rule(11, no_dynamic_operators),
+    Rule(12, names_and_edges),
+    Rule(13, external_data),
+    Rule(14, stored_numbers),
+    Rule(15, quantization_placement),
+    Rule(16, attention_form),
+    Rule(17, redundant_pairs),
+    Rule(18, unused_and_repeated),
+    Rule(19, hard_to_fuse),
+    Rule(20, hardware),
+)
+
+_ATTENTION_RULE = 16
+
+_JUDGED: dict[str, Verdict] = {}
+"""Hash of an outline -> what NVIDIA's parser says of it, in a process of its own that takes 0.2 s to load it."""
+
+
+def lint(
+    model: str | os.PathLike[str] | ir.Model,
+    *,
+    version: str = DEFAULT_VERSION,
+    rules: Collection[int] | None = None,
+    plugins: Collection[str] = (),
+    profiled: Collection[str] = (),
+    targets: Sequence[Capability] = (),
+    parser: Parser | None = None,
+) -> LintReport:
+    """Judge a graph as TensorRT's ONNX parser will, without TensorRT; or let that parser judge it as well.
+
+    Args:
+        model: an ONNX file, whose external data lie beside it, or a model in memory, which is not changed.
+        version: TensorRT version, 10.12 to 11.x.
+        rules: numbers of the rules to apply; all by default.
+        plugins: operators that the engine will find as plugins.
+        profiled: symbolic axes beside the batch for which there will be an optimization profile.
+        targets: compute capabilities of the GPUs that the engine is for; none where that is not known.
+        parser: NVIDIA's, which is asked, too, while the rules are applied. Of a model in memory it reads an outline,
+            without the numbers of large weights.
+
+    Returns:
+        The same report for the same model, in the order of the rules and of the graph.
+
+    Raises:
+        UsageError: no ONNX file, no such version, or no such rule.
+    """
+    target = parse_version(version)
+    chosen = _choose(rules)
+    wrong_entries: dict[str, str] = {}
+    with quiet(), nullcontext() if parser is None else _judging(model, parser) as verdict:
+        if isinstance(model, ir.Model):
+            name = model.graph.name or "graph"
+        else:
+            name = os.fspath(model)
+            model, wrong_entries = read(Path(model))
+        subject = Subject(
+            inlined(model), target, plugins=plugins, profiled=profiled, wrong_entries=wrong_entries, targets=targets
+        )
+        findings = [
+            Finding(rule.number, problem.level, problem.where, problem.message, problem.hint, problem.silent)
+            for rule in chosen
+            for problem in rule.check(subject)
+        ]
+        numbers = tuple(rule.number for rule in chosen)
+        attention = tuple(attention_blocks(subject)) if _ATTENTION_RULE in numbers else ()
+        features = tuple(sorted(hardware_features(subject)))
+        share = quantized_share(subject)
+        found = None
+        if verdict is not None:
+            elsewhere = {node.op_type for node in subject.nodes if lacking_in_rtx(node)}
+            found = verdict().excusing(elsewhere.union(plugins))
+    return LintReport(name, version, numbers, tuple(dict.fromkeys(findings)), attention, features, share, found)
+
+
+@contextmanager
+def _judging(model: str | os.PathLike[str] | ir.Model, parser: Parser) -> Iterator[Callable[[], Verdict]]:
+    """Let NVIDIA's parser begin; but a graph that it has judged already, weights apart, is not judged again."""
+    if not isinstance(model, ir.Model):
+        with parser(Path(model)) as verdict:
+            yield verdict
+        return
+    with temporary_folder() as folder:
+        outline = folder / "outline.onnx"
+        write_outline(model, outline)
+        digest = sha256_of(outline)
+        if digest in _JUDGED:
+            yield lambda: _JUDGED[digest]
+            return
+        with parser(outline) as verdict:
+
+            def remembered() -> Verdict:
+                found = verdict()
+                if not found.problem:
+                    _JUDGED[digest] = found
+                return found
+
+            yield remembered
+
+
+def _choose(numbers: Collection[int] | None) -> list[Rule]:
+    if numbers is None:
+        return list(RULES)
+    known = {rule.number for rule in RULES}
+    unknown = sorted(set(numbers) - known)
+    if unknown or not numbers:
+        found = f"no rule {', '.join(map(str, unknown))}" if unknown else "no rules to apply"
+        raise UsageError(found, expected=f"numbers from {min(known)} to {max(known)}")
+    return [rule for rule in RULES if rule.number in numbers]

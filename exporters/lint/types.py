@@ -1,0 +1,378 @@
+"""Rules 3, 4, 5, 7 and 8: element types, and the operators whose restrictions a graph can break."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from deploycli.exporters.graph.affine import BATCH
+from deploycli.exporters.graph.analysis import dynamic_axes
+from deploycli.exporters.lint.element_types import allowed_types, attribute, formal, is_onnx, schema_of
+from deploycli.exporters.lint.inference import declared_type
+from deploycli.exporters.lint.problem import differs, error, listed, type_name, warning
+from deploycli.exporters.lint.subject import operand
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from deploycli.exporters.graph.analysis import Dims
+    from deploycli.exporters.lint.problem import Problem
+    from deploycli.exporters.lint.subject import Subject
+
+FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
+
+PLAIN = FLOATS | {ir.DataType.INT8, ir.DataType.INT32, ir.DataType.INT64, ir.DataType.BOOL}
+
+LOW_BITS = frozenset({ir.DataType.INT4, ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT4E2M1})
+"""Types that exist between Q and DQ only, and there may be moved."""
+
+_QDQ = ("QuantizeLinear", "DequantizeLinear")
+
+_MOVES = (
+    *("Concat", "DepthToSpace", "Dropout", "Flatten", "Identity", "Reshape", "Shape", "Size", "SpaceToDepth"),
+    "Transpose",
+)
+"""What may stand between a Q and its DQ, and at the edge of the graph: ``validateQuantizedTypesProducersConsumers``."""
+
+_MAKES_UINT8 = ("Cast", "CastLike", "Identity")
+
+_DATA_OPERAND = {"OneHot": 2, "Where": 1}
+"""Position of the operand of which the table's element types speak, where it is not the first."""
+
+_MADE_BY_ATTRIBUTE = frozenset(
+    {"BlackmanWindow", "HammingWindow", "HannWindow"}
+    | {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+)
+"""Their type is an attribute, and the importer takes it for what it is: DOUBLE is not FP32 there."""
+
+_JUDGED_BY_OUTPUT = _MADE_BY_ATTRIBUTE | {"Constant", "ConstantOfShape", "EyeLike"}
+
+_NOT_JUDGED = frozenset({"DequantizeLinear", "If", "Loop", "QuantizeLinear", "Scan"})
+
+
+def supported_types(subject: Subject) -> Iterator[Problem]:
+    """Rule 3: every tensor has a type that TensorRT has, and every operator one that it takes.
+
+    INT8 is a type like others, but not of stored tensors: these are for a DQ. UINT8 is a type of inputs and outputs.
+
+    Source: onnx-tensorrt docs/operators.md: the list of types ("DOUBLE is cast to FLOAT", "UINT8 is only supported as
+    network input or output", INT8, INT4, FP8 and FP4 "only through quantization") and the column "Supported Types", as
+    far as the parser and the compiler of TensorRT for RTX 1.7 hold to them: they take INT8 in many operators.
+    """
+    dtype = subject.inference.dtype
+    values: dict[ir.Value, None] = dict.fromkeys(subject.graph.inputs)
+    for graph in (subject.graph, *subject.graph.subgraphs()):
+        values.update(dict.fromkeys(graph.initializers.values()))
+    for node in subject.nodes:
+        values.update(dict.fromkeys(node.outputs))
+    for value in values:
+        yield from _type_of_value(value, dtype(value), subject)
+    for result in subject.graph.outputs:  # the parser reads what is declared of them, and of no other result
+        shown = declared_type(result)
+        if shown not in PLAIN | LOW_BITS | {ir.DataType.UINT8, ir.DataType.DOUBLE, dtype(result), None}:
+            message = f"{result.name} is declared {type_name(shown)}, which TensorRT does not have"
+            yield error(result.name or "", message, "declare the type that it has, or Cast it")
+    for node in subject.nodes:
+        supported = subject.operators.types.get(node.op_type)
+        if not is_onnx(node) or supported is None or node.op_type in _NOT_JUDGED:
+            continue
+        data = operand(node, _DATA_OPERAND.get(node.op_type, 0))
+        if node.op_type in _JUDGED_BY_OUTPUT:
+            data = node.outputs[0]
+        found = dtype(data)
+        is_judged = found in PLAIN | {ir.DataType.UINT8} or node.op_type in _MADE_BY_ATTRIBUTE
+        is_for_dq = found in (ir.DataType.INT8, ir.DataType.UINT8) and subject.stored(data) is not None
+        if found is not None and is_judged and found not in supported and not is_for_dq:
+            names = sorted(t.name for t in supported)
+            yield error(node, f"{node.op_type} has no {type_name(found)} form", f"Cast to one of {listed(names, 9)}")
+
+
+def _type_of_value(value: ir.Value, dtype: ir.DataType | None, subject: Subject) -> Iterator[Problem]:
+    name, producer = value.name or "", value.producer()
+    where: ir.Node | str = name if producer is None else producer
+    is_stored = subject.stored(value) is not None
+    if dtype is None or (dtype in PLAIN and not (is_stored and dtype == ir.DataType.INT8)):
+        return
+    if dtype == ir.DataType.DOUBLE:
+        yield warning(where, f"{name} is DOUBLE: TensorRT computes it in FP32", "make it FP32")
+    elif dtype == ir.DataType.UINT8:
+        yield from _uint8(value, where, is_stored=is_stored)
+    elif dtype not in LOW_BITS | {ir.DataType.INT8}:
+        yield error(where, f"{name} is {type_name(dtype)}, which TensorRT does not have", "Cast it before the export")
+    elif dtype in LOW_BITS or is_stored:
+        moves = () if is_stored else _MOVES
+        readers = [n for n in value.consumers() if is_onnx(n) and not is_onnx(n, *_QDQ, *moves)]
+        if producer is not None and is_onnx(producer) and not is_stored and not is_onnx(producer, *_QDQ, *moves):
+            yield error(where, f"{name} is {type_name(dtype)} that {producer.op_type} makes", _ONLY_QDQ)
+        elif readers or (value.is_graph_output() and is_stored):
+            by = f"is read by {listed(n.op_type for n in readers)}" if readers else "is an output"
+            kind = f"stored {type_name(dtype)}" if is_stored else type_name(dtype)
+            yield error(where, f"{name} is {kind} and {by}", _ONLY_QDQ)
+
+
+_ONLY_QDQ = "only Q/DQ pairs hold quantized types"
+
+
+def _uint8(value: ir.Value, where: ir.Node | str, *, is_stored: bool) -> Iterator[Problem]:
+    """UINT8 may be an input, and an output that a Cast makes; which operators read it, the table says."""
+    producer = value.producer()
+    if is_stored:
+        readers = [n for n in value.consumers() if not is_onnx(n, "Cast", *_QDQ)]
+        is_fine = not readers and not value.is_graph_output()  # data or a zero point of Q/DQ: rule 6's
+    else:
+        is_fine = value.is_graph_input() or (
+            value.is_graph_output() and producer is not None and is_onnx(producer, *_MAKES_UINT8)
+        )
+    if not is_fine and not (producer is not None and is_onnx(producer, *_QDQ)):
+        yield error(where, f"{value.name} is UINT8 inside the graph", "UINT8 may be an input or output that is cast")
+
+
+_ALSO_EQUAL = {"Attention": (0, 1, 2), "GridSample": (0, 1)}
+"""Operands that ONNX lets differ in type and a strongly typed network does not. The importer of Pow casts."""
+
+
+def strong_typing(subject: Subject) -> Iterator[Problem]:
+    """Rule 4: the operands of an operator agree in type, as ONNX and a strongly typed network ask.
+
+    Source: ONNX operator schemas (one type parameter, one type); TensorRT documentation, "Strongly Typed Networks":
+    types are never converted silently. Declared types must be those that follow: strict readers refuse the file. A type
+    that ONNX gave an operator later, or never, and TensorRT takes is only strange.
+    """
+    dtype = subject.inference.dtype
+    for node in subject.nodes:
+        schema = schema_of(node, subject.opset)
+        if schema is None or node.op_type in _QDQ:  # those are rule 6's
+            continue
+        groups: dict[str, list[tuple[str, ir.DataType]]] = {}
+        for i, value in enumerate(node.inputs):
+            found, parameter = dtype(value), formal(schema.inputs, i)
+            if found is None or parameter is None or value is None:
+                continue
+            allowed = allowed_types(schema, parameter.type_str)
+            if allowed and found not in allowed:
+                takes = listed(sorted(t.name for t in allowed), 4)
+                data = formal(schema.inputs, _DATA_OPERAND.get(node.op_type, 0))
+                is_data = data is not None and parameter.type_str == data.type_str
+                is_data = is_data or i in _ALSO_EQUAL.get(node.op_type, ())
+                is_taken = found in subject.operators.types.get(node.op_type, ())
+                is_moved = found in LOW_BITS and is_onnx(node, *_MOVES)
+                is_narrow = found == ir.DataType.INT32 and allowed == {ir.DataType.INT64}  # indices: both are taken
+                is_cast = is_onnx(node, "BatchNormalization", "RMSNormalization", *_MADE_BY_ATTRIBUTE)  # or not read
+                is_cast = is_cast or (is_onnx(node, "Pow") and i == 1)
+                is_carried = is_onnx(node, "Loop", "Scan") and not parameter.is_homogeneous
+                make = warning if is_narrow or is_cast or is_carried or (is_data and (is_taken or is_moved)) else error
+                yield make(node, f"{parameter.name} is {type_name(found)}", f"opset {subject.opset} takes {takes}")
+            if parameter.is_homogeneous:
+                groups.setdefault(parameter.type_str, []).append((value.name or "", found))
+        extra = [(operand(node, i), dtype(operand(node, i))) for i in _ALSO_EQUAL.get(node.op_type, ())]
+        groups["together"] = [(v.name or "", t) for v, t in extra if v is not None and t is not None]
+        for members in groups.values():
+            if len({t for _, t in members}) > 1:
+                found_types = listed((f"{name} is {type_name(t)}" for name, t in members), 6)
+                hint = "Cast one of them; TensorRT converts no type by itself"
+                make = warning if _is_cast(node, [t for _, t in members]) else error
+                yield make(node, f"operands of {node.op_type} differ in type: {found_types}", hint)
+                break
+        if is_onnx(node, "RMSNormalization"):
+            yield from _scale_of_rms(node, subject)
+    yield from _declared_types(subject)
+
+
+def _is_cast(node: ir.Node, types: Sequence[ir.DataType]) -> bool:
+    """Say whether the parser makes operands alike: the factors of a BatchNormalization, the limits of a Clip, the
+    value of a Pad, if it looks at it at all.
+    """
+    if {ir.DataType.FLOAT, ir.DataType.DOUBLE}.issuperset(types):
+        return True  # DOUBLE is read as FP32
+    if is_onnx(node, "Pad"):
+        return types[-1] in FLOATS or attribute(node, "mode", "constant") != "constant"
+    return is_onnx(node, "BatchNormalization", "Clip") and FLOATS.issuperset(types)
+
+
+def _scale_of_rms(node: ir.Node, subject: Subject) -> Iterator[Problem]:
+    """In ONNX its result has the type of the scale; the importer casts the scale to that of the data."""
+    data, scale = (subject.inference.dtype(operand(node, i)) for i in (0, 1))
+    if data is not None and scale is not None and data != scale:
+        found = f"TensorRT gives a result of {type_name(data)}, ONNX one of {type_name(scale)}, as the scale is"
+        yield differs(node, found, "Cast the scale")
+
+
+def _declared_types(subject: Subject) -> Iterator[Problem]:
+    inner = [v for graph in subject.graph.subgraphs() for v in graph.inputs]
+    values = [output for node in subject.nodes for output in node.outputs] + inner
+    values += [v for v in subject.graph.inputs if v.const_value is not None] + list(subject.graph.initializers.values())
+    for value in dict.fromkeys(values):
+        declared, found = declared_type(value), subject.inference.dtype(value)
+        if declared is not None and found is not None and declared != found:
+            producer = value.producer()
+            where: ir.Node | str = (value.name or "") if producer is None else producer
+            message = f"{value.name} is declared {type_name(declared)}, it is {type_name(found)}"
+            yield differs(where, message, "infer the types anew, or Cast it")
+
+
+_ONE_RESULT = frozenset({"LayerNormalization", "BatchNormalization", "MaxPool", "GroupNormalization"})
+
+
+def inference_only(subject: Subject) -> Iterator[Problem]:
+    """Rule 5: normalisations have one result, and nothing trains.
+
+    A second result that has a name is refused even where nothing reads it.
+
+    Source: onnx-tensorrt docs/operators.md: "Only the first output Y is supported", "is_training must be an initializer
+    and evaluate to False", "Indices output tensor unsupported".
+    """
+    for node in subject.nodes:
+        if not is_onnx(node):
+            continue
+        name = node.op_type
+        extra = [o.name or "" for o in node.outputs[1:] if o.name]
+        if name in _ONE_RESULT and extra:
+            yield error(node, f"{name} has more than one result: {listed(extra)}", "keep the first only")
+        if name in ("LayerNormalization", "RMSNormalization"):
+            rank, axis = subject.inference[operand(node, 0)].rank, attribute(node, "axis", -1)
+            if rank is not None and not -rank <= axis < rank:
+                yield error(node, f"axis {axis} of a tensor with {rank} dimensions")
+        if name == "BatchNormalization" and attribute(node, "training_mode", 0):
+            yield error(node, "BatchNormalization trains", "export the model in evaluation mode")
+        if name == "Dropout":
+            yield from _dropout(node, subject)
+
+
+def _dropout(node: ir.Node, subject: Subject) -> Iterator[Problem]:
+    mode = operand(node, 2)
+    training = subject.constant(mode)
+    if mode is not None and (training is None or training.any()):
+        yield error(node, "Dropout trains, or may", "export the model in evaluation mode")
+    else:
+        yield warning(node, "Dropout is left in the graph", "remove it: it returns its operand")
+
+
+_FORBIDDEN_OPERANDS = ("past_key", "past_value")
+
+_PASSED_OVER = ("left_window_size", "right_window_size")
+
+
+def attention_operator(subject: Subject) -> Iterator[Problem]:
+    """Rule 7: ONNX's Attention has the operands, attributes and single result that the parser takes.
+
+    Of what it does not take it passes over some in silence, and the engine would compute something else.
+
+    Source: onnx-tensorrt docs/operators.md, row Attention; NVIDIA/TensorRT issues 4738 and 4739 (several results, and
+    Attention inside an If); TensorRT's ``IAttention``: a mask or a causal one, keys and values of one shape. The parser
+    of TensorRT for RTX 1.7 reads neither ``nonpad_kv_seqlen`` nor the window sizes. ``TRT_decomposable`` and
+    ``TRT_normalization_op`` are the parser's own attributes: ONNX's checker and ONNX Runtime refuse a model that has
+    them.
+    """
+    for node in subject.nodes:
+        if not is_onnx(node, "Attention"):
+            continue
+        if len(node.outputs) > 1:  # with a name or without
+            extra = listed(o.name or "one without a name" for o in node.outputs[1:])
+            yield error(node, f"it has more than one result: {extra}", "keep the first only")
+        for i, name in enumerate(_FORBIDDEN_OPERANDS, 4):
+            if operand(node, i) is not None:
+                yield error(node, f"its operand {name} is not supported")
+        if operand(node, 6) is not None:
+            yield differs(node, "TensorRT passes over its operand nonpad_kv_seqlen", "give it a mask")
+        for name in _PASSED_OVER:
+            if attribute(node, name, -1) >= 0:
+                yield differs(node, f"TensorRT passes over its attribute {name}", "give it a mask")
+        if "softmax_precision" in node.attributes:
+            yield error(node, "its attribute softmax_precision is not supported", "leave it out")
+        if attribute(node, "softcap", 0.0):
+            yield error(node, "its attribute softcap is not supported")
+        for name in ("TRT_decomposable", "TRT_normalization_op"):
+            if name in node.attributes:
+                hint = "set it on the layer of the TensorRT network; ONNX's checker and ONNX Runtime refuse it here"
+                yield warning(node, f"{name} is no attribute of ONNX", hint)
+        if node.graph is not subject.graph:
+            make = error if subject.version < (11,) else warning  # seen to fail in 10.16
+            yield make(node, "Attention inside the body of a control-flow operator", "move it out")
+        yield from _attention_operands(node, subject)
+        yield from _attention_shapes(node, subject)
+
+
+def _attention_operands(node: ir.Node, subject: Subject) -> Iterator[Problem]:
+    inference = subject.inference
+    heads = attribute(node, "q_num_heads", 0) and attribute(node, "kv_num_heads", 0)
+    for name, value in zip(("Q", "K", "V"), node.inputs, strict=False):
+        rank = inference[value].rank
+        if rank is not None and rank != 4 and not (rank == 3 and heads):
+            yield error(node, f"{name} has {rank} dimensions", "[batch, heads, tokens, channels]")
+    mask = inference[operand(node, 3)]
+    if mask.rank is not None and mask.rank > 4:
+        yield error(node, f"its mask has {mask.rank} dimensions", "at most 4, broadcastable to [B, N, Sq, Skv]")
+    query = inference.dtype(operand(node, 0))
+    if mask.dtype is not None and query is not None and mask.dtype not in (ir.DataType.BOOL, query):
+        yield error(node, f"its mask is {type_name(mask.dtype)}, Q is {type_name(query)}", "BOOL, or the type of Q")
+    if operand(node, 3) is not None and attribute(node, "is_causal", 0):
+        yield error(node, "it has a mask and is causal", "add the causal mask to the other one")
+
+
+def _attention_shapes(node: ir.Node, subject: Subject) -> Iterator[Problem]:
+    """Keys and values have one shape, heads are shared evenly, and the mask broadcasts to the scores."""
+    shapes = [_by_head(node, i, subject) for i in range(3)]
+    if any(shape is None for shape in shapes):
+        return
+    query, key, value = (shape for shape in shapes if shape is not None)
+    if key != value:
+        yield error(node, f"K has shape {_shown(key)}, V has {_shown(value)}", "TensorRT takes one shape for both")
+        return
+    if key[1] and query[1] % key[1]:
+        yield error(node, f"{query[1]} heads of Q for {key[1]} of K", "a multiple")
+    is_plain = operand(node, 3) is None and not attribute(node, "is_causal", 0) and query[1] == key[1]
+    is_lone = subject.inference[operand(node, 0)].rank == 3 and query[2] == 1 and not dynamic_axes(query)
+    if is_plain and is_lone and (query[1] == 1 or query[3] % 8):
+        found = f"one query in three dimensions, with {query[1]} heads of {query[3]} channels"
+        yield error(node, found, "four dimensions, [batch, heads, 1, channels]: the builder has no kernel for it")
+    mask, scores = subject.inference[operand(node, 3)].dims, (*query[:3], key[2])
+    if mask is not None and len(mask) <= len(scores):
+        pairs = zip(reversed(mask), reversed(scores), strict=False)
+        if any(size not in (1, wanted) for size, wanted in pairs):
+            found = f"its mask has shape {_shown(mask)}"
+            yield error(node, found, f"broadcastable to {_shown(scores)}: batch, heads, queries, keys")
+
+
+def _by_head(node: ir.Node, position: int, subject: Subject) -> Dims | None:
+    """Return the shape of Q, K or V as [batch, heads, tokens, channels]; None where it is not known, or is no such."""
+    dims = subject.inference[operand(node, position)].dims
+    if dims is None or len(dims) == 4:
+        return dims
+    heads = attribute(node, "kv_num_heads" if position else "q_num_heads", 0)
+    if len(dims) != 3 or heads <= 0 or dims[2] % heads:
+        return None
+    return dims[0], heads, dims[1], dims[2] // heads
+
+
+def _shown(dims: Dims) -> str:
+    return str([f"{d // BATCH}*batch" if d and d % BATCH == 0 else d for d in dims])
+
+
+_FACTORS_TYPED_SINCE = (11,)
+"""First version whose importer of Gemm was seen to give its factors the type of the data."""
+
+
+def gemm(subject: Subject) -> Iterator[Problem]:
+    """Rule 8: a Gemm multiplies matrices and scales nothing.
+
+    Source: onnx-tensorrt ``onnxOpImporters.cpp``: for alpha or beta other than 1 the importer adds a multiplication,
+    which could be in the weights; before TensorRT 11 by an FP32 constant, which a strongly typed FP16 network refuses.
+    """
+    for node in subject.nodes:
+        if not is_onnx(node, "Gemm"):
+            continue
+        dtype = subject.inference.dtype(operand(node, 0))
+        factors = {"alpha": attribute(node, "alpha", 1.0)}
+        if operand(node, 2) is not None:
+            factors["beta"] = attribute(node, "beta", 1.0)
+        for name, factor in factors.items():
+            if np.float32(factor) != 1:
+                make = warning if dtype == ir.DataType.FLOAT or subject.version >= _FACTORS_TYPED_SINCE else error
+                found = f"{name} is {factor:g}, and becomes a multiplication"
+                yield make(node, found, "multiply it into the weight or the bias")
+        for i in (0, 1):
+            rank = subject.inference[operand(node, i)].rank
+            if rank not in (None, 2):
+                yield error(node, f"operand {i} has {rank} dimensions", "2: use MatMul, or reshape it")

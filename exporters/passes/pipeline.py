@@ -1,0 +1,174 @@
+"""The rewriting pipeline: a list of passes, with a reason beside each."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from onnx_ir.passes import common
+
+from deploycli.exporters.graph.analysis import Facts, unknowns
+from deploycli.exporters.graph.collector import collector_paused
+from deploycli.exporters.graph.cost import graph_cost
+from deploycli.exporters.graph.steps import Step
+from deploycli.exporters.passes.add_class_token import AddClassToken
+from deploycli.exporters.passes.commute_permutations import CommutePermutations
+from deploycli.exporters.passes.drop_expand import DropExpand
+from deploycli.exporters.passes.drop_no_ops import DropInferenceNoOps
+from deploycli.exporters.passes.drop_softmax_guards import DropSoftmaxGuard
+from deploycli.exporters.passes.emit_attention import EmitAttention
+from deploycli.exporters.passes.fold_constants import FoldConstants
+from deploycli.exporters.passes.fold_movement import FoldMovement
+from deploycli.exporters.passes.fold_scale import FoldScale
+from deploycli.exporters.passes.fusions import FuseGelu, FuseNormalization
+from deploycli.exporters.passes.hoist_selections import HoistSelections
+from deploycli.exporters.passes.merge_projections import MergeProjections
+from deploycli.exporters.passes.shape_rows import ShapeRows
+from deploycli.exporters.passes.sum_additive_constants import SumAdditiveConstants
+from deploycli.exporters.passes.tidy import LiftConstants, Sort, Sweep, sweep
+from deploycli.exporters.passes.unrepeat_constants import ReadOnceForAllSamples
+from deploycli.exporters.passes.windows_into_heads import WindowsIntoHeads
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    import onnx_ir as ir
+
+    from deploycli.exporters.graph.steps import Refusal
+    from deploycli.exporters.passes.graph_pass import GraphPass
+
+# It warns of every initializer that is a graph output, which is legal and no business of the user.
+logging.getLogger(common.initializer_deduplication.__name__).setLevel(logging.ERROR)
+
+OLDEST_OPSET = 13
+"""From here on Split, Squeeze and Unsqueeze take operands, as the passes write them."""
+
+_TIDY: tuple[Callable[[], ir.passes.PassBase], ...] = (
+    common.InlinePass,  # functions hide the movement that is in them
+    Sort,  # runtimes take files that are not sorted; every pass below reads in order
+    LiftConstants,  # one kind of constant
+    Sweep,  # what nothing reads looks shared
+    common.RemoveUnusedNodesPass,  # optional outputs that nothing reads
+)
+
+_REWRITE: tuple[tuple[str, type[GraphPass]], ...] = (
+    ("drop-no-ops", DropInferenceNoOps),  # a Dropout or a Cast would end a region of movement
+    ("fold-constants", FoldConstants),  # first: shapes and indices must be known before movement can be read
+    ("fuse-normalization", FuseNormalization),  # before scales, which would go into half of an operator
+    ("fuse-gelu", FuseGelu),
+    ("drop-expand", DropExpand),  # before additive constants: a mask that is spelled out for a batch is no constant
+    ("unrepeat-constants", ReadOnceForAllSamples),  # the same for masks that were spelled out and then computed with
+    ("drop-softmax-guards", DropSoftmaxGuard),  # after masks are constants: it asks whether they are finite
+    ("hoist-selections", HoistSelections),  # before projections are merged: the query of a few rows is one for itself
+    ("merge-projections", MergeProjections),  # before movement: query, key and value are then one region
+    ("fold-scale", FoldScale),  # after merged projections, whose columns it scales; a scale would end a region
+    ("fold-movement", FoldMovement),  # needs constant operands; brings the additions of a block together
+    ("add-class-token", AddClassToken),  # before the sum, which gives it the position embedding
+    ("sum-additive-constants", SumAdditiveConstants),  # bias and mask meet across one Reshape
+    ("windows-into-heads", WindowsIntoHeads),  # after the sum: the one constant that is left moves to four dimensions
+    ("commute-permutations", CommutePermutations),  # after movement is folded: each permutation is one by then
+    ("shape-rows", ShapeRows),  # after permutations: what is left between operators on rows are views
+    ("fold-movement-again", FoldMovement),  # the views of windows-into-heads meet the splitting of query, key and value
+)
+
+_ON_REQUEST: tuple[tuple[str, type[GraphPass]], ...] = (
+    ("emit-attention", EmitAttention),  # last: it takes what the others made canonical
+)
+
+_LATE = 1 + [name for name, _ in _REWRITE].index("fold-scale")
+"""From here on passes move data; where what stands before them finds work once more, they run once more."""
+
+_MORE_ROUNDS = 3
+
+_AGAIN = "-again"
+
+PASSES = tuple(dict.fromkeys(name.removesuffix(_AGAIN) for name, _ in _REWRITE))
+"""Names of the passes that may be left out."""
+
+_CLEAN: tuple[Callable[[], ir.passes.PassBase], ...] = (
+    Sweep,
+    common.RemoveUnusedNodesPass,  # optional outputs that nothing reads
+    common.DeduplicateInitializersPass,  # equal shapes and masks are stored once
+    common.RemoveUnusedOpsetsPass,
+)
+
+
+@collector_paused()
+def rewrite(
+    model: ir.Model, *, without: frozenset[str] = frozenset(), also: frozenset[str] = frozenset()
+) -> list[Step]:
+    """Rewrite a model in place.
+
+    Args:
+        model: the model.
+        without: names of passes to leave out.
+        also: names of passes to run that are off by default: ``emit-attention``.
+
+    Returns:
+        One step a pass, with what it refused.
+    """
+    start = time.perf_counter()
+    _run(model, _TIDY)
+    steps = [_step("tidy", model, start)]
+    opset = model.opset_imports.get("", 0)
+    if opset < OLDEST_OPSET:
+        reason = f"the graph is of opset {opset}, the passes write {OLDEST_OPSET} and above: it is only tidied"
+        return [*steps, replace(_step("rewrite", model, time.perf_counter()), remark=reason)]
+    start = time.perf_counter()
+    facts = Facts(model.graph)
+    steps.append(replace(_step("infer", model, start, facts=facts), remark=unknowns(model.graph, facts)))
+    early, late = (
+        [(name, make) for name, make in part if name.removesuffix(_AGAIN) not in without]
+        for part in (_REWRITE[:_LATE], _REWRITE[_LATE:])
+    )
+    _apply((*early, *late), model, facts, steps)
+    for _ in range(_MORE_ROUNDS):  # a view or a permutation that is gone may have stood between two projections
+        if not _apply(early, model, facts, steps, again=True):
+            break
+        _apply(late, model, facts, steps, again=True)
+    _apply([(name, make) for name, make in _ON_REQUEST if name in also], model, facts, steps)
+    start = time.perf_counter()
+    _run(model, _CLEAN)
+    return [*steps, _step("clean", model, start, facts=facts)]
+
+
+def _apply(
+    passes: Iterable[tuple[str, type[GraphPass]]],
+    model: ir.Model,
+    facts: Facts,
+    steps: list[Step],
+    *,
+    again: bool = False,
+) -> bool:
+    """Run passes and note a step for each; a pass that runs again is noted where it changes something."""
+    any_modified = False
+    for name, make in passes:
+        start = time.perf_counter()
+        graph_pass = make(facts)
+        modified = graph_pass(model).modified
+        any_modified |= modified
+        modified |= sweep(model.graph)  # what nothing reads any more would look shared to the next pass
+        step = _step(name, model, start, graph_pass.refusals, facts if modified else None)
+        if modified or not again:  # counting takes longer than most passes
+            steps.append(step if modified else replace(step, cost=steps[-1].cost))
+    return any_modified
+
+
+def tidy(model: ir.Model) -> None:
+    """Only what every graph needs: constants as initializers, nothing of training, nothing unused, sorted."""
+    _run(model, (*_TIDY, DropInferenceNoOps, *_CLEAN))
+
+
+def _run(model: ir.Model, passes: tuple[Callable[[], ir.passes.PassBase], ...]) -> None:
+    for make in passes:
+        make()(model)
+
+
+def _step(
+    name: str, model: ir.Model, start: float, refusals: Iterable[Refusal] = (), facts: Facts | None = None
+) -> Step:
+    seconds = time.perf_counter() - start
+    cost = None if facts is None else graph_cost(model.graph, facts)
+    return Step(name, model.graph.num_nodes(), seconds, tuple(refusals), cost)

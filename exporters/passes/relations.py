@@ -1,0 +1,271 @@
+"""Which operators are row-wise, and along which axes.
+
+An operator is row-wise along an axis of its result if each row there is computed from the same row of its operands, or
+from operands that all rows share: addition along every axis, LayerNormalization along all but the normalised ones, a
+product along the rows of the left and the columns of the right operand. For such an axis, and for those that movement
+reorders, the question "which rows of the operands do these rows of the result need?" has an exact answer. Along any
+other axis, and for an operator that is not listed, all rows are needed.
+
+Source of the semantics: https://onnx.ai/onnx/operators/ (opsets 13 to 24).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from deploycli.exporters.graph.analysis import dynamic_axes
+from deploycli.exporters.graph.index_map import IndexMap
+from deploycli.exporters.graph.regions import moved
+from deploycli.exporters.passes.axes import MOST_ROWS, Join, Links, Relation, Take, View
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import onnx_ir as ir
+
+    from deploycli.exporters.graph.analysis import Dims, Facts
+    from deploycli.exporters.graph.movement_ops import Array
+
+
+def relations(node: ir.Node, facts: Facts) -> list[Relation | None]:
+    """Return how each result of a node follows from its operands, or None where nothing is known of that.
+
+    Args:
+        node: the operator.
+        facts: what is known of the graph.
+    """
+    unknown: list[Relation | None] = [None] * len(node.outputs)
+    read = _RELATIONS.get(node.op_type) if node.domain == "" else None
+    inputs = [() if value is None else facts.dims(value) for value in node.inputs]
+    results = [facts.dims(output) for output in node.outputs]
+    if read is None or any(dims is None or 0 in dims for dims in inputs):
+        return unknown
+    if node.op_type == "Split":
+        return _taken(node, facts) if all(dims is not None and 0 not in dims for dims in results) else unknown
+    if results[0] is None or 0 in results[0] or any(o.uses() or o.is_graph_output() for o in node.outputs[1:]):
+        return unknown
+    case = _Case(node, [dims or () for dims in inputs], results[0], facts)
+    try:
+        found = read(case)
+    except _OutsideError:
+        return unknown
+    return [None if isinstance(found, Links) and not _fits(found, case) else found, *unknown[1:]]
+
+
+class _OutsideError(Exception):
+    """An attribute names an axis that is not there."""
+
+
+def _fits(links: Links, case: _Case) -> bool:
+    """Say whether axes that share their rows are of one length: a graph may be at odds with itself."""
+    pairs = zip(links.inputs, case.inputs, strict=False)
+    linked = [(axis, dim) for axes, dims in pairs for axis, dim in zip(axes, dims, strict=False) if axis is not None]
+    return all(axis < len(case.result) and case.result[axis] == dim for axis, dim in linked)
+
+
+@dataclass(frozen=True)
+class _Case:
+    """A node whose shapes are known: those of its operands (none for one that is absent), and of its first result."""
+
+    node: ir.Node
+    inputs: list[Dims]
+    result: Dims
+    facts: Facts
+
+    def axis(self, default: int, rank: int | None = None) -> int:
+        """Return the axis attribute, counted from the front."""
+        axis, rank = self.node.attributes.get_int("axis", default), len(self.result) if rank is None else rank
+        if not -rank <= axis < rank:
+            raise _OutsideError
+        return axis % rank
+
+    def constant(self, position: int) -> Array | None:
+        """Return an operand's value."""
+        value = self.node.inputs[position] if position < len(self.node.inputs) else None
+        return self.facts.constant(value)
+
+    def rest(self) -> tuple[tuple[int | None, ...], ...]:
+        """Return the links of all operands but the first: there are none."""
+        return tuple((None,) * len(dims) for dims in self.inputs[1:])
+
+
+def _elementwise(case: _Case) -> Relation | None:
+    return _broadcast(case, range(len(case.result)))
+
+
+def _broadcast(case: _Case, free: Sequence[int]) -> Links | None:
+    """Align the operands at their last axes."""
+    links = []
+    for dims in case.inputs:
+        offset = len(case.result) - len(dims)
+        if offset < 0 or any(dim not in (1, case.result[offset + i]) for i, dim in enumerate(dims)):
+            return None
+        links.append(tuple(None if dim == 1 else offset + i for i, dim in enumerate(dims)))
+    return Links(frozenset(free), tuple(links))
+
+
+def _row_wise_before(case: _Case) -> Relation | None:
+    """Normalisations over all axes from a given one on."""
+    return _broadcast(case, range(case.axis(-1)))
+
+
+def _row_wise_beside(case: _Case) -> Relation | None:
+    """Normalisations over one axis."""
+    return _broadcast(case, [i for i in range(len(case.result)) if i != case.axis(-1)])
+
+
+def _matmul(case: _Case) -> Relation | None:
+    a, b = case.inputs
+    rank = len(case.result)
+    if min(len(a), len(b)) < 2:
+        return None
+    links = []
+    for dims, linked in ((a, -2), (b, -1)):
+        offset = rank - len(dims)
+        outer = [None if dim == 1 else offset + i for i, dim in enumerate(dims[:-2])]
+        links.append((*outer, *(rank + i if i == linked else None for i in (-2, -1))))
+    return Links(frozenset(range(rank)), tuple(links))
+
+
+def _gemm(case: _Case) -> Relation | None:
+    a, b = (bool(case.node.attributes.get_int(name, 0)) for name in ("transA", "transB"))
+    bias = Links(frozenset(), ())
+    if len(case.inputs) > 2 and case.node.inputs[2] is not None:
+        found = _broadcast(_Case(case.node, case.inputs[2:3], case.result, case.facts), ())
+        if found is None:
+            return None
+        bias = found
+    links = ((None, 0) if a else (0, None), (1, None) if b else (None, 1), *(bias.inputs or ((),)))
+    return Links(frozenset((0, 1)), links[: len(case.inputs)])
+
+
+def _attention(case: _Case) -> Relation | None:
+    """Along the queries [B, N, S, D], where neither their place nor what came before them matters."""
+    node = case.node
+    stateful = any(value is not None for value in node.inputs[4:])
+    if len(case.inputs[0]) != 4 or stateful or node.attributes.get_int("is_causal", 0) != 0:
+        return None
+    links: list[tuple[int | None, ...]] = [(None, None, 2, None), (None,) * 4, (None,) * 4]
+    for mask in case.inputs[3:4]:
+        spread = [None] * max(len(mask) - 2, 0)
+        links.append((*spread, None if mask[-2] == 1 else 2, None) if len(mask) > 1 else (None,) * len(mask))
+    return Links(frozenset((2,)), tuple(links))
+
+
+def _reduction(case: _Case) -> Relation | None:
+    rank = len(case.inputs[0])
+    if case.node.op_type.startswith("Arg"):
+        axes = [case.node.attributes.get_int("axis", 0)]
+    elif len(case.node.inputs) > 1 and case.node.inputs[1] is not None:
+        operand = case.constant(1)
+        if operand is None:
+            return None
+        axes = operand.reshape(-1).tolist()
+    else:
+        axes = list(case.node.attributes.get_ints("axes", ()))
+    if any(not -rank <= axis < rank for axis in axes):
+        return None
+    gone = {axis % rank for axis in axes}
+    if not gone:
+        return None  # all axes, or none
+    keeps = case.node.attributes.get_int("keepdims", 1) != 0
+    left = [i for i in range(rank) if keeps or i not in gone]
+    links = tuple(None if i in gone else left.index(i) for i in range(rank))
+    return Links(frozenset(link for link in links if link is not None), (links, *case.rest()))
+
+
+def _transpose(case: _Case) -> Relation | None:
+    rank = len(case.result)
+    order = list(case.node.attributes.get_ints("perm", ()) or range(rank)[::-1])
+    return Links(frozenset(range(rank)), (tuple(order.index(i) for i in range(rank)),))
+
+
+def _expand(case: _Case) -> Relation | None:
+    """Only where the target is constant: a selection on an axis that is repeated changes it."""
+    spread = _broadcast(_Case(case.node, case.inputs[:1], case.result, case.facts), range(len(case.result)))
+    return None if spread is None or case.constant(1) is None else Links(spread.free, (*spread.inputs, (None,)))
+
+
+def _view(case: _Case) -> Relation | None:
+    return View(case.inputs[0], case.result)
+
+
+def _concat(case: _Case) -> Relation | None:
+    axis = case.axis(0)
+    return Join(axis, tuple(dims[axis] for dims in case.inputs))
+
+
+def _gather(case: _Case) -> Relation | None:
+    data, indices = case.inputs[:2]
+    axis = case.axis(0, len(data))
+    constant = case.constant(1)
+    if constant is not None and not dynamic_axes((data[axis],)) and data[axis] <= MOST_ROWS:
+        rows_taken = np.where(constant < 0, constant + data[axis], constant)
+        if constant.size and not 0 <= rows_taken.min() <= rows_taken.max() < data[axis]:
+            return None  # whoever runs it says so
+        return Take(data, tuple(rows_taken if i == axis else None for i in range(len(data))))
+    # Row-wise in the indices, and along the other axes of the data.
+    shift = len(indices) - 1
+    of_data = tuple(None if i == axis else i + (shift if i > axis else 0) for i in range(len(data)))
+    of_indices = tuple(range(axis, axis + len(indices)))
+    return Links(frozenset(range(len(case.result))), (of_data, of_indices))
+
+
+def _slice(case: _Case) -> Relation | None:
+    return _taken(case.node, case.facts)[0]
+
+
+def _taken(node: ir.Node, facts: Facts) -> list[Relation | None]:
+    """Return which rows of its first operand each result of a node takes: run it on their numbers, axis by axis."""
+    source, data = node.inputs[0], facts.dims(node.inputs[0])
+    assert source is not None, "its shape is known"
+    assert data is not None, "its shape is known"
+    if any(value is not None and facts.constant(value) is None for value in node.inputs[1:]):
+        return [None] * len(node.outputs)
+    numbers = [
+        [part.line(axis) for part in moved(node, {source: IndexMap.coordinate(data, axis)}, facts)]
+        for axis in range(len(data))
+    ]
+    return [_take(data, rows) for rows in zip(*numbers, strict=True)]
+
+
+def _take(data: Dims, numbers: Sequence[IndexMap]) -> Relation | None:
+    """Return the rows of every axis that are taken; None where an axis has too many, or grows with the batch."""
+    chosen = [dim for dim, rows in zip(data, numbers, strict=True) if not rows.is_identity]
+    if dynamic_axes(tuple(chosen)) or max(chosen, default=0) > MOST_ROWS:
+        return None
+    return Take(data, tuple(None if rows.is_identity else rows.dense() for rows in numbers))
+
+
+def _table() -> dict[str, Callable[[_Case], Relation | None]]:
+    elementwise = (
+        "Abs Acos Acosh Add And Asin Asinh Atan Atanh BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cast Ceil "
+        "Celu Clip Cos Cosh Div Elu Equal Erf Exp Floor Gelu Greater GreaterOrEqual HardSigmoid HardSwish Identity "
+        "IsInf IsNaN LeakyRelu Less LessOrEqual Log Max Mean Min Mish Mod Mul Neg Not Or PRelu Pow Reciprocal Relu "
+        "Round Selu Shrink Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Sub Sum Swish Tan Tanh ThresholdedRelu Where "
+        "Xor"
+    )
+    reductions = "ArgMax ArgMin ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin " + (
+        "ReduceProd ReduceSum ReduceSumSquare"
+    )
+    return {
+        **dict.fromkeys(elementwise.split(), _elementwise),
+        **dict.fromkeys(reductions.split(), _reduction),
+        **dict.fromkeys(("LayerNormalization", "RMSNormalization"), _row_wise_before),
+        **dict.fromkeys(("Hardmax", "LogSoftmax", "LpNormalization", "Softmax"), _row_wise_beside),
+        **dict.fromkeys(("Flatten", "Reshape", "Squeeze", "Unsqueeze"), _view),
+        **dict.fromkeys(("Slice", "Split"), _slice),  # a Split has a relation for each of its results
+        "Attention": _attention,
+        "Concat": _concat,
+        "Expand": _expand,
+        "Gather": _gather,
+        "Gemm": _gemm,
+        "MatMul": _matmul,
+        "Transpose": _transpose,
+    }
+
+
+_RELATIONS = _table()

@@ -1,0 +1,145 @@
+"""Windows become heads where an attention mask differs from window to window.
+
+Before -> after, for shifted-window attention with nW windows an image and N heads::
+
+    MatMul(q [B*nW, N, S, D], k^T), Reshape [B, nW, N, S, S], Add(constant [1, nW, N, S, S]), Reshape [B*nW, N, S, S],
+    Softmax, MatMul(v [B*nW, N, S, D])
+    -> MatMul(q [B, nW*N, S, D], k^T), Add(constant [1, nW*N, S, S]), Softmax, MatMul(v [B, nW*N, S, D]),
+    Reshape [B*nW, N, S, D]
+
+The scores stay four-dimensional, and the constant broadcasts over the batch alone: the form that TensorRT documents for
+fused attention ("Fused attention": an additive mask ``[B|1, N|1, Sq, Skv]``). Bit-equal: no number is computed anew.
+Refused, for one: scores that something else reads as well.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from deploycli.exporters.graph.analysis import GROWTH, dynamic_axes
+from deploycli.exporters.graph.builder import Builder
+from deploycli.exporters.graph.rewiring import remove, replace
+from deploycli.exporters.graph.steps import Refusal
+from deploycli.exporters.graph.unique import label
+from deploycli.exporters.passes.graph_pass import GraphPass
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from deploycli.exporters.graph.analysis import Dims, Facts
+    from deploycli.exporters.graph.movement_ops import Array
+
+_SCORES_RANK = 5
+
+
+@dataclass(frozen=True)
+class _WindowedAttention:
+    """The operators from the scores to the mixed values.
+
+    Attributes:
+        scores: q [B*nW, N, S, D] by k^T [B*nW, N, D, S].
+        split: Reshape to [B, nW, N, S, S].
+        add: the constant.
+        join: Reshape back.
+        softmax: over the last axis.
+        mix: probabilities by v [B*nW, N, S, D].
+        dims: B, nW, N, S, S.
+        constant: [1, nW, N or 1, S, S], or what broadcasts to it.
+    """
+
+    scores: ir.Node
+    split: ir.Node
+    add: ir.Node
+    join: ir.Node
+    softmax: ir.Node
+    mix: ir.Node
+    dims: Dims
+    constant: Array
+
+
+class WindowsIntoHeads(GraphPass):
+    """Bring windowed attention into four dimensions."""
+
+    def transform(self, graph: ir.Graph, facts: Facts) -> bool:
+        """Run the pass; see the module's documentation."""
+        builder = Builder(graph, facts)
+        modified = False
+        for node in list(graph):
+            if node.op_type == "Softmax" and node.domain == "":
+                attention = self._read(node, facts)
+                if attention is not None:
+                    _fold(attention, builder)
+                    modified = True
+        return modified
+
+    def _read(self, softmax: ir.Node, facts: Facts) -> _WindowedAttention | None:
+        join = _producer(softmax, 0, "Reshape")
+        add = None if join is None else _producer(join, 0, "Add")
+        if join is None or add is None:
+            return None
+        sides = [i for i, value in enumerate(add.inputs) if facts.constant(value) is not None]
+        split = _producer(add, 1 - sides[0], "Reshape") if len(sides) == 1 else None
+        scores = None if split is None else _producer(split, 0, "MatMul")
+        dims, folded = facts.dims(add.outputs[0]), facts.dims(join.outputs[0])
+        if split is None or scores is None or dims is None or folded is None or len(dims) != _SCORES_RANK:
+            return None
+        batch, windows, heads, *_ = dims
+        if dynamic_axes(dims[1:]):
+            return None
+        if facts.dims(scores.outputs[0]) != folded or folded != (batch * windows, *dims[2:]):
+            return None
+        constant = facts.constant(add.inputs[sides[0]])
+        if constant is None or np.broadcast_shapes(constant.shape, (1, *dims[1:])) != (1, *dims[1:]):
+            return None
+        if (size := math.prod(dims[1:]) * constant.itemsize) > constant.nbytes + GROWTH:
+            self.refusals.append(Refusal(label(softmax), f"{size} bytes of constants from {constant.nbytes}"))
+            return None
+        chain = (scores, split, add, join, softmax)
+        if any(len(node.outputs[0].uses()) != 1 or node.outputs[0].is_graph_output() for node in chain):
+            self.refusals.append(Refusal(label(softmax), "its scores or probabilities are read elsewhere too"))
+            return None
+        mix, position = next((usage.node, usage.idx) for usage in softmax.outputs[0].uses())
+        operands = (*scores.inputs, mix.inputs[1] if mix.op_type == "MatMul" else None)
+        shapes = [facts.dims(value) for value in operands]
+        last = softmax.attributes.get_int("axis", -1) in (-1, len(folded) - 1)
+        if position != 0 or not last or any(s is None or s[:2] != (batch * windows, heads) for s in shapes):
+            self.refusals.append(Refusal(label(softmax), "its windows and heads are not the outer axes of q, k and v"))
+            return None
+        return _WindowedAttention(scores, split, add, join, softmax, mix, dims, constant)
+
+
+def _producer(node: ir.Node, position: int, op_type: str) -> ir.Node | None:
+    """Return the operator of this type that makes an operand."""
+    value = node.inputs[position]
+    producer = None if value is None else value.producer()
+    return producer if producer is not None and producer.op_type == op_type and producer.domain == "" else None
+
+
+def _fold(attention: _WindowedAttention, builder: Builder) -> None:
+    a, facts = attention, builder.facts
+    batch, windows, heads, *rest = a.dims
+
+    def folded(value: ir.Value | None, anchor: ir.Node) -> ir.Value:
+        dims = facts.dims(value)
+        assert value is not None and dims is not None, "_read has looked at them"  # noqa: PT018 - one fact
+        producer = value.producer()
+        if producer is not None and producer.op_type == "Reshape" and producer.inputs[0] is not None:
+            value = producer.inputs[0]  # a view of a view is a view
+        # [B*nW, N, S, D] -> [B, nW*N, S, D]
+        return builder.reshape(value, (batch, windows * heads, *dims[2:]), anchor)
+
+    q, k, v = a.scores.inputs[0], a.scores.inputs[1], a.mix.inputs[1]
+    scores = builder.value("MatMul", [folded(q, a.scores), folded(k, a.scores)], a.scores)
+    # [1, nW, N, S, S] -> [1, nW*N, S, S]
+    constant = np.broadcast_to(a.constant, (1, windows, heads, *rest)).reshape(1, windows * heads, *rest)
+    shifted = builder.value("Add", [scores, builder.constant(constant)], a.add)
+    probabilities = builder.value("Softmax", [shifted], a.softmax, axis=-1)
+    mixed = builder.value("MatMul", [probabilities, folded(v, a.mix)], a.mix)
+    dims = facts.dims(a.mix.outputs[0])
+    assert dims is not None, "it has the shape of v"
+    replace(a.mix.outputs[0], builder.reshape(mixed, dims, a.mix))
+    remove(builder.graph, [a.scores, a.split, a.add, a.join, a.softmax, a.mix])

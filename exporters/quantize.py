@@ -1,0 +1,298 @@
+"""``deploycli quantize``: an INT8 artifact of a bundle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from deploycli.exporters.bundle.artifact import CalibrationRecord, FileRecord
+from deploycli.exporters.cast import patterns
+from deploycli.exporters.derive import Derivation, Derived
+from deploycli.exporters.graph.onnx_reader import load_model
+from deploycli.exporters.graph.steps import Refusal
+from deploycli.exporters.precision.budget import Search, accuracy_of, fit, harm_of
+from deploycli.exporters.precision.calibrate import calibrate
+from deploycli.exporters.precision.calibration_cache import CalibrationCache
+from deploycli.exporters.precision.insert_casts import cast
+from deploycli.exporters.precision.insert_qdq import check_opset, insert
+from deploycli.exporters.precision.methods import Method
+from deploycli.exporters.precision.observed import model_sha256
+from deploycli.exporters.precision.placement import SCHEMES, Placement, place
+from deploycli.exporters.precision.policy import REDUCED_TYPES, Policy
+from deploycli.exporters.precision.ranges import listed
+from deploycli.exporters.precision.request import DEFAULT_METHOD
+from deploycli.exporters.precision.sensitivity import GatedRuntime
+from deploycli.exporters.runtime.runtimes import OrtRuntime
+from deploycli.models.errors import NumericsError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+    from pathlib import Path
+
+    import onnx_ir as ir
+
+    from deploycli.exporters.bundle.bundle import Bundle
+    from deploycli.exporters.data.samples import Samples
+    from deploycli.exporters.precision.request import AccuracyBudget, CalibrationData, Labelled, Quantization
+    from deploycli.exporters.verification.evaluate import Accuracy
+
+    Progress = Callable[[str, int, int], None]
+
+CALIBRATION_BATCH = 1
+"""Samples at a time: all calibrated values of a batch are in memory at once."""
+
+
+@dataclass(frozen=True)
+class Quantized(Derived):
+    """An INT8 artifact.
+
+    Attributes:
+        search: what the accuracy budget led to, or None where there was none.
+        notes: what a person may want to know.
+    """
+
+    search: Search | None = None
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the artifact and what led to it as JSON values."""
+        return {
+            **super().to_json(),
+            "search": None if self.search is None else self.search.to_json(),
+            "notes": list(self.notes),
+        }
+
+
+def quantize_bundle(
+    bundle: Bundle,
+    quantization: Quantization,
+    data: CalibrationData,
+    *,
+    budget: AccuracyBudget | None = None,
+    lint: bool = True,
+    progress: Progress = lambda _label, _done, _total: None,
+) -> Quantized:
+    """Write the INT8 artifact of a bundle.
+
+    Args:
+        bundle: an opened bundle.
+        quantization: how.
+        data: what ranges are measured on.
+        budget: revert what hurts most until the loss fits.
+        lint: end where TensorRT could not read the result; otherwise it is written all the same.
+        progress: called with a label, what is done and how much there is.
+
+    Raises:
+        UsageError: neither data nor cache, an argument that does not fit, or nothing to quantise.
+        NumericsError: NaN or infinite activations, degenerate ranges, or a budget that cannot be met.
+        IntegrityError: the cache was made for another model, other data, preprocessing or method.
+        ExportError: TensorRT could not read the graph, or ONNX Runtime cannot load it.
+        EnvironmentUnsuitable: the bundle cannot be written.
+    """
+    samples = data.open(bundle)
+    labelled = None if budget is None else budget.open(bundle, data)
+    derivation = Derivation(bundle, "int8", lint=lint)
+    check_opset(derivation.model)
+    derivation.require_readable()  # before the calibration, which takes long
+    placement = _place(derivation.model, quantization)
+    _policy(derivation.model.graph, quantization)  # what is wrong with it is said before the calibration
+    ranges, notes = _ranges(derivation, quantization, placement, samples, data.cache, progress)
+    _check_type(placement, ranges, quantization.scale_type)
+    search = None
+    if budget is not None and labelled is not None:
+        search = _search(derivation, quantization, ranges, budget.max_drop, labelled, progress)
+    kept = placement.groups if search is None else search.kept
+    _apply(derivation, quantization, placement, ranges, kept)
+    del placement  # it holds the graph
+    if search is not None:
+        derivation.note("accuracy-budget", _reverted(search))
+    derived = derivation.finish(
+        calibration=lambda folder: _record(folder, ranges),
+        quantized=kept,
+        reverted=() if search is None else search.reverted,
+    )
+    return Quantized(derived.bundle, derived.artifact, derived.runtime, derived.comparisons, search, notes)
+
+
+def _place(model: ir.Model, quantization: Quantization) -> Placement:
+    if quantization.scheme not in SCHEMES:
+        raise UsageError(f"there is no scheme {quantization.scheme!r}", expected=", ".join(SCHEMES))
+    exclude = patterns(quantization.exclude)
+    kept = patterns(() if quantization.around is None else quantization.around.keep)  # FP32 is no INT8 either
+    for pattern in (*exclude, *kept):
+        if not _found(model.graph, pattern):
+            raise UsageError(
+                f"no operator has a name that {pattern.pattern!r} finds",
+                expected=f"names such as {model.graph[0].name}",
+            )
+    placement = place(
+        model.graph, scheme=quantization.scheme, exclude=(*exclude, *kept), high_precision=quantization.high_precision
+    )
+    if not placement.sites:
+        first = placement.refusals[0] if placement.refusals else Refusal("the graph", "no product with a weight")
+        raise UsageError(
+            f"nothing is left to quantise: {len(placement.refusals)} operators stay in high precision, such as "
+            f"{first.node} ({first.reason})",
+            expected="at least one product in INT8",
+            hint="fewer --exclude and --high-precision",
+        )
+    return placement
+
+
+def _ranges(
+    derivation: Derivation,
+    quantization: Quantization,
+    placement: Placement,
+    samples: Samples | None,
+    cache: Path | None,
+    progress: Progress,
+) -> tuple[CalibrationCache, tuple[str, ...]]:
+    """Return the ranges of an earlier calibration, checked, or of a new one; and notes on it."""
+    bundle, path = derivation.bundle, derivation.source_path
+    recipe = bundle.manifest.preprocessing
+    preprocessing = None if recipe is None else recipe.to_json()
+    model = model_sha256(path)
+    if cache is not None:
+        found = CalibrationCache.load(cache)
+        found.check(
+            model=model,
+            preprocessing=preprocessing,
+            method=quantization.method,
+            data=None if samples is None else samples.sha256,
+            tensors=placement.calibrated,
+        )
+        return found, ()
+    assert samples is not None, "CalibrationData.open raises where there is neither data nor cache"
+    calibration = calibrate(
+        path,
+        placement.calibrated,
+        samples,
+        quantization.method or Method.of(DEFAULT_METHOD),
+        batch_size=CALIBRATION_BATCH,
+        state=bundle.path.parent / f".{bundle.path.name}.calibration.npz",
+        key=_key(model, samples.sha256, preprocessing),
+        progress=progress,
+    )
+    measured = CalibrationCache.of(
+        calibration, samples, model=model, preprocessing=preprocessing, tool_version=version("deploycli")
+    )
+    return measured, calibration.notes
+
+
+def _key(model: str, data: str, preprocessing: object) -> str:
+    return hashlib.sha256(json.dumps([model, data, preprocessing], sort_keys=True).encode()).hexdigest()
+
+
+def _check_type(placement: Placement, ranges: CalibrationCache, dtype: ir.DataType) -> None:
+    """Refuse what would be infinite before it is quantised: INT8 hides it."""
+    largest = float(dtype.max)
+    beyond = [f"{name} ({amax:.4g})" for name in placement.calibrated if (amax := ranges.ranges[name]) > largest]
+    if beyond:
+        raise NumericsError(
+            f"beyond {dtype.name}, which ends at {largest:g}: {listed(beyond)}",
+            expected="activations that the type around INT8 can hold",
+            hint="--around bf16, or --around fp32",
+        )
+
+
+def _apply(
+    derivation: Derivation,
+    quantization: Quantization,
+    placement: Placement,
+    ranges: CalibrationCache,
+    groups: Collection[str],
+) -> None:
+    """Put these groups in INT8, and what is around them in its type."""
+    model, typing, policy = derivation.model, quantization.around, _policy(derivation.model.graph, quantization)
+
+    def quantize() -> list[Refusal]:
+        insert(
+            model,
+            [site for site in placement.sites if site.group in groups],
+            ranges.ranges,
+            scale_type=quantization.scale_type,
+            float_weights=quantization.float_weights,
+        )
+        return list(placement.refusals)
+
+    derivation.step(f"quantize-{quantization.scheme}", quantize)
+    if typing is not None and policy is not None:
+        derivation.step(f"cast-{typing.type}", lambda: cast(model, policy, reduce_io=typing.reduce_io))
+
+
+def _policy(graph: ir.Graph, quantization: Quantization) -> Policy | None:
+    """Return what is FP32 in a graph whose pairs are yet to come.
+
+    Operators that the user keeps are written out by name: a pair is called after its neighbour's module, but has the
+    type of what reads it.
+    """
+    typing = quantization.around
+    if typing is None:
+        return None
+    kept = dict.fromkeys(name for pattern in patterns(typing.keep) for name in _found(graph, pattern))
+    keep = tuple(re.compile(f"^{re.escape(name)}$") for name in kept)
+    return Policy(REDUCED_TYPES[typing.type], typing.allow, keep)
+
+
+def _found(graph: ir.Graph, pattern: re.Pattern[str]) -> list[str]:
+    """Return the names of the operators that an expression finds."""
+    return [node.name for node in graph if node.name and pattern.search(node.name)]
+
+
+def _search(
+    derivation: Derivation,
+    quantization: Quantization,
+    ranges: CalibrationCache,
+    max_drop: float,
+    labelled: Labelled,
+    progress: Progress,
+) -> Search:
+    """Find what must leave INT8; every graph that is evaluated is the one that would be written."""
+    batch = derivation.source.batch
+    groups = _place(derivation.model, quantization).groups
+
+    def evaluate(wanted: Collection[str]) -> Accuracy:
+        label = f"evaluating, {len(wanted)} of {len(groups)} in INT8"
+        if not wanted:
+            with OrtRuntime(derivation.source_path) as runtime:
+                return accuracy_of(runtime, labelled, batch=batch, label=label, progress=progress)
+        tried = Derivation(derivation.bundle, "int8")
+        _apply(tried, quantization, _place(tried.model, quantization), ranges, wanted)
+        with tried.runtime() as runtime:
+            return accuracy_of(runtime, labelled, batch=batch, label=label, progress=progress)
+
+    def harm() -> dict[str, float]:
+        model = load_model(derivation.source_path)
+        placement = _place(model, quantization)
+        with GatedRuntime(
+            model, placement, ranges.ranges, scale_type=quantization.scale_type, output=labelled.output
+        ) as runtime:
+            return harm_of(runtime, groups, labelled, batch=batch, progress=progress)
+
+    return fit(groups, max_drop, evaluate=evaluate, harm=harm)
+
+
+def _reverted(search: Search) -> list[Refusal]:
+    return [
+        Refusal(group, f"accuracy: alone in INT8 it moves the logits by {search.harm[group] ** 0.5:.2%}")
+        for group in search.reverted
+    ]
+
+
+def _record(folder: Path, ranges: CalibrationCache) -> CalibrationRecord:
+    """Write the ranges beside the artifact that uses them."""
+    name = "model.int8.calibration.json"
+    ranges.save(folder / name)
+    return CalibrationRecord(
+        method=str(ranges.method),
+        data=ranges.data.description,
+        samples=ranges.data.samples,
+        sha256=ranges.data.sha256,
+        skipped=ranges.data.skipped,
+        random=ranges.random,
+        cache=FileRecord.of(folder, name),
+    )

@@ -1,1 +1,0 @@
-"""Readers of samples: pictures, array files, iterables, and noise."""

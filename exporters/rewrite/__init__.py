@@ -1,1 +1,0 @@
-"""Graph passes: onnx_ir.Model -> onnx_ir.Model."""

@@ -1,0 +1,267 @@
+"""A folder for ONNX Runtime with NVIDIA's TensorRT RTX execution provider, which serves RTX GPUs.
+
+    <folder>/<model>/model.onnx [+ data]   the typed file, as it was verified
+                     onnxruntime.json      the provider, its options, hashes, and where the model came from
+                     load.py               opens it
+
+No server loads an engine of TensorRT for RTX: Triton has no backend for it, and its ONNX Runtime backend appends the
+providers that it knows, which are TensorRT, CUDA and OpenVINO. The provider takes the ONNX file that the engine was
+compiled from, compiles it as `build-trt` does, and keeps what it made. So the folder holds the file with the shapes of
+the engine. What is not for release is refused, as for Triton; see `deploycli.exporters.serving.release`.
+
+Sources: onnxruntime-ep-nv-tensorrt-rtx-cu12 0.5.0, tensorrt_rtx_provider_options.h, and of the shapes the library's own
+message ("input1:dim1xdim2...,input2:..."); triton-inference-server/onnxruntime_backend, src/onnxruntime.cc.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deploycli.exporters.bundle.atomic import replaced_folder
+from deploycli.exporters.serving.release import (
+    cannot_write,
+    choose,
+    copy_file,
+    not_for_release,
+    place,
+    provenance,
+    smallest_proven,
+    tool_version,
+)
+from deploycli.exporters.serving.servable import ENGINES, VARIABLE, onnx_candidates
+from deploycli.exporters.target.product import RTX
+from deploycli.exporters.target.settings import ShapeRequest, shapes_text
+from deploycli.exporters.tensorrt.sidecar import sidecars
+from deploycli.exporters.verification.record import Proof
+from deploycli.models.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from deploycli.exporters.bundle.bundle import Bundle
+    from deploycli.exporters.serving.servable import Candidate, Servable
+    from deploycli.exporters.target.settings import ShapeRange
+    from deploycli.exporters.tensorrt.sidecar import Sidecar
+
+    Profiles = Sequence[Mapping[str, ShapeRange]]
+
+SCHEMA_VERSION = 1
+PROVIDER = "NvTensorRTRTXExecutionProvider"
+PACKAGE = "onnxruntime-ep-nv-tensorrt-rtx-cu12"
+CONFIG_NAME = "onnxruntime.json"
+LOADER_NAME = "load.py"
+MODEL_NAME = "model.onnx"
+
+_LOADER = Path(__file__).with_name("ort_rtx_load.py")
+_SEPARATORS = ",:;"
+
+
+@dataclass(frozen=True)
+class RtxOptions:
+    """What a user may choose.
+
+    Attributes:
+        precision: of the file; None means the smallest that is verified.
+        engine: file name of the engine whose file and shapes are taken; None means the one that was compiled from the
+            file.
+        name: of the model; None means the bundle's.
+        force: package what is not for release, which the configuration then says.
+    """
+
+    precision: str | None = None
+    engine: str | None = None
+    name: str | None = None
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class PackagedFolder:
+    """A folder that was written.
+
+    Attributes:
+        bundle: the folder it came from.
+        path: the folder.
+        precision: of the file.
+        artifact: the file of the bundle.
+        sha256: of that file.
+        size: bytes, external data included.
+        provider_options: of the provider.
+        engine: the engine whose shapes they have, or an empty string.
+        verified: ``ok``, or what the proof says instead.
+        forced: why it is not for release; empty unless that was forced.
+    """
+
+    bundle: str
+    path: str
+    precision: str
+    artifact: str
+    sha256: str
+    size: int
+    provider_options: Mapping[str, str]
+    engine: str
+    verified: str
+    forced: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class FolderDelivery:
+    """A folder that may be written: everything was checked, nothing was written yet.
+
+    Attributes:
+        bundle: where the files come from.
+        servable: what is copied.
+        config: text of the configuration.
+        packaged: what it will be.
+    """
+
+    bundle: Bundle
+    servable: Servable
+    config: str
+    packaged: PackagedFolder
+
+    def write(self) -> PackagedFolder:
+        """Write the folder, whole or not at all, in the place of one that this program wrote before.
+
+        Raises:
+            IntegrityError: a file of the bundle changed meanwhile.
+            EnvironmentUnsuitable: it cannot be written, or the disk is full.
+        """
+        folder = Path(self.packaged.path)
+        try:
+            with replaced_folder(folder) as staged:
+                (staged / CONFIG_NAME).write_text(self.config, "utf-8")
+                (staged / LOADER_NAME).write_bytes(_LOADER.read_bytes())
+                copy_file(self.bundle.path, self.servable.file, staged / MODEL_NAME)
+                for record in self.servable.external:
+                    copy_file(self.bundle.path, record, staged / record.path)
+        except OSError as error:
+            raise cannot_write(folder, error, "--ort-rtx") from error
+        return self.packaged
+
+
+def prepare(bundle: Bundle, root: Path, options: RtxOptions | None = None) -> FolderDelivery:
+    """Check all that can be checked before a folder is written.
+
+    Args:
+        bundle: an opened bundle; its hashes were checked by `Bundle.open`.
+        root: gets a folder for the model; made where it is missing.
+        options: what the user chose.
+
+    Raises:
+        UsageError: the file is not for release, an option does not fit it, or something else stands in its place.
+        NumericsError: verification found it outside its budget.
+        IntegrityError: a sidecar of an engine is malformed.
+        EnvironmentUnsuitable: the root cannot be read.
+    """
+    options = options or RtxOptions()
+    name = options.name or bundle.path.resolve().name
+    folder = place(
+        root,
+        name,
+        CONFIG_NAME,
+        wanted="nothing there, or what was packaged before",
+        foreign="which this program did not write",
+        option="--ort-rtx",
+    )
+    proof = Proof.load(bundle)
+    engines = _engines(bundle, options.engine)
+    found = onnx_candidates(bundle)
+    default = engines[0].precision if options.engine else smallest_proven(found, proof)
+    (candidate,) = choose(bundle, found, options.precision or default)
+    verdict = proof.verdict_of(candidate.file, *candidate.external)
+    forced = not_for_release(bundle, candidate, verdict, force=options.force)
+    servable = candidate.read()
+    engine, profiles = _profiles(bundle, candidate, engines)
+    if options.engine not in (None, engine):
+        raise UsageError(
+            f"{options.engine} was compiled from another file than {candidate.file.path} is now",
+            expected="an engine of that very file",
+            hint="deploycli build-trt --compiler rtx, or without --engine",
+        )
+    given = _provider_options(servable, profiles)
+    files = {MODEL_NAME: servable.file.sha256, **{record.path: record.sha256 for record in servable.external}}
+    config = {
+        "schema_version": SCHEMA_VERSION,
+        "model": MODEL_NAME,
+        "files": files,
+        "execution_provider": PROVIDER,
+        "package": PACKAGE,
+        "provider_options": given,
+        "inputs": [asdict(tensor) for tensor in servable.inputs],
+        "outputs": [asdict(tensor) for tensor in servable.outputs],
+        "deploycli": {"version": tool_version(), **provenance(bundle, servable, proof, verdict, forced)},
+    }
+    packaged = PackagedFolder(
+        str(bundle.path),
+        str(folder),
+        servable.precision,
+        servable.file.path,
+        servable.file.sha256,
+        sum(record.size for record in (servable.file, *servable.external)),
+        given,
+        engine,
+        verdict.status,
+        forced,
+    )
+    return FolderDelivery(bundle, servable, json.dumps(config, indent=2, allow_nan=False) + "\n", packaged)
+
+
+def _engines(bundle: Bundle, name: str | None) -> list[Sidecar]:
+    """Return the engines of TensorRT for RTX, or the one of that name."""
+    found = [sidecar for sidecar in sidecars(bundle.path / ENGINES) if sidecar.product is RTX]
+    named = [sidecar for sidecar in found if name in (None, sidecar.plan)]
+    if name is not None and not named:
+        raise UsageError(
+            f"{bundle.path} holds no engine {name} of {RTX.title}",
+            expected=", ".join(sidecar.plan for sidecar in found) or "one that deploycli build-trt made",
+            hint="without --engine",
+        )
+    return named
+
+
+def _profiles(bundle: Bundle, candidate: Candidate, engines: Sequence[Sidecar]) -> tuple[str, Profiles]:
+    """Return the engine that was compiled from a file, if any, and the shapes to compile the file for."""
+    artifact = bundle.manifest.artifact(candidate.file.path)
+    assert artifact is not None  # a candidate is one of the manifest's
+    origin = candidate.file.path, artifact.sha256
+    found = [sidecar for sidecar in engines if (sidecar.onnx, sidecar.onnx_sha256) == origin]
+    if not found:
+        return "", ShapeRequest().profiles(bundle.manifest.spec.inputs, artifact.batch)
+    if any(sidecar.settings.profiles != found[0].settings.profiles for sidecar in found):
+        raise UsageError(
+            f"{bundle.path} holds engines of several shapes from {candidate.file.path}",
+            expected="one",
+            hint=f"--engine: {', '.join(sidecar.plan for sidecar in found)}",
+        )
+    return found[0].plan, found[0].settings.profiles
+
+
+def _provider_options(servable: Servable, profiles: Profiles) -> dict[str, str]:
+    """Return the provider's options; all are text.
+
+    Raises:
+        UsageError: the name of an input cannot be written in one of them.
+    """
+    given = {"nv_runtime_cache_path": "cache"}  # beside the model: the loader makes it absolute
+    if all(VARIABLE not in tensor.shape for tensor in servable.inputs):
+        return given  # there is one shape
+    for tensor in servable.inputs:
+        if {*tensor.name} & {*_SEPARATORS}:
+            raise UsageError(
+                f"the input {tensor.name!r} has a sign that separates shapes in the options of {PROVIDER}",
+                expected=f"a name without {' '.join(_SEPARATORS)}",
+                hint="export the model with --input NAME:SHAPE",
+            )
+    for which in ("min", "opt", "max"):
+        shapes = (f"{name}:{shapes_text(getattr(r, which))}" for profile in profiles for name, r in profile.items())
+        given[f"nv_profile_{which}_shapes"] = ",".join(shapes)
+    if len(profiles) > 1:
+        given["nv_multi_profile_enable"] = "1"
+    return given

@@ -1,0 +1,212 @@
+"""What is delivered of a bundle, whoever serves it: which file, whether it may go out, and where it came from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deploycli.exporters.bundle.artifact import MANIFEST_NAME
+from deploycli.models.errors import EnvironmentUnsuitable, IntegrityError, NumericsError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from deploycli.exporters.bundle.artifact import FileRecord
+    from deploycli.exporters.bundle.bundle import Bundle
+    from deploycli.exporters.serving.servable import Candidate, Servable
+    from deploycli.exporters.verification.record import Proof, Verdict
+
+_SMALLEST_FIRST = ("int8", "fp16", "bf16", "fp32")
+_MAKE = {"fp16": "deploycli cast", "bf16": "deploycli cast", "int8": "deploycli quantize"}
+_CHUNK = 1 << 20  # bytes
+
+
+def choose(bundle: Bundle, found: Sequence[Candidate], precision: str, make: str = "") -> list[Candidate]:
+    """Return the files of a precision, of which there is one at least.
+
+    Args:
+        bundle: whose they are.
+        found: all that there are.
+        precision: the one that is wanted.
+        make: the command that makes such a file; by default that of an ONNX file.
+
+    Raises:
+        UsageError: there is none.
+    """
+    fitting = [candidate for candidate in found if candidate.precision == precision]
+    if not fitting:
+        raise UsageError(
+            f"{bundle.path} holds no {precision}",
+            expected=names(found),
+            hint=f"one of these, or {make or _MAKE.get(precision, 'deploycli export')}",
+        )
+    return fitting
+
+
+def names(found: Sequence[Candidate]) -> str:
+    """Return the names of files, in words."""
+    return ", ".join(Path(candidate.file.path).name for candidate in found)
+
+
+def smallest_proven(found: Sequence[Candidate], proof: Proof) -> str:
+    """Return the smallest precision that is fit for release, or the smallest where none is."""
+    fit = [c for c in found if not c.unreleasable and proof.verdict_of(c.file, *c.external).passed]
+    return min((c.precision for c in fit or found), key=_SMALLEST_FIRST.index)
+
+
+def not_for_release(bundle: Bundle, candidate: Candidate, verdict: Verdict, *, force: bool) -> tuple[str, ...]:
+    """Return why a file is not for release.
+
+    Raises:
+        UsageError, NumericsError: it is not, and that was not forced; the latter where verification found it outside
+            its budget.
+    """
+    weights = bundle.manifest.weights
+    why = [] if verdict.passed else [f"{verdict.status}: {verdict.reason}"]
+    if weights.source == "random":
+        why.append(f"random weights ({weights.describe()})")
+    if candidate.unreleasable:
+        why.append(candidate.unreleasable)
+    if why and not force:
+        raise _refusal(bundle, candidate, verdict, why)
+    return tuple(why)
+
+
+def _refusal(bundle: Bundle, candidate: Candidate, verdict: Verdict, why: Sequence[str]) -> NumericsError | UsageError:
+    kind = NumericsError if verdict.status == "failed" else UsageError
+    again = f"deploycli verify {bundle.path.name}"
+    real = "export it with --checkpoint or --pretrained, quantise it on real data"
+    return kind(
+        f"{bundle.path}/{candidate.file.path} is not for release: {'; '.join(why)}",
+        expected="a verified file, of trained weights, calibrated on data",
+        hint=f"{real if verdict.passed else again}; or --force, which the configuration then says",
+    )
+
+
+def provenance(
+    bundle: Bundle, servable: Servable, proof: Proof, verdict: Verdict, forced: Sequence[str]
+) -> dict[str, str]:
+    """Return where a file came from and what was found of it, name -> text."""
+    manifest = bundle.manifest
+    judged = proof.judged.get(servable.file.path) if verdict.status in ("ok", "failed") else None
+    found = {
+        "bundle": bundle.path.resolve().name,
+        "model": f"{manifest.spec.name} ({manifest.spec.family})",
+        "artifact": servable.file.path,
+        "precision": servable.precision,
+        "sha256": servable.file.sha256,
+        **{f"sha256 {record.path}": record.sha256 for record in servable.external},
+        **servable.facts,
+        "weights": manifest.weights.describe(),
+        "proof": verdict.status,
+    }
+    if judged is not None:
+        found |= {
+            "proof_reference": proof.reference,
+            "proof_time": proof.time,
+            "proof_checks": ", ".join(judged.checks),
+            "proof_runtime": ", ".join(judged.runtimes),
+        }
+        if judged.tolerances:
+            found["proof_tolerances"] = ", ".join(f"{name} {bound:.3g}" for name, bound in judged.tolerances.items())
+    if manifest.preprocessing is not None:
+        found["preprocessing"] = json.dumps(manifest.preprocessing.to_json())
+    if forced:
+        found["not_for_release"] = "; ".join(forced)
+    return found
+
+
+def copy_file(folder: Path, record: FileRecord, target: Path) -> None:
+    """Copy a file of a bundle, and check that what was copied is what was recorded.
+
+    Raises:
+        IntegrityError: it is not.
+        OSError: from the file system.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256()
+    with (folder / record.path).open("rb") as source, target.open("xb") as copy:
+        while chunk := source.read(_CHUNK):
+            digest.update(chunk)
+            copy.write(chunk)
+        copy.flush()
+        os.fsync(copy.fileno())
+    if digest.hexdigest() != record.sha256:
+        raise IntegrityError(
+            f"{folder / record.path} changed while it was packaged: sha256 {digest.hexdigest()}",
+            expected=f"sha256 {record.sha256}",
+            hint="package it again",
+        )
+
+
+def place(root: Path, name: str, config: str, *, wanted: str, foreign: str, option: str) -> Path:
+    """Return the folder of a model, where one may be made, or where there is one of the kind already.
+
+    Args:
+        root: gets the folder.
+        name: of the model.
+        config: name of the file that says what is served; a folder that is not empty has one.
+        wanted: what may be there, in words.
+        foreign: what a folder without that file is, in words.
+        option: names the root on the command line.
+
+    Raises:
+        UsageError: the name is none of a folder, or something else stands there.
+        EnvironmentUnsuitable: the root cannot be read.
+    """
+    _check_name(name)
+    folder = root / name
+    try:
+        wrong = _wrong(root, folder, folder / config, foreign)
+    except OSError as error:
+        raise EnvironmentUnsuitable(
+            f"cannot read {error.filename or root}: {error.strerror or error}", hint="check the folder's permissions"
+        ) from error
+    if wrong:
+        raise UsageError(wrong, expected=wanted, hint=f"another {option} or --name")
+    return folder
+
+
+def _wrong(root: Path, folder: Path, config: Path, foreign: str) -> str:
+    """Return what stands in the way, or an empty string."""
+    if (root / MANIFEST_NAME).exists():
+        return f"{root} is a bundle"
+    if root.exists() and not root.is_dir():
+        return f"{root} is a file"
+    for path in (folder, config):
+        if path.is_symlink():
+            return f"{path} is a symbolic link"
+    if folder.exists() and not folder.is_dir():
+        return f"{folder} is a file"
+    if folder.exists() and not config.is_file() and any(folder.iterdir()):
+        return f"{folder} is a folder without {config.name}, {foreign}"
+    return ""
+
+
+def cannot_write(folder: Path, error: OSError, option: str) -> EnvironmentUnsuitable:
+    """Return what to say where a model cannot be written; ``option`` names its root on the command line."""
+    where = f" ({error.filename})" if error.filename else ""
+    return EnvironmentUnsuitable(
+        f"cannot write {folder}: {error.strerror or error}{where}",
+        expected="a folder with write permission and space for the model",
+        hint=f"free some space, or name another folder with {option}",
+    )
+
+
+def _check_name(name: str) -> None:
+    if name != name.strip() or name[:1] in ("", ".") or not name.isprintable() or {*name} & {*"/\\"}:
+        raise UsageError(
+            f"{name!r} cannot name a model", expected="a folder's name, not beginning with a dot", hint="--name NAME"
+        )
+
+
+def tool_version() -> str:
+    """Return the version of this program."""
+    try:
+        return version("deploycli")
+    except PackageNotFoundError:  # run from a source tree
+        return "unknown"

@@ -1,0 +1,147 @@
+"""The seams of engines with the rest, and what the stand-in may have."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from deploycli.exporters.bench.candidate import BenchOptions
+from deploycli.exporters.bench.run import bench
+from deploycli.exporters.build import EngineRequest
+from deploycli.exporters.lint import lint
+from deploycli.exporters.target.settings import BuildSettings
+from deploycli.exporters.tensorrt.inspector import PrecisionAssertion
+from deploycli.exporters.verification.candidate import Subject, budgets
+from deploycli.exporters.verify import verify
+from deploycli.exporters.verify_engines import Engines, open_engines
+from deploycli.models.errors import NumericsError, UsageError
+from tests.exporters.bundle import bundles
+from tests.exporters.tensorrt.running_engines import installed, rewritten, write_engine
+from tests.tensorrt_api import names
+from tests.tensorrt_api.bindings import VERSIONS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from deploycli.exporters.bundle.bundle import Bundle
+
+
+@pytest.fixture
+def cuda() -> Iterator[Any]:
+    with installed() as module:
+        yield module
+        assert module.LIVE == {}, "memory of the GPU was not freed"
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    from onnx import TensorProto, helper
+
+    model = bundles.graph()
+    for output in model.graph.output:  # with shapes, as exported graphs have them
+        output.CopyFrom(helper.make_tensor_value_info(output.name, TensorProto.FLOAT, ["batch", bundles.CLASSES]))
+    return bundles.make(tmp_path, model=model)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_stand_in_has_only_names_of_the_bindings(version: str) -> None:
+    known = names.names(version)
+    with installed(FAKE_TENSORRT_VERSION=version):
+        import tensorrt
+
+        ours = {name: value for name, value in vars(tensorrt).items() if not name.startswith("_")}
+        classes = {
+            name: value
+            for name, value in ours.items()
+            if isinstance(value, type) and value.__module__ in ("tensorrt", "builtins") and name in known
+        }
+        helpers = {"annotations", "base64", "ctypes", "json", "os", "IntEnum", "Path", "Any"}
+        assert set(ours) - helpers <= set(known) | set(known[""]) | set(sys.stdlib_module_names)
+        assert {"Runtime", "ICudaEngine", "IExecutionContext", "Refitter", "OnnxParserRefitter"} <= set(classes)
+        for name, cls in classes.items():
+            members = getattr(cls, "__members__", None) or vars(cls)
+            public = {member for member in members if not member.startswith("_")}
+            assert public <= known[name], name
+
+
+def test_an_engine_is_timed_by_itself(cuda: Any, bundle: Bundle) -> None:
+    write_engine(bundle.path, "model.onnx", (1, 2, 8))
+    report = bench(bundle, BenchOptions(batches=(1, 8, 16), only=("trt",), rounds=2, warmup_runs=1))
+    assert [(row.measurement.candidate.label, row.measurement.batch) for row in report.rows] == [
+        ("trt fp16", 1),
+        ("trt fp16", 8),
+    ]
+    (absence,) = report.absences
+    assert absence.reason == "takes batches 1 to 8"
+    without = bench(bundle, BenchOptions(batches=(1,), only=("trt",), rounds=1, cuda_graph=False))
+    assert not without.to_json()["measurements"][0]["cuda_graph"]
+
+
+def test_a_wrong_engine_is_not_timed(cuda: Any, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    from deploycli.exporters.bench.report import failure_of
+
+    write_engine(bundle.path, "model.onnx", (1, 2, 8))
+    monkeypatch.setenv("FAKE_ENGINE", "zeros")
+    report = bench(bundle, BenchOptions(batches=(8,), only=("trt",), rounds=1))
+    assert report.rows == ()
+    assert isinstance(failure_of([report]), NumericsError)
+
+
+def test_an_engine_of_larger_batches_is_not_judged_by_few_samples(cuda: Any, bundle: Bundle) -> None:
+    sidecar = write_engine(bundle.path, "model.onnx", (16, 16, 32))
+    report = verify(bundle, reference="golden")
+    assert report.passed
+    assert [engine.reason for engine in report.not_judged] == ["it takes batches from 16, and there are 8 samples"]
+    rewritten(bundle.path, sidecar, onnx="model.int8.onnx", unreleasable="calibrated on random data")
+    found = verify(bundle, reference="golden")
+    assert found.unreleasable == (f"engines/{sidecar.plan}: calibrated on random data",)
+
+
+def test_engines_are_left_alone(bundle: Bundle) -> None:
+    from contextlib import ExitStack
+
+    (bundle.path / "engines").mkdir()
+    (bundle.path / "engines/a.plan").touch()
+    with ExitStack() as stack:
+        assert open_engines(bundle, "none", (1,), stack, rtol={}) == Engines()
+
+
+class TestSubject:
+    @staticmethod
+    def of(batches: tuple[int, int] | None) -> Subject:
+        return Subject("model.onnx", "fp32", batches, None, *budgets("fp32", {}))  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize(
+        ("batches", "sizes"),
+        [(None, [1, 3, 8]), ((1, 8), [1, 3, 8]), ((2, 4), [3]), ((4, 4), [4]), ((16, 32), [16])],
+    )
+    def test_sizes(self, batches: tuple[int, int] | None, sizes: list[int]) -> None:
+        assert self.of(batches).sizes((8, 3, 1, 3)) == sizes
+
+    @pytest.mark.parametrize("batches", [None, (1, 4), (2, 4), (3, 3), (16, 32), (1, 1)])
+    @pytest.mark.parametrize("held", [1, 5, 9])
+    def test_portions(self, batches: tuple[int, int] | None, held: int) -> None:
+        portions = list(self.of(batches).portions(held))
+        assert np.concatenate([wanted for wanted, _ in portions]).tolist() == list(range(held))
+        low, high = batches or (1, held)
+        for wanted, filled in portions:
+            assert low <= len(filled) <= high
+            assert filled[: len(wanted)].tolist() == wanted.tolist()
+            assert set(filled[len(wanted) :].tolist()) <= {held - 1}
+
+
+def test_what_a_request_asks_for() -> None:
+    assert EngineRequest(("int8",)).ordered == ("fp16", "int8")
+    assert EngineRequest(("int8", "fp16", "fp32")).ordered == ("fp32", "fp16", "int8")
+    report = lint(ir.from_proto(bundles.graph()))
+    assert [str(a) for a in EngineRequest().asserted("fp16", report)] == ["fp16>=80%"]
+    half = PrecisionAssertion("fp16", 0.5)
+    assert EngineRequest(assertions=(half,)).asserted("fp16", report) == (half,)
+    assert EngineRequest(settings=BuildSettings({}, version_compatible=True)).asserted("fp16", report) == ()
+    with pytest.raises(UsageError, match="no precision 'fp8'"):
+        EngineRequest(("fp8",))
