@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from types import TracebackType
 
-    from deploycli.exporters.bundle.artifact import Artifact
     from deploycli.exporters.bundle.bundle import Bundle
+    from deploycli.exporters.bundle.manifest import Artifact
     from deploycli.exporters.graph.steps import GraphCost, Step
     from deploycli.exporters.inspect import OnnxSummary, TensorSummary
     from deploycli.exporters.verification.evaluate import Evaluation

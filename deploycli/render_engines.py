@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from deploycli.console import facts, stdout, styled, table_of
+from deploycli.exporters.bundle.kernels import KernelTotals, by_module, readable_depth
 from deploycli.exporters.target.settings import shapes_text
-from deploycli.exporters.tensorrt.kernels import KernelTotals, by_module, readable_depth
 from deploycli.render import next_step, size_text
 from deploycli.render_lint import show_fusable, show_lint
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from deploycli.console import Rows
     from deploycli.exporters.build import BuiltEngine, PlannedEngine
-    from deploycli.exporters.tensorrt.kernels import Kernel
-    from deploycli.exporters.tensorrt.sidecar import Sidecar
+    from deploycli.exporters.bundle.engine import Sidecar
+    from deploycli.exporters.bundle.kernels import Kernel
 
 
 ATTENTION_RULE = 16

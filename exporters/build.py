@@ -13,6 +13,8 @@ from datetime import datetime, timezone
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from deploycli.exporters.bundle.engine import Sidecar, engine_name, sidecar_of
+from deploycli.exporters.bundle.kernels import KernelTotals
 from deploycli.exporters.bundle.manifest import Manifest
 from deploycli.exporters.cast import cast_bundle
 from deploycli.exporters.derive import fp32_artifact
@@ -26,8 +28,6 @@ from deploycli.exporters.target.targets import NEEDS, TARGETS, dotted, lacking, 
 from deploycli.exporters.tensorrt import library
 from deploycli.exporters.tensorrt.child import run_build
 from deploycli.exporters.tensorrt.inspector import EngineLayers, PrecisionAssertion, default_assertion, parse_layers
-from deploycli.exporters.tensorrt.kernels import KernelTotals
-from deploycli.exporters.tensorrt.sidecar import Sidecar, engine_name, sidecar_of
 from deploycli.exporters.tensorrt.traffic import by_profile, read_engine
 from deploycli.models.errors import (
     DeployError,
@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from deploycli.exporters.bundle.artifact import Artifact
     from deploycli.exporters.bundle.bundle import Bundle
+    from deploycli.exporters.bundle.manifest import Artifact
     from deploycli.exporters.lint import LintReport
     from deploycli.exporters.precision.request import CalibrationData
     from deploycli.exporters.target.product import Product

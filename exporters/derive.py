@@ -7,10 +7,10 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from deploycli.exporters.bundle.artifact import Artifact, FileRecord
 from deploycli.exporters.bundle.atomic import temporary_folder
 from deploycli.exporters.bundle.bundle import Bundle, extend_bundle
 from deploycli.exporters.bundle.golden import load_golden
+from deploycli.exporters.bundle.manifest import Artifact, FileRecord
 from deploycli.exporters.gate import require_readable
 from deploycli.exporters.graph.collector import free_memory
 from deploycli.exporters.graph.external import map_external
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import onnx_ir as ir
 
-    from deploycli.exporters.bundle.artifact import CalibrationRecord
+    from deploycli.exporters.bundle.manifest import CalibrationRecord
     from deploycli.exporters.graph.onnx_file import ExternalData
     from deploycli.exporters.graph.steps import Refusal
     from deploycli.exporters.precision.simulate import SimulatedRuntime

@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Literal
 
-from deploycli.exporters.bundle.artifact import Artifact, FileRecord
 from deploycli.exporters.bundle.bundle import Bundle, write_bundle
 from deploycli.exporters.bundle.golden import GOLDEN_NAME, require_comparable, save_golden, synthetic_inputs
-from deploycli.exporters.bundle.manifest import SCHEMA_VERSION, Manifest
+from deploycli.exporters.bundle.manifest import SCHEMA_VERSION, Artifact, FileRecord, Manifest
 from deploycli.exporters.bundle.trust import sign
 from deploycli.exporters.graph.collector import collector_paused, free_memory, set_aside
 from deploycli.exporters.graph.steps import Step

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from deploycli.exporters.bundle.artifact import CalibrationRecord, FileRecord
+from deploycli.exporters.bundle.manifest import CalibrationRecord, FileRecord
 from deploycli.exporters.cast import patterns
 from deploycli.exporters.derive import Derivation, Derived
 from deploycli.exporters.graph.onnx_reader import load_model

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from deploycli.exporters.bundle.engine import sidecars
 from deploycli.exporters.tensorrt.runtime import check_host, open_engine
-from deploycli.exporters.tensorrt.sidecar import sidecars
 from deploycli.exporters.verification.candidate import Subject, budgets
 from deploycli.exporters.verification.report import NotJudged
 from deploycli.models.errors import EnvironmentUnsuitable, UsageError
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
 
     from deploycli.exporters.bundle.bundle import Bundle
-    from deploycli.exporters.tensorrt.sidecar import Sidecar
+    from deploycli.exporters.bundle.engine import Sidecar
 
 EngineChoice = Literal["auto", "all", "none"]
 

@@ -23,7 +23,7 @@ README = (ROOT / "README.md").read_text("utf-8")
 IMPORTS = {
     "models": "",
     "graph": "models",
-    "bundle": "models graph",
+    "bundle": "models graph target",
     "data": "models bundle",
     "runtime": "models",
     "verification": "models bundle data runtime",
@@ -34,7 +34,7 @@ IMPORTS = {
     "tensorrt": "models graph bundle runtime target lint precision",
     "journeys": "models graph bundle data runtime verification target lint precision passes tensorrt",
     "bench": "models graph bundle verification target precision tensorrt",
-    "serving": "models graph bundle verification target tensorrt",
+    "serving": "models graph bundle verification target",
     "deploycli": "models graph bundle runtime verification target lint precision tensorrt journeys bench serving",
 }
 

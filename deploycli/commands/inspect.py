@@ -35,7 +35,7 @@ def command(path: str, root: Path, against: str | None, verbose: bool, as_json: 
       deploycli inspect swin_t --json
     """
     from deploycli.exporters.bundle.bundle import Bundle
-    from deploycli.exporters.tensorrt.sidecar import sidecars
+    from deploycli.exporters.bundle.engine import sidecars
     from deploycli.exporters.verification.record import Proof
     from deploycli.render import print_json, show_bundle
     from deploycli.render_engines import show_engine
@@ -87,8 +87,8 @@ def _files(paths: list[Path], as_json: bool) -> None:
 
 
 def _engines(plans: list[Path], verbose: bool, as_json: bool) -> None:
-    from deploycli.exporters.tensorrt.kernels import by_module, readable_depth
-    from deploycli.exporters.tensorrt.sidecar import sidecar_of_plan
+    from deploycli.exporters.bundle.engine import sidecar_of_plan
+    from deploycli.exporters.bundle.kernels import by_module, readable_depth
     from deploycli.render import print_json
     from deploycli.render_engines import show_against, show_engine
 

@@ -12,10 +12,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from deploycli.exporters.bench.candidate import Candidate, FirstLoad, Prepared
+from deploycli.exporters.bundle.engine import sidecars
 from deploycli.exporters.target.product import RTX
 from deploycli.exporters.tensorrt.kernel_cache import InMemory
 from deploycli.exporters.tensorrt.runtime import open_engine
-from deploycli.exporters.tensorrt.sidecar import sidecars
 from deploycli.models.errors import DeployError
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from deploycli.exporters.bench.candidate import Arrays, BenchOptions, Prepare
     from deploycli.exporters.bundle.bundle import Bundle
+    from deploycli.exporters.bundle.engine import Sidecar
     from deploycli.exporters.tensorrt.runtime import TensorRtRuntime
-    from deploycli.exporters.tensorrt.sidecar import Sidecar
 
 ENGINES = "engines"
 

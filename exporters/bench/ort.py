@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from deploycli.exporters.bench.candidate import Arrays, BenchOptions, Prepare
-    from deploycli.exporters.bundle.artifact import Artifact
     from deploycli.exporters.bundle.bundle import Bundle
+    from deploycli.exporters.bundle.manifest import Artifact
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 

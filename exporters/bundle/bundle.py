@@ -11,16 +11,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deploycli.exporters.bundle.artifact import MANIFEST_NAME
 from deploycli.exporters.bundle.atomic import interrupted, locked, recover, replaced_folder
-from deploycli.exporters.bundle.manifest import Manifest
+from deploycli.exporters.bundle.manifest import MANIFEST_NAME, Manifest
 from deploycli.models.errors import DeployError, EnvironmentUnsuitable, IntegrityError, UsageError
 from deploycli.models.sources import FACTORY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
-    from deploycli.exporters.bundle.artifact import Artifact
+    from deploycli.exporters.bundle.manifest import Artifact
     from deploycli.models.spec import ModelSpec
 
 _DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS})

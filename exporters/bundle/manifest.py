@@ -2,22 +2,169 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Annotated, Any
 
 from msgspec import Meta
 
-from deploycli.exporters.bundle.artifact import EXPORT_AGAIN, MANIFEST_NAME, Artifact, FileRecord
-from deploycli.models.codec import load
-from deploycli.models.errors import InvalidValue, UsageError
+from deploycli.exporters.graph.steps import Step
+from deploycli.models.codec import Count, Positive, Sha256, load
+from deploycli.models.errors import IntegrityError, InvalidValue, UsageError
+from deploycli.models.files import sha256_of
 from deploycli.models.spec import ModelSpec, Preprocessing, Weights
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 SCHEMA_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+EXPORT_AGAIN = "export the model again, or restore the folder from where it was copied"
+
+Precision = Annotated[str, Meta(pattern=r"^(fp32|fp16|bf16|int8)\Z")]
+
+_LONGEST_NAME, _LONGEST_PATH = 255, 4096
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """One file of a bundle.
+
+    Attributes:
+        path: path relative to the bundle's folder, with forward slashes; it never leaves the folder.
+        sha256: 64 hexadecimal digits.
+        size: bytes.
+    """
+
+    path: str
+    sha256: Sha256
+    size: Count
+
+    def __post_init__(self) -> None:
+        """Refuse a path that leaves the folder, or that no system can have."""
+        # Both flavours, so that a manifest is judged alike on every system that reads it.
+        flavours = (PurePosixPath(self.path), PureWindowsPath(self.path))
+        if (
+            not any(flavours[0].parts)
+            or any(p.is_absolute() or p.drive or ".." in p.parts for p in flavours)
+            or not _can_be_a_name(self.path)
+        ):
+            raise InvalidValue(
+                f"the path {self.path!r}",
+                expected="a relative path inside the bundle's folder",
+                hint="do not use this bundle; export the model again",
+            )
+
+    @classmethod
+    def of(cls, folder: Path, path: str) -> FileRecord:
+        """Record the file ``folder / path`` as it is now."""
+        file = folder / path
+        return cls(path, sha256_of(file), file.stat().st_size)
+
+    def check(self, folder: Path, *, content: bool = True) -> None:
+        """Compare the file on disk with the record.
+
+        Args:
+            folder: the bundle's folder.
+            content: hash the file; otherwise only its place and its size are compared.
+
+        Raises:
+            IntegrityError: the file is missing, changed, or reached through a link that leaves the folder.
+        """
+        file = folder / self.path
+        if not file.resolve().is_relative_to(folder.resolve()):
+            raise IntegrityError(
+                f"{file} is a link that leaves the bundle", expected="a file inside the bundle's folder"
+            )
+        if not file.is_file():
+            raise IntegrityError(
+                f"{file} is missing", expected=f"{self.size} bytes, sha256 {self.sha256}", hint=EXPORT_AGAIN
+            )
+        found = file.stat().st_size
+        if found != self.size and not content:
+            raise IntegrityError(f"{file} has {found} bytes", expected=f"{self.size} bytes", hint=EXPORT_AGAIN)
+        if content and (digest := sha256_of(file)) != self.sha256:
+            raise IntegrityError(
+                f"{file} has changed: {found} bytes, sha256 {digest}",
+                expected=f"{self.size} bytes, sha256 {self.sha256}",
+                hint=EXPORT_AGAIN,
+            )
+
+
+@dataclass(frozen=True)
+class CalibrationRecord:
+    """What the INT8 ranges of an artifact were measured on.
+
+    Attributes:
+        method: how ranges were chosen, such as ``mse``.
+        data: where the data came from, for people.
+        samples: the names of the samples, in order.
+        sha256: hash of the samples' names and contents.
+        skipped: names of those that could not be read.
+        random: made up, not data: the artifact is not for release.
+        cache: the ranges, as a file of the bundle.
+    """
+
+    method: str
+    data: str
+    samples: tuple[str, ...]
+    sha256: Sha256
+    skipped: tuple[str, ...]
+    random: bool
+    cache: FileRecord
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One model file, and what made it.
+
+    Attributes:
+        file: the model file.
+        external: its external data files.
+        precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``; the key of its budget.
+        opset: ONNX operator set version.
+        batch: the batch size, or None where the batch axis is symbolic.
+        ops_before: operator type -> number of nodes, as traced.
+        ops_after: the same for the shipped graph.
+        steps: what was done in between, in order.
+        source: the file of the bundle that it was made from; empty for the exported graph.
+        calibration: what its INT8 ranges were measured on, or None where it has none.
+        quantized: the operators and attentions that are in INT8, by name.
+        reverted: what an accuracy budget took out of INT8 again.
+    """
+
+    file: FileRecord
+    external: tuple[FileRecord, ...]
+    precision: Precision
+    opset: Positive
+    batch: Positive | None
+    ops_before: Mapping[str, Count]
+    ops_after: Mapping[str, Count]
+    steps: tuple[Step, ...]
+    source: str = ""
+    calibration: CalibrationRecord | None = None
+    quantized: tuple[str, ...] = ()
+    reverted: tuple[str, ...] = ()
+
+    def files(self) -> Iterator[FileRecord]:
+        """Yield every file that belongs to it."""
+        yield self.file
+        yield from self.external
+        if self.calibration is not None:
+            yield self.calibration.cache
+
+    @property
+    def sha256(self) -> str:
+        """What `deploycli.exporters.precision.observed.model_sha256` returns for the file as it was recorded."""
+        digests = [self.file.sha256, *(r.sha256 for r in sorted(self.external, key=lambda record: record.path))]
+        return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+    @property
+    def unreleasable(self) -> str:
+        """Why it must not be shipped, or an empty string."""
+        random = self.calibration is not None and self.calibration.random
+        return "calibrated on random data" if random else ""
 
 
 @dataclass(frozen=True)
@@ -89,3 +236,11 @@ class Manifest:
                 hint="deploycli export MODEL --fmt onnx",
             )
         return load(path, cls, what="a manifest", hint=EXPORT_AGAIN, version=SCHEMA_VERSION)
+
+
+def _can_be_a_name(path: str) -> bool:
+    try:
+        parts = os.fsencode(path).split(b"/")
+    except UnicodeEncodeError:
+        return False
+    return b"\0" not in b"".join(parts) and max(map(len, parts)) <= _LONGEST_NAME and len(path) <= _LONGEST_PATH

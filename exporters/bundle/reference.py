@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deploycli.exporters.bundle.artifact import EXPORT_AGAIN, MANIFEST_NAME
+from deploycli.exporters.bundle.manifest import EXPORT_AGAIN, MANIFEST_NAME
 from deploycli.exporters.bundle.trust import TRUST, distrust
 from deploycli.models.errors import DeployError, EnvironmentUnsuitable, IntegrityError, UsageError, first_line
 from deploycli.models.files import sha256_of

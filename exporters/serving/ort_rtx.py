@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploycli.exporters.bundle.atomic import replaced_folder
+from deploycli.exporters.bundle.engine import sidecars
 from deploycli.exporters.serving.release import (
     cannot_write,
     choose,
@@ -34,7 +35,6 @@ from deploycli.exporters.serving.release import (
 from deploycli.exporters.serving.servable import ENGINES, VARIABLE, onnx_candidates
 from deploycli.exporters.target.product import RTX
 from deploycli.exporters.target.settings import ShapeRequest, shapes_text
-from deploycli.exporters.tensorrt.sidecar import sidecars
 from deploycli.exporters.verification.record import Proof
 from deploycli.models.errors import UsageError
 
@@ -42,9 +42,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from deploycli.exporters.bundle.bundle import Bundle
+    from deploycli.exporters.bundle.engine import Sidecar
     from deploycli.exporters.serving.servable import Candidate, Servable
     from deploycli.exporters.target.settings import ShapeRange
-    from deploycli.exporters.tensorrt.sidecar import Sidecar
 
     Profiles = Sequence[Mapping[str, ShapeRange]]
 

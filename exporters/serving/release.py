@@ -9,14 +9,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deploycli.exporters.bundle.artifact import MANIFEST_NAME
+from deploycli.exporters.bundle.manifest import MANIFEST_NAME
 from deploycli.models.errors import EnvironmentUnsuitable, IntegrityError, NumericsError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from deploycli.exporters.bundle.artifact import FileRecord
     from deploycli.exporters.bundle.bundle import Bundle
+    from deploycli.exporters.bundle.manifest import FileRecord
     from deploycli.exporters.serving.servable import Candidate, Servable
     from deploycli.exporters.verification.record import Proof, Verdict
 

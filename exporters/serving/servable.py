@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
-from deploycli.exporters.bundle.artifact import FileRecord
+from deploycli.exporters.bundle.engine import Sidecar, sidecars
 from deploycli.exporters.bundle.golden import load_golden
+from deploycli.exporters.bundle.manifest import FileRecord
 from deploycli.exporters.graph.onnx_reader import load_model
 from deploycli.exporters.target.product import TENSORRT
-from deploycli.exporters.tensorrt.sidecar import Sidecar, sidecars
 from deploycli.models.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
-    from deploycli.exporters.bundle.artifact import Artifact
     from deploycli.exporters.bundle.bundle import Bundle
-    from deploycli.exporters.tensorrt.sidecar import IoTensor
+    from deploycli.exporters.bundle.engine import IoTensor
+    from deploycli.exporters.bundle.manifest import Artifact
 
 VARIABLE = -1
 """The size of an axis that is not fixed."""

@@ -14,11 +14,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from deploycli.exporters.bundle.atomic import write_whole
+from deploycli.exporters.bundle.engine import HEADER_BYTES, plan_header
 from deploycli.exporters.lint.verdict import shown
 from deploycli.exporters.tensorrt import library
 from deploycli.exporters.tensorrt.job import LAYERS, LOG, PLAN, BuildResult
 from deploycli.exporters.tensorrt.network import fill, make_builder, make_network
-from deploycli.exporters.tensorrt.plan import HEADER_BYTES, plan_header
 from deploycli.exporters.tensorrt.timing_cache import sha256_of_bytes
 from deploycli.models.errors import BuildError, UsageError, first_line
 from deploycli.models.memory import shortage

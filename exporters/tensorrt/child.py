@@ -18,9 +18,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deploycli.exporters.bundle.engine import header_of_plan
 from deploycli.exporters.runtime.isolated import what_ended
 from deploycli.exporters.tensorrt.job import JOB, LOG, OUTPUTS, BuildResult, Job, load_error
-from deploycli.exporters.tensorrt.plan import header_of_plan
 from deploycli.exporters.tensorrt.progress import Reader
 from deploycli.models.errors import BuildError, EnvironmentUnsuitable, UsageError
 from deploycli.models.files import sha256_of

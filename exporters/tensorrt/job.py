@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from deploycli.exporters.bundle.atomic import write_whole
+from deploycli.exporters.bundle.engine import GpuRecord, IoTensor
 from deploycli.exporters.target.product import PRODUCTS, CompilerName, Product
 from deploycli.exporters.target.settings import BuildSettings
 from deploycli.exporters.target.targets import Capability
-from deploycli.exporters.tensorrt.sidecar import GpuRecord, IoTensor
 from deploycli.models import errors
 from deploycli.models.codec import Count, Sha256, load
 from deploycli.models.errors import BuildError, DeployError, IntegrityError, UsageError, first_line

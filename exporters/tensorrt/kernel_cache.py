@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from deploycli.exporters.bundle.atomic import write_whole
+from deploycli.exporters.bundle.engine import PLAN_SUFFIX
 from deploycli.exporters.tensorrt import library
-from deploycli.exporters.tensorrt.sidecar import PLAN_SUFFIX
 from deploycli.models.errors import DeployError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from deploycli.exporters.tensorrt.sidecar import Sidecar
+    from deploycli.exporters.bundle.engine import Sidecar
 
 SUFFIX = ".kernels"
 

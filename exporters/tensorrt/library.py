@@ -20,9 +20,9 @@ from deploycli.models.errors import EnvironmentUnsuitable, first_line
 if TYPE_CHECKING:
     from types import ModuleType
 
+    from deploycli.exporters.bundle.engine import GpuRecord
     from deploycli.exporters.target.product import CompilerName, Product
     from deploycli.exporters.tensorrt.callbacks import Log
-    from deploycli.exporters.tensorrt.sidecar import GpuRecord
 
 _RTX_PYTHONS = ((3, 10), (3, 14))
 """The first and the last CPython that TensorRT for RTX 1.7 has wheels for."""
@@ -166,7 +166,7 @@ def gpu() -> GpuRecord:
     status, found = cudart.cudaGetDeviceProperties(0)
     if int(status) != 0:
         raise _no_gpu(f"CUDA cannot describe it: {getattr(status, 'name', status)}")
-    from deploycli.exporters.tensorrt.sidecar import GpuRecord  # slow to import
+    from deploycli.exporters.bundle.engine import GpuRecord  # slow to import
 
     text = found.name.decode("utf-8", "replace") if isinstance(found.name, bytes) else str(found.name)
     capability = (int(found.major), int(found.minor))
@@ -191,7 +191,7 @@ def _torch_gpu(reason: str) -> GpuRecord:
         )
     if not torch.cuda.is_available():
         raise _no_gpu("PyTorch sees none")
-    from deploycli.exporters.tensorrt.sidecar import GpuRecord
+    from deploycli.exporters.bundle.engine import GpuRecord
 
     found = torch.cuda.get_device_properties(0)
     return GpuRecord(found.name, (found.major, found.minor), _driver(""), found.total_memory)

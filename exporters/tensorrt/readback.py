@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from deploycli.exporters.tensorrt.sidecar import IoTensor
+from deploycli.exporters.bundle.engine import IoTensor
 from deploycli.models.errors import BuildError
 
 if TYPE_CHECKING:

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
     import tensorrt as trt
 
+    from deploycli.exporters.bundle.engine import Sidecar
     from deploycli.exporters.tensorrt.device import Device
     from deploycli.exporters.tensorrt.kernel_cache import KernelCache
-    from deploycli.exporters.tensorrt.sidecar import Sidecar
 
 
 class RtxRuntime(TensorRtRuntime):

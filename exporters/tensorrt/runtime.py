@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     import tensorrt as trt
     from typing_extensions import Self
 
+    from deploycli.exporters.bundle.engine import Sidecar
     from deploycli.exporters.tensorrt.callbacks import Log
     from deploycli.exporters.tensorrt.device import Device
-    from deploycli.exporters.tensorrt.sidecar import Sidecar
 
     Array = npt.NDArray[Any]
 

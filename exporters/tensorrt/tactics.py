@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
     import tensorrt as trt
 
+    from deploycli.exporters.bundle.engine import GpuRecord
     from deploycli.exporters.target.settings import BuildSettings
-    from deploycli.exporters.tensorrt.sidecar import GpuRecord
 
 _SCHEMA_VERSION = 1
 _SHOWN = 5

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     import tensorrt as trt
 
-    from deploycli.exporters.tensorrt.sidecar import GpuRecord
+    from deploycli.exporters.bundle.engine import GpuRecord
 
 SIZE_LIMIT = 1 << 28
 """Largest cache of one version and GPU, bytes. Those of vision transformers have a few megabytes."""

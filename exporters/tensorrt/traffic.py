@@ -12,12 +12,12 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from deploycli.exporters.bundle.kernels import Kernel
 from deploycli.exporters.graph.onnx_reader import quiet, read
 from deploycli.exporters.lint.operators import parse_version
 from deploycli.exporters.lint.rules import DEFAULT_VERSION
 from deploycli.exporters.lint.subject import Subject, inlined
 from deploycli.exporters.tensorrt.inspector import PRODUCT_OPERATORS, EngineLayers
-from deploycli.exporters.tensorrt.kernels import Kernel
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence

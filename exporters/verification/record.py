@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from msgspec import Meta
 
-from deploycli.exporters.bundle.artifact import FileRecord
 from deploycli.exporters.bundle.atomic import write_whole
+from deploycli.exporters.bundle.manifest import FileRecord
 from deploycli.exporters.verification.compare import BUDGETS
 from deploycli.models.codec import load
 from deploycli.models.errors import DeployError, EnvironmentUnsuitable
@@ -25,8 +25,8 @@ from deploycli.models.errors import DeployError, EnvironmentUnsuitable
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from deploycli.exporters.bundle.artifact import Artifact
     from deploycli.exporters.bundle.bundle import Bundle
+    from deploycli.exporters.bundle.manifest import Artifact
     from deploycli.exporters.verification.report import Report, Stage
 
 PROOF_NAME = "reports/verify.json"

@@ -27,10 +27,10 @@ from pathlib import Path
 import onnx
 
 from deploycli.exporters.bundle.atomic import write_whole
+from deploycli.exporters.bundle.engine import Sidecar, sidecars
+from deploycli.exporters.bundle.kernels import Kernel, KernelTotals
 from deploycli.exporters.target.product import RTX
 from deploycli.exporters.tensorrt import library
-from deploycli.exporters.tensorrt.kernels import Kernel, KernelTotals
-from deploycli.exporters.tensorrt.sidecar import Sidecar, sidecars
 from deploycli.models.codec import load
 from deploycli.models.registry import variants
 from tests.benchmarks.measure import write_block

@@ -17,8 +17,8 @@ import pytest
 from onnx import numpy_helper
 
 from deploycli.exporters import derive
-from deploycli.exporters.bundle.artifact import FileRecord
 from deploycli.exporters.bundle.bundle import Bundle
+from deploycli.exporters.bundle.manifest import FileRecord
 from tests.deploycli.commands import assert_refused, files, run
 from tests.deploycli.test_faults import without_the_right_to_ignore_permissions
 from tests.exporters.bundle import bundles

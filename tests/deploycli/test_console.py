@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 
 from deploycli.console import Output, Rows, assembled, styled
 from deploycli.escaping import escaped, escaped_message
-from deploycli.exporters.bundle.artifact import MANIFEST_NAME
 from deploycli.exporters.bundle.bundle import Bundle
+from deploycli.exporters.bundle.manifest import MANIFEST_NAME
 from deploycli.exporters.graph.steps import Refusal, Step
 from deploycli.models.spec import Weights
 from tests.exporters.bundle import bundles

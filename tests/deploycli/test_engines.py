@@ -15,11 +15,11 @@ import pytest
 
 from deploycli.exporters.build import EngineRequest, build_all
 from deploycli.exporters.bundle.bundle import Bundle
+from deploycli.exporters.bundle.engine import GpuRecord
 from deploycli.exporters.export import ExportRequest, export
 from deploycli.exporters.target.product import RTX
 from deploycli.exporters.target.settings import BuildSettings, ShapeRange, ShapeRequest
 from deploycli.exporters.tensorrt import library
-from deploycli.exporters.tensorrt.sidecar import GpuRecord
 from tests.deploycli.commands import assert_refused, files
 from tests.deploycli.conftest import SMALLEST, registered
 from tests.exporters import engines as others

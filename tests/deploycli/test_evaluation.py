@@ -15,8 +15,8 @@ import skimage.data
 from onnx import numpy_helper
 from PIL import Image
 
-from deploycli.exporters.bundle.artifact import MANIFEST_NAME
 from deploycli.exporters.bundle.bundle import Bundle
+from deploycli.exporters.bundle.manifest import MANIFEST_NAME
 from deploycli.exporters.bundle.reference import reference_model
 from deploycli.exporters.data.samples import open_samples
 from deploycli.exporters.runtime.runtimes import EagerRuntime

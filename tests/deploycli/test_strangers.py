@@ -11,11 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deploycli.exporters.bundle.artifact import MANIFEST_NAME, CalibrationRecord, FileRecord
 from deploycli.exporters.bundle.bundle import Bundle
+from deploycli.exporters.bundle.engine import Sidecar, sidecar_of
+from deploycli.exporters.bundle.manifest import MANIFEST_NAME, CalibrationRecord, FileRecord
 from deploycli.exporters.graph.steps import GraphCost
 from deploycli.exporters.precision.calibration_cache import CalibrationCache
-from deploycli.exporters.tensorrt.sidecar import Sidecar, sidecar_of
 from deploycli.exporters.verification.record import PROOF_NAME, Proof
 from deploycli.models.errors import DeployError, IntegrityError, UsageError
 from deploycli.models.spec import Preprocessing

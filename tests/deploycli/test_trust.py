@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from deploycli.exporters.bundle import trust
-from deploycli.exporters.bundle.artifact import MANIFEST_NAME
+from deploycli.exporters.bundle.manifest import MANIFEST_NAME
 from deploycli.models.errors import UsageError
 from deploycli.models.foreign import make
 from deploycli.models.sources import FACTORY

@@ -6,8 +6,8 @@ import struct
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from deploycli.exporters.bundle.engine import GpuRecord, IoTensor, Sidecar, engine_name
 from deploycli.exporters.target.settings import BuildSettings
-from deploycli.exporters.tensorrt.sidecar import GpuRecord, IoTensor, Sidecar, engine_name
 from deploycli.exporters.verification.record import keep
 from deploycli.exporters.verify import verify
 from deploycli.models.files import sha256_of

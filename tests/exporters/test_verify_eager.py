@@ -12,10 +12,9 @@ from onnx import helper, numpy_helper
 from PIL import Image
 from safetensors.torch import save_file
 
-from deploycli.exporters.bundle.artifact import MANIFEST_NAME, Artifact, FileRecord
 from deploycli.exporters.bundle.bundle import Bundle, write_bundle
 from deploycli.exporters.bundle.golden import GOLDEN_NAME, save_golden, synthetic_inputs
-from deploycli.exporters.bundle.manifest import SCHEMA_VERSION, Manifest
+from deploycli.exporters.bundle.manifest import MANIFEST_NAME, SCHEMA_VERSION, Artifact, FileRecord, Manifest
 from deploycli.exporters.runtime.runtimes import EagerRuntime
 from deploycli.exporters.verification.on_samples import class_output
 from deploycli.exporters.verify import verify

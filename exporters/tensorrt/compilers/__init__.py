@@ -12,11 +12,10 @@ from deploycli.exporters.target.product import RTX
 if TYPE_CHECKING:
     import tensorrt as trt
 
+    from deploycli.exporters.bundle.engine import GpuRecord, PlanHeader
     from deploycli.exporters.tensorrt.callbacks import Log, Monitor
     from deploycli.exporters.tensorrt.job import Job
-    from deploycli.exporters.tensorrt.plan import PlanHeader
     from deploycli.exporters.tensorrt.readback import EngineReport
-    from deploycli.exporters.tensorrt.sidecar import GpuRecord
 
 
 class Compiler(Protocol):

@@ -23,10 +23,9 @@ from deploycli.models.errors import BuildError, EnvironmentUnsuitable
 if TYPE_CHECKING:
     import tensorrt as trt
 
+    from deploycli.exporters.bundle.engine import GpuRecord, PlanHeader
     from deploycli.exporters.tensorrt.callbacks import Log, Monitor
     from deploycli.exporters.tensorrt.job import Job
-    from deploycli.exporters.tensorrt.plan import PlanHeader
-    from deploycli.exporters.tensorrt.sidecar import GpuRecord
 
 _NODE = re.compile(r"\[ONNX Layer: (.*)\]", re.DOTALL)
 

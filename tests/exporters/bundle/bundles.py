@@ -10,10 +10,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from deploycli.exporters.bundle.artifact import MANIFEST_NAME, Artifact, FileRecord
 from deploycli.exporters.bundle.bundle import Bundle, write_bundle
 from deploycli.exporters.bundle.golden import GOLDEN_NAME, save_golden, synthetic_inputs
-from deploycli.exporters.bundle.manifest import SCHEMA_VERSION, Manifest
+from deploycli.exporters.bundle.manifest import MANIFEST_NAME, SCHEMA_VERSION, Artifact, FileRecord, Manifest
 from deploycli.exporters.graph.steps import Refusal, Step
 from deploycli.exporters.verification.record import keep
 from deploycli.exporters.verify import verify

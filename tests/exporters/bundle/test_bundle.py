@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from deploycli.exporters.bundle.artifact import MANIFEST_NAME, FileRecord
 from deploycli.exporters.bundle.bundle import Bundle, find_bundles
 from deploycli.exporters.bundle.golden import load_golden, save_golden
-from deploycli.exporters.bundle.manifest import Manifest
+from deploycli.exporters.bundle.manifest import MANIFEST_NAME, FileRecord, Manifest
 from deploycli.models.codec import decode
 from deploycli.models.errors import IntegrityError, UsageError
 from deploycli.models.spec import Preprocessing

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from onnx import helper
 
-from deploycli.exporters.bundle.artifact import MANIFEST_NAME, Artifact, FileRecord
 from deploycli.exporters.bundle.atomic import write_whole
 from deploycli.exporters.bundle.bundle import Bundle, extend_bundle, find_bundles, write_bundle
 from deploycli.exporters.bundle.golden import load_golden
+from deploycli.exporters.bundle.manifest import MANIFEST_NAME, Artifact, FileRecord
 from deploycli.models.errors import EnvironmentUnsuitable, IntegrityError, UsageError
 from deploycli.models.spec import ModelSpec, TensorSpec, Weights
 from tests.exporters.bundle.bundles import SPEC, filler, graph, make

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from deploycli.exporters.bundle.artifact import Artifact, FileRecord
 from deploycli.exporters.bundle.bundle import Bundle, write_bundle
 from deploycli.exporters.bundle.golden import GOLDEN_NAME, save_golden, synthetic_inputs
-from deploycli.exporters.bundle.manifest import SCHEMA_VERSION, Manifest
+from deploycli.exporters.bundle.manifest import SCHEMA_VERSION, Artifact, FileRecord, Manifest
 from deploycli.exporters.graph.onnx_file import write_model
 from deploycli.exporters.runtime.runtimes import OrtRuntime
 from deploycli.models.spec import ModelSpec, Preprocessing, TensorSpec, Weights

@@ -33,8 +33,8 @@ from tests.exporters.bundle.bundles import proven
 from tests.exporters.verification.test_record import with_external_data
 
 if TYPE_CHECKING:
+    from deploycli.exporters.bundle.engine import Sidecar
     from deploycli.exporters.serving.ort_rtx import PackagedFolder
-    from deploycli.exporters.tensorrt.sidecar import Sidecar
 
 RECORDED = json.loads((Path(__file__).parent / "ort_rtx_options.json").read_text("utf-8"))
 

@@ -13,9 +13,9 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from deploycli.exporters.bundle.artifact import CalibrationRecord, FileRecord
 from deploycli.exporters.bundle.bundle import Bundle, write_bundle
 from deploycli.exporters.bundle.golden import load_golden
+from deploycli.exporters.bundle.manifest import CalibrationRecord, FileRecord
 from deploycli.exporters.serving.triton import package, prepare
 from deploycli.exporters.serving.triton_config import Options
 from deploycli.exporters.target.settings import BuildSettings

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deploycli.exporters.bundle.engine import GpuRecord
 from deploycli.exporters.target.product import RTX, TENSORRT
 from deploycli.exporters.target.targets import NEEDS, TARGETS, dotted, lacking, parse_target, parse_targets, shown
 from deploycli.exporters.tensorrt import library
-from deploycli.exporters.tensorrt.sidecar import GpuRecord
 from deploycli.models.errors import EnvironmentUnsuitable, UsageError
 from tests.exporters.lint.texts import Graph
 

@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deploycli.exporters.bundle.engine import GpuRecord
 from deploycli.exporters.target.product import RTX
 from deploycli.exporters.target.settings import BuildSettings, ShapeRange
 from deploycli.exporters.tensorrt import library
 from deploycli.exporters.tensorrt.job import Job
 from deploycli.exporters.tensorrt.progress import Reporter
-from deploycli.exporters.tensorrt.sidecar import GpuRecord
 from deploycli.models.errors import DeployError
 
 if TYPE_CHECKING:

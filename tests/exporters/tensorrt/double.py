@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from deploycli.exporters.tensorrt.sidecar import Sidecar
+    from deploycli.exporters.bundle.engine import Sidecar
 
 
 class Engine:

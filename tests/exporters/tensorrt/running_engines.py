@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 from onnx import load
 
+from deploycli.exporters.bundle.engine import GpuRecord, IoTensor, Sidecar, engine_name
 from deploycli.exporters.precision.observed import model_sha256
 from deploycli.exporters.target.product import RTX, TENSORRT
 from deploycli.exporters.target.settings import BuildSettings, ShapeRange
 from deploycli.exporters.target.targets import TARGETS
-from deploycli.exporters.tensorrt.sidecar import GpuRecord, IoTensor, Sidecar, engine_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

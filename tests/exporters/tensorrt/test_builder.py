@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from deploycli.exporters.bundle.engine import IoTensor
 from deploycli.exporters.tensorrt.readback import NUMPY_NAMES, inspect_engine
 from deploycli.exporters.tensorrt.runtime import NUMPY_TYPES
-from deploycli.exporters.tensorrt.sidecar import IoTensor
 from deploycli.models.errors import BuildError
 from tests.exporters.tensorrt import builds
 from tests.exporters.tensorrt.fakes import PROFILE, Bench, bench, write_model

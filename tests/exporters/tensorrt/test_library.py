@@ -9,8 +9,8 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
+from deploycli.exporters.bundle.engine import GpuRecord
 from deploycli.exporters.tensorrt import library
-from deploycli.exporters.tensorrt.sidecar import GpuRecord
 from deploycli.models.errors import EnvironmentUnsuitable
 from tests.exporters.tensorrt import fakes
 

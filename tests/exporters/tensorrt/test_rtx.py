@@ -17,13 +17,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from deploycli.ending import explain
+from deploycli.exporters.bundle.engine import Sidecar, header_of_plan
 from deploycli.exporters.target.product import RTX
 from deploycli.exporters.target.settings import BuildSettings, ShapeRange
 from deploycli.exporters.target.targets import TARGETS
 from deploycli.exporters.tensorrt.child import run_build
 from deploycli.exporters.tensorrt.inspector import EngineLayers, parse_layers
-from deploycli.exporters.tensorrt.plan import header_of_plan
-from deploycli.exporters.tensorrt.sidecar import Sidecar
 from deploycli.exporters.tensorrt.traffic import read_engine
 from deploycli.models.errors import BuildError, EnvironmentUnsuitable, IntegrityError, UsageError
 from tests.exporters import engines

@@ -11,12 +11,12 @@ import pytest
 
 from deploycli.exporters.bench.candidate import BenchOptions
 from deploycli.exporters.bench.run import bench
+from deploycli.exporters.bundle.engine import GpuRecord
 from deploycli.exporters.target.product import RTX
 from deploycli.exporters.tensorrt import kernel_cache, library
 from deploycli.exporters.tensorrt.kernel_cache import InMemory, OnDisk
 from deploycli.exporters.tensorrt.rtx_runtime import RtxRuntime
 from deploycli.exporters.tensorrt.runtime import open_engine
-from deploycli.exporters.tensorrt.sidecar import GpuRecord
 from deploycli.exporters.verify import verify
 from deploycli.models.errors import EnvironmentUnsuitable, ExportError
 from tests.exporters.bundle import bundles
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from deploycli.exporters.tensorrt.sidecar import Sidecar
+    from deploycli.exporters.bundle.engine import Sidecar
 
 KERNELS = "fp16-rtx1.7.1.116.sm89-nvidia-l4.kernels"
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
+from deploycli.exporters.bundle.engine import GpuRecord
 from deploycli.exporters.tensorrt import timing_cache
-from deploycli.exporters.tensorrt.sidecar import GpuRecord
 from deploycli.exporters.tensorrt.timing_cache import CacheStore, cache_key, exclusive
 from deploycli.models.errors import BuildError, EnvironmentUnsuitable, IntegrityError
 from tests.exporters.tensorrt.fakes import Bench, bench

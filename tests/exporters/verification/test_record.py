@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import onnx
 import pytest
 
-from deploycli.exporters.bundle.artifact import FileRecord
 from deploycli.exporters.bundle.bundle import Bundle, extend_bundle, write_bundle
+from deploycli.exporters.bundle.manifest import FileRecord
 from deploycli.exporters.verification.record import PROOF_NAME, Proof, keep
 from deploycli.exporters.verify import verify
 from deploycli.models.errors import EnvironmentUnsuitable
@@ -20,8 +20,7 @@ from tests.exporters.bundle.bundles import filler, graph, make, record_again
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from deploycli.exporters.bundle.artifact import Artifact
-    from deploycli.exporters.bundle.manifest import Manifest
+    from deploycli.exporters.bundle.manifest import Artifact, Manifest
 
 
 @pytest.fixture

@@ -10,19 +10,19 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
 from msgspec import Meta
 
-from deploycli.exporters.bundle.artifact import Precision
 from deploycli.exporters.bundle.atomic import write_whole
+from deploycli.exporters.bundle.kernels import Kernel, KernelTotals
+from deploycli.exporters.bundle.manifest import Precision
 from deploycli.exporters.target.product import PRODUCTS, RTX, TENSORRT, CompilerName, Product
 from deploycli.exporters.target.settings import BuildSettings
 from deploycli.exporters.target.targets import TARGETS, Capability, dotted, named
-from deploycli.exporters.tensorrt.kernels import Kernel, KernelTotals
-from deploycli.exporters.tensorrt.plan import HEADER_BYTES, plan_header
 from deploycli.models.codec import Count, Positive, Sha256, SomeSha256, load
 from deploycli.models.errors import EnvironmentUnsuitable, IntegrityError, InvalidValue, UsageError
 
@@ -33,6 +33,48 @@ SCHEMA_VERSION = 1
 PLAN_SUFFIX = ".plan"
 _BUILD_AGAIN = "build it again: deploycli build-trt"
 _AMPERE = (8, 0)
+HEADER_BYTES = 36
+_TENSORRT_BYTES = 28
+
+
+@dataclass(frozen=True)
+class PlanHeader:
+    """What a plan says of itself.
+
+    Attributes:
+        product: what wrote it.
+        version: major, minor, patch and build; of the build its lowest eight bits.
+        targets: compute capabilities that it was compiled for; empty for TensorRT, whose plans are for one GPU.
+    """
+
+    product: Product
+    version: tuple[int, int, int, int]
+    targets: tuple[Capability, ...] = ()
+
+    def __str__(self) -> str:
+        """Return product and version."""
+        return f"{self.product.title} {'.'.join(map(str, self.version))}"
+
+
+def plan_header(head: bytes) -> PlanHeader | None:
+    """Read the first `HEADER_BYTES` of a file; None where it is no plan."""
+    product = next((p for p in PRODUCTS.values() if head.startswith(p.tag)), None)
+    if product is None or len(head) < (HEADER_BYTES if product is RTX else _TENSORRT_BYTES):
+        return None
+    if struct.unpack_from("<I", head, 4) != (0,):  # the version of the serialisation
+        return None
+    major, minor, patch, build = head[24:28]
+    targets: tuple[Capability, ...] = ()
+    if product is RTX:
+        (mask,) = struct.unpack_from("<I", head, 32)
+        targets = tuple(target for bit, target in enumerate(TARGETS) if mask & 1 << bit)  # a bit for each
+    return PlanHeader(product, (major, minor, patch, build), targets)
+
+
+def header_of_plan(path: Path) -> PlanHeader | None:
+    """Read the header of a file; None where it is no plan."""
+    with path.open("rb") as file:
+        return plan_header(file.read(HEADER_BYTES))
 
 
 @dataclass(frozen=True)

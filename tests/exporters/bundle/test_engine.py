@@ -8,10 +8,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from deploycli.exporters.bundle.bundle import Bundle
+from deploycli.exporters.bundle.engine import (
+    PlanHeader,
+    Sidecar,
+    engine_name,
+    header_of_plan,
+    plan_header,
+    sidecar_of,
+    sidecars,
+)
 from deploycli.exporters.target.product import RTX, TENSORRT
 from deploycli.exporters.target.settings import BuildSettings, ShapeRange, ShapeRequest, parse_size
-from deploycli.exporters.tensorrt.plan import PlanHeader, header_of_plan, plan_header
-from deploycli.exporters.tensorrt.sidecar import Sidecar, engine_name, sidecar_of, sidecars
 from deploycli.models.codec import decode
 from deploycli.models.errors import EnvironmentUnsuitable, IntegrityError, UsageError
 from deploycli.models.spec import TensorSpec
