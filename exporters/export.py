@@ -288,7 +288,7 @@ def _write_onnx(
 ) -> Artifact:
     from deploycli.exporters.gate import require_readable
     from deploycli.exporters.graph.onnx_file import write_model
-    from deploycli.exporters.passes.names import name_nodes
+    from deploycli.exporters.passes.common.names import name_nodes
     from deploycli.exporters.passes.pipeline import rewrite
     from deploycli.exporters.trace import MODULE_KEY, store_operands, trace
 

@@ -23,8 +23,8 @@ from deploycli.exporters.graph.builder import Builder
 from deploycli.exporters.graph.unique import MODULE_KEY as MODULE_KEY  # also for those who name the nodes
 from deploycli.exporters.graph.unique import PARAMETER
 from deploycli.exporters.lint.structure import constant_positions
+from deploycli.exporters.passes.common.tidy import sweep
 from deploycli.exporters.passes.pipeline import tidy
-from deploycli.exporters.passes.tidy import sweep
 from deploycli.exporters.traced_program import prepare
 from deploycli.exporters.untraceable import ModuleTracker, explain
 from deploycli.models.errors import DeployError, ExportError

@@ -5,6 +5,9 @@ It imports models alone. Words that the whole of exporters uses:
     movement      operators that move elements and compute nothing: Transpose, Reshape, Slice, Gather, Concat, ...
     index map     what movement does, as a function of output indices: which input element stands at each
     region        connected movement between operators that compute
+    token         one row of a value [B, *tokens, C]; the token-level view says what computes, permutes or reduces rows
+    layout        the order in which the rows of a value stand
+    index sets    a part of a value: the rows that are meant on each axis
     lowering      a way to write a movement: the cheapest of several is chosen
     analysis      what is known of each value: shape at the smallest and at the largest batch, constant or not
     batch         the axis of samples, whose size stands for any; `affine.BATCH` is the size that it is analysed at

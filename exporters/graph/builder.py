@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from deploycli.exporters.graph.affine import BATCH
 from deploycli.exporters.graph.analysis import Dims, reshape_target
-from deploycli.exporters.graph.lowerings import Move, as_indices, slice_bounds
+from deploycli.exporters.graph.lowerings import MovementOp, as_indices, slice_bounds
 from deploycli.exporters.graph.unique import Names, value_names
 
 if TYPE_CHECKING:
@@ -68,20 +68,20 @@ class Builder:
         assert target is not None, "callers check that the shape can be written"
         return self.value("Reshape", [source, self.constant(np.array(target, np.int64))], anchor)
 
-    def move(self, move: Move, source: ir.Value, anchor: ir.Node) -> ir.Value:
-        """Insert the operator of one move."""
-        if move.op == "Reshape":
-            return self.reshape(source, move.dims, anchor)
-        if move.op == "Transpose":
-            return self.value("Transpose", [source], anchor, perm=list(move.values))
-        if move.op == "Gather":
-            return self.value("Gather", [source, self.constant(as_indices(move))], anchor, axis=move.axis)
-        if move.op == "Slice":
-            start, end = slice_bounds(move)
-            operands = [self.constant(np.array([x], np.int64)) for x in (start, end, move.axis)]
+    def move(self, op: MovementOp, source: ir.Value, anchor: ir.Node) -> ir.Value:
+        """Insert one operator of a lowering."""
+        if op.op_type == "Reshape":
+            return self.reshape(source, op.dims, anchor)
+        if op.op_type == "Transpose":
+            return self.value("Transpose", [source], anchor, perm=list(op.values))
+        if op.op_type == "Gather":
+            return self.value("Gather", [source, self.constant(as_indices(op))], anchor, axis=op.axis)
+        if op.op_type == "Slice":
+            start, end = slice_bounds(op)
+            operands = [self.constant(np.array([x], np.int64)) for x in (start, end, op.axis)]
             return self.value("Slice", [source, *operands], anchor)
-        pads = np.zeros(2 * len(move.dims), np.int64)
-        pads[len(move.dims) + move.axis] = 1
+        pads = np.zeros(2 * len(op.dims), np.int64)
+        pads[len(op.dims) + op.axis] = 1
         return self.value("Pad", [source, self.constant(pads)], anchor)
 
 

@@ -1,10 +1,10 @@
-"""The forms in which an index map can be written as operators, and what each costs.
+"""The operators that an index map can be lowered to, and what each lowering costs.
 
 - identity: a Reshape, or nothing;
 - strided view: Reshape, Slice or scalar Gather, Transpose, Reshape, each only where needed;
 - rows: one Gather of whole rows on one axis, with a zero row appended where a row comes from nowhere.
 
-A map that has none of these forms is left as it was.
+A map that has none of these lowerings is left as it was.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from deploycli.exporters.graph.movement_ops import Array
 
 LAUNCH = 256 * 1024
-"""Cost of one operator that copies, in bytes: a kernel launch moves about as much in its time."""
+"""Cost of one operator that copies, in bytes: a kernel launch ops about as much in its time."""
 
 VIEW = 8 * 1024
 """Cost of one Reshape, in bytes: it copies nothing, but it is a node."""
@@ -48,11 +48,11 @@ CACHE_LINE = 64
 
 
 @dataclass(frozen=True)
-class Move:
-    """One operator of a form.
+class MovementOp:
+    """One operator of a lowering.
 
     Attributes:
-        op: operator type.
+        op_type: operator type.
         dims: shape of its result.
         axis: axis of a Gather, Slice, Split or Pad.
         values: permutation of a Transpose; ``(start, size)`` of a Slice.
@@ -61,7 +61,7 @@ class Move:
         row: elements in a gathered row, of one sample.
     """
 
-    op: Literal["Reshape", "Transpose", "Slice", "Gather", "Pad"]
+    op_type: Literal["Reshape", "Transpose", "Slice", "Gather", "Pad"]
     dims: Dims
     axis: int = 0
     values: tuple[int, ...] = ()
@@ -72,11 +72,11 @@ class Move:
     @property
     def is_row_gather(self) -> bool:
         """A Gather of several rows; one of a single index is a strided view."""
-        return self.op == "Gather" and self.shape != ()
+        return self.op_type == "Gather" and self.shape != ()
 
     def cost(self, itemsize: int) -> int:
         """Return the cost in bytes, for one sample of a batch."""
-        if self.op == "Reshape":
+        if self.op_type == "Reshape":
             return VIEW
         moved = elements(self.dims) * itemsize
         if self.is_row_gather:
@@ -84,30 +84,34 @@ class Move:
         return LAUNCH + moved
 
 
-Plan = tuple[Move, ...]
+Lowering = tuple[MovementOp, ...]
 
 
-def plans(index_map: IndexMap, source: Dims, result: Dims) -> list[Plan]:
-    """Return every form that the map can be written in, from a source shape to a result shape."""
+def find_lowerings(index_map: IndexMap, source: Dims, result: Dims) -> list[Lowering]:
+    """Return every lowering that the map can be written in, from a source shape to a result shape."""
     if index_map.is_identity:
-        return view_plans(index_map, source, result)
-    return [*view_plans(index_map, source, result), *_written(_row_forms(index_map, source, result))]
+        return find_view_lowerings(index_map, source, result)
+    return [*find_view_lowerings(index_map, source, result), *_written(_row_lowerings(index_map, source, result))]
 
 
-def view_plans(index_map: IndexMap, source: Dims, result: Dims) -> list[Plan]:
-    """Return those of the forms that gather no rows."""
+def find_view_lowerings(index_map: IndexMap, source: Dims, result: Dims) -> list[Lowering]:
+    """Return those of the lowerings that gather no rows."""
     if index_map.is_identity:
         return _written([_reshape(source, result)])
-    return _written(_strided_forms(index_map, source, result))
+    return _written(_strided_lowerings(index_map, source, result))
 
 
-def _written(plans: Iterable[Plan]) -> list[Plan]:
-    """Leave out the plans with a shape that no Reshape can be told."""
-    return [plan for plan in plans if all(reshape_target(m.dims) is not None for m in plan if m.op == "Reshape")]
+def _written(lowerings: Iterable[Lowering]) -> list[Lowering]:
+    """Leave out the lowerings with a shape that no Reshape can be told."""
+    return [
+        lowering
+        for lowering in lowerings
+        if all(reshape_target(m.dims) is not None for m in lowering if m.op_type == "Reshape")
+    ]
 
 
-def _reshape(source: Dims, result: Dims) -> Plan:
-    return () if source == result else (Move("Reshape", result),)
+def _reshape(source: Dims, result: Dims) -> Lowering:
+    return () if source == result else (MovementOp("Reshape", result),)
 
 
 # --- strided views ---------------------------------------------------------------------------------------------------
@@ -115,7 +119,7 @@ def _reshape(source: Dims, result: Dims) -> Plan:
 Digits = list[tuple[int, int]]
 
 
-def _strided_forms(index_map: IndexMap, source: Dims, result: Dims) -> Iterator[Plan]:
+def _strided_lowerings(index_map: IndexMap, source: Dims, result: Dims) -> Iterator[Lowering]:
     digits, total = index_map.strides, index_map.source
     if digits is None or any(stride <= 0 for _, stride in digits):
         return
@@ -123,9 +127,9 @@ def _strided_forms(index_map: IndexMap, source: Dims, result: Dims) -> Iterator[
     for by_source, by_result in product((False, True), repeat=2):
         refined = _split_at_result(digits, _strides(result)) if by_result else digits
         refined = _split_at_source(refined, _strides(source)) if by_source else refined
-        plan = _strided_form(index_map.offset, refined, total, source, result)
-        if plan is not None and all(len(m.dims) <= MOST_AXES for m in plan if m.op == "Transpose"):
-            yield plan
+        lowering = _strided_lowering(index_map.offset, refined, total, source, result)
+        if lowering is not None and all(len(m.dims) <= MOST_AXES for m in lowering if m.op_type == "Transpose"):
+            yield lowering
 
 
 def _strides(dims: Dims) -> list[int]:
@@ -161,7 +165,7 @@ def _split_at_result(digits: Digits, cuts: Iterable[int]) -> Digits:
     return refined
 
 
-def _strided_form(offset: int, digits: Digits, total: int, source: Dims, result: Dims) -> Plan | None:
+def _strided_lowering(offset: int, digits: Digits, total: int, source: Dims, result: Dims) -> Lowering | None:
     """Write digits as Reshape, Slice or Gather, Transpose, Reshape; None where the source has no such axes."""
     by_stride = sorted(digits, key=lambda d: -d[1])
     axes, starts, above = list[int](), list[int](), total
@@ -179,29 +183,29 @@ def _strided_form(offset: int, digits: Digits, total: int, source: Dims, result:
     sizes = [size for size, _ in by_stride] + [1] * (len(axes) - len(by_stride))
     order = [by_stride.index(d) for d in digits] + list(range(len(digits), len(axes)))
 
-    moves: list[Move] = []
+    ops: list[MovementOp] = []
     dims: Dims = tuple(axes)
     if [d for d in dims if d != 1] == [d for d in source if d != 1]:
         dims, sizes, starts, order = _with_unit_axes(source, sizes, starts, order)
     elif dims != source:
-        moves.append(Move("Reshape", dims))
+        ops.append(MovementOp("Reshape", dims))
     cut = [i for i, size in enumerate(sizes) if size != dims[i]]
     if dynamic_axes(tuple(dims[i] for i in cut)):
         return None  # how much is cut off would be a number of samples
     if len(cut) == 1 and sizes[cut[0]] == 1:
         axis = cut[0]
         dims = dims[:axis] + dims[axis + 1 :]
-        moves.append(Move("Gather", dims, axis, indices=np.int64(starts[axis]).tobytes()))
+        ops.append(MovementOp("Gather", dims, axis, indices=np.int64(starts[axis]).tobytes()))
         order = [i - (i > axis) for i in order if i != axis]
     else:
         for axis in cut:
             dims = (*dims[:axis], sizes[axis], *dims[axis + 1 :])
-            moves.append(Move("Slice", dims, axis, (starts[axis], sizes[axis])))
+            ops.append(MovementOp("Slice", dims, axis, (starts[axis], sizes[axis])))
     moved = [i for i in order if dims[i] != 1]
     if moved != sorted(moved):
         dims = tuple(dims[i] for i in order)
-        moves.append(Move("Transpose", dims, values=tuple(order)))
-    return (*moves, *_reshape(dims, result))
+        ops.append(MovementOp("Transpose", dims, values=tuple(order)))
+    return (*ops, *_reshape(dims, result))
 
 
 def _with_unit_axes(
@@ -219,7 +223,7 @@ def _with_unit_axes(
 # --- rows ------------------------------------------------------------------------------------------------------------
 
 
-def _row_forms(index_map: IndexMap, source: Dims, result: Dims) -> Iterator[Plan]:
+def _row_lowerings(index_map: IndexMap, source: Dims, result: Dims) -> Iterator[Lowering]:
     """Write the map as one Gather on one axis, with every division into outer x rows x unit that the shapes suggest."""
     batch = BATCH if dynamic_axes(source) else 1
     divisions = {(batch, index_map.unit)}
@@ -232,10 +236,12 @@ def _row_forms(index_map: IndexMap, source: Dims, result: Dims) -> Iterator[Plan
         if math.prod(result) <= leading * unit * MOST_ROWS:
             rows = index_map.rows(leading, unit)
             if rows is not None:
-                yield from _row_form(index_map, leading, unit, rows, source, result)
+                yield from _row_lowering(index_map, leading, unit, rows, source, result)
 
 
-def _row_form(index_map: IndexMap, leading: int, unit: int, rows: Array, source: Dims, result: Dims) -> Iterator[Plan]:
+def _row_lowering(
+    index_map: IndexMap, leading: int, unit: int, rows: Array, source: Dims, result: Dims
+) -> Iterator[Lowering]:
     source_rows = index_map.source // (leading * unit)
     indices = np.where(rows == NOWHERE, source_rows, rows).astype(np.int64).tobytes()
     pads = NOWHERE in rows
@@ -243,14 +249,14 @@ def _row_form(index_map: IndexMap, leading: int, unit: int, rows: Array, source:
         axis = _axis_of(view, source_rows, unit)
         if axis is None:
             continue
-        moves, dims = list(_reshape(source, view)), view
+        ops, dims = list(_reshape(source, view)), view
         if pads:
             dims = (*view[:axis], source_rows + 1, *view[axis + 1 :])
-            moves.append(Move("Pad", dims, axis))
+            ops.append(MovementOp("Pad", dims, axis))
         shape = _index_shape(dims, axis, rows.size, result)
         dims = (*dims[:axis], *shape, *dims[axis + 1 :])
-        moves.append(Move("Gather", dims, axis, indices=indices, shape=shape, row=elements((unit,))))
-        yield (*moves, *_reshape(dims, result))
+        ops.append(MovementOp("Gather", dims, axis, indices=indices, shape=shape, row=elements((unit,))))
+        yield (*ops, *_reshape(dims, result))
 
 
 def _row_views(leading: int, rows: int, unit: int, source: Dims, result: Dims) -> Iterator[Dims]:
@@ -278,12 +284,12 @@ def _index_shape(view: Dims, axis: int, count: int, result: Dims) -> tuple[int, 
     return (count,)
 
 
-def slice_bounds(move: Move) -> tuple[int, int]:
+def slice_bounds(op: MovementOp) -> tuple[int, int]:
     """Return start and end of a Slice."""
-    start, size = move.values
+    start, size = op.values
     return start, start + size
 
 
-def as_indices(move: Move) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
-    """Return the indices of a Gather; a scalar removes the axis."""
-    return np.frombuffer(move.indices, np.int64).reshape(move.shape)
+def as_indices(op: MovementOp) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+    """Return the indices of a Gather; a scalar reops the axis."""
+    return np.frombuffer(op.indices, np.int64).reshape(op.shape)

@@ -257,3 +257,9 @@ def move(node: ir.Node, operands: Operands, *, zero: int = 0) -> list[Array]:
         return MOVEMENT[node.op_type](node, operands, zero)
     except (IndexError, RuntimeError) as error:  # an axis or an index outside the data, or too many axes
         raise ValueError(str(error)) from error
+
+
+def swaps_last_axes(perm: Sequence[int]) -> bool:
+    """Say whether a permutation swaps the last two axes and nothing else: a product reads such an operand in place."""
+    rank = len(perm)
+    return rank > 1 and tuple(perm) == (*range(rank - 2), rank - 1, rank - 2)

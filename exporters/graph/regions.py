@@ -84,12 +84,12 @@ class RegionMaps:
     """Finds the index maps of regions and remembers those that look alike.
 
     Attributes:
-        forms: what a pass found out about regions, by their signatures.
+        lowerings: what a pass found out about regions, by their signatures.
     """
 
     def __init__(self, facts: Facts) -> None:
         self._facts = facts
-        self.forms: dict[object, Any] = {}
+        self.lowerings: dict[object, Any] = {}
         self._known: dict[object, IndexMap | str] = {}
         self._interned: dict[object, int] = {}
 

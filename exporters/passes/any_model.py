@@ -11,7 +11,7 @@ from onnx_ir.passes import common
 
 from deploycli.exporters.graph.analysis import Facts
 from deploycli.exporters.graph.onnx_file import without_initializers
-from deploycli.exporters.passes.foreign import known_names, name_what_is_new, put_in_order
+from deploycli.exporters.passes.common.names import known_names, name_what_is_new, put_in_order
 from deploycli.exporters.passes.pipeline import rewrite
 from deploycli.models.errors import ExportError, first_line
 

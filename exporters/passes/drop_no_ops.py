@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from deploycli.exporters.graph.analysis import Facts
 
 
-class DropInferenceNoOps(GraphPass):
+class DropNoOps(GraphPass):
     """Remove operators that return their first operand at inference."""
 
     def transform(self, graph: ir.Graph, facts: Facts) -> bool:

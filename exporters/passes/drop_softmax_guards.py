@@ -42,7 +42,7 @@ _ARITHMETIC: dict[str, Callable[[Array, Array], Array]] = {
 }
 
 
-class DropSoftmaxGuard(GraphPass):
+class DropSoftmaxGuards(GraphPass):
     """Let products read probabilities as they are."""
 
     def transform(self, graph: ir.Graph, facts: Facts) -> bool:

@@ -22,12 +22,12 @@ import numpy as np
 
 from deploycli.exporters.graph.analysis import GROWTH, dynamic_axes
 from deploycli.exporters.graph.builder import Builder
+from deploycli.exporters.graph.movement_ops import swaps_last_axes
 from deploycli.exporters.graph.rewiring import replace
 from deploycli.exporters.graph.steps import Refusal
 from deploycli.exporters.graph.unique import label
+from deploycli.exporters.passes.common.fusion import Fusion, maker
 from deploycli.exporters.passes.drop_softmax_guards import far_from_overflow
-from deploycli.exporters.passes.fusions import Fusion
-from deploycli.exporters.passes.splits import swaps_last_axes
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -95,7 +95,7 @@ def _read(softmax: ir.Node, facts: Facts) -> _Attention | str | None:
     if len(mixes) != len(list(result.uses())) or len(mixes) > 1 or result.is_graph_output():
         return "its probabilities are read elsewhere too"
     mask = None
-    if (add := _maker(scores_value, "Add")) is not None:
+    if (add := maker(scores_value, "Add")) is not None:
         constants = [facts.constant(value) for value in add.inputs]
         if (constants[0] is None) == (constants[1] is None):
             return "its mask is no constant"
@@ -108,7 +108,7 @@ def _read(softmax: ir.Node, facts: Facts) -> _Attention | str | None:
         if (size := math.prod((*mask.shape[:-2], *dims[2:])) * mask.itemsize) > mask.nbytes + GROWTH:
             return f"{size} bytes of constants from {mask.nbytes}"
         scores_value = add.inputs[1] if constants[1] is None else add.inputs[0]
-    scores = _maker(scores_value, "MatMul")
+    scores = maker(scores_value, "MatMul")
     mix = mixes[0].node
     if scores is None:
         return "its scores are no product, or something stands between"
@@ -121,14 +121,9 @@ def _read(softmax: ir.Node, facts: Facts) -> _Attention | str | None:
     return _Attention(query, keys, values, mask, scores, mix)
 
 
-def _maker(value: ir.Value | None, op_type: str) -> ir.Node | None:
-    node = None if value is None else value.producer()
-    return node if node is not None and node.op_type == op_type and node.domain == "" else None
-
-
 def _write(attention: _Attention, builder: Builder) -> None:
     a, facts = attention, builder.facts
-    transpose = _maker(a.keys, "Transpose")
+    transpose = maker(a.keys, "Transpose")
     keys: ir.Value | None = None
     if transpose is not None and swaps_last_axes(transpose.attributes.get_ints("perm", ())):
         keys = transpose.inputs[0]

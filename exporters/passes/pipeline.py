@@ -14,21 +14,22 @@ from deploycli.exporters.graph.collector import collector_paused
 from deploycli.exporters.graph.cost import graph_cost
 from deploycli.exporters.graph.steps import Step
 from deploycli.exporters.passes.add_class_token import AddClassToken
+from deploycli.exporters.passes.common.tidy import LiftConstants, Sort, Sweep, sweep
 from deploycli.exporters.passes.commute_permutations import CommutePermutations
 from deploycli.exporters.passes.drop_expand import DropExpand
-from deploycli.exporters.passes.drop_no_ops import DropInferenceNoOps
-from deploycli.exporters.passes.drop_softmax_guards import DropSoftmaxGuard
+from deploycli.exporters.passes.drop_no_ops import DropNoOps
+from deploycli.exporters.passes.drop_softmax_guards import DropSoftmaxGuards
 from deploycli.exporters.passes.emit_attention import EmitAttention
 from deploycli.exporters.passes.fold_constants import FoldConstants
 from deploycli.exporters.passes.fold_movement import FoldMovement
 from deploycli.exporters.passes.fold_scale import FoldScale
-from deploycli.exporters.passes.fusions import FuseGelu, FuseNormalization
+from deploycli.exporters.passes.fuse_gelu import FuseGelu
+from deploycli.exporters.passes.fuse_normalization import FuseNormalization
 from deploycli.exporters.passes.hoist_selections import HoistSelections
 from deploycli.exporters.passes.merge_projections import MergeProjections
 from deploycli.exporters.passes.shape_rows import ShapeRows
 from deploycli.exporters.passes.sum_additive_constants import SumAdditiveConstants
-from deploycli.exporters.passes.tidy import LiftConstants, Sort, Sweep, sweep
-from deploycli.exporters.passes.unrepeat_constants import ReadOnceForAllSamples
+from deploycli.exporters.passes.unrepeat_constants import UnrepeatConstants
 from deploycli.exporters.passes.windows_into_heads import WindowsIntoHeads
 
 if TYPE_CHECKING:
@@ -54,13 +55,13 @@ _TIDY: tuple[Callable[[], ir.passes.PassBase], ...] = (
 )
 
 _REWRITE: tuple[tuple[str, type[GraphPass]], ...] = (
-    ("drop-no-ops", DropInferenceNoOps),  # a Dropout or a Cast would end a region of movement
+    ("drop-no-ops", DropNoOps),  # a Dropout or a Cast would end a region of movement
     ("fold-constants", FoldConstants),  # first: shapes and indices must be known before movement can be read
     ("fuse-normalization", FuseNormalization),  # before scales, which would go into half of an operator
     ("fuse-gelu", FuseGelu),
     ("drop-expand", DropExpand),  # before additive constants: a mask that is spelled out for a batch is no constant
-    ("unrepeat-constants", ReadOnceForAllSamples),  # the same for masks that were spelled out and then computed with
-    ("drop-softmax-guards", DropSoftmaxGuard),  # after masks are constants: it asks whether they are finite
+    ("unrepeat-constants", UnrepeatConstants),  # the same for masks that were spelled out and then computed with
+    ("drop-softmax-guards", DropSoftmaxGuards),  # after masks are constants: it asks whether they are finite
     ("hoist-selections", HoistSelections),  # before projections are merged: the query of a few rows is one for itself
     ("merge-projections", MergeProjections),  # before movement: query, key and value are then one region
     ("fold-scale", FoldScale),  # after merged projections, whose columns it scales; a scale would end a region
@@ -158,7 +159,7 @@ def _apply(
 
 def tidy(model: ir.Model) -> None:
     """Only what every graph needs: constants as initializers, nothing of training, nothing unused, sorted."""
-    _run(model, (*_TIDY, DropInferenceNoOps, *_CLEAN))
+    _run(model, (*_TIDY, DropNoOps, *_CLEAN))
 
 
 def _run(model: ir.Model, passes: tuple[Callable[[], ir.passes.PassBase], ...]) -> None:

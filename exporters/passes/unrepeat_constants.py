@@ -41,7 +41,7 @@ _SIZED = frozenset({"Expand", "Reshape"})
 """Movement whose result may grow with the batch by repetition alone."""
 
 
-class ReadOnceForAllSamples(GraphPass):
+class UnrepeatConstants(GraphPass):
     """Let no constant be repeated for every sample."""
 
     def transform(self, graph: ir.Graph, facts: Facts) -> bool:

@@ -37,7 +37,7 @@ OURS = (
     ("translating to ONNX", "deploycli.exporters.trace:_translate"),
     ("optimizing", "deploycli.exporters.trace:tidy"),
     ("optimizing", "deploycli.exporters.passes.pipeline:rewrite"),
-    ("optimizing", "deploycli.exporters.passes.names:name_nodes"),
+    ("optimizing", "deploycli.exporters.passes.common.names:name_nodes"),
     ("writing", "deploycli.exporters.export:save_golden"),
     ("writing", "deploycli.exporters.graph.onnx_file:write_model"),
     ("writing", "deploycli.exporters.export:FileRecord.of"),

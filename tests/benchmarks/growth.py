@@ -25,7 +25,7 @@ import onnx
 import onnx_ir as ir
 
 from deploycli.exporters.graph.unique import MODULE_KEY
-from deploycli.exporters.passes.names import name_nodes
+from deploycli.exporters.passes.common.names import name_nodes
 from deploycli.exporters.passes.pipeline import rewrite
 
 END = np.iinfo(np.int64).max

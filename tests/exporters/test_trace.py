@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from deploycli.exporters import trace as trace_module
-from deploycli.exporters.passes.names import name_nodes
+from deploycli.exporters.passes.common.names import name_nodes
 from deploycli.exporters.passes.pipeline import rewrite
 from deploycli.exporters.trace import MODULE_KEY, OPSETS, trace
 from deploycli.models.errors import ExportError

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from deploycli.exporters.lint import lint
-from deploycli.exporters.passes.names import name_nodes
+from deploycli.exporters.passes.common.names import name_nodes
 from deploycli.exporters.passes.pipeline import rewrite
 from deploycli.exporters.trace import MODULE_KEY, _quiet, store_operands, trace
 from deploycli.models.spec import TensorSpec

@@ -13,10 +13,10 @@ from deploycli.exporters.graph.affine import BATCH
 from deploycli.exporters.graph.analysis import GROWTH, Facts, substitute
 from deploycli.exporters.graph.evaluate import evaluate
 from deploycli.exporters.graph.index_map import IndexMap
-from deploycli.exporters.graph.lowerings import Move, Plan, as_indices, plans, slice_bounds
+from deploycli.exporters.graph.lowerings import Lowering, MovementOp, as_indices, find_lowerings, slice_bounds
 from deploycli.exporters.graph.movement_ops import MOVEMENT, NOWHERE, move
 from deploycli.exporters.graph.regions import RegionMaps, find_regions
-from deploycli.exporters.passes.splits import split_groups
+from deploycli.exporters.passes.fold_movement import split_groups
 from tests.exporters.passes.graphs import load
 from tests.exporters.passes.programs import B, programs
 from tests.exporters.passes.test_properties import examples
@@ -62,17 +62,17 @@ def map_of(model: ir.Model) -> IndexMap | str:
     return RegionMaps(Facts(model.graph))(regions[0])[model.graph.outputs[0]]
 
 
-def execute(plan: Plan, data: Any, batch: int) -> Any:
-    """Run a plan, and check that every move makes the shape that it declares."""
-    for step in plan:
+def execute(lowering: Lowering, data: Any, batch: int) -> Any:
+    """Run a lowering, and check that every move makes the shape that it declares."""
+    for step in lowering:
         shape = tuple(substitute(d, batch) for d in step.dims)
-        if step.op == "Reshape":
+        if step.op_type == "Reshape":
             data = data.reshape(shape)
-        elif step.op == "Transpose":
+        elif step.op_type == "Transpose":
             data = data.transpose(step.values)
-        elif step.op == "Gather":
+        elif step.op_type == "Gather":
             data = data.take(as_indices(step), step.axis)
-        elif step.op == "Slice":
+        elif step.op_type == "Slice":
             start, end = slice_bounds(step)
             data = data.take(range(start, end), step.axis)
         else:
@@ -81,20 +81,20 @@ def execute(plan: Plan, data: Any, batch: int) -> Any:
     return data
 
 
-def wrong_plans(plain: onnx.ModelProto, *, batches: tuple[int, ...] = (1, 4)) -> list[Plan] | None:
-    """Return the plans of a program's map that do not reproduce it; None where it has no map."""
+def wrong_lowerings(plain: onnx.ModelProto, *, batches: tuple[int, ...] = (1, 4)) -> list[Lowering] | None:
+    """Return the lowerings of a program's map that do not reproduce it; None where it has no map."""
     model = load(plain)
     source, result = dims_of(model.graph.inputs[0]), dims_of(model.graph.outputs[0])
     index_map = map_of(model)
     if isinstance(index_map, str):
         return None
-    found = plans(index_map, source, result)
+    found = find_lowerings(index_map, source, result)
     wrong = []
     for batch in batches:
         expected = moved(model, batch)
         shape = [substitute(d, batch) for d in source]
         data = np.arange(np.prod(shape, dtype=int)).reshape(shape)
-        wrong += [plan for plan in found if not np.array_equal(execute(plan, data, batch), expected)]
+        wrong += [lowering for lowering in found if not np.array_equal(execute(lowering, data, batch), expected)]
     return wrong
 
 
@@ -102,7 +102,7 @@ def wrong_plans(plain: onnx.ModelProto, *, batches: tuple[int, ...] = (1, 4)) ->
 @given(programs(pure=True, chain=True))
 def test_every_plan_reproduces_the_map(plain: onnx.ModelProto) -> None:
     note(onnx.printer.to_text(plain))
-    found = wrong_plans(plain)
+    found = wrong_lowerings(plain)
     assume(found is not None)
     assert found == []
 
@@ -166,7 +166,7 @@ def test_the_unit_is_the_longest_row(index_map: IndexMap) -> None:
 
 
 def test_slices_that_tile_an_axis_are_one_split() -> None:
-    first, second, gap = (Move("Slice", (BATCH, s), 1, (a, s)) for a, s in ((0, 2), (2, 4), (3, 3)))
+    first, second, gap = (MovementOp("Slice", (BATCH, s), 1, (a, s)) for a, s in ((0, 2), (2, 4), (3, 3)))
     assert split_groups({(first,), (second,)}, (BATCH, 6)) == {((), 1): [first, second]}
     assert split_groups({(first,), (gap,)}, (BATCH, 6)) == {}
     assert split_groups({(first,), (second,)}, (BATCH, 7)) == {}

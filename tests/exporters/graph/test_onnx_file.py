@@ -77,7 +77,7 @@ SWIN = """
     import sys
     from pathlib import Path
     from deploycli.exporters.graph.onnx_file import write_model
-    from deploycli.exporters.passes.names import name_nodes
+    from deploycli.exporters.passes.common.names import name_nodes
     from deploycli.exporters.passes.pipeline import rewrite
     from deploycli.exporters.trace import MODULE_KEY, trace
     from deploycli.models.spec import TensorSpec

@@ -13,7 +13,7 @@ from deploycli.exporters.graph import shapes
 from deploycli.exporters.graph.affine import BATCH, ENDS
 from deploycli.exporters.graph.analysis import Facts
 from deploycli.exporters.graph.shapes import NodeShapes, Operand
-from deploycli.exporters.passes.tidy import LiftConstants
+from deploycli.exporters.passes.common.tidy import LiftConstants
 from tests.benchmarks.growth import deep_swin
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from deploycli.exporters.graph.onnx_file import write_model
 from deploycli.exporters.lint import lint
-from deploycli.exporters.passes.names import name_nodes
+from deploycli.exporters.passes.common.names import name_nodes
 from deploycli.exporters.passes.pipeline import rewrite
 from deploycli.exporters.trace import MODULE_KEY, trace
 from deploycli.models.spec import TensorSpec

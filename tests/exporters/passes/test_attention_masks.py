@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from deploycli.exporters import traced_program
 from deploycli.exporters.lint import lint
-from deploycli.exporters.passes.names import name_nodes
+from deploycli.exporters.passes.common.names import name_nodes
 from deploycli.exporters.passes.pipeline import rewrite
 from deploycli.exporters.precision.insert_casts import cast
 from deploycli.exporters.precision.policy import REDUCED_TYPES, Policy

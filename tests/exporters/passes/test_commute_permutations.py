@@ -8,11 +8,9 @@ import pytest
 from hypothesis import HealthCheck, find, given, settings
 
 from deploycli.exporters.graph.analysis import Facts
-from deploycli.exporters.graph.rows import Orders
+from deploycli.exporters.graph.token_view import Permute, token_view
 from deploycli.exporters.passes import commute_permutations as permutations
-from deploycli.exporters.passes import order_plan, row_events
-from deploycli.exporters.passes.commute_permutations import CommutePermutations
-from deploycli.exporters.passes.order_plan import Planner, Shuffle
+from deploycli.exporters.passes.commute_permutations import CommutePermutations, Layouts, Planner
 from deploycli.exporters.passes.pipeline import rewrite
 from deploycli.exporters.passes.shape_rows import ShapeRows
 from tests.exporters.passes.graphs import apply, differences, load, ops, parse, proto, session
@@ -198,11 +196,11 @@ def reported(plain: onnx.ModelProto, *makes: Any) -> list[str]:
     return differences(plain, ir.to_proto(model), (1, 2, 3))
 
 
-@pytest.fixture(params=[order_plan.LAUNCH, 64], ids=["real launch", "quick launch"])
+@pytest.fixture(params=[permutations.LAUNCH, 64], ids=["real launch", "quick launch"])
 def _launch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """A launch this cheap, in bytes, makes small networks as bytes-bound as real models."""
-    monkeypatch.setattr(order_plan, "LAUNCH", request.param)
-    monkeypatch.setattr(order_plan, "VIEW", request.param // 32)
+    monkeypatch.setattr(permutations, "LAUNCH", request.param)
+    monkeypatch.setattr(permutations, "VIEW", request.param // 32)
 
 
 @pytest.mark.usefixtures("_launch")
@@ -234,22 +232,22 @@ def test_the_whole_pipeline_computes_what_it_did_and_a_second_run_changes_nothin
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_the_plan_never_costs_more_than_the_graph_as_it_is(plain: onnx.ModelProto) -> None:
     model = load(plain)
-    planner = Planner(row_events.read_events(model.graph, Facts(model.graph)))
+    planner = Planner(token_view(model.graph, Facts(model.graph)))
     assert planner.plan()[0] <= planner.cost_as_it_is()
 
 
 MUTANTS = {
     "wrong inverse": patched(
-        Shuffle,
+        Permute,
         "pieces",
         lambda real: lambda self, source, result: real(self, None if source is None else np.argsort(source), result),
     ),
-    "product the other way": patched(Orders, "then", lambda real: lambda self, a, b: real(self, b, a)),
+    "product the other way": patched(Layouts, "then", lambda real: lambda self, a, b: real(self, b, a)),
     "the source's order is forgotten": patched(
-        Shuffle, "pieces", lambda real: lambda self, source, result: real(self, None, result)
+        Permute, "pieces", lambda real: lambda self, source, result: real(self, None, result)
     ),
     "the result's order is forgotten": patched(
-        Shuffle,
+        Permute,
         "pieces",
         lambda real: lambda self, source, result: real(self, source, np.arange(result.size)),
     ),

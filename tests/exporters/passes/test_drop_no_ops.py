@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from deploycli.exporters.passes.drop_no_ops import DropInferenceNoOps
+from deploycli.exporters.passes.drop_no_ops import DropNoOps
 from deploycli.exporters.passes.pipeline import rewrite
 from tests.exporters.passes.graphs import apply, differences, load, parse, proto, transform
 
@@ -15,7 +15,7 @@ HALF = np.float32(0.5)
 
 
 def drop(text: str, **constants: Any) -> tuple[dict[str, int], bool]:
-    counts, _, modified = transform(DropInferenceNoOps, text, **constants)
+    counts, _, modified = transform(DropNoOps, text, **constants)
     return counts, modified
 
 
@@ -39,7 +39,7 @@ def test_what_does_more_stays(node: str) -> None:
 
 def test_a_dropout_that_trains_stays() -> None:
     plain = parse("g (float[2] x) => (float[2] y) { d = Dropout (x, half, yes) y = Abs (d) }", half=HALF, yes=True)
-    assert apply(DropInferenceNoOps, plain)[2] is False
+    assert apply(DropNoOps, plain)[2] is False
 
 
 def test_an_input_that_is_an_output_keeps_its_identity() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploycli.exporters.passes import drop_softmax_guards as softmax_guard
-from deploycli.exporters.passes.drop_softmax_guards import DropSoftmaxGuard
+from deploycli.exporters.passes.drop_softmax_guards import DropSoftmaxGuards
 from tests.exporters.passes.graphs import apply, differences, ops, parse, reasons
 
 GUARDED = """g (float[batch, 3, 4] x) => (float[batch, 3, 4] y) {
@@ -28,7 +28,7 @@ NUMBERS = {"c": np.float32(0.1), "zero": np.float32(0), "mask": FINITE}
 
 def run(text: str, **constants: Any) -> tuple[dict[str, int], list[str], bool]:
     plain = parse(text, **constants)
-    rewritten, graph_pass, modified = apply(DropSoftmaxGuard, plain)
+    rewritten, graph_pass, modified = apply(DropSoftmaxGuards, plain)
     assert differences(plain, rewritten) == []
     return ops(rewritten), reasons(graph_pass), modified
 
@@ -77,7 +77,7 @@ def test_a_guard_that_is_always_dropped_is_noticed(monkeypatch: pytest.MonkeyPat
     """The mutant: any mask is taken for a finite one."""
     monkeypatch.setattr(softmax_guard, "_is_safe", lambda *_: True)
     plain = parse(GUARDED, **{**NUMBERS, "mask": np.where(FINITE < 0, -np.inf, FINITE).astype(np.float32)})
-    assert differences(plain, apply(DropSoftmaxGuard, plain)[0]) != []
+    assert differences(plain, apply(DropSoftmaxGuards, plain)[0]) != []
 
 
 LOWEST = float(np.finfo(np.float32).min)
@@ -204,4 +204,4 @@ def test_a_guard_is_dropped_only_where_nothing_changes(case: tuple[str, dict[str
     text, constants = case
     plain = parse(text, **constants)
     with np.errstate(all="ignore"):
-        assert differences(plain, apply(DropSoftmaxGuard, plain)[0]) == []
+        assert differences(plain, apply(DropSoftmaxGuards, plain)[0]) == []

@@ -12,7 +12,7 @@ import pytest
 
 from deploycli.exporters.graph import shapes
 from deploycli.exporters.graph.unique import MODULE_KEY
-from deploycli.exporters.passes.names import name_nodes
+from deploycli.exporters.passes.common.names import name_nodes
 from deploycli.exporters.passes.pipeline import rewrite
 from tests.benchmarks.growth import Size, deep_swin, gathers, products, projections
 

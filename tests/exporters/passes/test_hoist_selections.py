@@ -8,7 +8,7 @@ import pytest
 
 from deploycli.exporters.graph.analysis import Facts
 from deploycli.exporters.graph.cost import graph_cost
-from deploycli.exporters.passes import demand
+from deploycli.exporters.passes import hoist_selections
 from deploycli.exporters.passes.hoist_selections import HoistSelections
 from deploycli.exporters.passes.pipeline import rewrite
 from tests.exporters.passes.graphs import END, apply, load, ops, parse, proto, reasons
@@ -21,7 +21,7 @@ N, C, HIDDEN, CLASSES = 7, 8, 16, 3
 @pytest.fixture(autouse=True)
 def _products_are_dear(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that it pays to save every one of these small graphs."""
-    monkeypatch.setattr(demand, "PRODUCTS_PER_BYTE", 1e-9)
+    monkeypatch.setattr(hoist_selections, "PRODUCTS_PER_BYTE", 1e-9)
 
 
 def real(*shape: int) -> Any:

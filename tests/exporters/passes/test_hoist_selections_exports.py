@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from deploycli.exporters.passes import demand
+from deploycli.exporters.passes import hoist_selections
 from deploycli.exporters.passes.pipeline import rewrite
 from deploycli.exporters.trace import trace
 from deploycli.models.spec import TensorSpec
@@ -104,7 +104,7 @@ MODELS: dict[
 def test_the_last_block_is_computed_for_what_is_read(
     name: str, export: Callable[[nn.Module], onnx.ModelProto], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(demand, "PRODUCTS_PER_BYTE", 1e-9)  # so that it pays to save those of a small model
+    monkeypatch.setattr(hoist_selections, "PRODUCTS_PER_BYTE", 1e-9)  # so that it pays to save those of a small model
     make, more, read = MODELS[name]
     torch.manual_seed(0)
     model = make().eval()

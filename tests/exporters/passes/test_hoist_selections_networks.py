@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, find, given, settings
 
+from deploycli.exporters.graph import index_sets, row_relations
 from deploycli.exporters.graph.analysis import Facts
 from deploycli.exporters.graph.cost import graph_cost
-from deploycli.exporters.passes import axes, boxes, demand
 from deploycli.exporters.passes import hoist_selections as selections
 from deploycli.exporters.passes.hoist_selections import HoistSelections
 from deploycli.exporters.passes.pipeline import rewrite
@@ -33,7 +33,7 @@ SLOW = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def _products_are_dear() -> Iterator[None]:
     """So that it pays to save every one of these small networks."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demand, "PRODUCTS_PER_BYTE", 1e-9)
+        patch.setattr(selections, "PRODUCTS_PER_BYTE", 1e-9)
         yield
 
 
@@ -84,8 +84,8 @@ def is_reported(plain: onnx.ModelProto) -> bool:
 def neighbouring_axis(real: Any) -> Any:
     """Rows of axis 1 are taken on axis 2."""
 
-    def reads(self: Any, box: Any) -> Any:
-        return tuple(None if b is None else (*b[:-2], b[-1], b[-2]) if len(b) == 3 else b for b in real(self, box))
+    def reads(self: Any, part: Any) -> Any:
+        return tuple(None if b is None else (*b[:-2], b[-1], b[-2]) if len(b) == 3 else b for b in real(self, part))
 
     return reads
 
@@ -93,8 +93,8 @@ def neighbouring_axis(real: Any) -> Any:
 def through_everything(real: Any) -> Any:
     """A normalisation over tokens is taken for one that tells them apart."""
 
-    def widen(self: Any, box: Any) -> Any:
-        return box if any(r is not None for r in box) else real(self, box)
+    def widen(self: Any, part: Any) -> Any:
+        return part if any(r is not None for r in part) else real(self, part)
 
     return widen
 
@@ -105,8 +105,8 @@ def first_use_only(_real: Any) -> Any:
 
 
 def not_renumbered(_real: Any) -> Any:
-    def takes(take: Any, box: Any, _have: Any) -> Any:
-        return [(axis, r) for axis, r in reversed(list(enumerate(take.taken(box)))) if r is not None]
+    def takes(take: Any, part: Any, _have: Any) -> Any:
+        return [(axis, r) for axis, r in reversed(list(enumerate(take.taken(part)))) if r is not None]
 
     return takes
 
@@ -126,19 +126,21 @@ def one_row_less(real: Any) -> Any:
 
 
 MUTANTS: dict[str, Patch] = {
-    "wrong axis": patched(axes.Links, "operands", neighbouring_axis),
-    "selected through a reduction": patched(axes.Links, "widen", through_everything),
-    "dropped use": patched(demand, "merge", first_use_only),
+    "wrong axis": patched(row_relations.Links, "operands", neighbouring_axis),
+    "selected through a reduction": patched(row_relations.Links, "widen", through_everything),
+    "dropped use": patched(selections, "merge", first_use_only),
     "index not renumbered": patched(selections, "takes", not_renumbered),
     "rows off by one": patched(selections._Writer, "_take", next_rows),
-    "union too small": patched(boxes, "_union", one_row_less),
+    "union too small": patched(index_sets, "_union", one_row_less),
     "constants left whole": patched(
-        selections._Writer, "_cut", lambda _: lambda self, c, box, name: self._builder.constant(c)
+        selections._Writer, "_cut", lambda _: lambda self, c, part, name: self._builder.constant(c)
     ),
     "constants cut elsewhere": patched(
-        selections._Writer, "_cut", lambda real: lambda self, c, box, name: real(self, np.flip(c), box, name)
+        selections._Writer, "_cut", lambda real: lambda self, c, part, name: real(self, np.flip(c), part, name)
     ),
-    "result of the graph forgotten": patched(demand.Demand, "_is_read_whole", lambda _: lambda self, value: False),
+    "result of the graph forgotten": patched(
+        selections.BackwardSlicing, "_is_read_whole", lambda _: lambda self, value: False
+    ),
 }  # fmt: skip
 
 

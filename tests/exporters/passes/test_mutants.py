@@ -10,8 +10,7 @@ import onnx_ir as ir
 import pytest
 from hypothesis import HealthCheck, Phase, find, settings
 
-from deploycli.exporters.graph import builder, index_map, movement_ops
-from deploycli.exporters.graph import lowerings as forms
+from deploycli.exporters.graph import builder, index_map, lowerings, movement_ops
 from deploycli.exporters.passes import (
     fold_constants as constants,
 )
@@ -22,7 +21,7 @@ from deploycli.exporters.passes import (
     sum_additive_constants as additive,
 )
 from deploycli.exporters.passes.pipeline import rewrite
-from tests.exporters.graph.test_lowerings import wrong_plans
+from tests.exporters.graph.test_lowerings import wrong_lowerings
 from tests.exporters.passes.graphs import differences, load, parse
 from tests.exporters.passes.programs import programs
 from tests.exporters.passes.test_sum_additive_constants import SHAPES, SHIFTED, constant
@@ -62,15 +61,15 @@ def patched(target: Any, name: str, make: Callable[[Any], Any]) -> Patch:
 
 
 def inverse_permutation(real: Any) -> Any:
-    def move(self: Any, step: forms.Move, *rest: Any) -> Any:
-        inverse = tuple(int(i) for i in np.argsort(step.values)) if step.op == "Transpose" else step.values
+    def move(self: Any, step: lowerings.MovementOp, *rest: Any) -> Any:
+        inverse = tuple(int(i) for i in np.argsort(step.values)) if step.op_type == "Transpose" else step.values
         return real(self, replace(step, values=inverse), *rest)
 
     return move
 
 
 def wrong_axis(real: Any) -> Any:
-    def move(self: Any, step: forms.Move, *rest: Any) -> Any:
+    def move(self: Any, step: lowerings.MovementOp, *rest: Any) -> Any:
         return real(self, replace(step, axis=max(0, step.axis - 1)), *rest)
 
     return move
@@ -117,7 +116,7 @@ MUTANTS = {
         index_map.IndexMap, "strides", lambda real: property(lambda self: (r := real.func(self)) and r[::-1])
     ),
     "offset dropped": patched(
-        forms, "_strided_form", lambda real: lambda offset, *rest: real(0, *rest)
+        lowerings, "_strided_lowering", lambda real: lambda offset, *rest: real(0, *rest)
     ),
     "padding dropped": patched(index_map.IndexMap, "rows", nothing_is_padded),
     "lost use": patched(movement, "replace_all", lost_use),
@@ -154,7 +153,7 @@ def test_running_the_plans_finds_the_fault(mutant: str, monkeypatch: pytest.Monk
 
     def is_wrong(plain: onnx.ModelProto) -> bool:
         try:
-            return bool(wrong_plans(plain))
+            return bool(wrong_lowerings(plain))
         except (AssertionError, ValueError, IndexError):  # a move that does not make the shape it declares
             return True
 

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
-from deploycli.exporters.passes.pipeline import OLDEST_OPSET, rewrite, tidy
+from deploycli.exporters.passes import pipeline
+from deploycli.exporters.passes.pipeline import OLDEST_OPSET, PASSES, rewrite, tidy
 from tests.exporters.passes.graphs import differences, load, ops, parse, proto, slices
 
 if TYPE_CHECKING:
@@ -29,6 +31,19 @@ def test_every_pass_leaves_a_step_with_its_node_count_and_refusals() -> None:
     assert len(set(names)) == len(names)
     assert {step.nodes for step in steps} == {4}
     assert {r.reason for step in steps for r in step.refusals} == {"mixes the samples of a batch"}
+
+
+NO_PASSES = {"__init__", "any_model", "graph_pass", "pipeline"}
+
+
+def test_a_pass_its_file_and_its_class_share_one_name() -> None:
+    names = {*PASSES, *(name for name, _ in pipeline._ON_REQUEST)}
+    files = {path.stem for path in Path(pipeline.__file__).parent.glob("*.py")} - NO_PASSES
+    assert {file.replace("_", "-") for file in files} == names
+    for name, make in (*pipeline._REWRITE, *pipeline._ON_REQUEST):
+        name = name.removesuffix("-again")
+        assert make.__module__.rpartition(".")[2] == name.replace("-", "_")
+        assert make.__name__ == "".join(map(str.capitalize, name.split("-")))
 
 
 def test_an_old_graph_passes_through_and_says_why() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from deploycli.exporters.graph import lowerings as forms
 from deploycli.exporters.graph import regions
 from deploycli.exporters.passes import fold_movement as movement
-from deploycli.exporters.passes.drop_no_ops import DropInferenceNoOps
+from deploycli.exporters.passes.drop_no_ops import DropNoOps
 from deploycli.exporters.passes.fold_constants import FoldConstants
 from deploycli.exporters.passes.fold_movement import FoldMovement
 from deploycli.exporters.passes.pipeline import rewrite
@@ -21,7 +21,7 @@ from deploycli.exporters.passes.sum_additive_constants import SumAdditiveConstan
 from tests.exporters.passes.graphs import differences, load, ops
 from tests.exporters.passes.programs import programs
 
-PASSES: list[Any] = [DropInferenceNoOps, FoldConstants, FoldMovement, SumAdditiveConstants]
+PASSES: list[Any] = [DropNoOps, FoldConstants, FoldMovement, SumAdditiveConstants]
 
 QUICK_LAUNCH = 64
 """A launch this cheap, in bytes, makes the small programs as bytes-bound as the large tensors of real models."""

@@ -9,7 +9,7 @@ from hypothesis import find, given, settings
 from hypothesis import strategies as st
 
 from deploycli.exporters.passes import unrepeat_constants as repeated
-from deploycli.exporters.passes.unrepeat_constants import ReadOnceForAllSamples
+from deploycli.exporters.passes.unrepeat_constants import UnrepeatConstants
 from tests.exporters.passes.graphs import apply, differences, ops, parse, reasons
 from tests.exporters.passes.test_mutants import SEARCH
 
@@ -39,9 +39,9 @@ CONSTANTS = {
 
 def run(text: str, **constants: Any) -> tuple[dict[str, int], list[str], bool]:
     plain = parse(text, **{name: value for name, value in constants.items() if re.search(rf"\b{name}\b", text)})
-    rewritten, graph_pass, modified = apply(ReadOnceForAllSamples, plain)
+    rewritten, graph_pass, modified = apply(UnrepeatConstants, plain)
     assert differences(plain, rewritten) == []
-    assert not apply(ReadOnceForAllSamples, rewritten)[2], "a second run changes something"
+    assert not apply(UnrepeatConstants, rewritten)[2], "a second run changes something"
     return ops(rewritten), reasons(graph_pass), modified
 
 
@@ -124,7 +124,7 @@ def masks(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
 
 def check(case: tuple[str, dict[str, Any]]) -> list[str]:
     plain = parse(case[0], **case[1])
-    return differences(plain, apply(ReadOnceForAllSamples, plain)[0], (1, 2, 5))
+    return differences(plain, apply(UnrepeatConstants, plain)[0], (1, 2, 5))
 
 
 @settings(max_examples=60, deadline=None)

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 
 from deploycli.exporters.lint import lint
-from deploycli.exporters.passes.names import name_nodes
+from deploycli.exporters.passes.common.names import name_nodes
 from deploycli.exporters.passes.pipeline import rewrite
 from deploycli.exporters.precision.insert_qdq import insert
 from deploycli.exporters.precision.placement import Placement, place

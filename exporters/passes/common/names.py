@@ -1,8 +1,12 @@
-"""Graphs from elsewhere: an order and names that do not depend on how the file was written.
+"""Names that a person can read and that do not depend on the order of passes; and an order that no file decides.
 
-A graph has many files: its nodes may stand in any order that is sorted, its constants in any order at all. Here it gets
-one of them, so that the same graph always ends as the same bytes. Names that the file gives stay. What the passes add
-is called after its place: ``/layers.0/attn/Gather`` where its neighbour is ``/layers.0/attn/MatMul``.
+In a graph that is traced a node is called ``<PyTorch module path>/<operator>``, with a number where there are several:
+the profilers of ONNX Runtime and TensorRT then speak of the user's own modules.
+
+A graph from elsewhere has many files: its nodes may stand in any order that is sorted, its constants in any order at
+all. Here it gets one of them, so that the same graph always ends as the same bytes. Names that the file gives stay.
+What the passes add is called after its place: ``/layers.0/attn/Gather`` where its neighbour is
+``/layers.0/attn/MatMul``.
 """
 
 from __future__ import annotations
@@ -10,19 +14,72 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from deploycli.exporters.graph.analysis import Facts
 from deploycli.exporters.graph.builder import annotate
 from deploycli.exporters.graph.rewiring import inner_graphs, remove
-from deploycli.exporters.graph.unique import Names, value_names
+from deploycli.exporters.graph.unique import PARAMETER, Names, value_names
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     import onnx_ir as ir
 
-    from deploycli.exporters.graph.analysis import Facts
+_CONSTANT = "const"
 
 _SCOPE = "deploycli.scope"
 """Metadata key of the part of a node's name before its last slash, while the passes run: new nodes inherit it."""
+
+
+def name_nodes(model: ir.Model, module_key: str) -> None:
+    """Name nodes, their outputs and nameless constants; keep names of inputs, outputs and parameters.
+
+    Graphs inside an If or a Loop keep their names.
+
+    Args:
+        model: the model, renamed in place; the metadata that carried the module paths is dropped.
+        module_key: metadata key of the module path.
+    """
+    graph = model.graph
+    facts = Facts(graph)
+    nameless = [value for value in graph.initializers.values() if not _has_a_name(value)]
+    for i, value in enumerate(nameless):  # out of the way: two values may swap names
+        value.name = f"\0{i}"
+    for node in graph:
+        for output in node.outputs:
+            if output.name and not output.is_graph_output():
+                output.name = "\0"
+    names = Names(value_names(graph))
+    for node in graph.all_nodes():
+        path = node.metadata_props.pop(module_key, "")
+        if node.graph is not graph:
+            continue
+        node.name = names.unique("/".join(filter(None, (path, node.op_type))))
+        for i, output in enumerate(node.outputs):
+            if output.name and not output.is_graph_output():
+                output.name = names.unique(f"{node.name}.{i}") if len(node.outputs) > 1 else node.name
+                annotate(output, facts)
+    _name_constants(graph, nameless, names)
+
+
+def _has_a_name(value: ir.Value) -> bool:
+    return value.is_graph_input() or value.is_graph_output() or PARAMETER in value.meta
+
+
+def _name_constants(graph: ir.Graph, nameless: Sequence[ir.Value], names: Names) -> None:
+    """Call a constant that the passes made after its first reader; order all initializers as they are read."""
+    wishes: dict[ir.Value, str] = {}
+    for node in graph:
+        for i, value in enumerate(node.inputs):
+            if value is not None and value.is_initializer() and value.graph is graph:
+                wishes.setdefault(value, f"{node.name}.{_CONSTANT}{i}")
+    for value in nameless:
+        value.name = names.unique(wishes.get(value, _CONSTANT))
+    for value in wishes:
+        del graph.initializers[value.name or ""]
+        graph.register_initializer(value)
+
+
+# --- graphs from elsewhere -------------------------------------------------------------------------------------------
 
 
 def put_in_order(graph: ir.Graph) -> None:
@@ -113,7 +170,7 @@ def name_what_is_new(graph: ir.Graph, known: KnownNames, facts: Facts) -> None:
         for i, operand in enumerate(node.inputs):
             if operand is not None and operand in new and operand.is_initializer():
                 new.remove(operand)  # called after the first that reads it
-                operand.name = values.unique(f"{node.name}.const{i}")
+                operand.name = values.unique(f"{node.name}.{_CONSTANT}{i}")
         for i, value in enumerate(node.outputs):
             if value in new:
                 value.name = values.unique(f"{node.name}.{i}" if len(node.outputs) > 1 else node.name)
@@ -121,7 +178,7 @@ def name_what_is_new(graph: ir.Graph, known: KnownNames, facts: Facts) -> None:
                 annotate(value, facts)
     for value in made:
         if value in new and value.is_initializer():  # only inner graphs read it
-            value.name = values.unique("const")
+            value.name = values.unique(_CONSTANT)
     order_constants(graph)  # what gets another name goes to the end
 
 

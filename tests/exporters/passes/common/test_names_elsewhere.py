@@ -7,7 +7,7 @@ import onnx
 import onnx_ir as ir
 
 from deploycli.exporters.graph.analysis import Facts
-from deploycli.exporters.passes.foreign import known_names, name_what_is_new, put_in_order
+from deploycli.exporters.passes.common.names import known_names, name_what_is_new, put_in_order
 from tests.exporters.passes.graphs import differences, parse, proto
 
 TEXT = """g (float[batch, 4] x, bool flag) => (float[batch, 4] y, float[batch, 4] z) {

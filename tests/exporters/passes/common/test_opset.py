@@ -8,10 +8,10 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from deploycli.exporters.passes import opset
-from deploycli.exporters.passes.opset import NEWEST, OLDEST, raise_opset
+from deploycli.exporters.passes.common import opset
+from deploycli.exporters.passes.common.opset import NEWEST, OLDEST, raise_opset
 from tests.exporters.passes.graphs import differences
-from tests.exporters.passes.test_fusions import parse_at
+from tests.exporters.passes.written_out import parse_at
 
 
 def raised(plain: onnx.ModelProto, target: int) -> tuple[onnx.ModelProto, str | None]:

@@ -14,20 +14,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
+from deploycli.exporters.graph import index_sets, row_relations
 from deploycli.exporters.graph.affine import BATCH
 from deploycli.exporters.graph.analysis import GROWTH, Facts, substitute
 from deploycli.exporters.graph.evaluate import evaluate
-from deploycli.exporters.passes import axes, boxes
-from deploycli.exporters.passes.axes import View
-from deploycli.exporters.passes.boxes import Rows, covers, hull, is_whole, merge, rows, sizes, volume, whole
-from deploycli.exporters.passes.relations import relations
+from deploycli.exporters.graph.index_sets import IndexSet, covers, hull, is_whole, merge, rows, sizes, volume, whole
+from deploycli.exporters.graph.row_relations import View, relations
 from tests.exporters.passes.graphs import END, Array, load
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
     from deploycli.exporters.graph.analysis import Dims
-    from deploycli.exporters.passes.boxes import Box
+    from deploycli.exporters.graph.index_sets import IndexSets
 
 RNG = np.random.default_rng(0)
 
@@ -105,27 +104,27 @@ def last_node(text: str) -> tuple[ir.Node, list[Array], Facts]:
     return node, [arrays[v.name or ""] for v in node.inputs if v is not None], Facts(graph)
 
 
-def select(array: Array, dims: Dims, box: Box, batch: int = 2) -> Array:
-    for axis, selected in enumerate(box):
+def select(array: Array, dims: Dims, part: IndexSets, batch: int = 2) -> Array:
+    for axis, selected in enumerate(part):
         if selected is not None:
             split = tuple(substitute(d, batch) for d in (selected.outer, selected.size, selected.inner))
             array = array.reshape(*array.shape[:axis], *split, *array.shape[axis + 1 :]).take(selected.kept, axis + 1)
             array = array.reshape(*array.shape[:axis], -1, *array.shape[axis + 3 :])
-    assert array.shape == tuple(substitute(d, batch) for d in sizes(dims, box))
+    assert array.shape == tuple(substitute(d, batch) for d in sizes(dims, part))
     return array
 
 
-def spoilt(array: Array, dims: Dims, box: Box | None) -> Array:
+def spoilt(array: Array, dims: Dims, part: IndexSets | None) -> Array:
     """Change everything that is not read."""
     if array.dtype.kind != "f":
         return array
     kept = np.zeros(array.shape, bool)
-    if box is not None:
-        kept[np.ix_(*(range(d) if r is None else r.kept for r, d in zip(box, dims, strict=True)))] = True
+    if part is not None:
+        kept[np.ix_(*(range(d) if r is None else r.kept for r, d in zip(part, dims, strict=True)))] = True
     return np.where(kept, array, np.float32(np.nan))
 
 
-def some_rows(dims: Dims, free: set[int], rng: np.random.Generator) -> Box:
+def some_rows(dims: Dims, free: set[int], rng: np.random.Generator) -> IndexSets:
     kept = [rng.permutation(d)[: rng.integers(1, d + 1)] if i in free else range(d) for i, d in enumerate(dims)]
     return tuple(rows(d, map(int, k)) for d, k in zip(dims, kept, strict=True))
 
@@ -145,16 +144,16 @@ def test_rows_follow_from_what_is_read(text: str) -> None:
     assert free == {i for i in OPERATORS[text] if result.shape[i] > 1}
     rng = np.random.default_rng(1)
     for _ in range(20):
-        box = some_rows(result.shape, free, rng)
-        if found.widen(box) != box:
+        part = some_rows(result.shape, free, rng)
+        if found.widen(part) != part:
             assert isinstance(found, View)  # rows and columns of what was one axis
             continue
-        reads = (*found.operands(box), *(None,) * len(operands))
+        reads = (*found.operands(part), *(None,) * len(operands))
         read_only = [spoilt(x, x.shape, read) for x, read in zip(operands, reads, strict=False)]
         again = evaluate(node, read_only, {"": 20}, GROWTH)[position]
         assert again is not None
         np.testing.assert_allclose(
-            select(again, result.shape, box), select(result, result.shape, box), rtol=1e-6, atol=1e-6
+            select(again, result.shape, part), select(result, result.shape, part), rtol=1e-6, atol=1e-6
         )
 
 
@@ -188,7 +187,7 @@ def test_samples_of_a_batch_are_not_selected() -> None:
 
 
 @st.composite
-def views(draw: Any) -> tuple[Dims, Dims, Box]:
+def views(draw: Any) -> tuple[Dims, Dims, IndexSets]:
     """Two groupings of the same factors, one of them the batch at times, and rows of the second."""
     factors = draw(st.lists(st.sampled_from([1, 2, 3, 4, 6]), min_size=1, max_size=4))
     if draw(st.booleans()):
@@ -199,29 +198,29 @@ def views(draw: Any) -> tuple[Dims, Dims, Box]:
         return tuple(math.prod(factors[a:b]) for a, b in pairwise(cuts))
 
     source, result = grouped(), grouped()
-    box = []
+    part = []
     for dim in result:
         if draw(st.booleans()):
-            box.append(None)
+            part.append(None)
             continue
         static = dim // BATCH if dim % BATCH == 0 else dim
         size = draw(st.sampled_from([k for k in range(1, static + 1) if static % k == 0]))
         kept = sorted(draw(st.sets(st.integers(0, size - 1), min_size=1)))
         if dim % BATCH:
-            box.append(rows(dim, kept))
+            part.append(rows(dim, kept))
         else:  # the batch is on either side of the rows
             inner = draw(st.sampled_from([static // size * BATCH, 1]))
-            box.append(None if len(kept) == size else Rows(dim // size // inner, size, inner, tuple(kept)))
-    return source, result, tuple(box)
+            part.append(None if len(kept) == size else IndexSet(dim // size // inner, size, inner, tuple(kept)))
+    return source, result, tuple(part)
 
 
 @settings(max_examples=400, deadline=None)
 @given(views())
-def test_a_view_of_what_is_read_is_what_was_wanted(view: tuple[Dims, Dims, Box]) -> None:
-    source, result, box = view
+def test_a_view_of_what_is_read_is_what_was_wanted(view: tuple[Dims, Dims, IndexSets]) -> None:
+    source, result, part = view
     found = View(source, result)
-    wide = found.widen(box)
-    assert covers(wide, box)
+    wide = found.widen(part)
+    assert covers(wide, part)
     assert found.widen(wide) == wide
     numbers = np.arange(math.prod(substitute(d, 2) for d in source)).reshape([substitute(d, 2) for d in source])
     (read,) = found.operands(wide)
@@ -233,17 +232,17 @@ def test_a_view_of_what_is_read_is_what_was_wanted(view: tuple[Dims, Dims, Box])
 def test_tokens_and_images_on_one_axis_are_told_apart() -> None:
     """[N*B, C] -> [N, B, C], as torch.nn.MultiheadAttention writes it, and [B*N, C] -> [B, N, C]."""
     outer, inner = View((7 * BATCH, 4), (7, BATCH, 4)), View((7 * BATCH, 4), (BATCH, 7, 4))
-    assert outer.operands((rows(7, [0]), None, None)) == ((Rows(1, 7, BATCH, (0,)), None),)
-    assert inner.operands((None, rows(7, [0]), None)) == ((Rows(BATCH, 7, 1, (0,)), None),)
+    assert outer.operands((rows(7, [0]), None, None)) == ((IndexSet(1, 7, BATCH, (0,)), None),)
+    assert inner.operands((None, rows(7, [0]), None)) == ((IndexSet(BATCH, 7, 1, (0,)), None),)
 
 
-def test_rows_that_are_no_box_of_the_source_are_all_read() -> None:
+def test_rows_that_are_no_part_of_the_source_are_all_read() -> None:
     view = View((2, 3), (6,))
     assert view.widen((rows(6, [0, 3]),)) == (rows(6, [0, 3]),)
     assert is_whole(view.widen((rows(6, [0, 4]),)))
 
 
-# --- boxes -----------------------------------------------------------------------------------------------------------
+# --- index sets -------------------------------------------------------------------------------------------------------
 
 
 def test_boxes_merge_where_that_costs_no_more() -> None:
@@ -256,7 +255,7 @@ def test_boxes_merge_where_that_costs_no_more() -> None:
 
 
 @st.composite
-def box_lists(draw: Any) -> tuple[Dims, list[Box]]:
+def box_lists(draw: Any) -> tuple[Dims, list[IndexSets]]:
     dims = tuple(draw(st.lists(st.integers(1, 5), min_size=1, max_size=3)))
     one = st.tuples(*(st.sets(st.integers(0, d - 1), min_size=1) for d in dims))
     return dims, [
@@ -266,19 +265,21 @@ def box_lists(draw: Any) -> tuple[Dims, list[Box]]:
 
 @settings(max_examples=300, deadline=None)
 @given(box_lists())
-def test_merged_boxes_cover_all_and_cost_no_more(case: tuple[Dims, list[Box]]) -> None:
+def test_merged_boxes_cover_all_and_cost_no_more(case: tuple[Dims, list[IndexSets]]) -> None:
     dims, wanted = case
     merged = merge(dims, wanted)
-    assert all(any(covers(have, box) for have in merged) for box in wanted)
-    total = sum(volume(dims, box) for box in merged)
-    assert total <= min(sum(volume(dims, box) for box in set(wanted)), volume(dims, whole(dims)))
+    assert all(any(covers(have, part) for have in merged) for part in wanted)
+    total = sum(volume(dims, part) for part in merged)
+    assert total <= min(sum(volume(dims, part) for part in set(wanted)), volume(dims, whole(dims)))
     for have in merged:
         assert covers(hull(have, merged[0]), have)
 
 
 def test_a_wrong_stride_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The mutant: rows of [outer, size, inner] are read as if inner stood outside."""
-    real = boxes.rows_within
-    monkeypatch.setattr(axes, "rows_within", lambda dim, size, inner, kept: real(dim, size, dim // size // inner, kept))
+    real = index_sets.rows_within
+    monkeypatch.setattr(
+        row_relations, "rows_within", lambda dim, size, inner, kept: real(dim, size, dim // size // inner, kept)
+    )
     with pytest.raises(AssertionError):
         test_a_view_of_what_is_read_is_what_was_wanted()

@@ -7,7 +7,7 @@ import onnx
 import onnx_ir as ir
 
 from deploycli.exporters.graph.unique import PARAMETER
-from deploycli.exporters.passes.names import name_nodes
+from deploycli.exporters.passes.common.names import name_nodes
 from deploycli.exporters.passes.pipeline import rewrite
 from tests.exporters.passes.graphs import differences, load, parse, proto
 

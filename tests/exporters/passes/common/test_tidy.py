@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx_ir.passes import common
 
-from deploycli.exporters.passes.tidy import LiftConstants, Sort, sweep
+from deploycli.exporters.passes.common.tidy import LiftConstants, Sort, sweep
 from tests.exporters.passes.graphs import differences, load, ops, parse, proto
 
 if TYPE_CHECKING:

@@ -6,28 +6,247 @@ product along the rows of the left and the columns of the right operand. For suc
 reorders, the question "which rows of the operands do these rows of the result need?" has an exact answer. Along any
 other axis, and for an operator that is not listed, all rows are needed.
 
+Four relations are enough. :class:`Links`: each row is computed from the same row of the operands. :class:`Take`: rows
+are chosen. :class:`Join`: operands follow each other. :class:`View`: the elements are counted in another way.
+
 Source of the semantics: https://onnx.ai/onnx/operators/ (opsets 13 to 24).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from deploycli.exporters.graph.analysis import dynamic_axes
+from deploycli.exporters.graph.analysis import dynamic_axes, reshape_target
 from deploycli.exporters.graph.index_map import IndexMap
+from deploycli.exporters.graph.index_sets import IndexSet, IndexSets, rows, rows_within, sizes, whole
 from deploycli.exporters.graph.regions import moved
-from deploycli.exporters.passes.axes import MOST_ROWS, Join, Links, Relation, Take, View
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     import onnx_ir as ir
 
     from deploycli.exporters.graph.analysis import Dims, Facts
     from deploycli.exporters.graph.movement_ops import Array
+
+MOST_ROWS = 2**16
+"""An axis of more rows than this is not selected from: a selection is a list of rows."""
+
+
+class Relation(ABC):
+    """How one result of an operator follows from its operands."""
+
+    @abstractmethod
+    def widen(self, part: IndexSets) -> IndexSets:
+        """Return the smallest part of the result, at least the given one, that can be computed for itself."""
+
+    @abstractmethod
+    def operands(self, part: IndexSets) -> tuple[IndexSets | None, ...]:
+        """Return what a part that needs no widening reads of each operand; None where it reads nothing of it.
+
+        An operand that says where to move, such as the shape of a Reshape, is read whole: its part is empty.
+        """
+
+
+@dataclass(frozen=True)
+class Links(Relation):
+    """Axes that are row-wise.
+
+    Attributes:
+        free: the axes of the result along which rows can be computed one by one.
+        inputs: for every axis of every operand, the axis of the result whose rows it shares; None for any other.
+    """
+
+    free: frozenset[int]
+    inputs: tuple[tuple[int | None, ...], ...]
+
+    def widen(self, part: IndexSets) -> IndexSets:
+        """See the base class."""
+        return tuple(selected if axis in self.free else None for axis, selected in enumerate(part))
+
+    def operands(self, part: IndexSets) -> tuple[IndexSets | None, ...]:
+        """See the base class."""
+        return tuple(tuple(None if axis is None else part[axis] for axis in linked) for linked in self.inputs)
+
+
+@dataclass(frozen=True)
+class Take(Relation):
+    """Rows of the first operand: a Gather by constants, a Slice, one part of a Split.
+
+    Attributes:
+        dims: shape of the operand.
+        indices: for every axis of the operand, the rows that are taken in their order, of any shape: the axis becomes
+            that many axes; None where the axis stays as it is.
+    """
+
+    dims: Dims
+    indices: tuple[Array | None, ...]
+
+    def widen(self, part: IndexSets) -> IndexSets:
+        """See the base class."""
+        return part
+
+    def operands(self, part: IndexSets) -> tuple[IndexSets | None, ...]:
+        """See the base class."""
+        wanted = self.taken(part)
+        pairs = zip(self.dims, self._parts(part), wanted, strict=True)
+        return (tuple(own[0] if index is None else rows(dim, index.reshape(-1)) for dim, own, index in pairs),)
+
+    def taken(self, part: IndexSets) -> list[Array | None]:
+        """Return which rows of the operand stand where in a part of the result; None where an axis stays as it is."""
+        return [
+            None if index is None else index[np.ix_(*(_kept(r, n) for r, n in zip(own, index.shape, strict=True)))]
+            for index, own in zip(self.indices, self._parts(part), strict=True)
+        ]
+
+    def _parts(self, part: IndexSets) -> Iterator[IndexSets]:
+        """Yield what a part selects of the axes that each axis of the operand became."""
+        start = 0
+        for index in self.indices:
+            end = start + (1 if index is None else index.ndim)
+            yield part[start:end]
+            start = end
+
+
+@dataclass(frozen=True)
+class Join(Relation):
+    """A Concat.
+
+    Attributes:
+        axis: the axis on which the operands follow each other.
+        lengths: how long each is there.
+    """
+
+    axis: int
+    lengths: tuple[int, ...]
+
+    def widen(self, part: IndexSets) -> IndexSets:
+        """See the base class."""
+        if dynamic_axes(self.lengths):
+            return (*part[: self.axis], None, *part[self.axis + 1 :])
+        return part
+
+    def operands(self, part: IndexSets) -> tuple[IndexSets | None, ...]:
+        """See the base class."""
+        selected = part[self.axis]
+        if selected is None:
+            return (part,) * len(self.lengths)
+        found: list[IndexSets | None] = []
+        start = 0
+        for length in self.lengths:
+            kept = [row - start for row in selected.kept if start <= row < start + length]
+            found.append((*part[: self.axis], rows(length, kept), *part[self.axis + 1 :]) if kept else None)
+            start += length
+        return tuple(found)
+
+
+@dataclass(frozen=True)
+class View(Relation):
+    """A Reshape, or another operator that only says how the elements are counted.
+
+    Attributes:
+        source: shape of the operand.
+        result: shape of the result.
+        groups: axes of the operand and axes of the result that hold the same elements, as few in a group as can be.
+    """
+
+    source: Dims
+    result: Dims
+    groups: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "groups", tuple(_groups(self.source, self.result)))
+
+    def widen(self, part: IndexSets) -> IndexSets:
+        """See the base class."""
+        widened = list(part)
+        for _, results in self.groups:
+            if any(part[i] is not None for i in results) and self._read_group(results, part) is None:
+                for i in results:
+                    widened[i] = None
+        return tuple(widened) if reshape_target(sizes(self.result, tuple(widened))) else whole(part)
+
+    def operands(self, part: IndexSets) -> tuple[IndexSets | None, ...]:
+        """See the base class."""
+        found = list(whole(self.source))
+        for _, results in self.groups:
+            for axis, selected in (self._read_group(results, part) or {}).items():
+                found[axis] = selected
+        return (tuple(found),)
+
+    def _read_group(self, results: tuple[int, ...], part: IndexSets) -> dict[int, IndexSet | None] | None:
+        """Return what the part of a group selects of the operand's axes; None where that is no part."""
+        sources = next(s for s, r in self.groups if r == results)
+        if all(part[i] is None for i in results):
+            return {}
+        if len(sources) == len(results) == 1:
+            return {sources[0]: part[results[0]]}
+        if dynamic_axes(tuple(self.source[i] for i in sources)):
+            return self._read_factors(sources, results, part)
+        return self._read_flat(sources, results, part)
+
+    def _read_flat(
+        self, sources: tuple[int, ...], results: tuple[int, ...], part: IndexSets
+    ) -> dict[int, IndexSet | None] | None:
+        """Static axes: count the elements, and see whether they are a part of the operand."""
+        wide, deep = ([dims[i] for i in axes] for dims, axes in ((self.source, sources), (self.result, results)))
+        if math.prod(wide) > MOST_ROWS:
+            return None
+        flat = np.ravel_multi_index(np.ix_(*(_kept(part[i], self.result[i]) for i in results)), deep).reshape(-1)
+        kept = [np.unique(coordinate) for coordinate in np.unravel_index(flat, wide)]
+        if math.prod(len(coordinate) for coordinate in kept) != flat.size:
+            return None
+        return {axis: rows(dim, k.tolist()) for axis, dim, k in zip(sources, wide, kept, strict=True)}
+
+    def _read_factors(
+        self, sources: tuple[int, ...], results: tuple[int, ...], part: IndexSets
+    ) -> dict[int, IndexSet | None] | None:
+        """Axes with the batch among them: find, for every selection, the one axis of the operand that it lies in."""
+        found: dict[int, IndexSet | None] = {}
+        for position, i in enumerate(results):
+            selected = part[i]
+            if selected is None:
+                continue
+            inner = selected.inner * math.prod(self.result[j] for j in results[position + 1 :])
+            for place, axis in enumerate(sources):
+                below = math.prod(self.source[j] for j in sources[place + 1 :])
+                if inner % below == 0 and (self.source[axis] * below) % (inner * selected.size) == 0:
+                    if axis in found:
+                        return None
+                    found[axis] = rows_within(self.source[axis], selected.size, inner // below, selected.kept)
+                    break
+            else:
+                return None
+        return found
+
+
+def _kept(selected: IndexSet | None, size: int) -> Sequence[int]:
+    return range(size) if selected is None else selected.kept
+
+
+def _groups(source: Dims, result: Dims) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    i = j = 0
+    while i < len(source) and j < len(result):
+        first, left, right = (i, j), source[i], result[j]
+        i, j = i + 1, j + 1
+        while left != right and (i < len(source) if left < right else j < len(result)):
+            if left < right:
+                left, i = left * source[i], i + 1
+            else:
+                right, j = right * result[j], j + 1
+        if i < len(source) and j == len(result):
+            i = len(source)  # axes of length 1
+        if j < len(result) and i == len(source):
+            j = len(result)
+        yield tuple(range(first[0], i)), tuple(range(first[1], j))
+
+
+# --- operators -------------------------------------------------------------------------------------------------------
 
 
 def relations(node: ir.Node, facts: Facts) -> list[Relation | None]:
@@ -226,7 +445,7 @@ def _taken(node: ir.Node, facts: Facts) -> list[Relation | None]:
     if any(value is not None and facts.constant(value) is None for value in node.inputs[1:]):
         return [None] * len(node.outputs)
     numbers = [
-        [part.line(axis) for part in moved(node, {source: IndexMap.coordinate(data, axis)}, facts)]
+        [index_map.line(axis) for index_map in moved(node, {source: IndexMap.coordinate(data, axis)}, facts)]
         for axis in range(len(data))
     ]
     return [_take(data, rows) for rows in zip(*numbers, strict=True)]

@@ -8,10 +8,9 @@ from hypothesis import find, given, settings
 from hypothesis import strategies as st
 
 from deploycli.exporters.graph.index_map import IndexMap
+from deploycli.exporters.graph.movement_ops import swaps_last_axes
 from deploycli.exporters.passes import fold_movement as movement
-from deploycli.exporters.passes import splits
-from deploycli.exporters.passes.fold_movement import FoldMovement
-from deploycli.exporters.passes.splits import joint_plans, swaps_last_axes
+from deploycli.exporters.passes.fold_movement import FoldMovement, joint_lowerings
 from deploycli.exporters.passes.windows_into_heads import WindowsIntoHeads
 from tests.exporters.passes.graphs import apply, differences, ops, parse
 from tests.exporters.passes.test_mutants import SEARCH
@@ -108,7 +107,7 @@ def test_which_permutation_a_product_reads_in_place(perm: tuple[int, ...], *, ex
 def test_results_that_agree_in_no_static_axis_have_no_joint_form() -> None:
     index = np.arange(6)
     maps = [IndexMap.of(index, 12), IndexMap.of(index.reshape(2, 3) + 6, 12)]
-    assert list(joint_plans(maps, (12,))) == []
+    assert list(joint_lowerings(maps, (12,))) == []
 
 
 # --- properties ------------------------------------------------------------------------------------------------------
@@ -162,10 +161,10 @@ def test_any_parts_in_any_order(case: tuple[str, dict[str, Any]]) -> None:
 @pytest.mark.parametrize("mutant", ["parts in another order", "the swap is lost"])
 def test_the_property_finds_a_fault(mutant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if mutant == "parts in another order":
-        real = joint_plans
-        monkeypatch.setattr(movement, "joint_plans", lambda *a: [plans[::-1] for plans in real(*a)])
+        real = joint_lowerings
+        monkeypatch.setattr(movement, "joint_lowerings", lambda *a: [lowerings[::-1] for lowerings in real(*a)])
     else:
-        monkeypatch.setattr(splits, "_swap", lambda dims, *, swapped: ())
+        monkeypatch.setattr(movement, "_swap", lambda dims, *, swapped: ())
 
     def is_reported(case: tuple[str, dict[str, Any]]) -> bool:
         try:

@@ -1,0 +1,68 @@
+"""What passes share that write one operator in place of several: its opset, and how arithmetic is read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from deploycli.exporters.graph.steps import Refusal
+from deploycli.exporters.graph.unique import label
+from deploycli.exporters.passes.common.opset import raise_opset
+from deploycli.exporters.passes.graph_pass import GraphPass
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import onnx_ir as ir
+
+    from deploycli.exporters.graph.analysis import Facts
+
+
+class Fusion(GraphPass):
+    """A pass that writes an operator which old opsets lack."""
+
+    opset: ClassVar[int]
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Run the pass; see the module's documentation."""
+        self._model = model
+        return super().call(model)
+
+    def raises(self, found: Sequence[ir.Node]) -> bool:
+        """Raise the model for what was found."""
+        if not found:
+            return False
+        reason = raise_opset(self._model, self.opset)
+        if reason is not None:
+            self.refusals += [Refusal(label(node), reason) for node in found]
+        return reason is None
+
+
+def maker(value: ir.Value | None, op_type: str) -> ir.Node | None:
+    """Return the operator of this type that makes a value, or None."""
+    node = None if value is None else value.producer()
+    return node if node is not None and node.op_type == op_type and node.domain == "" else None
+
+
+def operand_of(value: ir.Value, op_type: str) -> ir.Value | None:
+    """Return the first operand of the operator of this type that makes a value, or None."""
+    node = maker(value, op_type)
+    return None if node is None else node.inputs[0]
+
+
+def single_number(value: ir.Value | None, facts: Facts, rank: int) -> float | None:
+    """Return a constant of one element, and of no more axes than what it meets, to which it would add axes."""
+    constant = facts.constant(value)
+    if constant is None or constant.size != 1 or constant.ndim > rank or constant.dtype.kind in "OSU":
+        return None
+    return float(constant.reshape(()))
+
+
+def with_number(value: ir.Value, op_type: str, facts: Facts, rank: int) -> Iterator[tuple[ir.Value, float]]:
+    """Yield the other operand and the number, where one of two operands is a number."""
+    node = maker(value, op_type)
+    if node is None:
+        return
+    for operand, other in (node.inputs, node.inputs[::-1]):
+        number = single_number(other, facts, rank)
+        if operand is not None and number is not None:
+            yield operand, number
