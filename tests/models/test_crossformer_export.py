@@ -1,7 +1,7 @@
 """CrossFormer through the exporter: equal outputs at every batch size, one constant per block, one move per group."""
 
+from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -22,17 +22,20 @@ MODELS = {
 }
 
 
-def rewritten(model: torch.nn.Module, spec: ModelSpec) -> ir.Model:
+@cache
+def exported(kind: str) -> tuple[torch.nn.Module, ModelSpec, ir.Model]:
+    """The model, what it takes, and its rewritten graph; none of them is to be changed."""
+    create, make_spec, _ = MODELS[kind]
+    model, spec = create(), make_spec()
     graph = trace(model, spec.inputs, spec.outputs)
     rewrite(graph)
-    return graph
+    return model, spec, graph
 
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_the_rewritten_graph_equals_the_model(kind: str, tmp_path: Path) -> None:
-    create, make_spec, _ = MODELS[kind]
-    model, spec = create(), make_spec()
-    write_model(rewritten(model, spec), tmp_path / "model.onnx")
+    model, spec, graph = exported(kind)
+    write_model(graph, tmp_path / "model.onnx")
     with OrtRuntime(tmp_path / "model.onnx") as runtime:
         for batch in (1, 3):
             images = golden_image((batch, *spec.inputs[0].shape))
@@ -43,9 +46,8 @@ def test_the_rewritten_graph_equals_the_model(kind: str, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_the_position_bias_is_one_constant_per_block(kind: str) -> None:
-    create, make_spec, blocks = MODELS[kind]
-    model: Any = create()
-    graph = rewritten(model, make_spec()).graph
+    model, _, exported_model = exported(kind)
+    graph, blocks = exported_model.graph, MODELS[kind][-1]
     norms = [n for n, m in model.named_modules() if isinstance(m, torch.nn.LayerNorm) and ".pos." not in n]
     counts = {op: sum(node.op_type == op for node in graph) for op in ("LayerNormalization", "Relu", "Softmax")}
     assert counts == {"LayerNormalization": len(norms), "Relu": 0, "Softmax": blocks}
@@ -55,8 +57,7 @@ def test_the_position_bias_is_one_constant_per_block(kind: str) -> None:
 @pytest.mark.parametrize("kind", MODELS)
 def test_no_grouping_needs_more_than_one_move_or_six_axes(kind: str) -> None:
     """Into the groups and back: each is one Gather, or one Transpose between two Reshapes."""
-    create, make_spec, blocks = MODELS[kind]
-    graph = rewritten(create(), make_spec()).graph
+    graph, blocks = exported(kind)[-1].graph, MODELS[kind][-1]
     values = [value for node in graph for value in node.outputs]
     assert max(len(value.shape) for value in values if value.shape is not None) <= 6
     gathers = [node for node in graph if node.op_type == "Gather"]
