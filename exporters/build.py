@@ -329,7 +329,6 @@ _NOT_OF_RTX: Mapping[str, tuple[str, str]] = {
     "max_aux_streams": ("--max-aux-streams", "chooses streams by itself"),
     "timing_cache": ("--timing-cache", "measures no kernels"),
     "error_on_timing_cache_miss": ("--error-on-timing-cache-miss", "measures no kernels"),
-    "locked": ("--locked", "measures no kernels: its engines are the same each time anyway"),
     "tf32": ("--tf32", "does not take that flag into account"),
 }
 

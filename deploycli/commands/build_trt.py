@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -22,6 +21,7 @@ from deploycli.precision_options import calibration_options, expressions, names,
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from deploycli.exporters.target.product import CompilerName
 
@@ -98,12 +98,6 @@ def _shapes(which: str) -> Callable[[F], F]:
     help="Kernel timings, kept for each TensorRT version and GPU, and merged; dir/ is made where it is missing.",
 )
 @click.option("--error-on-timing-cache-miss", is_flag=True, help="Fail where the timing cache does not know a layer.")
-@click.option(
-    "--locked",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="Kernels that must be chosen; written by the first build.",
-)
 @click.option("--timeout", type=Number(0, 30 * 86400, above=True), metavar="SECONDS", help="Of one build.")
 @click.option(
     "--assert-precision",
@@ -147,7 +141,6 @@ def command(
     tf32: bool,
     timing_cache: str | None,
     error_on_timing_cache_miss: bool,
-    locked: Path | None,
     timeout: float | None,
     assertions: tuple[str, ...],
     calibrate: str | None,
@@ -207,7 +200,6 @@ def command(
             max_aux_streams=max_aux_streams,
             timing_cache=timing_cache,
             error_on_timing_cache_miss=error_on_timing_cache_miss,
-            locked=None if locked is None else str(locked),
             tf32=tf32,
         ),
         typing=typing,

@@ -69,8 +69,6 @@ class BuildSettings:
         max_aux_streams: streams beside the main one; None for TensorRT's choice.
         timing_cache: file or folder of kernel timings, or None; see `deploycli.exporters.tensorrt.timing_cache`.
         error_on_timing_cache_miss: fail where the cache does not know a layer.
-        locked: file of the kernels that must be chosen, or None; it has timings of its own. See
-            `deploycli.exporters.tensorrt.tactics`.
         tf32: let FP32 matrix products round to TF32.
         more_profiles: the others, each with kernels of its own.
     """
@@ -84,7 +82,6 @@ class BuildSettings:
     max_aux_streams: int | None = None
     timing_cache: str | None = None
     error_on_timing_cache_miss: bool = False
-    locked: str | None = None
     tf32: bool = False
     more_profiles: tuple[Mapping[str, ShapeRange], ...] = ()
 
@@ -101,12 +98,8 @@ class BuildSettings:
             raise InvalidValue(f"{streams} auxiliary streams", expected="0 or more")
         if self.error_on_timing_cache_miss and self.timing_cache is None:
             raise InvalidValue("an error on a timing cache miss was asked for", expected="--timing-cache FILE as well")
-        if (self.timing_cache is not None or self.locked is not None) and level == 0:
+        if self.timing_cache is not None and level == 0:
             raise InvalidValue("builder optimization level 0 does not use a timing cache", expected="level 1 to 5")
-        if self.timing_cache is not None and self.locked is not None:
-            raise InvalidValue(
-                "a timing cache and a lock file were given", expected="one of them: a lock has timings of its own"
-            )
 
     @property
     def profiles(self) -> tuple[Mapping[str, ShapeRange], ...]:

@@ -50,7 +50,7 @@ def build(job: Job, reporter: Reporter, log: Log) -> BuildResult:
     Raises:
         BuildError: TensorRT refuses the model or the settings.
         UsageError: the profile does not fit the model's inputs.
-        IntegrityError: the timing cache or the lock is damaged or for something else.
+        IntegrityError: the timing cache is damaged or for something else.
         EnvironmentUnsuitable: not installed, no GPU where one is needed, no Polygraphy, no space.
         Cancelled: the reporter said so.
     """
@@ -80,7 +80,7 @@ def build(job: Job, reporter: Reporter, log: Log) -> BuildResult:
     with seconds.phase("inspect"):
         engine = compiler.read(plan, header, config, network)
     del parser, memory
-    lock, cache = compiler.keep()
+    cache = compiler.keep()
     write_whole(job.file(PLAN), plan)
     layers = None
     if engine.layers is not None:
@@ -101,7 +101,6 @@ def build(job: Job, reporter: Reporter, log: Log) -> BuildResult:
             **engine.facts,
         },
         timing_cache=cache,
-        lock=lock,
         seconds=seconds.taken,
     )
 

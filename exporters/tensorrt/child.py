@@ -73,15 +73,15 @@ def run_build(
         BuildError: TensorRT refused or crashed, was killed, took too long, or left no complete plan. The message has
             the last lines of its log, the log's path and a command that does it again.
         UsageError: there is no such model, or the shapes are not for it.
-        IntegrityError: the model, the timing cache or the lock is not what it should be.
+        IntegrityError: the model or the timing cache is not what it should be.
         EnvironmentUnsuitable: no TensorRT, no GPU, no space.
     """
     if timeout is not None and timeout <= 0:
         raise UsageError(f"a build cannot take {timeout} s", expected="a positive number of seconds")
-    from deploycli.exporters.precision.observed import model_sha256  # slow to import
+    from deploycli.exporters.graph.onnx_reader import external_files, load_model  # slow to import
 
-    digest = model_sha256(onnx)
-    job = Job(onnx.absolute(), digest, _absolute(settings), work_folder.absolute(), verbose, compiler, targets)
+    external_files(load_model(onnx))  # none is read that is outside of the model's folder
+    job = Job(onnx.absolute(), _absolute(settings), work_folder.absolute(), verbose, compiler, targets)
     try:
         job.folder.mkdir(parents=True, exist_ok=True)
         job.file(LOG).unlink(missing_ok=True)
@@ -253,7 +253,7 @@ def _absolute(settings: BuildSettings) -> BuildSettings:
         slash = os.sep if path is not None and path.endswith(("/", os.sep)) else ""  # says that it is a folder
         return None if path is None else str(Path(path).absolute()) + slash
 
-    return replace(settings, timing_cache=absolute(settings.timing_cache), locked=absolute(settings.locked))
+    return replace(settings, timing_cache=absolute(settings.timing_cache))
 
 
 def _environment() -> dict[str, str]:

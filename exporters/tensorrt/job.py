@@ -43,7 +43,6 @@ class Job:
 
     Attributes:
         onnx: the model.
-        onnx_sha256: its hash, external data included.
         settings: how to build it; their paths are absolute.
         folder: where everything goes.
         verbose: keep TensorRT's verbose messages, too.
@@ -52,7 +51,6 @@ class Job:
     """
 
     onnx: Path
-    onnx_sha256: str
     settings: BuildSettings
     folder: Path
     verbose: bool = False
@@ -76,7 +74,6 @@ class Job:
         """
         data = {
             "onnx": str(self.onnx),
-            "onnx_sha256": self.onnx_sha256,
             "settings": self.settings.to_json(),
             "verbose": self.verbose,
             "compiler": self.compiler,
@@ -99,7 +96,6 @@ class Job:
             raise UsageError(error.found, expected=error.expected) from error
         return cls(
             Path(found.onnx),
-            found.onnx_sha256,
             found.settings,
             path.absolute().parent,
             found.verbose,
@@ -111,7 +107,6 @@ class Job:
 @dataclass(frozen=True)
 class _JobFile:
     onnx: str
-    onnx_sha256: Sha256
     settings: BuildSettings
     verbose: bool
     compiler: CompilerName
@@ -130,7 +125,6 @@ class _ResultFile:
     io: tuple[IoTensor, ...]
     facts: Mapping[str, Any]
     timing_cache: Mapping[str, Any] | None
-    lock: Mapping[str, Any] | None
     seconds: Mapping[str, float]
 
 
@@ -158,8 +152,6 @@ class BuildResult:
         facts: read back from the engine and the builder's configuration, enumerations by name, memory in bytes.
         timing_cache: None, or the ``file``; ``sha256`` of its timings for this TensorRT and GPU, now, and as they were
             read (``read_sha256``, empty for none); and why they were not updated (``problem``).
-        lock: None, or the lock's ``file`` and ``sha256``, how many ``tactics`` it holds, and whether this build
-            has ``written`` it.
         seconds: how long parsing, building and inspecting took.
     """
 
@@ -173,7 +165,6 @@ class BuildResult:
     io: tuple[IoTensor, ...]
     facts: Mapping[str, Any]
     timing_cache: Mapping[str, Any] | None
-    lock: Mapping[str, Any] | None
     seconds: Mapping[str, float]
 
     def save(self, job: Job) -> None:

@@ -179,7 +179,6 @@ def test_inspect_shows_kernels_by_module(bundle: Path, plans: dict[str, Path], d
         (["--strip-weights"], "without a GPU"),
         (["--max-aux-streams", "0"], "--max-aux-streams was given"),
         (["--timing-cache", "timings/"], "measures no kernels"),
-        (["--locked", "lock.json"], "measures no kernels"),
         (["--tf32"], "--tf32 was given"),
         (["--gpu", "h100"], "compute capability 9.0, for which TensorRT for RTX does not compile"),
         (["--gpu", "abacus"], "names no GPU that is known"),

@@ -88,7 +88,6 @@ def test_every_option_reaches_the_builder(bundle: Path, deploycli: Command, tmp_
         "max_aux_streams": 2,
         "timing_cache": "timings/",
         "error_on_timing_cache_miss": False,
-        "locked": None,
         "tf32": True,
         "more_profiles": [],
     }
@@ -107,8 +106,6 @@ def test_every_option_reaches_the_builder(bundle: Path, deploycli: Command, tmp_
     )
     missed = deploycli("build-trt", "--timing-cache", "other/", "--error-on-timing-cache-miss")
     assert_refused(missed, 4, "timing cache miss")
-    assert deploycli("build-trt", "--locked", "tactics.json").code == 0
-    assert (tmp_path / "tactics.json").is_file()
 
 
 def test_an_option_of_casting_casts_again(bundle: Path, deploycli: Command) -> None:
@@ -161,7 +158,6 @@ def test_a_dry_run_writes_the_graph_and_shows_the_plan(bundle: Path, deploycli: 
         (["--batch", "0:1:2"], "is no range of batches"),
         (["--workspace", "lots"], "is no size"),
         (["--error-on-timing-cache-miss"], "--timing-cache FILE"),
-        (["--timing-cache", "a", "--locked", "b"], "one of them"),
         (["--builder-optimization-level", "9"], "'9' is no whole number from 0 to 5"),
         (["--precision", "fp8"], "'fp8' is not one of"),
         (["nowhere"], "nowhere"),

@@ -55,8 +55,8 @@ class Compiler(Protocol):
             BuildError: the compiler cannot describe its own engine.
         """
 
-    def keep(self) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-        """Write what the next build shall know; return what the result says of the lock and of the timing cache."""
+    def keep(self) -> dict[str, Any] | None:
+        """Write what the next build shall know; return what the result says of the timing cache."""
 
     def advice(self) -> str:
         """Say what to try where no engine was built; may be empty."""

@@ -1,6 +1,6 @@
 """TensorRT for RTX: it compiles ahead of time, without a GPU, for those that are named.
 
-There is nothing to measure, so there are no timings and no tactics; and two builds of the same ONNX file for the same
+There is nothing to measure, so there are no timings; and two builds of the same ONNX file for the same
 targets have the same bytes. The plan cannot be loaded where there is no GPU, so its layers are not asked of an
 inspector: the builder lists them itself, in one verbose message, and its targets stand in its header.
 
@@ -108,9 +108,8 @@ class Rtx:
         layers = as_inspector_json(self._listing, self._names) if self._listing else None
         return EngineReport(layers, network_io(network, self._job.settings), dict(self._memory))
 
-    def keep(self) -> tuple[None, None]:
+    def keep(self) -> None:
         """Keep nothing: nothing was measured."""
-        return None, None
 
     def advice(self) -> str:
         """Say what to try where no engine was built."""

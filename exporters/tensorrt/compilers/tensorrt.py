@@ -11,17 +11,14 @@ Sources: TensorRT, Python API of 10.13 to 11.4; "Migrating from TensorRT 10.x to
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploycli.exporters.target.product import TENSORRT
 from deploycli.exporters.target.targets import dotted
 from deploycli.exporters.tensorrt import library
 from deploycli.exporters.tensorrt.readback import EngineReport, hardware_compatibility, inspect_engine, network_io
-from deploycli.exporters.tensorrt.tactics import Lock, LockScope, tactics_of
 from deploycli.exporters.tensorrt.timing_cache import (
     CacheStore,
-    cache_bytes,
     cache_key,
     load_cache,
     merged,
@@ -70,11 +67,11 @@ class TensorRt:
 
         Raises:
             BuildError: this TensorRT does not have a setting, or not with this value.
-            IntegrityError: the timing cache or the lock is damaged or for something else.
+            IntegrityError: the timing cache is damaged or for something else.
             EnvironmentUnsuitable: Polygraphy is missing or too old.
         """
         config = self._config(builder, monitor)
-        self._kernels = _Kernels(self._job, config, self.gpu)
+        self._timings = _Timings(self._job, config, self.gpu)
         return config
 
     def _config(self, builder: trt.Builder, monitor: Monitor) -> trt.IBuilderConfig:
@@ -110,8 +107,6 @@ class TensorRt:
         if settings.strip_weights:
             # 10.x strips nothing without a refit flag. Not REFIT: it may lose a bias (TensorRT 11.3, "Refitting").
             config.set_flag(_member(trt.BuilderFlag, "REFIT_IDENTICAL"))
-        if settings.locked is not None:
-            config.set_flag(_member(trt.BuilderFlag, "EDITABLE_TIMING_CACHE"))
         return config
 
     def adapt(self, network: trt.INetworkDefinition) -> None:
@@ -127,9 +122,9 @@ class TensorRt:
             return EngineReport(None, network_io(network, settings), _facts(config))
         return EngineReport(engine.layers, engine.io, {**_facts(config), **engine.facts})
 
-    def keep(self) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-        """Write the lock, or merge the timings; return what the result says of either."""
-        return self._kernels.keep(self._log)
+    def keep(self) -> dict[str, Any] | None:
+        """Merge the timings; return what the result says of them."""
+        return self._timings.keep(self._log)
 
     def advice(self) -> str:
         """Say what to try where no engine was built."""
@@ -152,34 +147,22 @@ def _member(enum: Any, name: str) -> Any:
         ) from error
 
 
-class _Kernels:
-    """What decides on kernels beside measurement: a lock, or a timing cache, or neither."""
+class _Timings:
+    """The timing cache of one build: what it was given, and what it has measured besides."""
 
     def __init__(self, job: Job, config: trt.IBuilderConfig, gpu: GpuRecord) -> None:
-        settings, version = job.settings, library.version()
         self._config = config
-        self._settings = settings
         self._stored = b""
-        self._lock: Lock | None = None
         self._cache: trt.ITimingCache | None = None
-        self._scope = LockScope.of(version, gpu, job.onnx_sha256, settings)
-        if settings.locked is not None:
-            path = Path(settings.locked)
-            self._lock = Lock.read(path, self._scope)
-            self._cache = load_cache(config, b"" if self._lock is None else self._lock.cache, path)
-            if self._lock is not None:
-                self._lock.pin(self._cache)
-        elif settings.timing_cache is not None:
-            self._store = CacheStore(settings.timing_cache, cache_key(version, gpu))
+        if job.settings.timing_cache is not None:
+            self._store = CacheStore(job.settings.timing_cache, cache_key(library.version(), gpu))
             self._stored = self._store.read()
             self._cache = load_cache(config, self._stored, self._store.file)
 
-    def keep(self, log: Log) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-        """Write the lock, or merge the timings; return what the result says of either."""
+    def keep(self, log: Log) -> dict[str, Any] | None:
+        """Merge the timings; return what the result says of them."""
         if self._cache is None:
-            return None, None
-        if self._settings.locked is not None:
-            return self._keep_lock(Path(self._settings.locked), self._cache), None
+            return None
         cache, store = self._cache, self._store
         read = sha256_of_bytes(self._stored)
         found = {"file": str(store.file), "read_sha256": read}
@@ -187,21 +170,8 @@ class _Kernels:
             data = store.merge(lambda stored: merged(self._config, cache, stored, store.file))
         except DeployError as error:  # the engine is there: it is not thrown away for its timings
             log.write(f"the timing cache was not updated: {error.found}")
-            return None, {**found, "sha256": read, "problem": error.found}
-        return None, {**found, "sha256": sha256_of_bytes(data), "problem": ""}
-
-    def _keep_lock(self, path: Path, cache: trt.ITimingCache) -> dict[str, Any]:
-        written = self._lock is None
-        if self._lock is None:
-            tactics = tactics_of(cache)
-            if not tactics:
-                raise BuildError("TensorRT recorded no tactics: there is nothing to lock")
-            self._lock = Lock(self._scope, cache_bytes(cache), tactics)
-            self._lock.write(path)
-        else:
-            self._lock.check(cache)
-        digest = sha256_of_bytes(path.read_bytes())
-        return {"file": str(path), "sha256": digest, "tactics": len(self._lock.tactics), "written": written}
+            return {**found, "sha256": read, "problem": error.found}
+        return {**found, "sha256": sha256_of_bytes(data), "problem": ""}
 
 
 def _require_polygraphy() -> None:

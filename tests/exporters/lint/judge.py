@@ -153,7 +153,7 @@ class _Compiler:
             return Verdict("unparsed", "\n".join(line.strip() for line in error.found.splitlines()[1:]) or error.found)
         try:
             settings = BuildSettings(_profile(network))
-            compiler = Rtx(Job(self._file, "", settings, self._file.parent, False, "rtx", self._targets), log)
+            compiler = Rtx(Job(self._file, settings, self._file.parent, False, "rtx", self._targets), log)
             compiler.adapt(network)
             config = compiler.configure(builder, self._monitor)
             if settings.profile:

@@ -41,7 +41,7 @@ def configured(settings: dict[str, Any]) -> dict[str, Any]:
         if settings.get("timing_cache"):
             settings["timing_cache"] = f"{folder}/timings/"
         log = Log()
-        compiler = TensorRt(Job(Path("model.onnx"), "0" * 64, BuildSettings(PROFILE, **settings), Path(folder)), log)
+        compiler = TensorRt(Job(Path("model.onnx"), BuildSettings(PROFILE, **settings), Path(folder)), log)
         compiler.start()
         builder, monitor = make_builder(log, "TensorRT"), Monitor(Reporter(os.open(os.devnull, os.O_WRONLY)))
         config = compiler.configure(builder, monitor)
@@ -109,7 +109,7 @@ def failures(onnx: str) -> dict[str, str]:
     found = {}
     for name in FAILURES:
         with tempfile.TemporaryDirectory() as folder, _failing(FAILURES[name], _FAILS.get(name)):
-            job = Job(Path(onnx), "0" * 64, BuildSettings(PROFILE), Path(folder), False, "rtx", ((8, 6),))
+            job = Job(Path(onnx), BuildSettings(PROFILE), Path(folder), False, "rtx", ((8, 6),))
             try:
                 build(job, Reporter(os.open(os.devnull, os.O_WRONLY)), Log())
                 found[name] = "built"

@@ -43,10 +43,6 @@ def act(monitor: Any, say: Callable[..., None]) -> bool:
     return result is None
 
 
-def layers() -> int:
-    return 4 if "FAKE_ANOTHER_LAYER" in os.environ else 3
-
-
 def spoil(plan: bytes) -> bytes:
     return {"truncate": plan[: len(plan) // 2], "no plan": b"<html>"}.get(WANTED, plan)
 
