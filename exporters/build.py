@@ -467,7 +467,6 @@ def _sidecar(
 ) -> Sidecar:
     found = readings[0]
     totals = KernelTotals.of(found.kernels)
-    cache = result.timing_cache or {}
     gpus = planned.targets if result.gpu is None else (result.gpu.compute_capability,)
     return Sidecar(
         plan=engine_name(planned.precision, *gpus, version=result.tensorrt, product=planned.product),
@@ -483,7 +482,7 @@ def _sidecar(
         layers={**found.layers.to_json(), **totals.to_json(), "products_not_found": len(found.missing)},
         assertions=assertions,
         facts=result.facts,
-        timing_cache_sha256=str(cache.get("sha256", "")),
+        timing_cache_sha256=result.timing_cache_sha256,
         seconds=sum(result.seconds.values()),
         tool_version=version("deploycli"),
         built_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),

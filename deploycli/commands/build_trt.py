@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -21,7 +22,6 @@ from deploycli.precision_options import calibration_options, expressions, names,
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from deploycli.exporters.target.product import CompilerName
 
@@ -93,9 +93,9 @@ def _shapes(which: str) -> Callable[[F], F]:
 @click.option("--tf32", is_flag=True, help="Let FP32 products round to TF32.")
 @click.option(
     "--timing-cache",
-    type=click.Path(),  # no Path: a slash at its end says that it is a folder
-    metavar="FILE|DIR",
-    help="Kernel timings, kept for each TensorRT version and GPU, and merged; dir/ is made where it is missing.",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Kernel timings, a file for each TensorRT version and GPU.",
 )
 @click.option("--error-on-timing-cache-miss", is_flag=True, help="Fail where the timing cache does not know a layer.")
 @click.option("--timeout", type=Number(0, 30 * 86400, above=True), metavar="SECONDS", help="Of one build.")
@@ -139,7 +139,7 @@ def command(
     strip_weights: bool,
     max_aux_streams: int | None,
     tf32: bool,
-    timing_cache: str | None,
+    timing_cache: Path | None,
     error_on_timing_cache_miss: bool,
     timeout: float | None,
     assertions: tuple[str, ...],
@@ -198,7 +198,7 @@ def command(
             version_compatible=version_compatible,
             strip_weights=strip_weights,
             max_aux_streams=max_aux_streams,
-            timing_cache=timing_cache,
+            timing_cache=None if timing_cache is None else str(timing_cache),
             error_on_timing_cache_miss=error_on_timing_cache_miss,
             tf32=tf32,
         ),

@@ -67,7 +67,7 @@ class BuildSettings:
         version_compatible: the plan also runs on later versions; it then carries a lean runtime.
         strip_weights: leave out the weights; they are refitted from the ONNX file.
         max_aux_streams: streams beside the main one; None for TensorRT's choice.
-        timing_cache: file or folder of kernel timings, or None; see `deploycli.exporters.tensorrt.timing_cache`.
+        timing_cache: folder of kernel timings, or None; see `deploycli.exporters.tensorrt.timing_cache`.
         error_on_timing_cache_miss: fail where the cache does not know a layer.
         tf32: let FP32 matrix products round to TF32.
         more_profiles: the others, each with kernels of its own.
@@ -97,7 +97,7 @@ class BuildSettings:
         if streams is not None and streams < 0:
             raise InvalidValue(f"{streams} auxiliary streams", expected="0 or more")
         if self.error_on_timing_cache_miss and self.timing_cache is None:
-            raise InvalidValue("an error on a timing cache miss was asked for", expected="--timing-cache FILE as well")
+            raise InvalidValue("an error on a timing cache miss was asked for", expected="--timing-cache DIR as well")
         if self.timing_cache is not None and level == 0:
             raise InvalidValue("builder optimization level 0 does not use a timing cache", expected="level 1 to 5")
 

@@ -9,6 +9,7 @@ Sources: TensorRT, Python API of 10.13 to 11.4, and of TensorRT for RTX 1.7.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -19,7 +20,6 @@ from deploycli.exporters.lint.verdict import shown
 from deploycli.exporters.tensorrt import library
 from deploycli.exporters.tensorrt.job import LAYERS, LOG, PLAN, BuildResult
 from deploycli.exporters.tensorrt.network import fill, make_builder, make_network
-from deploycli.exporters.tensorrt.timing_cache import sha256_of_bytes
 from deploycli.models.errors import BuildError, UsageError, first_line
 from deploycli.models.memory import shortage
 
@@ -80,7 +80,7 @@ def build(job: Job, reporter: Reporter, log: Log) -> BuildResult:
     with seconds.phase("inspect"):
         engine = compiler.read(plan, header, config, network)
     del parser, memory
-    cache = compiler.keep()
+    timing_cache = compiler.keep()
     write_whole(job.file(PLAN), plan)
     layers = None
     if engine.layers is not None:
@@ -88,7 +88,7 @@ def build(job: Job, reporter: Reporter, log: Log) -> BuildResult:
         write_whole(layers, engine.layers.encode())
     return BuildResult(
         plan=job.file(PLAN),
-        sha256=sha256_of_bytes(plan),
+        sha256=hashlib.sha256(plan).hexdigest(),
         size=len(plan),
         layers=layers,
         log=job.file(LOG),
@@ -100,7 +100,7 @@ def build(job: Job, reporter: Reporter, log: Log) -> BuildResult:
             "network_flags": ["STRONGLY_TYPED"],
             **engine.facts,
         },
-        timing_cache=cache,
+        timing_cache_sha256=timing_cache,
         seconds=seconds.taken,
     )
 

@@ -248,12 +248,8 @@ def _clear(job: Job) -> None:
 
 def _absolute(settings: BuildSettings) -> BuildSettings:
     """Return the settings with absolute paths: the child has another current folder."""
-
-    def absolute(path: str | None) -> str | None:
-        slash = os.sep if path is not None and path.endswith(("/", os.sep)) else ""  # says that it is a folder
-        return None if path is None else str(Path(path).absolute()) + slash
-
-    return replace(settings, timing_cache=absolute(settings.timing_cache))
+    cache = settings.timing_cache
+    return replace(settings, timing_cache=None if cache is None else str(Path(cache).absolute()))
 
 
 def _environment() -> dict[str, str]:

@@ -22,7 +22,7 @@ from deploycli.exporters.target.product import PRODUCTS, CompilerName, Product
 from deploycli.exporters.target.settings import BuildSettings
 from deploycli.exporters.target.targets import Capability
 from deploycli.models import errors
-from deploycli.models.codec import Count, Sha256, load
+from deploycli.models.codec import Count, Sha256, SomeSha256, load
 from deploycli.models.errors import BuildError, DeployError, IntegrityError, UsageError, first_line
 
 JOB, LOG, PLAN, LAYERS, RESULT, ERROR = (
@@ -124,7 +124,7 @@ class _ResultFile:
     gpu: GpuRecord | None
     io: tuple[IoTensor, ...]
     facts: Mapping[str, Any]
-    timing_cache: Mapping[str, Any] | None
+    timing_cache_sha256: SomeSha256
     seconds: Mapping[str, float]
 
 
@@ -150,8 +150,7 @@ class BuildResult:
         gpu: where its kernels were measured, or None where none were.
         io: its inputs and outputs.
         facts: read back from the engine and the builder's configuration, enumerations by name, memory in bytes.
-        timing_cache: None, or the ``file``; ``sha256`` of its timings for this TensorRT and GPU, now, and as they were
-            read (``read_sha256``, empty for none); and why they were not updated (``problem``).
+        timing_cache_sha256: of the timings for this TensorRT and GPU after the build, or empty.
         seconds: how long parsing, building and inspecting took.
     """
 
@@ -164,7 +163,7 @@ class BuildResult:
     gpu: GpuRecord | None
     io: tuple[IoTensor, ...]
     facts: Mapping[str, Any]
-    timing_cache: Mapping[str, Any] | None
+    timing_cache_sha256: str
     seconds: Mapping[str, float]
 
     def save(self, job: Job) -> None:

@@ -5,7 +5,7 @@ Import this after `deploycli.exporters.tensorrt.library.use`, in the child proce
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from deploycli.exporters.target.product import RTX
 
@@ -55,8 +55,8 @@ class Compiler(Protocol):
             BuildError: the compiler cannot describe its own engine.
         """
 
-    def keep(self) -> dict[str, Any] | None:
-        """Write what the next build shall know; return what the result says of the timing cache."""
+    def keep(self) -> str:
+        """Write what the next build shall know; return the hash of the timing cache, empty where there is none."""
 
     def advice(self) -> str:
         """Say what to try where no engine was built; may be empty."""

@@ -108,8 +108,9 @@ class Rtx:
         layers = as_inspector_json(self._listing, self._names) if self._listing else None
         return EngineReport(layers, network_io(network, self._job.settings), dict(self._memory))
 
-    def keep(self) -> None:
+    def keep(self) -> str:
         """Keep nothing: nothing was measured."""
+        return ""
 
     def advice(self) -> str:
         """Say what to try where no engine was built."""

@@ -11,20 +11,15 @@ Sources: TensorRT, Python API of 10.13 to 11.4; "Migrating from TensorRT 10.x to
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploycli.exporters.target.product import TENSORRT
 from deploycli.exporters.target.targets import dotted
 from deploycli.exporters.tensorrt import library
 from deploycli.exporters.tensorrt.readback import EngineReport, hardware_compatibility, inspect_engine, network_io
-from deploycli.exporters.tensorrt.timing_cache import (
-    CacheStore,
-    cache_key,
-    load_cache,
-    merged,
-    sha256_of_bytes,
-)
-from deploycli.models.errors import BuildError, DeployError, EnvironmentUnsuitable, first_line
+from deploycli.exporters.tensorrt.timing_cache import TimingCache
+from deploycli.models.errors import BuildError, EnvironmentUnsuitable, first_line
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -51,6 +46,7 @@ class TensorRt:
         self.gpu: GpuRecord = library.gpu()
         self._job = job
         self._log = log
+        self._timings: TimingCache | None = None
 
     def start(self) -> None:
         """Say where this runs, and register the plugins."""
@@ -71,7 +67,8 @@ class TensorRt:
             EnvironmentUnsuitable: Polygraphy is missing or too old.
         """
         config = self._config(builder, monitor)
-        self._timings = _Timings(self._job, config, self.gpu)
+        if (folder := self._job.settings.timing_cache) is not None:
+            self._timings = TimingCache(Path(folder), library.version(), self.gpu, config)
         return config
 
     def _config(self, builder: trt.Builder, monitor: Monitor) -> trt.IBuilderConfig:
@@ -122,9 +119,9 @@ class TensorRt:
             return EngineReport(None, network_io(network, settings), _facts(config))
         return EngineReport(engine.layers, engine.io, {**_facts(config), **engine.facts})
 
-    def keep(self) -> dict[str, Any] | None:
-        """Merge the timings; return what the result says of them."""
-        return self._timings.keep(self._log)
+    def keep(self) -> str:
+        """Write the timings; return their hash."""
+        return "" if self._timings is None else self._timings.keep(self._log)
 
     def advice(self) -> str:
         """Say what to try where no engine was built."""
@@ -145,33 +142,6 @@ def _member(enum: Any, name: str) -> Any:
         raise EnvironmentUnsuitable(
             f"TensorRT {library.version()} has no {enum.__name__}.{name}", hint=library.install_hint(TENSORRT)
         ) from error
-
-
-class _Timings:
-    """The timing cache of one build: what it was given, and what it has measured besides."""
-
-    def __init__(self, job: Job, config: trt.IBuilderConfig, gpu: GpuRecord) -> None:
-        self._config = config
-        self._stored = b""
-        self._cache: trt.ITimingCache | None = None
-        if job.settings.timing_cache is not None:
-            self._store = CacheStore(job.settings.timing_cache, cache_key(library.version(), gpu))
-            self._stored = self._store.read()
-            self._cache = load_cache(config, self._stored, self._store.file)
-
-    def keep(self, log: Log) -> dict[str, Any] | None:
-        """Merge the timings; return what the result says of them."""
-        if self._cache is None:
-            return None
-        cache, store = self._cache, self._store
-        read = sha256_of_bytes(self._stored)
-        found = {"file": str(store.file), "read_sha256": read}
-        try:
-            data = store.merge(lambda stored: merged(self._config, cache, stored, store.file))
-        except DeployError as error:  # the engine is there: it is not thrown away for its timings
-            log.write(f"the timing cache was not updated: {error.found}")
-            return {**found, "sha256": read, "problem": error.found}
-        return {**found, "sha256": sha256_of_bytes(data), "problem": ""}
 
 
 def _require_polygraphy() -> None:

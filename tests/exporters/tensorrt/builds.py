@@ -39,7 +39,7 @@ def configured(settings: dict[str, Any]) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as folder:
         if settings.get("timing_cache"):
-            settings["timing_cache"] = f"{folder}/timings/"
+            settings["timing_cache"] = f"{folder}/timings"
         log = Log()
         compiler = TensorRt(Job(Path("model.onnx"), BuildSettings(PROFILE, **settings), Path(folder)), log)
         compiler.start()
@@ -53,7 +53,7 @@ def configured(settings: dict[str, Any]) -> dict[str, Any]:
             "streams": config.max_aux_streams,
             "verbosity": config.profiling_verbosity.name,
             "monitored": config.progress_monitor is monitor,
-            "cache": [path.name for path in Path(folder).glob("timings/[!.]*")],
+            "cache": [path.name for path in Path(folder).glob("timings/*")],
         }
 
 

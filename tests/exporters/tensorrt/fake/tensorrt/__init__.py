@@ -43,12 +43,6 @@ class ITimingCache:
         self._config, self._of = config, stored["of"]
         self._entries: dict[str, list[Any]] = stored["entries"]
 
-    def combine(self, input_cache: ITimingCache, ignore_mismatch: bool) -> bool:
-        if self._of != input_cache._of and not ignore_mismatch:
-            return False
-        self._entries = {**input_cache._entries, **self._entries}
-        return True
-
     def serialize(self) -> bytes:
         return json.dumps({"of": self._of, "entries": self._entries}, sort_keys=True).encode()
 

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -29,11 +28,6 @@ def measure(key: str) -> int:
 def act(monitor: Any, say: Callable[..., None]) -> bool:
     """Report progress, then do what is wanted; return whether a plan shall come of it."""
     say("building")
-    if wait := os.environ.get("FAKE_WAITS_FOR"):
-        while not Path(wait).exists():
-            time.sleep(0.01)
-    if spoiled := os.environ.get("FAKE_SPOILS"):
-        Path(spoiled).write_bytes(b"{")
     monitor.phase_start("Building", None, _STEPS)
     for step in range(_STEPS):
         if not monitor.step_complete("Building", step):
