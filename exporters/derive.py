@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from deploycli.exporters.bundle.manifest import CalibrationRecord
     from deploycli.exporters.graph.onnx_file import ExternalData
-    from deploycli.exporters.graph.steps import Refusal
+    from deploycli.exporters.graph.steps import Remark
     from deploycli.exporters.precision.simulate import SimulatedRuntime
     from deploycli.exporters.runtime.runtimes import OrtRuntime
 
@@ -90,7 +90,7 @@ class Derivation:
         """The FP32 file."""
         return self.bundle.path / self.source.file.path
 
-    def step(self, name: str, change: Callable[[], list[Refusal]]) -> None:
+    def step(self, name: str, change: Callable[[], list[Remark]]) -> None:
         """Change the model, and record what was refused."""
         start = time.perf_counter()
         refusals = change()
@@ -105,7 +105,7 @@ class Derivation:
         if self.lint:
             require_readable(self.model, f"the {self.precision} graph of {self.bundle.path}")
 
-    def note(self, name: str, refusals: list[Refusal]) -> None:
+    def note(self, name: str, refusals: list[Remark]) -> None:
         """Record a step that changed nothing by itself."""
         self.steps.append(Step(name, self.model.graph.num_nodes(), 0.0, tuple(refusals)))
 

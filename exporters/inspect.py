@@ -94,7 +94,7 @@ def summarize(path: Path, *, largest: int = 5) -> OnnxSummary:
 
 def _cost(model: ir.Model) -> GraphCost | None:
     """Count a model, which is used up: its functions are inlined."""
-    from deploycli.exporters.graph.analysis import Facts
+    from deploycli.exporters.graph.analysis import Analysis
     from deploycli.exporters.graph.cost import graph_cost
     from deploycli.exporters.passes.pipeline import tidy
 
@@ -102,7 +102,7 @@ def _cost(model: ir.Model) -> GraphCost | None:
         tidy(model)
     except Exception:  # of onnx_ir's own making: a circle, a function that calls itself
         return None
-    return graph_cost(model.graph, Facts(model.graph))
+    return graph_cost(model.graph, Analysis(model.graph))
 
 
 _NUMPY_NAMES = {"FLOAT": "float32", "DOUBLE": "float64"}  # ONNX's other names are NumPy's in capitals

@@ -16,7 +16,7 @@ from deploycli.exporters.bundle.atomic import place, regular_file, unwritable
 from deploycli.exporters.bundle.model_place import folder_beside, same_file, write_beside
 from deploycli.exporters.export import ATTENTION_OPSET
 from deploycli.exporters.gate import require_readable
-from deploycli.exporters.graph.analysis import Facts
+from deploycli.exporters.graph.analysis import Analysis
 from deploycli.exporters.graph.collector import free_memory
 from deploycli.exporters.graph.cost import constant_bytes, graph_cost
 from deploycli.exporters.graph.external import map_external
@@ -161,7 +161,7 @@ def optimize(request: OptimizeRequest, *, progress: Callable[[str], None] = lamb
     model, steps = optimized(model, without=without, also=also, judge=_weighed if request.check else lambda _: None)
     if request.lint:
         require_readable(model, str(request.source))
-    cost = graph_cost(model.graph, Facts(model.graph))
+    cost = graph_cost(model.graph, Analysis(model.graph))
     first = next((step.cost for step in steps if step.cost is not None), cost)
     before = Side(nodes, ops, size, opset, GraphCost(first.movement_bytes, first.multiply_adds, stored))
     if request.check and (drawn := next((n for n in model.graph.all_nodes() if n.op_type in _RANDOM), None)):
@@ -195,7 +195,7 @@ def _real(target: Path) -> Path:
 
 
 def _weighed(graph: ir.Graph) -> None:
-    refuse_what_is_too_large(graph, Facts(graph), batch=max(BATCHES), hint=UNCHECKED)
+    refuse_what_is_too_large(graph, Analysis(graph), batch=max(BATCHES), hint=UNCHECKED)
 
 
 def _checked(

@@ -13,7 +13,7 @@ from deploycli.exporters.bundle.manifest import CalibrationRecord, FileRecord
 from deploycli.exporters.cast import patterns
 from deploycli.exporters.derive import Derivation, Derived
 from deploycli.exporters.graph.onnx_reader import load_model
-from deploycli.exporters.graph.steps import Refusal
+from deploycli.exporters.graph.steps import Remark
 from deploycli.exporters.precision.budget import Search, accuracy_of, fit, harm_of
 from deploycli.exporters.precision.calibrate import calibrate
 from deploycli.exporters.precision.calibration_cache import CalibrationCache
@@ -133,9 +133,9 @@ def _place(model: ir.Model, quantization: Quantization) -> Placement:
         model.graph, scheme=quantization.scheme, exclude=(*exclude, *kept), high_precision=quantization.high_precision
     )
     if not placement.sites:
-        first = placement.refusals[0] if placement.refusals else Refusal("the graph", "no product with a weight")
+        first = placement.remarks[0] if placement.remarks else Remark("the graph", "no product with a weight")
         raise UsageError(
-            f"nothing is left to quantise: {len(placement.refusals)} operators stay in high precision, such as "
+            f"nothing is left to quantise: {len(placement.remarks)} operators stay in high precision, such as "
             f"{first.node} ({first.reason})",
             expected="at least one product in INT8",
             hint="fewer --exclude and --high-precision",
@@ -209,7 +209,7 @@ def _apply(
     """Put these groups in INT8, and what is around them in its type."""
     model, typing, policy = derivation.model, quantization.around, _policy(derivation.model.graph, quantization)
 
-    def quantize() -> list[Refusal]:
+    def quantize() -> list[Remark]:
         insert(
             model,
             [site for site in placement.sites if site.group in groups],
@@ -217,7 +217,7 @@ def _apply(
             scale_type=quantization.scale_type,
             float_weights=quantization.float_weights,
         )
-        return list(placement.refusals)
+        return list(placement.remarks)
 
     derivation.step(f"quantize-{quantization.scheme}", quantize)
     if typing is not None and policy is not None:
@@ -276,9 +276,9 @@ def _search(
     return fit(groups, max_drop, evaluate=evaluate, harm=harm)
 
 
-def _reverted(search: Search) -> list[Refusal]:
+def _reverted(search: Search) -> list[Remark]:
     return [
-        Refusal(group, f"accuracy: alone in INT8 it moves the logits by {search.harm[group] ** 0.5:.2%}")
+        Remark(group, f"accuracy: alone in INT8 it moves the logits by {search.harm[group] ** 0.5:.2%}")
         for group in search.reverted
     ]
 

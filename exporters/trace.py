@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 import torch
 
-from deploycli.exporters.graph.analysis import Facts
+from deploycli.exporters.graph.analysis import Analysis
 from deploycli.exporters.graph.builder import Builder
 from deploycli.exporters.graph.unique import MODULE_KEY as MODULE_KEY  # also for those who name the nodes
 from deploycli.exporters.graph.unique import PARAMETER
@@ -100,12 +100,12 @@ def store_operands(model: ir.Model) -> None:
     PyTorch's exporter writes a Reshape between a constant and its reader, and a CastLike before a Range, whose length
     follows from its operands.
     """
-    facts = Facts(model.graph)
-    builder = Builder(model.graph, facts)
+    analysis = Analysis(model.graph)
+    builder = Builder(model.graph, analysis)
     for node in model.graph:
         for position in range(3) if node.op_type == "Range" else constant_positions(node):
             value = node.inputs[position] if position < len(node.inputs) else None
-            known = None if value is None or value.producer() is None else facts.constant(value)
+            known = None if value is None or value.producer() is None else analysis.constant(value)
             if known is not None:
                 node.replace_input_with(position, builder.constant(known))
     sweep(model.graph)

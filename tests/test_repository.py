@@ -76,6 +76,33 @@ def test_folders_are_in_no_circle() -> None:
     assert {folder_of(module) for module in MODULES} == IMPORTS.keys()
 
 
+# Circles that are about to be cut; a line goes with its circle.
+EXPECTED_CIRCLES = {
+    "deploycli.exporters.bench.report",
+    "deploycli.exporters.bench.requirement",
+    "deploycli.exporters.tensorrt.rtx_runtime",
+    "deploycli.exporters.tensorrt.runtime",
+    "deploycli.models.crossformer_variants",
+    "deploycli.models.registry",
+    "deploycli.models.variants",
+    "deploycli.models.vit_variants",
+}
+
+
+def test_modules_are_in_no_circle() -> None:
+    imports = {module: imports_of(module) - {module} for module in MODULES}
+
+    def reached(module: str) -> set[str]:
+        found, waiting = set[str](), [module]
+        while waiting:
+            new = imports[waiting.pop()] - found
+            found |= new
+            waiting += new
+        return found
+
+    assert {module for module in MODULES if module in reached(module)} - EXPECTED_CIRCLES == set()
+
+
 def test_every_folder_is_installed() -> None:
     listed = re.search(
         r"^packages = \[\n(.*?)^\]", (ROOT / "pyproject.toml").read_text("utf-8"), re.DOTALL | re.MULTILINE

@@ -10,7 +10,7 @@ It imports models alone. Words that the whole of exporters uses:
     index sets    a part of a value: the rows that are meant on each axis
     lowering      a way to write a movement: the cheapest of several is chosen
     analysis      what is known of each value: shape at the smallest and at the largest batch, constant or not
-    batch         the axis of samples, whose size stands for any; `affine.BATCH` is the size that it is analysed at
+    batch         the axis of samples, whose size stands for any; `shapes.BATCH` is the size that it is analysed at
     rows          a value read as tokens: all axes but the last are places, the last is channels
     cost          bytes that movement writes, multiplications, bytes of constants
     artifact      one ONNX file of a bundle, with how it was made

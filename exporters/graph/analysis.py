@@ -2,7 +2,7 @@
 
 A symbolic dimension is written as a multiple of the stand-in :data:`BATCH`, so that ``[64*B, 49, 96]`` is a tuple of
 plain integers on which all arithmetic works. The graph is interpreted at batch 1 and at batch :data:`BATCH`: so far
-apart that a dimension which is clipped, rounded or padded on its way is a multiple of the batch at one end only.
+apart that a dimension which is clipped, rounded or padded on its way is a multiple of the batch at one of them only.
 
 One symbol is the batch. An axis of another one, one that has no name, and one that is declared -1 are not known; what
 follows of the other axes is known all the same.
@@ -12,24 +12,31 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
 
-from deploycli.exporters.graph.affine import BATCH, ENDS, at, grows, stays_affine
 from deploycli.exporters.graph.evaluate import can_evaluate, evaluate
 from deploycli.exporters.graph.movement_ops import MOVEMENT, data_operands, is_movement
-from deploycli.exporters.graph.shapes import Axes, NodeShapes, Operand
-from deploycli.exporters.graph.shapes import substitute as substitute  # also for those who read shapes
+from deploycli.exporters.graph.shapes import (
+    BATCH,
+    BATCHES,
+    Axes,
+    Dims,
+    Extremes,
+    NodeShapes,
+    Operand,
+    at,
+    grows,
+    stays_affine,
+    substitute,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from deploycli.exporters.graph.movement_ops import Array
-
-Dims: TypeAlias = tuple[int, ...]
-_Ends: TypeAlias = "tuple[Array, Array]"
 
 GROWTH = 16 * 2**20
 """A constant may be this much larger than what it is made of, bytes."""
@@ -49,7 +56,8 @@ class Fact:
         dtype: element type.
         axes: shape, with the batch written as multiples of :data:`BATCH`; None for an axis that is not of that form, or
             for all if not even their number is known.
-        ends: the value at each batch size of :data:`ENDS`, one object if it is constant; None where it is not known.
+        extremes: the value at the smallest and at the largest batch, one object if it is constant; None where it is not
+            known.
         zero: every element is zero, however many there are.
         stored: bytes of the stored constants that its value is made of.
         is_large: its value is spelled out nowhere, and would be too large for a stored constant.
@@ -57,7 +65,7 @@ class Fact:
 
     dtype: ir.DataType
     axes: Axes | None
-    ends: _Ends | None = None
+    extremes: Extremes | None = None
     zero: bool = False
     stored: int = 0
     is_large: bool = False
@@ -70,8 +78,13 @@ class Fact:
     @property
     def constant(self) -> Array | None:
         """The value, where it is the same at every batch size, and not too large to be stored."""
-        known = self.ends is not None and self.ends[0] is self.ends[1] and not self.is_large
-        return self.ends[0] if known and self.ends is not None else None
+        known = self.extremes is not None and self.extremes[0] is self.extremes[1] and not self.is_large
+        return self.extremes[0] if known and self.extremes is not None else None
+
+    @property
+    def operand(self) -> Operand | None:
+        """What inference may read, where the number of axes is known."""
+        return None if self.axes is None else Operand(self.dtype, self.axes, self.extremes)
 
     def shape(self, batch: int) -> Dims | None:
         """The shape for a batch size."""
@@ -79,7 +92,7 @@ class Fact:
 
     def value(self, batch: int) -> Array | None:
         """The value for a batch size."""
-        return None if self.ends is None else at(self.ends, batch)
+        return None if self.extremes is None else at(self.extremes, batch)
 
 
 def dynamic_axes(dims: Dims) -> list[int]:
@@ -98,8 +111,8 @@ def reshape_target(dims: Dims) -> list[int] | None:
     return None if len(axes) > 1 else [-1 if i in axes else dim for i, dim in enumerate(dims)]
 
 
-class Facts:
-    """Facts about a graph, kept up to date by the passes as they add nodes."""
+class Analysis:
+    """What is known of a graph, kept up to date by the passes as they add nodes."""
 
     def __init__(self, graph: ir.Graph) -> None:
         self._graph = graph
@@ -138,7 +151,7 @@ class Facts:
         fact = self[value]
         if fact is None or fact.zero:
             return fact is not None
-        return fact.ends is not None and all(_all_zero(end) for end in fact.ends)
+        return fact.extremes is not None and all(_all_zero(value) for value in fact.extremes)
 
     def only_moves(self, node: ir.Node) -> bool:
         """Say whether a node moves data, and where to is known for every batch size."""
@@ -147,7 +160,7 @@ class Facts:
         if not is_movement(node, operands):
             return False
         facts = [self[value] for i, value in enumerate(node.inputs) if value is not None and i not in moved]
-        return all(fact is not None and fact.ends is not None and not fact.is_large for fact in facts)
+        return all(fact is not None and fact.extremes is not None and not fact.is_large for fact in facts)
 
     def infer(self, node: ir.Node) -> None:
         """Record what follows for the outputs of a node whose inputs are known."""
@@ -159,7 +172,9 @@ class Facts:
                 return
             facts.append(fact)
             # A shape that is not known ends inference, but not the evaluation of constants.
-            operands.append(None if fact is None or fact.axes is None else Operand(fact.dtype, fact.axes, fact.ends))
+            operands.append(
+                None if fact is None or fact.axes is None else Operand(fact.dtype, fact.axes, fact.extremes)
+            )
         values = self._evaluate(node, facts)
         if values is not None:
             self._note_values(node, values, facts)
@@ -177,22 +192,22 @@ class Facts:
                 dtype, low, high = known
                 self._facts[output] = Fact(dtype, _fit(low, high), zero=zero)
 
-    def _note_values(self, node: ir.Node, values: list[_Ends | None], facts: list[Fact | None]) -> None:
+    def _note_values(self, node: ir.Node, values: list[Extremes | None], facts: list[Fact | None]) -> None:
         """Record what the outputs of a node are, and whether they may be stored."""
         given = _given(node, facts)
-        made = sum(ends[0].nbytes for ends in values if ends is not None)
+        made = sum(extremes[0].nbytes for extremes in values if extremes is not None)
         is_large = made > given + GROWTH
         if is_large:
             self.weighed[node] = f"{made} bytes of constants from {given}"
-        for output, ends in zip(node.outputs, values, strict=True):
-            if ends is not None and ends[0].ndim <= _MOST_AXES:
-                dtype, axes = ir.DataType.from_numpy(ends[0].dtype), _fit(ends[0].shape, ends[1].shape)
-                self._facts[output] = Fact(dtype, axes, ends, stored=given if is_large else made, is_large=is_large)
+        for output, extremes in zip(node.outputs, values, strict=True):
+            if extremes is not None and extremes[0].ndim <= _MOST_AXES:
+                dtype, axes = ir.DataType.from_numpy(extremes[0].dtype), _fit(extremes[0].shape, extremes[1].shape)
+                self._facts[output] = Fact(dtype, axes, extremes, stored=given if is_large else made, is_large=is_large)
 
     def _add_input(self, value: ir.Value) -> None:
         if value.shape is None or value.dtype is None:
             return
-        low, high = (tuple(self._input_axis(value, i, batch) for i in range(len(value.shape))) for batch in ENDS)
+        low, high = (tuple(self._input_axis(value, i, batch) for i in range(len(value.shape))) for batch in BATCHES)
         self._facts[value] = Fact(value.dtype, _fit(low, high))
 
     def _input_axis(self, value: ir.Value, axis: int, batch: int) -> int | None:
@@ -207,15 +222,15 @@ class Facts:
         if tensor is None or not value.is_initializer() or value.is_graph_input():
             return None
         shape = tuple(tensor.shape.numpy())
-        ends = None
+        extremes = None
         if not tensor.dtype.is_string() and len(shape) <= _MOST_AXES:
             array = tensor.numpy()
-            ends = (array, array)
-        fact = self._facts[value] = Fact(tensor.dtype, _fit(shape, shape), ends, stored=tensor.nbytes)
+            extremes = (array, array)
+        fact = self._facts[value] = Fact(tensor.dtype, _fit(shape, shape), extremes, stored=tensor.nbytes)
         return fact
 
-    def _evaluate(self, node: ir.Node, facts: list[Fact | None]) -> list[_Ends | None] | None:
-        """Return the outputs at both ends, where they follow from constants and shapes alone."""
+    def _evaluate(self, node: ir.Node, facts: list[Fact | None]) -> list[Extremes | None] | None:
+        """Return the outputs at both batch sizes, where they follow from constants and shapes alone."""
         if not can_evaluate(node) or not facts:
             return None
         if node.op_type in ("Shape", "Size") and facts[0] is not None and facts[0].axes is not None:
@@ -223,15 +238,15 @@ class Facts:
         if node.op_type == "CastLike" and facts[1] is not None:
             like = np.empty(0, facts[1].dtype.numpy())  # only its type is read
             facts = [facts[0], Fact(facts[1].dtype, (0,), (like, like))]
-        if any(fact is not None and fact.ends is None for fact in facts):
+        if any(fact is not None and fact.extremes is None for fact in facts):
             return None
-        operands = [None if fact is None else fact.ends for fact in facts]
+        operands = [None if fact is None else fact.extremes for fact in facts]
         constant = not any(map(grows, operands))
         if not constant and not stays_affine(node, operands):
             return None
         found: list[Sequence[Array | None]] = []
-        for end in range(1 if constant else len(ENDS)):
-            read = [None if x is None else x[end] for x in operands]
+        for i in range(1 if constant else len(BATCHES)):
+            read = [None if x is None else x[i] for x in operands]
             most = min(_given(node, facts) + GROWTH, self._scratch)
             try:
                 found.append(evaluate(node, read, self._graph.opset_imports, most))
@@ -240,7 +255,7 @@ class Facts:
                 return None
             self._scratch -= sum(_own_bytes(x, read) for x in found[-1] if x is not None)
         low, high = found[0], found[-1]
-        return [None if x is None or y is None else _as_ends(x, y) for x, y in zip(low, high, strict=True)]
+        return [None if x is None or y is None else _as_extremes(x, y) for x, y in zip(low, high, strict=True)]
 
     def _makes_zeros(self, node: ir.Node) -> bool:
         if node.op_type == "ConstantOfShape" and node.domain == "":
@@ -252,7 +267,7 @@ class Facts:
         return all(value is None or self.is_zero(value) for value in moved) and self.only_moves(node)
 
 
-def unknowns(graph: ir.Graph, facts: Facts) -> str:
+def unknowns(graph: ir.Graph, facts: Analysis) -> str:
     """Say in one line what is not known of a graph that passes would have to know; empty where nothing is missing."""
     found = []
     shapes = [f"{value.name} {_shape_text(value, facts)}" for value in graph.inputs if not value.is_initializer()
@@ -276,7 +291,7 @@ def _first(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _shape_text(value: ir.Value, facts: Facts) -> str:
+def _shape_text(value: ir.Value, facts: Analysis) -> str:
     """Return a shape with a question mark where an axis is not known."""
     axes = facts.axes(value)
     if value.shape is None or axes is None:
@@ -352,27 +367,27 @@ def _all_zero(array: Array) -> bool:
     return not core.any() and not np.signbit(core).any() if core.dtype.kind == "f" else not core.any()
 
 
-def _measure(node: ir.Node, axes: Axes) -> list[_Ends | None] | None:
+def _measure(node: ir.Node, axes: Axes) -> list[Extremes | None] | None:
     """Evaluate Shape or Size."""
     start, end = node.attributes.get_int("start", 0), node.attributes.get_int("end", None)
     dims = [d for d in axes[start:end] if d is not None]
     if len(dims) < len(axes[start:end]):
         return None
-    low, high = ([substitute(d, batch) for d in dims] for batch in ENDS)
+    low, high = ([substitute(d, batch) for d in dims] for batch in BATCHES)
     if node.op_type == "Shape":
-        return [_as_ends(np.array(low, np.int64), np.array(high, np.int64))]
+        return [_as_extremes(np.array(low, np.int64), np.array(high, np.int64))]
     if len(dynamic_axes(tuple(dims))) > 1:
         return None
-    return [_as_ends(np.array(math.prod(low), np.int64), np.array(math.prod(high), np.int64))]
+    return [_as_extremes(np.array(math.prod(low), np.int64), np.array(math.prod(high), np.int64))]
 
 
-def _as_ends(low: Array, high: Array) -> _Ends:
+def _as_extremes(low: Array, high: Array) -> Extremes:
     same = low is high or (low.shape == high.shape and low.nbytes <= GROWTH and np.array_equal(low, high))
     return (low, low) if same else (low, high)
 
 
 def _fit(low: Axes, high: Axes) -> Axes | None:
-    """Return the axes that give these shapes at the ends, None for one that is no multiple of the batch."""
+    """Return the axes that give these shapes at both batch sizes, None for one that is no multiple of the batch."""
     if len(low) != len(high) or len(low) > _MOST_AXES:
         return None
     return tuple(_fit_axis(a, b) for a, b in zip(low, high, strict=True))

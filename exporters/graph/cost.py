@@ -25,13 +25,14 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
+from deploycli.exporters.graph.products import COUNTED, UNCOUNTED, multiply_adds
 from deploycli.exporters.graph.shapes import elements
 from deploycli.exporters.graph.steps import GraphCost
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
-    from deploycli.exporters.graph.analysis import Dims, Facts
+    from deploycli.exporters.graph.analysis import Analysis
 
 COPIES = frozenset(
     {"CenterCropPad", "Compress", "Concat", "ConcatFromSequence", "DepthToSpace", "Expand", "Gather", "GatherElements",
@@ -40,21 +41,18 @@ COPIES = frozenset(
 )  # fmt: skip
 """Operators of ONNX that write what they have read, and compute nothing."""
 
-_RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
-"""Operators of ONNX that multiply, and that this module does not count."""
 
-
-def graph_cost(graph: ir.Graph, facts: Facts) -> GraphCost:
+def graph_cost(graph: ir.Graph, analysis: Analysis) -> GraphCost:
     """Count a graph.
 
     Args:
         graph: the main graph of a model.
-        facts: what is known of its values; no shape is inferred anew, so that counting takes milliseconds.
+        analysis: what is known of its values; no shape is inferred anew, so that counting takes milliseconds.
     """
     nodes, kept = _contents(graph)
     return GraphCost(
-        movement_bytes=_total(_moved(node, facts) for node in nodes),
-        multiply_adds=_total(_products(node, facts) for node in nodes),
+        movement_bytes=_total(_moved(node, analysis) for node in nodes),
+        multiply_adds=_total(_products(node, analysis) for node in nodes),
         constant_bytes=kept,
     )
 
@@ -96,22 +94,22 @@ def _total(figures: Iterable[int | None]) -> int | None:
 # --- movement --------------------------------------------------------------------------------------------------------
 
 
-def _moved(node: ir.Node, facts: Facts) -> int | None:
+def _moved(node: ir.Node, analysis: Analysis) -> int | None:
     """Return the bytes that a node writes without computing them; None where they are not known."""
     if node.domain != "" or node.op_type not in COPIES:
         return 0
     total = 0
     for output in node.outputs:
-        fact = facts[output]
+        fact = analysis[output]
         if fact is not None and fact.dims is not None and not fact.dtype.is_string():
             total += math.ceil(elements(fact.dims) * fact.dtype.bitwidth / 8)
         elif output.name:  # an optional output that is absent has no name
             return None
-    return 0 if node.op_type == "Transpose" and _keeps_order(node, facts) else total
+    return 0 if node.op_type == "Transpose" and _keeps_order(node, analysis) else total
 
 
-def _keeps_order(node: ir.Node, facts: Facts) -> bool:
-    dims = facts.dims(node.inputs[0])
+def _keeps_order(node: ir.Node, analysis: Analysis) -> bool:
+    dims = analysis.dims(node.inputs[0])
     if dims is None:
         return False
     order = node.attributes.get_ints("perm", None) or range(len(dims))[::-1]
@@ -122,84 +120,9 @@ def _keeps_order(node: ir.Node, facts: Facts) -> bool:
 # --- products --------------------------------------------------------------------------------------------------------
 
 
-def _products(node: ir.Node, facts: Facts) -> int | None:
+def _products(node: ir.Node, analysis: Analysis) -> int | None:
     """Return the multiply-adds of a node of the graph; None where they are not known."""
-    if node.domain == "" and node.op_type not in _COUNTS and node.op_type not in _RECURRENT:
+    if node.domain == "" and node.op_type not in COUNTED and node.op_type not in UNCOUNTED:
         return 0
-    inputs = [None if value is None else facts.dims(value) for value in node.inputs]
-    return multiply_adds(node, inputs, facts.dims(node.outputs[0]))
-
-
-def multiply_adds(node: ir.Node, inputs: list[Dims | None], result: Dims | None) -> int | None:
-    """Return the multiply-adds of an operator; None where they are not known.
-
-    Args:
-        node: the operator.
-        inputs: shapes of its operands; that of one that is absent does not matter.
-        result: shape of its first result.
-    """
-    if node.domain != "" or node.op_type in _RECURRENT:
-        return None
-    count = _COUNTS.get(node.op_type)
-    if count is None:
-        return 0
-    return None if result is None else count(node, inputs, result)
-
-
-def _matmul(node: ir.Node, inputs: list[Dims | None], result: Dims) -> int | None:
-    first = inputs[0]
-    if first is None:
-        return None
-    summed = first[0] if node.attributes.get_int("transA", 0) else first[-1]
-    return elements((*result, summed))
-
-
-def _conv(node: ir.Node, inputs: list[Dims | None], result: Dims) -> int | None:
-    weight = inputs[3 if node.op_type == "QLinearConv" else 1]  # [O, I / groups, kh, kw]
-    return None if weight is None else elements(result) * elements(weight[1:])
-
-
-def _conv_transpose(_node: ir.Node, inputs: list[Dims | None], _result: Dims) -> int | None:
-    first, weight = inputs[0], inputs[1]  # [I, O / groups, kh, kw]
-    return None if first is None or weight is None else elements(first) * elements(weight[1:])
-
-
-def _attention(_node: ir.Node, inputs: list[Dims | None], result: Dims) -> int | None:
-    """Count q by k^T and probabilities by v; [B, S, N*D], or [B, N, S, D] with its own number of heads for k and v."""
-    q, k = inputs[0], inputs[1]
-    past = inputs[4] if len(inputs) > 4 else ()
-    if q is None or k is None or past is None:
-        return None
-    keys = k[-2] + (past[-2] if past else 0)
-    return elements((*q, keys)) + elements((*result, keys))
-
-
-def _einsum(node: ir.Node, inputs: list[Dims | None], _result: Dims) -> int | None:
-    operands = node.attributes.get_string("equation", "").replace(" ", "").partition("->")[0].split(",")
-    if len(operands) == 1:
-        return 0
-    if len(operands) > 2 or any("." in labels for labels in operands):
-        return None  # the order of three products, or the axes of an ellipsis, are not written down
-    sizes: dict[str, int] = {}
-    for labels, dims in zip(operands, inputs, strict=True):
-        if dims is None or len(labels) != len(dims):
-            return None
-        for label, dim in zip(labels, dims, strict=True):
-            sizes[label] = max(sizes.get(label, 1), dim)
-    return elements(tuple(sizes.values()))
-
-
-_COUNTS: dict[str, Callable[[ir.Node, list[Dims | None], Dims], int | None]] = {
-    "Attention": _attention,
-    "Conv": _conv,
-    "ConvInteger": _conv,
-    "ConvTranspose": _conv_transpose,
-    "DeformConv": _conv,
-    "Einsum": _einsum,
-    "Gemm": _matmul,
-    "MatMul": _matmul,
-    "MatMulInteger": _matmul,
-    "QLinearConv": _conv,
-    "QLinearMatMul": _matmul,
-}
-"""Operators that multiply. ``fn(node, dims of the operands, dims of the first result) -> multiply-adds``."""
+    inputs = [None if value is None else analysis.dims(value) for value in node.inputs]
+    return multiply_adds(node, inputs, analysis.dims(node.outputs[0]))

@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from deploycli.exporters.graph.affine import INTEGERS
-from deploycli.exporters.graph.cost import multiply_adds
 from deploycli.exporters.graph.movement_ops import is_movement, move
-from deploycli.exporters.graph.shapes import NodeShapes, Operand, item_bytes
+from deploycli.exporters.graph.products import multiply_adds
+from deploycli.exporters.graph.shapes import INTEGERS, NodeShapes, Operand, item_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -9,7 +9,7 @@ says how far the source index moves with it::
 
 Digits have a stride, or stand in a table together with those that they do not act apart from. An operator costs what
 its digits and tables take, not what its elements would; the batch is a digit like any other, of the size
-:data:`~deploycli.exporters.graph.affine.BATCH`, and stands in no table: what would tabulate it mixes the samples of a
+:data:`~deploycli.exporters.graph.shapes.BATCH`, and stands in no table: what would tabulate it mixes the samples of a
 batch.
 
 An :class:`IndexMap` answers to the part of NumPy's interface that movement operators are written in, so that the one
@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from deploycli.exporters.graph.affine import BATCH
-from deploycli.exporters.graph.analysis import Dims, dynamic_axes
+from deploycli.exporters.graph.analysis import dynamic_axes
 from deploycli.exporters.graph.movement_ops import NOWHERE, Array
+from deploycli.exporters.graph.shapes import BATCH, Dims
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

@@ -19,7 +19,7 @@ from deploycli.exporters.graph.shapes import elements
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from deploycli.exporters.graph.analysis import Dims
+    from deploycli.exporters.graph.shapes import Dims
 
 
 @dataclass(frozen=True)

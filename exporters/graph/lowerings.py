@@ -16,17 +16,16 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from deploycli.exporters.graph.affine import BATCH
 from deploycli.exporters.graph.analysis import dynamic_axes, reshape_target
 from deploycli.exporters.graph.movement_ops import NOWHERE
-from deploycli.exporters.graph.shapes import elements
+from deploycli.exporters.graph.shapes import BATCH, elements
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from deploycli.exporters.graph.analysis import Dims
     from deploycli.exporters.graph.index_map import IndexMap
     from deploycli.exporters.graph.movement_ops import Array
+    from deploycli.exporters.graph.shapes import Dims
 
 LAUNCH = 256 * 1024
 """Cost of one operator that copies, in bytes: a kernel launch ops about as much in its time."""

@@ -11,21 +11,22 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary, proxy
 
-from deploycli.exporters.graph.affine import BATCH, grows
 from deploycli.exporters.graph.analysis import dynamic_axes
 from deploycli.exporters.graph.index_map import IndexMap
 from deploycli.exporters.graph.movement_ops import NOWHERE, data_operands, move
+from deploycli.exporters.graph.shapes import BATCH, grows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import onnx_ir as ir
 
-    from deploycli.exporters.graph.analysis import Dims, Facts
+    from deploycli.exporters.graph.analysis import Analysis
     from deploycli.exporters.graph.movement_ops import Array, Operands
+    from deploycli.exporters.graph.shapes import Dims
 
 
-_SHARED: WeakKeyDictionary[Facts, RegionMaps] = WeakKeyDictionary()
+_SHARED: WeakKeyDictionary[Analysis, RegionMaps] = WeakKeyDictionary()
 
 
 @dataclass
@@ -43,12 +44,12 @@ class Region:
     sinks: list[ir.Value] = field(default_factory=list)
 
 
-def find_regions(graph: ir.Graph, facts: Facts) -> list[Region]:
+def find_regions(graph: ir.Graph, analysis: Analysis) -> list[Region]:
     """Return the movement regions of a graph. Every movement operator on data belongs to one or is a boundary."""
     regions: dict[ir.Value, Region] = {}
     source_of: dict[ir.Value, ir.Value] = {}
     for node in graph:
-        source = _common_source(node, source_of, facts)
+        source = _common_source(node, source_of, analysis)
         if source is None:
             continue
         regions.setdefault(source, Region(source)).nodes[node] = None
@@ -61,18 +62,18 @@ def find_regions(graph: ir.Graph, facts: Facts) -> list[Region]:
     return list(regions.values())
 
 
-def _common_source(node: ir.Node, source_of: dict[ir.Value, ir.Value], facts: Facts) -> ir.Value | None:
+def _common_source(node: ir.Node, source_of: dict[ir.Value, ir.Value], analysis: Analysis) -> ir.Value | None:
     """Return what the node moves, or None where it is no movement or moves several things together."""
-    if not facts.only_moves(node) or any(facts.dims(output) is None for output in node.outputs):
+    if not analysis.only_moves(node) or any(analysis.dims(output) is None for output in node.outputs):
         return None
-    if facts.constant(node.outputs[0]) is not None:
+    if analysis.constant(node.outputs[0]) is not None:
         return None  # left to constant folding
     sources = set()
     for i in data_operands(node):
         value = node.inputs[i]
-        if value is None or facts.dims(value) is None:
+        if value is None or analysis.dims(value) is None:
             return None
-        if not facts.is_zero(value):
+        if not analysis.is_zero(value):
             sources.add(source_of.get(value, value))
     if len(sources) != 1:
         return None
@@ -87,18 +88,18 @@ class RegionMaps:
         lowerings: what a pass found out about regions, by their signatures.
     """
 
-    def __init__(self, facts: Facts) -> None:
-        self._facts = facts
+    def __init__(self, analysis: Analysis) -> None:
+        self._analysis = analysis
         self.lowerings: dict[object, Any] = {}
         self._known: dict[object, IndexMap | str] = {}
         self._interned: dict[object, int] = {}
 
     @classmethod
-    def of(cls, facts: Facts) -> RegionMaps:
+    def of(cls, analysis: Analysis) -> RegionMaps:
         """Return the maps that all passes over a graph share: most regions outlive a pass."""
-        if facts not in _SHARED:
-            _SHARED[facts] = cls(proxy(facts))
-        return _SHARED[facts]
+        if analysis not in _SHARED:
+            _SHARED[analysis] = cls(proxy(analysis))
+        return _SHARED[analysis]
 
     def __call__(self, region: Region) -> dict[ir.Value, IndexMap | str]:
         """Return, for every sink, its index map or the reason why it has none."""
@@ -109,7 +110,7 @@ class RegionMaps:
 
     def signatures(self, region: Region) -> dict[ir.Value, object]:
         """Return a key for every value: regions of the same operators and shapes share their maps."""
-        keys: dict[ir.Value, object] = {region.source: self._facts.dims(region.source)}
+        keys: dict[ir.Value, object] = {region.source: self._analysis.dims(region.source)}
         for node in region.nodes:
             operands = tuple(self._operand_key(value, keys) for value in node.inputs)
             attributes = tuple(sorted((a.name, str(a.value)) for a in node.attributes.values()))
@@ -122,11 +123,11 @@ class RegionMaps:
     def _operand_key(self, value: ir.Value | None, keys: dict[ir.Value, object]) -> object:
         if value is None or value in keys:
             return None if value is None else keys[value]
-        fact = self._facts[value]
+        fact = self._analysis[value]
         assert fact is not None
-        if fact.ends is None:
+        if fact.extremes is None:
             return fact.dims  # zeros
-        return tuple((end.dtype.str, end.shape, end.tobytes()) for end in fact.ends)
+        return tuple((value.dtype.str, value.shape, value.tobytes()) for value in fact.extremes)
 
     def _evaluate(self, region: Region) -> dict[ir.Value, IndexMap | str]:
         """Run the region on the map that moves nothing."""
@@ -139,7 +140,7 @@ class RegionMaps:
             reason = next((found for found in read if isinstance(found, str)), None)
             if reason is None:
                 try:
-                    maps.update(zip(node.outputs, moved(node, maps, self._facts), strict=True))
+                    maps.update(zip(node.outputs, moved(node, maps, self._analysis), strict=True))
                     continue
                 except ValueError as error:
                     reason = str(error)
@@ -147,18 +148,18 @@ class RegionMaps:
         return {sink: _for_every_batch(maps[sink], source, self._dims(sink)) for sink in region.sinks}
 
     def _dims(self, value: ir.Value) -> Dims:
-        dims = self._facts.dims(value)
+        dims = self._analysis.dims(value)
         assert dims is not None, "regions hold only values of known shape"
         return dims
 
 
-def moved(node: ir.Node, maps: Mapping[ir.Value, IndexMap | str], facts: Facts) -> list[IndexMap]:
+def moved(node: ir.Node, maps: Mapping[ir.Value, IndexMap | str], analysis: Analysis) -> list[IndexMap]:
     """Return what a movement operator makes of index maps.
 
     Args:
         node: an operator that only moves.
         maps: the maps of the values that it moves; what has none is zero.
-        facts: what is known of the graph.
+        analysis: what is known of the graph.
 
     Raises:
         ValueError: the movement has no map; the message says why.
@@ -166,14 +167,14 @@ def moved(node: ir.Node, maps: Mapping[ir.Value, IndexMap | str], facts: Facts) 
     operands: list[Array | IndexMap | None] = []
     followed = data_operands(node)
     for i, value in enumerate(node.inputs):
-        fact = None if value is None else facts[value]
+        fact = None if value is None else analysis[value]
         if value is None or fact is None:
             operands.append(None)
         elif i in followed:
             found = maps.get(value)
             assert not isinstance(found, str), "callers follow what has a map"
             operands.append(IndexMap.nowhere(fact.dims or ()) if found is None else found)
-        elif grows(fact.ends) and not _only_sizes_grow(node, facts):
+        elif grows(fact.extremes) and not _only_sizes_grow(node, analysis):
             raise ValueError("depends on the batch size")
         else:
             operands.append(fact.value(BATCH))
@@ -181,17 +182,17 @@ def moved(node: ir.Node, maps: Mapping[ir.Value, IndexMap | str], facts: Facts) 
     return cast("list[IndexMap]", move(node, cast("Operands", operands), zero=NOWHERE))
 
 
-def _only_sizes_grow(node: ir.Node, facts: Facts) -> bool:
+def _only_sizes_grow(node: ir.Node, analysis: Analysis) -> bool:
     """Say whether an operator reads the batch size only to say how long the axes of the batch are."""
     if node.op_type in ("Expand", "Reshape"):
         return True
-    dims = facts.dims(node.inputs[0])
+    dims = analysis.dims(node.inputs[0])
     if node.op_type != "Slice" or dims is None:
         return False
-    starts, ends, axes, steps = (facts[value] if value is not None else None for value in _four(node.inputs[1:]))
-    if any(fact is not None and grows(fact.ends) for fact in (axes, steps)):
+    starts, ends, axes, steps = (analysis[value] if value is not None else None for value in _four(node.inputs[1:]))
+    if any(fact is not None and grows(fact.extremes) for fact in (axes, steps)):
         return False
-    bounds = [fact.ends for fact in (starts, ends) if fact is not None and fact.ends is not None]
+    bounds = [fact.extremes for fact in (starts, ends) if fact is not None and fact.extremes is not None]
     named = None if axes is None else axes.constant
     on = range(len(bounds[0][0])) if named is None else [int(axis) % len(dims) for axis in named]
     growing = {axis for low, high in bounds for axis, a, b in zip(on, low, high, strict=True) if a != b}

@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
-    from deploycli.exporters.graph.analysis import Dims, Facts
+    from deploycli.exporters.graph.analysis import Analysis
     from deploycli.exporters.graph.movement_ops import Array
+    from deploycli.exporters.graph.shapes import Dims
 
 MOST_ROWS = 2**16
 """An axis of more rows than this is not selected from: a selection is a list of rows."""
@@ -249,24 +250,24 @@ def _groups(source: Dims, result: Dims) -> Iterator[tuple[tuple[int, ...], tuple
 # --- operators -------------------------------------------------------------------------------------------------------
 
 
-def relations(node: ir.Node, facts: Facts) -> list[Relation | None]:
+def relations(node: ir.Node, analysis: Analysis) -> list[Relation | None]:
     """Return how each result of a node follows from its operands, or None where nothing is known of that.
 
     Args:
         node: the operator.
-        facts: what is known of the graph.
+        analysis: what is known of the graph.
     """
     unknown: list[Relation | None] = [None] * len(node.outputs)
     read = _RELATIONS.get(node.op_type) if node.domain == "" else None
-    inputs = [() if value is None else facts.dims(value) for value in node.inputs]
-    results = [facts.dims(output) for output in node.outputs]
+    inputs = [() if value is None else analysis.dims(value) for value in node.inputs]
+    results = [analysis.dims(output) for output in node.outputs]
     if read is None or any(dims is None or 0 in dims for dims in inputs):
         return unknown
     if node.op_type == "Split":
-        return _taken(node, facts) if all(dims is not None and 0 not in dims for dims in results) else unknown
+        return _taken(node, analysis) if all(dims is not None and 0 not in dims for dims in results) else unknown
     if results[0] is None or 0 in results[0] or any(o.uses() or o.is_graph_output() for o in node.outputs[1:]):
         return unknown
-    case = _Case(node, [dims or () for dims in inputs], results[0], facts)
+    case = _Case(node, [dims or () for dims in inputs], results[0], analysis)
     try:
         found = read(case)
     except _OutsideError:
@@ -292,7 +293,7 @@ class _Case:
     node: ir.Node
     inputs: list[Dims]
     result: Dims
-    facts: Facts
+    analysis: Analysis
 
     def axis(self, default: int, rank: int | None = None) -> int:
         """Return the axis attribute, counted from the front."""
@@ -304,7 +305,7 @@ class _Case:
     def constant(self, position: int) -> Array | None:
         """Return an operand's value."""
         value = self.node.inputs[position] if position < len(self.node.inputs) else None
-        return self.facts.constant(value)
+        return self.analysis.constant(value)
 
     def rest(self) -> tuple[tuple[int | None, ...], ...]:
         """Return the links of all operands but the first: there are none."""
@@ -353,7 +354,7 @@ def _gemm(case: _Case) -> Relation | None:
     a, b = (bool(case.node.attributes.get_int(name, 0)) for name in ("transA", "transB"))
     bias = Links(frozenset(), ())
     if len(case.inputs) > 2 and case.node.inputs[2] is not None:
-        found = _broadcast(_Case(case.node, case.inputs[2:3], case.result, case.facts), ())
+        found = _broadcast(_Case(case.node, case.inputs[2:3], case.result, case.analysis), ())
         if found is None:
             return None
         bias = found
@@ -404,7 +405,7 @@ def _transpose(case: _Case) -> Relation | None:
 
 def _expand(case: _Case) -> Relation | None:
     """Only where the target is constant: a selection on an axis that is repeated changes it."""
-    spread = _broadcast(_Case(case.node, case.inputs[:1], case.result, case.facts), range(len(case.result)))
+    spread = _broadcast(_Case(case.node, case.inputs[:1], case.result, case.analysis), range(len(case.result)))
     return None if spread is None or case.constant(1) is None else Links(spread.free, (*spread.inputs, (None,)))
 
 
@@ -434,18 +435,18 @@ def _gather(case: _Case) -> Relation | None:
 
 
 def _slice(case: _Case) -> Relation | None:
-    return _taken(case.node, case.facts)[0]
+    return _taken(case.node, case.analysis)[0]
 
 
-def _taken(node: ir.Node, facts: Facts) -> list[Relation | None]:
+def _taken(node: ir.Node, analysis: Analysis) -> list[Relation | None]:
     """Return which rows of its first operand each result of a node takes: run it on their numbers, axis by axis."""
-    source, data = node.inputs[0], facts.dims(node.inputs[0])
+    source, data = node.inputs[0], analysis.dims(node.inputs[0])
     assert source is not None, "its shape is known"
     assert data is not None, "its shape is known"
-    if any(value is not None and facts.constant(value) is None for value in node.inputs[1:]):
+    if any(value is not None and analysis.constant(value) is None for value in node.inputs[1:]):
         return [None] * len(node.outputs)
     numbers = [
-        [index_map.line(axis) for index_map in moved(node, {source: IndexMap.coordinate(data, axis)}, facts)]
+        [index_map.line(axis) for index_map in moved(node, {source: IndexMap.coordinate(data, axis)}, analysis)]
         for axis in range(len(data))
     ]
     return [_take(data, rows) for rows in zip(*numbers, strict=True)]

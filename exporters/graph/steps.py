@@ -1,4 +1,4 @@
-"""The record of what was done to a graph: one Step a pass, with its refusals and what the graph costs after it."""
+"""The record of what was done to a graph: one Step a pass, with its remarks and what the graph costs after it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from deploycli.models.codec import Count
 
 
 @dataclass(frozen=True)
-class Refusal:
+class Remark:
     """One place where a pass could have acted and did not.
 
     Attributes:
@@ -46,7 +46,7 @@ class Step:
         name: what ran, such as ``trace`` or ``fold-movement``.
         nodes: number of graph nodes after the step.
         seconds: wall time of the step.
-        refusals: what the step left alone, and why.
+        refusals: remarks on what the step left alone, and why.
         cost: what the graph costs after the step; None where it was not counted.
         remark: why passes could not act on the graph as a whole, or on large parts of it; empty where they could.
 
@@ -56,7 +56,7 @@ class Step:
     name: str
     nodes: Count
     seconds: Annotated[float, Meta(ge=0)]
-    refusals: tuple[Refusal, ...] = ()
+    refusals: tuple[Remark, ...] = ()
     cost: GraphCost | None = None
     remark: str = ""
 

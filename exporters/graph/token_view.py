@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from deploycli.exporters.graph.affine import BATCH
 from deploycli.exporters.graph.index_map import IndexMap
 from deploycli.exporters.graph.lowerings import MOST_ROWS
 from deploycli.exporters.graph.movement_ops import NOWHERE
 from deploycli.exporters.graph.regions import RegionMaps, find_regions
-from deploycli.exporters.graph.shapes import elements, item_bytes
+from deploycli.exporters.graph.shapes import BATCH, elements, item_bytes
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from deploycli.exporters.graph.analysis import Dims, Facts
+    from deploycli.exporters.graph.analysis import Analysis
     from deploycli.exporters.graph.movement_ops import Array
     from deploycli.exporters.graph.regions import Region
+    from deploycli.exporters.graph.shapes import Dims
 
 _ELEMENTWISE = frozenset(
     {
@@ -76,29 +76,29 @@ def rows_of(dims: Dims | None) -> tuple[int, int] | None:
     return (rows, dims[-1]) if 1 < rows <= MOST_ROWS else None
 
 
-def row_wise(node: ir.Node, facts: Facts) -> RowWise | None:
+def row_wise(node: ir.Node, analysis: Analysis) -> RowWise | None:
     """Read a node as a row-wise operator, or return None."""
-    dims = facts.dims(node.outputs[0]) if node.outputs else None
+    dims = analysis.dims(node.outputs[0]) if node.outputs else None
     shape = rows_of(dims)
     if node.domain != "" or dims is None or shape is None or any(o.uses() for o in node.outputs[1:]):
         return None
     if node.op_type in _ELEMENTWISE:
-        return _elementwise(node, dims, facts)
-    first = facts.dims(node.inputs[0]) if node.inputs else None
-    if first is None or first[:-1] != dims[:-1] or rows_of(first) is None or _is_constant(node.inputs[0], facts):
+        return _elementwise(node, dims, analysis)
+    first = analysis.dims(node.inputs[0]) if node.inputs else None
+    if first is None or first[:-1] != dims[:-1] or rows_of(first) is None or _is_constant(node.inputs[0], analysis):
         return None
-    return RowWise(node, (0,)) if _keeps_rows(node, first, facts) else None
+    return RowWise(node, (0,)) if _keeps_rows(node, first, analysis) else None
 
 
-def _elementwise(node: ir.Node, dims: Dims, facts: Facts) -> RowWise | None:
+def _elementwise(node: ir.Node, dims: Dims, analysis: Analysis) -> RowWise | None:
     operands, varying = [], []
     for i, value in enumerate(node.inputs):
         if value is None:
             continue
-        shape = facts.dims(value)
+        shape = analysis.dims(value)
         if shape is None:
             return None
-        if not _is_constant(value, facts):
+        if not _is_constant(value, analysis):
             if shape[:-1] != dims[:-1] or shape[-1] not in (1, dims[-1]):
                 return None
             operands.append(i)
@@ -112,10 +112,10 @@ def _elementwise(node: ir.Node, dims: Dims, facts: Facts) -> RowWise | None:
     return RowWise(node, tuple(operands), tuple(varying)) if operands else None
 
 
-def _keeps_rows(node: ir.Node, dims: Dims, facts: Facts) -> bool:
+def _keeps_rows(node: ir.Node, dims: Dims, analysis: Analysis) -> bool:
     """Say whether an operator whose first operand has rows works on its last axis alone."""
     rank = len(dims)
-    constant = [facts.constant(value) for value in node.inputs[1:] if value is not None]
+    constant = [analysis.constant(value) for value in node.inputs[1:] if value is not None]
     if any(c is None for c in constant):
         return False
     arrays = [c for c in constant if c is not None]
@@ -129,23 +129,23 @@ def _keeps_rows(node: ir.Node, dims: Dims, facts: Facts) -> bool:
     if node.op_type in ("Softmax", "LogSoftmax"):
         return node.attributes.get_int("axis", -1) in (-1, rank - 1)
     if node.op_type in REDUCTIONS:
-        return reduced_axes(node, rank, facts) == (rank - 1,) and node.attributes.get_int("keepdims", 1) == 1
+        return reduced_axes(node, rank, analysis) == (rank - 1,) and node.attributes.get_int("keepdims", 1) == 1
     return False
 
 
-def reduced_axes(node: ir.Node, rank: int, facts: Facts) -> tuple[int, ...] | None:
+def reduced_axes(node: ir.Node, rank: int, analysis: Analysis) -> tuple[int, ...] | None:
     """Return the axes that a reduction sums over, ascending; None where they are not known."""
     if node.domain != "" or node.op_type not in REDUCTIONS:
         return None
-    axes = facts.constant(node.inputs[1]) if len(node.inputs) > 1 and node.inputs[1] is not None else None
+    axes = analysis.constant(node.inputs[1]) if len(node.inputs) > 1 and node.inputs[1] is not None else None
     listed = node.attributes.get_ints("axes", None) if axes is None else [int(a) for a in axes.reshape(-1)]
     if (len(node.inputs) > 1 and node.inputs[1] is not None and axes is None) or not listed:
         return None
     return tuple(sorted(a % rank for a in listed))
 
 
-def _is_constant(value: ir.Value | None, facts: Facts) -> bool:
-    return facts.constant(value) is not None
+def _is_constant(value: ir.Value | None, analysis: Analysis) -> bool:
+    return analysis.constant(value) is not None
 
 
 # --- the view --------------------------------------------------------------------------------------------------------
@@ -254,20 +254,20 @@ def operands(op: TokenOp) -> tuple[Tokens, ...]:
     return op.operands if isinstance(op, Compute) else (op.source,)
 
 
-def token_view(graph: ir.Graph, facts: Facts) -> list[TokenOp]:
+def token_view(graph: ir.Graph, analysis: Analysis) -> list[TokenOp]:
     """Return what happens to rows, in the order of the graph."""
-    return _Reader(graph, facts).ops()
+    return _Reader(graph, analysis).ops()
 
 
 class _Reader:
-    def __init__(self, graph: ir.Graph, facts: Facts) -> None:
+    def __init__(self, graph: ir.Graph, analysis: Analysis) -> None:
         self._graph = graph
-        self._facts = facts
-        self._maps = RegionMaps.of(facts)
+        self._analysis = analysis
+        self._maps = RegionMaps.of(analysis)
         self._place = {node: i for i, node in enumerate(graph)}
 
     def ops(self) -> list[TokenOp]:
-        regions = {region.source: region for region in find_regions(self._graph, self._facts)}
+        regions = {region.source: region for region in find_regions(self._graph, self._analysis)}
         moved = {node for region in regions.values() for node in region.nodes}
         ops: list[TokenOp] = []
         permutes: dict[ir.Value, list[Permute]] = {}
@@ -292,7 +292,7 @@ class _Reader:
         return sorted(ops, key=lambda op: self._place[op.anchor])
 
     def _tokens(self, value: ir.Value) -> Tokens:
-        fact = self._facts[value]
+        fact = self._analysis[value]
         assert fact is not None
         assert fact.dims is not None, "operations are on values of known shape"
         rows, channels = rows_of(fact.dims) or (1, elements(fact.dims))
@@ -303,7 +303,7 @@ class _Reader:
         return value.is_graph_output() or any(reader not in self._place for reader in value.consumers())
 
     def _compute(self, node: ir.Node) -> Compute | None:
-        operator = row_wise(node, self._facts)
+        operator = row_wise(node, self._analysis)
         if operator is None:
             return None
         read = tuple(self._tokens(value) for value in operator.values())
@@ -313,7 +313,7 @@ class _Reader:
         source, found = self._tokens(region.source), []
         for sink, index_map in self._maps(region).items():
             anchor, sample = sink.producer(), None if isinstance(index_map, str) else index_map.sample()
-            if sample is None or anchor is None or rows_of(self._facts.dims(sink)) is None:
+            if sample is None or anchor is None or rows_of(self._analysis.dims(sink)) is None:
                 continue
             result, unit = self._tokens(sink), source.channels
             moves = sample.reshape((result.rows, result.channels))
@@ -328,7 +328,7 @@ class _Reader:
 
     def _reduce(self, tokens: Tokens, node: ir.Node) -> Reduce | None:
         """Read a node as a reduction over groups of whole rows that follow one another."""
-        axes = reduced_axes(node, len(tokens.dims), self._facts)
+        axes = reduced_axes(node, len(tokens.dims), self._analysis)
         if axes is None or axes[0] == 0 or axes != tuple(range(axes[0], len(tokens.dims) - 1)):
             return None
         return Reduce(tokens, math.prod(tokens.dims[axes[0] : -1]), node)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
-    from deploycli.exporters.graph.analysis import Facts
+    from deploycli.exporters.graph.analysis import Analysis
 
 MOST_CONSTANT = 2**30
 _TIMES_STORED = 4
@@ -27,14 +27,14 @@ _THREAD = 80 * 2**20
 """Address space that an interpreter with ONNX Runtime takes, and each of its threads, whatever the graph is, bytes."""
 
 
-def refuse_what_is_too_large(graph: ir.Graph, facts: Facts, *, batch: int, hint: str) -> None:
+def refuse_what_is_too_large(graph: ir.Graph, analysis: Analysis, *, batch: int, hint: str) -> None:
     """Refuse to run a graph one of whose operators takes and makes more than there can be.
 
     What does not follow from shapes is not weighed.
 
     Args:
         graph: the graph.
-        facts: what is known of it.
+        analysis: what is known of it.
         batch: size of the batch that it would run at.
         hint: how to do without running it.
 
@@ -44,11 +44,11 @@ def refuse_what_is_too_large(graph: ir.Graph, facts: Facts, *, batch: int, hint:
     left, most = available(), MOST_CONSTANT + _TIMES_STORED * constant_bytes(graph)
     for node, follows in _nodes(graph):
         values = dict.fromkeys(value for value in (*node.inputs, *node.outputs) if value is not None)
-        sizes = {value: _bytes(value, facts, batch) for value in values if not value.is_initializer()}
+        sizes = {value: _bytes(value, analysis, batch) for value in values if not value.is_initializer()}
         total = sum(sizes.values())
         if total > (left if follows and left is not None else most):
             largest = max(sizes, key=lambda value: sizes[value])
-            fact = facts[largest]
+            fact = analysis[largest]
             shape = "x".join(map(str, fact.shape(batch) or ())) if fact is not None else ""
             raise EnvironmentUnsuitable(
                 f"the graph is too large to be run: {node.op_type} {node.name or largest.name} takes and makes "
@@ -82,7 +82,7 @@ def _nodes(graph: ir.Graph) -> Iterator[tuple[ir.Node, bool]]:
         yield node, follows
 
 
-def _bytes(value: ir.Value, facts: Facts, batch: int) -> int:
-    fact = facts[value]
+def _bytes(value: ir.Value, analysis: Analysis, batch: int) -> int:
+    fact = analysis[value]
     shape = None if fact is None else fact.shape(batch)
     return 0 if fact is None or shape is None else math.ceil(math.prod(shape) * item_bytes(fact.dtype))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from deploycli.exporters.graph.affine import BATCH
+from deploycli.exporters.graph.shapes import BATCH
 from deploycli.exporters.lint.element_types import is_onnx
 from deploycli.exporters.lint.subject import operand
 

@@ -31,7 +31,7 @@ from deploycli.exporters.lint.types import attention_operator
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from deploycli.exporters.graph.analysis import Dims
+    from deploycli.exporters.graph.shapes import Dims
     from deploycli.exporters.lint.inference import Known
     from deploycli.exporters.lint.problem import Problem
     from deploycli.exporters.lint.subject import Subject

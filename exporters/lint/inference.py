@@ -1,7 +1,7 @@
 """Types, shapes and small values of a graph that may be broken.
 
 Element types follow operator by operator from :mod:`~deploycli.exporters.lint.element_types`. Shapes come from ONNX's
-own strict inference, node by node, at batch 1 and at batch :data:`~deploycli.exporters.graph.affine.BATCH`, as the
+own strict inference, node by node, at batch 1 and at batch :data:`~deploycli.exporters.graph.shapes.BATCH`, as the
 rewriting
 passes have them. Where ONNX refuses a node because its operands differ in type, they are made alike and it is asked
 again: one wrong Cast must not hide what comes after it. No large tensor is read.
@@ -17,9 +17,9 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from deploycli.exporters.graph.affine import BATCH, ENDS, stays_affine
 from deploycli.exporters.graph.analysis import GROWTH
 from deploycli.exporters.graph.evaluate import can_evaluate, evaluate
+from deploycli.exporters.graph.shapes import BATCH, BATCHES, stays_affine
 from deploycli.exporters.lint.element_types import allowed_types, derive, formal, is_onnx, schema_of
 from deploycli.exporters.target.settings import DEFAULT_BATCH
 from deploycli.models.errors import first_line
@@ -27,10 +27,10 @@ from deploycli.models.errors import first_line
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from deploycli.exporters.graph.analysis import Dims
     from deploycli.exporters.graph.movement_ops import Array
+    from deploycli.exporters.graph.shapes import Dims
 
-    Ends = tuple[Array, Array]
+    Extremes = tuple[Array, Array]
 
 _VALUE_LIMIT = 4096
 """Largest value that is kept, elements: shapes, axes and scales are shorter."""
@@ -44,15 +44,15 @@ class Known:
         dtype: element type; None where it does not follow from anything.
         rank: number of dimensions; None where it is not known.
         dims: shape, with the batch written as multiples of ``BATCH``; None where it is not of that form.
-        ends: shape at each end, whatever its form.
-        values: the value at each end, one object if it is constant; None where it is not known, or large.
+        extremes: shape at the smallest and at the largest batch, whatever its form.
+        values: the value at each of them, one object if it is constant; None where it is not known, or large.
     """
 
     dtype: ir.DataType | None
     rank: int | None = None
     dims: Dims | None = None
-    ends: tuple[Dims, Dims] | None = None
-    values: Ends | None = None
+    extremes: tuple[Dims, Dims] | None = None
+    values: Extremes | None = None
 
     @property
     def constant(self) -> Array | None:
@@ -118,10 +118,10 @@ class Inference:
             if isinstance(dim, int):
                 dims.append((dim, dim) if dim >= 0 else None)
             else:
-                dims.append(ENDS if dim.value is not None and dim.value == self.batch_name else None)
+                dims.append(BATCHES if dim.value is not None and dim.value == self.batch_name else None)
         shapes = None
         if all(dim is not None for dim in dims):
-            low, high = (tuple(dim[end] for dim in dims if dim is not None) for end in (0, 1))
+            low, high = (tuple(dim[which] for dim in dims if dim is not None) for which in (0, 1))
             shapes = (low, high)
         self._known[value] = _known(dtype, shapes, rank=len(dims))
 
@@ -144,32 +144,32 @@ class Inference:
         shapes = self._shapes_of_branches(node, bodies) if bodies else self._shapes(node)
         values = self._values(node, shapes)
         for i, output in enumerate(node.outputs):
-            dtype, shape, ends = types[i], None, None
+            dtype, shape, extremes = types[i], None, None
             if dtype is None and schema_of(node, self._opset) is None:
                 dtype = declared_type(output)  # an operator that ONNX does not know
             if shapes is not None and shapes[i] is not None:
                 shape = shapes[i]
             if values is not None:
-                ends = values[i]
-                shape = (ends[0].shape, ends[1].shape)
-            self._known[output] = _known(dtype, shape, ends)
+                extremes = values[i]
+                shape = (extremes[0].shape, extremes[1].shape)
+            self._known[output] = _known(dtype, shape, extremes)
 
     def _shapes(self, node: ir.Node) -> list[tuple[Dims, Dims] | None] | None:
-        """Return the shapes at both ends, or None where they do not follow."""
+        """Return the shapes at both batch sizes, or None where they do not follow."""
         schema = schema_of(node, self._opset)
         operands = [None if value is None else self[value] for value in node.inputs]
         if is_onnx(node, "Constant"):
             return _shape_of_constant(node)
-        if schema is None or any(x is not None and (x.ends is None or x.dtype is None) for x in operands):
+        if schema is None or any(x is not None and (x.extremes is None or x.dtype is None) for x in operands):
             return None
         types = [None if x is None else x.dtype for x in operands]
         reason = ""
         for attempt in (types, _made_alike(schema, types)):
-            found = [_infer_outputs(schema, node, operands, attempt, end, self._opset) for end in (0, 1)]
+            found = [_infer_outputs(schema, node, operands, attempt, which, self._opset) for which in (0, 1)]
             low, high = found
             if isinstance(low, list) and isinstance(high, list):
                 if is_onnx(node, *_SHAPED_AS_FIRST) and operands and operands[0] is not None:
-                    return [operands[0].ends]
+                    return [operands[0].extremes]
                 return [None if a is None or b is None else (a, b) for a, b in zip(low, high, strict=True)]
             reason = next(x for x in found if isinstance(x, str))
         self.refusals[node] = reason
@@ -177,18 +177,18 @@ class Inference:
         if isinstance(_infer_outputs(schema, node, usual, _made_alike(schema, types), 0, self._opset), list):
             self.fitting.add(node)
         if is_onnx(node, "QuantizeLinear", "DequantizeLinear") and operands and operands[0] is not None:
-            return [operands[0].ends] * len(node.outputs)  # in an opset that lacks the type
+            return [operands[0].extremes] * len(node.outputs)  # in an opset that lacks the type
         return None
 
     def _shapes_of_branches(self, node: ir.Node, bodies: Sequence[ir.Graph]) -> list[tuple[Dims, Dims] | None] | None:
         """An If has the shapes that its branches agree on; what a loop gives is not followed."""
         if not is_onnx(node, "If") or any(len(body.outputs) != len(node.outputs) for body in bodies):
             return None
-        ends = [[self[value].ends for value in body.outputs] for body in bodies]
-        return [found[0] if len(set(found)) == 1 else None for found in zip(*ends, strict=True)]
+        extremes = [[self[value].extremes for value in body.outputs] for body in bodies]
+        return [found[0] if len(set(found)) == 1 else None for found in zip(*extremes, strict=True)]
 
-    def _values(self, node: ir.Node, shapes: list[tuple[Dims, Dims] | None] | None) -> list[Ends] | None:
-        """Do shape arithmetic: return the outputs at both ends, where they follow and are small."""
+    def _values(self, node: ir.Node, shapes: list[tuple[Dims, Dims] | None] | None) -> list[Extremes] | None:
+        """Do shape arithmetic: return the outputs at both batch sizes, where they follow and are small."""
         if shapes is None or any(s is None or max(map(math.prod, s)) > _VALUE_LIMIT for s in shapes) or not shapes:
             return None
         if is_onnx(node, "Constant"):
@@ -211,12 +211,12 @@ class Inference:
             if not is_constant and not stays_affine(node, values):
                 return None
             low, high = (
-                evaluate(node, [None if v is None else v[end] for v in values], {"": self._opset}, GROWTH)
-                for end in (0, 0 if is_constant else 1)
+                evaluate(node, [None if v is None else v[which] for v in values], {"": self._opset}, GROWTH)
+                for which in (0, 0 if is_constant else 1)
             )
         except Exception:  # a file may give an operator any operands and attributes; then its value is not known
             return None
-        pairs = [None if a is None or b is None else _ends(a, b) for a, b in zip(low, high, strict=True)]
+        pairs = [None if a is None or b is None else _as_extremes(a, b) for a, b in zip(low, high, strict=True)]
         return None if None in pairs else [p for p in pairs if p is not None]
 
 
@@ -277,32 +277,38 @@ def _batch_symbol(graph: ir.Graph) -> str | None:
 
 
 def _known(
-    dtype: ir.DataType | None, ends: tuple[Dims, Dims] | None, values: Ends | None = None, *, rank: int | None = None
+    dtype: ir.DataType | None,
+    extremes: tuple[Dims, Dims] | None,
+    values: Extremes | None = None,
+    *,
+    rank: int | None = None,
 ) -> Known:
-    if ends is None:
+    if extremes is None:
         return Known(dtype, rank)
-    return Known(dtype, len(ends[0]) if len(ends[0]) == len(ends[1]) else None, _fit(*ends), ends, values)
+    return Known(
+        dtype, len(extremes[0]) if len(extremes[0]) == len(extremes[1]) else None, _fit(*extremes), extremes, values
+    )
 
 
 def _at(known: Known, batch: int) -> Known:
     """Return what is known of a value at one batch size: shapes and values grow by the same step with each."""
-    if known.ends is None:
+    if known.extremes is None:
         return known
 
     def between(low: int, high: int) -> int:
         return low + (high - low) * (batch - 1) // (BATCH - 1)
 
-    ends, values = known.ends, known.values
-    shape = tuple(map(between, *ends)) if len(ends[0]) == len(ends[1]) else ends[1]
+    extremes, values = known.extremes, known.values
+    shape = tuple(map(between, *extremes)) if len(extremes[0]) == len(extremes[1]) else extremes[1]
     if values is not None and values[0] is not values[1] and values[0].shape == values[1].shape:
         numbers = [between(int(low), int(high)) for low, high in zip(values[0].flat, values[1].flat, strict=True)]
         array = np.array(numbers, values[0].dtype).reshape(values[0].shape)
         values = (array, array)
-    return replace(known, ends=(shape, shape), values=values)
+    return replace(known, extremes=(shape, shape), values=values)
 
 
 def _fit(low: Dims, high: Dims) -> Dims | None:
-    """Return the dims that give these shapes at the ends, or None where they are not multiples of the batch."""
+    """Return the dims that give these shapes at both batch sizes, or None where they are not multiples of the batch."""
     if len(low) != len(high):
         return None
     static = [a == b and (b == 0 or b % BATCH != 0) for a, b in zip(low, high, strict=True)]
@@ -310,25 +316,25 @@ def _fit(low: Dims, high: Dims) -> Dims | None:
     return high if all(s or m for s, m in zip(static, multiple, strict=True)) else None
 
 
-def _ends(low: Array, high: Array) -> Ends:
+def _as_extremes(low: Array, high: Array) -> Extremes:
     return (low, low) if low.shape == high.shape and np.array_equal(low, high) else (low, high)
 
 
-def _is_integer(ends: Ends | None) -> bool:
+def _is_integer(extremes: Extremes | None) -> bool:
     """Only integers are shapes; arithmetic on them is exact and needs no runtime."""
-    return ends is None or ends[0].dtype.kind in "ib"
+    return extremes is None or extremes[0].dtype.kind in "ib"
 
 
-def _measure(node: ir.Node, operand: Known | None) -> Ends | None:
-    if operand is None or operand.ends is None:
+def _measure(node: ir.Node, operand: Known | None) -> Extremes | None:
+    if operand is None or operand.extremes is None:
         return None
     start, end = node.attributes.get("start"), node.attributes.get("end")
     window = slice(*(a.value if a is not None and isinstance(a.value, int) else None for a in (start, end)))
-    low, high = operand.ends
+    low, high = operand.extremes
     if node.op_type == "Shape":
-        return _ends(np.array(low[window], np.int64), np.array(high[window], np.int64))
+        return _as_extremes(np.array(low[window], np.int64), np.array(high[window], np.int64))
     sizes = [math.prod(low), math.prod(high)]
-    return _ends(*(np.array(s, np.int64) for s in sizes)) if max(sizes) < 2**63 else None
+    return _as_extremes(*(np.array(s, np.int64) for s in sizes)) if max(sizes) < 2**63 else None
 
 
 def _made_alike(schema: onnx.defs.OpSchema, types: Sequence[ir.DataType | None]) -> list[ir.DataType | None]:
@@ -357,7 +363,7 @@ def _infer_outputs(
     node: ir.Node,
     operands: Sequence[Known | None],
     types: Sequence[ir.DataType | None],
-    end: int,
+    which: int,
     opset: int,
 ) -> list[Dims | None] | str:
     """Run ONNX's own inference on one node at one batch size; return the shapes, or why it refuses."""
@@ -365,12 +371,12 @@ def _infer_outputs(
         proto = ir.serde.serialize_node(node)
         described, data = {}, {}
         for i, (operand, dtype) in enumerate(zip(operands, types, strict=True)):
-            if operand is None or operand.ends is None or dtype is None:
+            if operand is None or operand.extremes is None or dtype is None:
                 continue
             proto.input[i] = name = f"x{i}"
-            described[name] = onnx.helper.make_tensor_type_proto(int(dtype), operand.ends[end])
-            if operand.values is not None and operand.values[end].dtype.kind in "ibf":
-                array = np.asarray(operand.values[end], dtype.numpy(), order="C")
+            described[name] = onnx.helper.make_tensor_type_proto(int(dtype), operand.extremes[which])
+            if operand.values is not None and operand.values[which].dtype.kind in "ibf":
+                array = np.asarray(operand.values[which], dtype.numpy(), order="C")
                 data[name] = onnx.numpy_helper.from_array(array, name)
         names = [f"y{i}" if output.name else "" for i, output in enumerate(node.outputs)]
         while len(names) > 1 and not names[-1]:  # absent, however it is written

@@ -22,8 +22,8 @@ from deploycli.exporters.lint.types import FLOATS
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from deploycli.exporters.graph.analysis import Dims
     from deploycli.exporters.graph.movement_ops import Array
+    from deploycli.exporters.graph.shapes import Dims
     from deploycli.exporters.lint.problem import Problem
     from deploycli.exporters.lint.subject import Subject
 

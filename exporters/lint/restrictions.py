@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from deploycli.exporters.graph.affine import BATCH
 from deploycli.exporters.graph.analysis import dynamic_axes
+from deploycli.exporters.graph.shapes import BATCH
 from deploycli.exporters.lint.element_types import attribute
 from deploycli.exporters.lint.problem import listed, type_name
 from deploycli.exporters.lint.subject import operand
@@ -25,7 +25,7 @@ MAX_RANK = 8
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from deploycli.exporters.graph.analysis import Dims
+    from deploycli.exporters.graph.shapes import Dims
     from deploycli.exporters.lint.subject import Subject
 
     Restriction = Callable[[ir.Node, Subject], str | None]

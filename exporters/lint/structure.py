@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import onnx
 import onnx_ir as ir
 
-from deploycli.exporters.graph.affine import BATCH, grows
 from deploycli.exporters.graph.analysis import dynamic_axes
+from deploycli.exporters.graph.shapes import BATCH, grows
 from deploycli.exporters.lint.element_types import attribute, formal, is_onnx, schema_of
 from deploycli.exporters.lint.operators import ONNX_DOMAINS, PARSER_PLUGINS
 from deploycli.exporters.lint.problem import differs, error, listed, type_name, warning

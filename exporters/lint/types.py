@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from deploycli.exporters.graph.affine import BATCH
 from deploycli.exporters.graph.analysis import dynamic_axes
+from deploycli.exporters.graph.shapes import BATCH
 from deploycli.exporters.lint.element_types import allowed_types, attribute, formal, is_onnx, schema_of
 from deploycli.exporters.lint.inference import declared_type
 from deploycli.exporters.lint.problem import differs, error, listed, type_name, warning
@@ -17,7 +17,7 @@ from deploycli.exporters.lint.subject import operand
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from deploycli.exporters.graph.analysis import Dims
+    from deploycli.exporters.graph.shapes import Dims
     from deploycli.exporters.lint.problem import Problem
     from deploycli.exporters.lint.subject import Subject
 

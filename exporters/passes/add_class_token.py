@@ -18,17 +18,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deploycli.exporters.graph.analysis import dynamic_axes
-from deploycli.exporters.graph.builder import Builder
-from deploycli.exporters.graph.rewiring import remove, replace
-from deploycli.exporters.graph.steps import Refusal
+from deploycli.exporters.graph.builder import Builder, remove, replace
+from deploycli.exporters.graph.steps import Remark
 from deploycli.exporters.graph.unique import label
 from deploycli.exporters.passes.graph_pass import GraphPass
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from deploycli.exporters.graph.analysis import Dims, Facts
+    from deploycli.exporters.graph.analysis import Analysis
     from deploycli.exporters.graph.movement_ops import Array
+    from deploycli.exporters.graph.shapes import Dims
 
 
 @dataclass(frozen=True)
@@ -53,30 +53,30 @@ class _Tokens:
 class AddClassToken(GraphPass):
     """Write tokens that are concatenated as a Pad and a constant that is added."""
 
-    def transform(self, graph: ir.Graph, facts: Facts) -> bool:
+    def transform(self, graph: ir.Graph, analysis: Analysis) -> bool:
         """Run the pass; see the module's documentation."""
-        builder = Builder(graph, facts)
+        builder = Builder(graph, analysis)
         modified = False
         for node in list(graph):
-            tokens = self._read(node, facts)  # which may stand behind those that were written before
+            tokens = self._read(node, analysis)  # which may stand behind those that were written before
             if tokens is not None:
                 _write(tokens, builder)
                 modified = True
         return modified
 
-    def _read(self, node: ir.Node, facts: Facts) -> _Tokens | None:
-        dims = facts.dims(node.outputs[0]) if node.op_type == "Concat" and node.domain == "" else None
-        fact = facts[node.outputs[0]] if dims is not None else None
+    def _read(self, node: ir.Node, analysis: Analysis) -> _Tokens | None:
+        dims = analysis.dims(node.outputs[0]) if node.op_type == "Concat" and node.domain == "" else None
+        fact = analysis[node.outputs[0]] if dims is not None else None
         if dims is None or fact is None or not fact.dtype.is_floating_point() or dynamic_axes(dims) != [0]:
             return None
         axis = node.attributes.get_int("axis", 0) % len(dims)
-        tokens = [None if value is None else _same_in_every_sample(value, facts) for value in node.inputs]
+        tokens = [None if value is None else _same_in_every_sample(value, analysis) for value in node.inputs]
         varying = [i for i, token in enumerate(tokens) if token is None]
         if axis == 0 or len(varying) == len(tokens) or not varying:
             return None
         if len(varying) > 1:
             if varying[-1] - varying[0] >= len(varying):
-                self.refusals.append(Refusal(label(node), "a token stands between two parts of what varies"))
+                self.remarks.append(Remark(label(node), "a token stands between two parts of what varies"))
             return None
         value = node.inputs[varying[0]]
         parts = [token for token in tokens if token is not None]
@@ -85,12 +85,12 @@ class AddClassToken(GraphPass):
         return _Tokens(node, axis, value, parts[: varying[0]], parts[varying[0] :])
 
 
-def _same_in_every_sample(value: ir.Value, facts: Facts) -> Array | None:
+def _same_in_every_sample(value: ir.Value, analysis: Analysis) -> Array | None:
     """Return what an Expand repeats for every sample, ``[1, ...]``, or None where it is something else."""
-    node, dims = value.producer(), facts.dims(value)
+    node, dims = value.producer(), analysis.dims(value)
     if node is None or node.op_type != "Expand" or node.domain != "" or dims is None or dynamic_axes(dims) != [0]:
         return None
-    constant = facts.constant(node.inputs[0])
+    constant = analysis.constant(node.inputs[0])
     if constant is None or (constant.ndim == len(dims) and constant.shape[0] != 1):
         return None
     try:
@@ -101,7 +101,7 @@ def _same_in_every_sample(value: ir.Value, facts: Facts) -> Array | None:
 
 def _write(tokens: _Tokens, builder: Builder) -> None:
     concat, axis = tokens.concat, tokens.axis
-    dims = builder.facts.dims(concat.outputs[0])
+    dims = builder.analysis.dims(concat.outputs[0])
     assert dims is not None, "_read has looked at it"
     front, back = (sum(part.shape[axis] for part in parts) for parts in (tokens.before, tokens.after))
     pads = np.zeros((2, len(dims)), np.int64)

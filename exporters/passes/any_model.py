@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from deploycli.exporters.graph.analysis import Facts
+from deploycli.exporters.graph.analysis import Analysis
 from deploycli.exporters.graph.onnx_file import without_initializers
 from deploycli.exporters.passes.common.names import known_names, name_what_is_new, put_in_order
 from deploycli.exporters.passes.pipeline import rewrite
@@ -58,7 +58,7 @@ def optimized(
         known = known_names(model.graph)
         more = rewrite(model, without=without, also=also)
         put_in_order(model.graph)
-        name_what_is_new(model.graph, known, Facts(model.graph))
+        name_what_is_new(model.graph, known, Analysis(model.graph))
         for value, (name, kind, shape, doc, metadata) in zip(model.graph.outputs, outputs, strict=True):
             assert value.name == name, "passes keep the names of outputs"
             if value.is_graph_input():  # declared twice in the file, once here

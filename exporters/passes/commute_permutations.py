@@ -26,10 +26,9 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from deploycli.exporters.graph.analysis import dynamic_axes
-from deploycli.exporters.graph.builder import Builder
+from deploycli.exporters.graph.builder import Builder, replace
 from deploycli.exporters.graph.index_map import IndexMap
 from deploycli.exporters.graph.lowerings import CACHE_LINE, LAUNCH, MOST_AXES, OPAQUE, VIEW, find_lowerings
-from deploycli.exporters.graph.rewiring import replace
 from deploycli.exporters.graph.shapes import item_bytes
 from deploycli.exporters.graph.token_view import Compute, FixedLayout, Permute, Reduce, operands, token_view
 from deploycli.exporters.passes.common.tidy import sweep
@@ -40,9 +39,10 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
-    from deploycli.exporters.graph.analysis import Dims, Facts
+    from deploycli.exporters.graph.analysis import Analysis
     from deploycli.exporters.graph.lowerings import Lowering
     from deploycli.exporters.graph.movement_ops import Array
+    from deploycli.exporters.graph.shapes import Dims
     from deploycli.exporters.graph.token_view import TokenOp, Tokens
 
 _PLANS = 4
@@ -61,16 +61,16 @@ _Trail: TypeAlias = "tuple[int, _Trail] | None"
 class CommutePermutations(GraphPass):
     """Let the tokens of each value stand in the order in which least is moved. Equal within rounding."""
 
-    def transform(self, graph: ir.Graph, facts: Facts) -> bool:
+    def transform(self, graph: ir.Graph, analysis: Analysis) -> bool:
         """Run the pass; see the module's documentation."""
         modified = False
         for _ in range(_PLANS):  # what one plan made room for, the next one finds
-            planner = Planner(token_view(graph, facts))
+            planner = Planner(token_view(graph, analysis))
             before = planner.cost_as_it_is()
             after, choices = planner.plan()
             if after >= before:
                 break
-            _Writer(Builder(graph, facts), planner).write(choices)
+            _Writer(Builder(graph, analysis), planner).write(choices)
             sweep(graph)
             modified = True
         return modified
@@ -108,7 +108,7 @@ class _Writer:
                 _read(node, i, value)
         if layout != self._own(op.result):
             for i in op.operator.varying:
-                constant = self._builder.facts.constant(node.inputs[i])
+                constant = self._builder.analysis.constant(node.inputs[i])
                 assert constant is not None, "it was when the plan was made"
                 node.replace_input_with(i, self._builder.constant(permuted(constant, self._planner.layouts[layout])))
         self._at_hand[op.result.value] = {layout: op.result.value}
@@ -155,7 +155,7 @@ class _Writer:
     def _move(
         self, value: ir.Value, pieces: IndexMap, unit: int, source: Dims, result: Dims, anchor: ir.Node
     ) -> ir.Value:
-        fact = self._builder.facts[value]
+        fact = self._builder.analysis[value]
         assert fact is not None
         key = (pieces.key, unit, source, result)
         if key not in self._lowerings:

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from deploycli.exporters.graph.steps import Refusal
+from deploycli.exporters.graph.steps import Remark
 from deploycli.exporters.graph.unique import label
 from deploycli.exporters.passes.graph_pass import GraphPass
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from deploycli.exporters.graph.analysis import Facts
+    from deploycli.exporters.graph.analysis import Analysis
 
 _ELEMENTWISE = frozenset(
     {"Add", "And", "Div", "Equal", "Greater", "Less", "Max", "Min", "Mul", "Or", "Pow", "Sub", "Where", "Xor"}
@@ -31,7 +31,7 @@ _ELEMENTWISE = frozenset(
 class DropExpand(GraphPass):
     """Let elementwise operators read what an Expand reads."""
 
-    def transform(self, graph: ir.Graph, facts: Facts) -> bool:
+    def transform(self, graph: ir.Graph, analysis: Analysis) -> bool:
         """Run the pass; see the module's documentation."""
         modified = False
         for node in list(graph):
@@ -39,20 +39,20 @@ class DropExpand(GraphPass):
             if source is None:
                 continue
             for usage in list(node.outputs[0].uses()):
-                if _is_implicit(usage.node, usage.idx, source, facts):
+                if _is_implicit(usage.node, usage.idx, source, analysis):
                     usage.node.replace_input_with(usage.idx, source)
                     modified = True
             if node.outputs[0].uses():
-                self.refusals.append(Refusal(label(node), "its result is read as it is"))
+                self.remarks.append(Remark(label(node), "its result is read as it is"))
         return modified
 
 
-def _is_implicit(reader: ir.Node, position: int, source: ir.Value, facts: Facts) -> bool:
+def _is_implicit(reader: ir.Node, position: int, source: ir.Value, analysis: Analysis) -> bool:
     """Say whether a reader gives the same result where it reads the source itself."""
     if reader.op_type not in _ELEMENTWISE or reader.domain != "":
         return False
-    result = facts.dims(reader.outputs[0])
-    operands = [facts.dims(source if i == position else value) for i, value in enumerate(reader.inputs)]
+    result = analysis.dims(reader.outputs[0])
+    operands = [analysis.dims(source if i == position else value) for i, value in enumerate(reader.inputs)]
     if result is None or any(dims is None for dims in operands):
         return False
     try:

@@ -16,27 +16,27 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from deploycli.exporters.graph.analysis import squeezes_all
-from deploycli.exporters.graph.rewiring import remove, replace
+from deploycli.exporters.graph.builder import remove, replace
 from deploycli.exporters.passes.graph_pass import GraphPass
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from deploycli.exporters.graph.analysis import Facts
+    from deploycli.exporters.graph.analysis import Analysis
 
 
 class DropNoOps(GraphPass):
     """Remove operators that return their first operand at inference."""
 
-    def transform(self, graph: ir.Graph, facts: Facts) -> bool:
+    def transform(self, graph: ir.Graph, analysis: Analysis) -> bool:
         """Run the pass; see the module's documentation."""
         dropped, modified = [], False
         for node in graph:
-            if node.op_type == "Squeeze" and len(node.inputs) > 1 and squeezes_all(facts.constant(node.inputs[1])):
+            if node.op_type == "Squeeze" and len(node.inputs) > 1 and squeezes_all(analysis.constant(node.inputs[1])):
                 node.resize_inputs(1)
                 modified = True
             source = node.inputs[0] if node.inputs else None
-            if source is None or not _returns_its_operand(node, source, facts):
+            if source is None or not _returns_its_operand(node, source, analysis):
                 continue
             if node.outputs[0].is_graph_output() and (source.producer() is None or source.is_graph_output()):
                 continue
@@ -46,11 +46,11 @@ class DropNoOps(GraphPass):
         return modified or bool(dropped)
 
 
-def _returns_its_operand(node: ir.Node, source: ir.Value, facts: Facts) -> bool:
+def _returns_its_operand(node: ir.Node, source: ir.Value, analysis: Analysis) -> bool:
     if node.domain != "":
         return False
     if node.op_type == "Cast":
-        fact = facts[source]
+        fact = analysis[source]
         dtype = source.dtype if fact is None else fact.dtype
         return dtype is not None and dtype == node.attributes.get_int("to", None)
     return node.op_type == "Identity" or (node.op_type == "Dropout" and not _trains(node))

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 import ml_dtypes
 import numpy as np
 
+from deploycli.exporters.graph.builder import replace
 from deploycli.exporters.graph.movement_ops import MOVEMENT
-from deploycli.exporters.graph.rewiring import replace
-from deploycli.exporters.graph.steps import Refusal
+from deploycli.exporters.graph.steps import Remark
 from deploycli.exporters.graph.unique import label
 from deploycli.exporters.passes.graph_pass import GraphPass
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
-    from deploycli.exporters.graph.analysis import Facts
+    from deploycli.exporters.graph.analysis import Analysis
     from deploycli.exporters.graph.movement_ops import Array
 
 _ARITHMETIC: dict[str, Callable[[Array, Array], Array]] = {
@@ -45,35 +45,35 @@ _ARITHMETIC: dict[str, Callable[[Array, Array], Array]] = {
 class DropSoftmaxGuards(GraphPass):
     """Let products read probabilities as they are."""
 
-    def transform(self, graph: ir.Graph, facts: Facts) -> bool:
+    def transform(self, graph: ir.Graph, analysis: Analysis) -> bool:
         """Run the pass; see the module's documentation."""
         modified = False
         for node in list(graph):
-            probabilities = _guarded(node, facts)
+            probabilities = _guarded(node, analysis)
             if probabilities is None:
                 continue
             softmax = probabilities.producer()
-            if softmax is not None and _is_safe(softmax, facts):
+            if softmax is not None and _is_safe(softmax, analysis):
                 replace(node.outputs[0], probabilities)
                 modified = True
             else:
-                self.refusals.append(Refusal(label(node), "its mask may hide all keys from a query"))
+                self.remarks.append(Remark(label(node), "its mask may hide all keys from a query"))
         return modified
 
 
-def _guarded(node: ir.Node, facts: Facts) -> ir.Value | None:
+def _guarded(node: ir.Node, analysis: Analysis) -> ir.Value | None:
     """Read a node as ``where(isnan(p), 0, p)`` of the probabilities p; return them."""
     if node.op_type != "Where" or node.domain != "" or node.outputs[0].is_graph_output():
         return None
     condition, zero, value = node.inputs
     test = None if condition is None else condition.producer()
     softmax = None if value is None else value.producer()
-    zeros = facts.constant(zero)
+    zeros = analysis.constant(zero)
     if test is None or test.op_type != "IsNaN" or test.domain != "" or test.inputs[0] is not value:
         return None
     if softmax is None or softmax.op_type != "Softmax" or softmax.domain != "" or zeros is None or zeros.any():
         return None
-    return value if facts.dims(node.outputs[0]) == facts.dims(value) else None
+    return value if analysis.dims(node.outputs[0]) == analysis.dims(value) else None
 
 
 @dataclass(frozen=True)
@@ -84,10 +84,10 @@ class _Bounds:
     upper: Array
 
 
-def _is_safe(softmax: ir.Node, facts: Facts) -> bool:
+def _is_safe(softmax: ir.Node, analysis: Analysis) -> bool:
     """Say whether no row of scores is hidden as a whole, and none overflows: its Softmax has no NaN then."""
     scores = softmax.inputs[0]
-    bounds, axes = None if scores is None else _bounds(scores, facts), facts.axes(scores)
+    bounds, axes = None if scores is None else _bounds(scores, analysis), analysis.axes(scores)
     if bounds is None or axes is None:
         return False
     axis = softmax.attributes.get_int("axis", -1)
@@ -96,25 +96,25 @@ def _is_safe(softmax: ir.Node, facts: Facts) -> bool:
     return bool(np.isfinite(lower).all() and (bounds.upper < np.inf).all())  # a NaN is neither
 
 
-def _bounds(scores: ir.Value, facts: Facts) -> _Bounds | None:
+def _bounds(scores: ir.Value, analysis: Analysis) -> _Bounds | None:
     """Bound scores that are a product, with what is added to it and multiplied into it; None where they are not."""
     path: list[ir.Node] = []
     while (node := scores.producer()) is not None and (node.domain, node.op_type) != ("", "MatMul"):
-        moving = _varying(node, facts)
+        moving = _varying(node, analysis)
         if moving is None:
             return None
         path.insert(0, node)
         scores = moving
-    fact = facts[scores]
+    fact = analysis[scores]
     if node is None or fact is None or not fact.dtype.is_floating_point():
         return None
     usual = far_from_overflow(fact.dtype.numpy())
     with np.errstate(all="ignore"):  # what overflows is the answer
-        times = math.prod(_times_usual(value, math.sqrt(usual), facts) for value in node.inputs)
+        times = math.prod(_times_usual(value, math.sqrt(usual), analysis) for value in node.inputs)
         most = np.array(usual * max(times, 1)).astype(fact.dtype.numpy()).astype(np.float64)
         bounds = _Bounds(-most, most)
         for node in path:
-            bounds = _after(node, bounds, facts)
+            bounds = _after(node, bounds, analysis)
     return bounds
 
 
@@ -131,7 +131,7 @@ _USUAL_WEIGHT = 2.0**10
 """A projection by no larger numbers than this leaves numbers of the usual size."""
 
 
-def _times_usual(operand: ir.Value | None, usual: float, facts: Facts) -> float:
+def _times_usual(operand: ir.Value | None, usual: float, analysis: Analysis) -> float:
     """Return how many times larger than usual an operand of a product may be, for the constants that it is made with.
 
     Queries and keys are taken to be of the usual size where no constant says otherwise: a finite scale, or a mask that
@@ -143,7 +143,7 @@ def _times_usual(operand: ir.Value | None, usual: float, facts: Facts) -> float:
         if value not in found:
             found[value] = math.inf
             if len(found) <= _MOST_LOOKED_AT:
-                constant = facts.constant(value)
+                constant = analysis.constant(value)
                 node = None if value is None else value.producer()
                 if constant is not None:
                     found[value] = _largest(constant) / usual
@@ -154,12 +154,12 @@ def _times_usual(operand: ir.Value | None, usual: float, facts: Facts) -> float:
         return found[value]
 
     def factor(value: ir.Value | None) -> float:
-        constant = facts.constant(value)
+        constant = analysis.constant(value)
         return of(value) if constant is None else _largest(constant)
 
     def made_by(node: ir.Node) -> float:
         first = node.inputs[0] if node.inputs else None
-        constants = [constant for constant in map(facts.constant, node.inputs[1:]) if constant is not None]
+        constants = [constant for constant in map(analysis.constant, node.inputs[1:]) if constant is not None]
         if node.op_type in ("MatMul", "Gemm", "Conv"):
             weights = max([1, *(_largest(x) / _USUAL_WEIGHT for x in constants)])
             return weights * of(first) if constants else max(map(of, node.inputs))
@@ -168,10 +168,10 @@ def _times_usual(operand: ir.Value | None, usual: float, facts: Facts) -> float:
         if node.op_type == "Mul":
             return math.prod(map(factor, node.inputs))
         if node.op_type == "Div":
-            divisor = facts.constant(node.inputs[1])
+            divisor = analysis.constant(node.inputs[1])
             return of(first) if divisor is None else of(first) / float(np.abs(divisor).min(initial=math.inf))
         if node.op_type in _KEEPS_SIZE or node.op_type in MOVEMENT:
-            numbers = [value for value in node.inputs if _is_number(value, facts)]
+            numbers = [value for value in node.inputs if _is_number(value, analysis)]
             return max(map(of, numbers), default=1)
         return 1
 
@@ -182,8 +182,8 @@ _KEEPS_SIZE = frozenset({"Abs", "Add", "Cast", "Identity", "Max", "Min", "Neg", 
 """Operators whose results are of their operands' size."""
 
 
-def _is_number(value: ir.Value | None, facts: Facts) -> bool:
-    fact = None if value is None else facts[value]
+def _is_number(value: ir.Value | None, analysis: Analysis) -> bool:
+    fact = None if value is None else analysis[value]
     return fact is None or fact.dtype.is_floating_point()
 
 
@@ -193,22 +193,22 @@ def _largest(constant: Array) -> float:
     return math.inf if math.isnan(largest) else largest
 
 
-def _varying(node: ir.Node, facts: Facts) -> ir.Value | None:
+def _varying(node: ir.Node, analysis: Analysis) -> ir.Value | None:
     """Return the operand of a node that is bounded by its own bounds, where all others are constant."""
     if node.domain != "" or len(node.outputs) != 1:
         return None
-    if node.op_type == "Cast" or (node.op_type != "Concat" and facts.only_moves(node)):
+    if node.op_type == "Cast" or (node.op_type != "Concat" and analysis.only_moves(node)):
         return node.inputs[0]
-    varying = [value for value in node.inputs if facts.constant(value) is None]
+    varying = [value for value in node.inputs if analysis.constant(value) is None]
     if node.op_type not in _ARITHMETIC or len(varying) != 1 or (node.op_type == "Div" and varying[0] is node.inputs[1]):
         return None
     return varying[0]
 
 
-def _after(node: ir.Node, bounds: _Bounds, facts: Facts) -> _Bounds:
+def _after(node: ir.Node, bounds: _Bounds, analysis: Analysis) -> _Bounds:
     """Return the bounds of what a node makes."""
     if node.op_type in _ARITHMETIC:
-        operands = [facts.constant(value) for value in node.inputs]
+        operands = [analysis.constant(value) for value in node.inputs]
         ends = [
             _ARITHMETIC[node.op_type](*(end if x is None else x.astype(np.float64) for x in operands))
             for end in (bounds.lower, bounds.upper)
@@ -216,7 +216,7 @@ def _after(node: ir.Node, bounds: _Bounds, facts: Facts) -> _Bounds:
         bounds = _Bounds(np.minimum(*ends), np.maximum(*ends))  # either is NaN where one is
     elif node.op_type != "Cast":  # where the numbers go is not followed
         bounds = _Bounds(np.asarray(bounds.lower.min()), np.asarray(bounds.upper.max()))
-    fact = facts[node.outputs[0]]
+    fact = analysis[node.outputs[0]]
     if fact is None or not fact.dtype.is_floating_point():
         return _Bounds(np.array(np.nan), np.array(np.nan))
     # As it is rounded there.

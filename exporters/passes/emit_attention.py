@@ -21,10 +21,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deploycli.exporters.graph.analysis import GROWTH, dynamic_axes
-from deploycli.exporters.graph.builder import Builder
+from deploycli.exporters.graph.builder import Builder, replace
 from deploycli.exporters.graph.movement_ops import swaps_last_axes
-from deploycli.exporters.graph.rewiring import replace
-from deploycli.exporters.graph.steps import Refusal
+from deploycli.exporters.graph.steps import Remark
 from deploycli.exporters.graph.unique import label
 from deploycli.exporters.passes.common.fusion import Fusion, maker
 from deploycli.exporters.passes.drop_softmax_guards import far_from_overflow
@@ -32,7 +31,7 @@ from deploycli.exporters.passes.drop_softmax_guards import far_from_overflow
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from deploycli.exporters.graph.analysis import Facts
+    from deploycli.exporters.graph.analysis import Analysis
     from deploycli.exporters.graph.movement_ops import Array
 
 _RANK = 4
@@ -64,30 +63,30 @@ class EmitAttention(Fusion):
 
     opset = 23
 
-    def transform(self, graph: ir.Graph, facts: Facts) -> bool:
+    def transform(self, graph: ir.Graph, analysis: Analysis) -> bool:
         """Run the pass; see the module's documentation."""
         found: dict[ir.Node, _Attention] = {}
         for node in graph:
-            read = _read(node, facts) if node.op_type == "Softmax" and node.domain == "" else None
+            read = _read(node, analysis) if node.op_type == "Softmax" and node.domain == "" else None
             if isinstance(read, str):
-                self.refusals.append(Refusal(label(node), read))
+                self.remarks.append(Remark(label(node), read))
             elif read is not None:
                 found[node] = read
         if not self.raises(list(found)):
             return False
-        builder = Builder(graph, facts)
+        builder = Builder(graph, analysis)
         for attention in found.values():
             _write(attention, builder)
         return True
 
 
-def _read(softmax: ir.Node, facts: Facts) -> _Attention | str | None:
+def _read(softmax: ir.Node, analysis: Analysis) -> _Attention | str | None:
     """Read the operators around a Softmax; the reason where they are no attention, None where none is near."""
     scores_value, result = softmax.inputs[0], softmax.outputs[0]
     mixes = [usage for usage in result.uses() if usage.node.op_type == "MatMul" and usage.idx == 0]
     if scores_value is None or not mixes:
         return None
-    dims = facts.dims(scores_value)
+    dims = analysis.dims(scores_value)
     if dims is None or len(dims) != _RANK:
         return f"its scores have {'an unknown number of' if dims is None else len(dims)} dimensions, not 4"
     if softmax.attributes.get_int("axis", -1) not in (-1, _RANK - 1):
@@ -96,7 +95,7 @@ def _read(softmax: ir.Node, facts: Facts) -> _Attention | str | None:
         return "its probabilities are read elsewhere too"
     mask = None
     if (add := maker(scores_value, "Add")) is not None:
-        constants = [facts.constant(value) for value in add.inputs]
+        constants = [analysis.constant(value) for value in add.inputs]
         if (constants[0] is None) == (constants[1] is None):
             return "its mask is no constant"
         mask = constants[0] if constants[1] is None else constants[1]
@@ -115,14 +114,14 @@ def _read(softmax: ir.Node, facts: Facts) -> _Attention | str | None:
     query, keys, values = scores.inputs[0], scores.inputs[1], mix.inputs[1]
     if query is None or keys is None or values is None:
         return None
-    heads = [(d[:2], len(d)) for value in (query, keys, values) if (d := facts.dims(value)) is not None]
+    heads = [(d[:2], len(d)) for value in (query, keys, values) if (d := analysis.dims(value)) is not None]
     if heads != [(dims[:2], _RANK)] * 3:
         return "query, key and value differ in their heads"
     return _Attention(query, keys, values, mask, scores, mix)
 
 
 def _write(attention: _Attention, builder: Builder) -> None:
-    a, facts = attention, builder.facts
+    a, analysis = attention, builder.analysis
     transpose = maker(a.keys, "Transpose")
     keys: ir.Value | None = None
     if transpose is not None and swaps_last_axes(transpose.attributes.get_ints("perm", ())):
@@ -131,7 +130,7 @@ def _write(attention: _Attention, builder: Builder) -> None:
         keys = builder.value("Transpose", [a.keys], a.mix, perm=[0, 1, 3, 2])
     operands = [a.query, keys, a.values]
     if a.mask is not None:
-        dims = facts.dims(a.scores.outputs[0])
+        dims = analysis.dims(a.scores.outputs[0])
         assert dims is not None, "_read looked at it"
         mask = a.mask.reshape((1,) * (_RANK - a.mask.ndim) + a.mask.shape)
         # ONNX Runtime broadcasts a mask over samples and heads, not over queries and keys.

@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from deploycli.exporters.graph.analysis import Facts, reshape_target
-from deploycli.exporters.graph.builder import Builder, initializer
-from deploycli.exporters.graph.rewiring import remove
-from deploycli.exporters.graph.steps import Refusal
+from deploycli.exporters.graph.analysis import Analysis, reshape_target
+from deploycli.exporters.graph.builder import Builder, initializer, remove
+from deploycli.exporters.graph.steps import Remark
 from deploycli.exporters.graph.unique import label
 from deploycli.exporters.passes.graph_pass import GraphPass
 
@@ -31,32 +30,32 @@ if TYPE_CHECKING:
 class FoldConstants(GraphPass):
     """Replace every value that is known by an initializer. Bit-equal to ONNX Runtime's own evaluation."""
 
-    def transform(self, graph: ir.Graph, facts: Facts) -> bool:
+    def transform(self, graph: ir.Graph, analysis: Analysis) -> bool:
         """Run the pass; see the module's documentation."""
-        folded = dict.fromkeys(node for node in graph if _folds(node, facts))
+        folded = dict.fromkeys(node for node in graph if _folds(node, analysis))
         for node in folded:
             for output in node.outputs:
                 if any(reader not in folded for reader in output.consumers()):
-                    _store(output, graph, facts)
+                    _store(output, graph, analysis)
         remove(graph, folded)
-        builder = Builder(graph, facts)
+        builder = Builder(graph, analysis)
         targets = [node for node in graph if _takes_constant_target(node, builder)]
-        self.refusals = [Refusal(label(node), why) for node, why in facts.weighed.items() if node.graph is graph]
+        self.remarks = [Remark(label(node), why) for node, why in analysis.weighed.items() if node.graph is graph]
         return bool(folded or targets)
 
 
-def _folds(node: ir.Node, facts: Facts) -> bool:
+def _folds(node: ir.Node, analysis: Analysis) -> bool:
     read = [output for output in node.outputs if output.uses()]
-    known = all(facts.constant(output) is not None for output in read)
+    known = all(analysis.constant(output) is not None for output in read)
     return bool(read) and known and not any(output.is_graph_output() for output in node.outputs)
 
 
 def _takes_constant_target(node: ir.Node, builder: Builder) -> bool:
     """Let a Reshape whose target is computed from the batch size infer that size by itself."""
-    facts = builder.facts
-    if node.op_type != "Reshape" or node.domain != "" or facts.constant(node.inputs[1]) is not None:
+    analysis = builder.analysis
+    if node.op_type != "Reshape" or node.domain != "" or analysis.constant(node.inputs[1]) is not None:
         return False
-    dims = facts.dims(node.outputs[0])
+    dims = analysis.dims(node.outputs[0])
     target = None if dims is None else reshape_target(dims)
     if target is None or 0 in target:
         return False
@@ -73,8 +72,8 @@ def narrowed(array: Array) -> Array:
     return array
 
 
-def _store(output: ir.Value, graph: ir.Graph, facts: Facts) -> None:
-    array = facts.constant(output)
+def _store(output: ir.Value, graph: ir.Graph, analysis: Analysis) -> None:
+    array = analysis.constant(output)
     assert array is not None
     name, output.name = output.name or "", None
     # A transposed weight stays a view of the original: it is copied when it is written, one tensor at a time.

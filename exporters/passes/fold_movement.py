@@ -24,14 +24,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deploycli.exporters.graph.analysis import dynamic_axes
-from deploycli.exporters.graph.builder import Builder
+from deploycli.exporters.graph.builder import Builder, remove, replace, replace_all
 from deploycli.exporters.graph.index_map import IndexMap, concatenate
 from deploycli.exporters.graph.lowerings import LAUNCH, VIEW, Lowering, MovementOp, find_lowerings, find_view_lowerings
 from deploycli.exporters.graph.movement_ops import swaps_last_axes
 from deploycli.exporters.graph.regions import RegionMaps, find_regions
-from deploycli.exporters.graph.rewiring import remove, replace, replace_all
 from deploycli.exporters.graph.shapes import elements, item_bytes
-from deploycli.exporters.graph.steps import Refusal
+from deploycli.exporters.graph.steps import Remark
 from deploycli.exporters.graph.unique import label
 from deploycli.exporters.passes.graph_pass import GraphPass
 
@@ -40,8 +39,9 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
-    from deploycli.exporters.graph.analysis import Dims, Facts
+    from deploycli.exporters.graph.analysis import Analysis
     from deploycli.exporters.graph.regions import Region
+    from deploycli.exporters.graph.shapes import Dims
 
 _VIEWS = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
 
@@ -49,25 +49,25 @@ _VIEWS = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
 class FoldMovement(GraphPass):
     """Write every movement region in its cheapest form. Bit-equal: no number is computed."""
 
-    def transform(self, graph: ir.Graph, facts: Facts) -> bool:
+    def transform(self, graph: ir.Graph, analysis: Analysis) -> bool:
         """Run the pass; see the module's documentation."""
-        folder = _Folder(graph, facts)
+        folder = _Folder(graph, analysis)
         modified = False
-        for region in find_regions(graph, facts):
+        for region in find_regions(graph, analysis):
             modified |= folder.fold(region)
-        self.refusals = folder.refusals
+        self.remarks = folder.remarks
         return modified
 
 
 class _Folder:
     """Folds regions one by one and remembers the maps and lowerings of those that look alike."""
 
-    def __init__(self, graph: ir.Graph, facts: Facts) -> None:
-        self._facts = facts
-        self._builder = Builder(graph, facts)
+    def __init__(self, graph: ir.Graph, analysis: Analysis) -> None:
+        self._analysis = analysis
+        self._builder = Builder(graph, analysis)
         self._graph = graph
-        self._maps = RegionMaps.of(facts)
-        self.refusals: list[Refusal] = []
+        self._maps = RegionMaps.of(analysis)
+        self.remarks: list[Remark] = []
 
     def fold(self, region: Region) -> bool:
         """Rewrite a region as a whole, or else sink by sink, where that is cheaper."""
@@ -76,7 +76,7 @@ class _Folder:
             if isinstance(options, str):
                 producer = sink.producer()
                 assert producer is not None
-                self.refusals.append(Refusal(label(producer), options))
+                self.remarks.append(Remark(label(producer), options))
         chosen = self._choose(region, {sink: o for sink, o in lowerings.items() if not isinstance(o, str)}, joint)
         if len(chosen) == len(region.sinks) and self._take(region, chosen):
             return True
@@ -141,12 +141,12 @@ class _Folder:
         return {sink: known[keys[sink]] for sink in region.sinks}, known[jointly]
 
     def _dims(self, value: ir.Value) -> Dims:
-        dims = self._facts.dims(value)
+        dims = self._analysis.dims(value)
         assert dims is not None, "regions hold only values of known shape"
         return dims
 
     def _itemsize(self, value: ir.Value) -> int:
-        fact = self._facts[value]
+        fact = self._analysis[value]
         assert fact is not None
         return math.ceil(item_bytes(fact.dtype))
 
@@ -168,11 +168,11 @@ class _Folder:
         """Cost of an operator that stands in the graph, by the same measure as a move's."""
         if node.op_type in _VIEWS:
             shape = node.inputs[1] if len(node.inputs) > 1 else None
-            return VIEW if shape is None or self._facts.constant(shape) is not None else VIEW + LAUNCH
+            return VIEW if shape is None or self._analysis.constant(shape) is not None else VIEW + LAUNCH
         itemsize = self._itemsize(node.outputs[0])
-        dims = [self._facts.dims(output) or () for output in node.outputs]
+        dims = [self._analysis.dims(output) or () for output in node.outputs]
         if node.op_type == "Gather" and node.inputs[1] is not None:
-            indices = self._facts.dims(node.inputs[1]) or ()
+            indices = self._analysis.dims(node.inputs[1]) or ()
             axis = node.attributes.get_int("axis", 0) % (len(dims[0]) - len(indices) + 1)
             row = elements(dims[0][axis + len(indices) :])
             return MovementOp("Gather", dims[0], shape=indices, row=row).cost(itemsize)

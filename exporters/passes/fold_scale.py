@@ -22,12 +22,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deploycli.exporters.graph.analysis import dynamic_axes
-from deploycli.exporters.graph.builder import Builder
+from deploycli.exporters.graph.builder import Builder, remove, replace
 from deploycli.exporters.graph.index_map import IndexMap
 from deploycli.exporters.graph.movement_ops import data_operands
 from deploycli.exporters.graph.regions import moved
-from deploycli.exporters.graph.rewiring import remove, replace
-from deploycli.exporters.graph.steps import Refusal
+from deploycli.exporters.graph.steps import Remark
 from deploycli.exporters.graph.unique import label
 from deploycli.exporters.passes.graph_pass import GraphPass
 
@@ -36,8 +35,9 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
-    from deploycli.exporters.graph.analysis import Dims, Facts
+    from deploycli.exporters.graph.analysis import Analysis
     from deploycli.exporters.graph.movement_ops import Array
+    from deploycli.exporters.graph.shapes import Dims
 
 _AT_A_TIME = 2**20
 """Elements that are scaled at a time."""
@@ -106,33 +106,33 @@ class _Projection:
 class FoldScale(GraphPass):
     """Fold scales into weights and biases. Equal within rounding."""
 
-    def transform(self, graph: ir.Graph, facts: Facts) -> bool:
+    def transform(self, graph: ir.Graph, analysis: Analysis) -> bool:
         """Run the pass; see the module's documentation."""
-        folder = _Folder(Builder(graph, facts))
+        folder = _Folder(Builder(graph, analysis))
         folded = 0
         for node in list(graph):
-            scale = _read(node, facts)
+            scale = _read(node, analysis)
             if scale is None:
                 continue
             reason = folder.fold(scale)
             if reason is None:
                 folded += 1
             elif reason:
-                self.refusals.append(Refusal(label(node), reason))
+                self.remarks.append(Remark(label(node), reason))
         return folded > 0
 
 
-def _read(node: ir.Node, facts: Facts) -> _Scale | None:
+def _read(node: ir.Node, analysis: Analysis) -> _Scale | None:
     """Read a node as a scale that leaves the shape of what it scales."""
     if node.domain != "" or node.op_type not in ("Div", "Mul") or node.outputs[0].is_graph_output():
         return None
     x, y = node.inputs
     for value, other in ((x, y), (y, x)) if node.op_type == "Mul" else ((x, y),):
-        factor = facts.constant(other)
-        dims = facts.dims(value)
-        if value is None or factor is None or factor.dtype.kind in "biu" or facts.constant(value) is not None:
+        factor = analysis.constant(other)
+        dims = analysis.dims(value)
+        if value is None or factor is None or factor.dtype.kind in "biu" or analysis.constant(value) is not None:
             continue
-        if dims is not None and dims == facts.dims(node.outputs[0]):
+        if dims is not None and dims == analysis.dims(node.outputs[0]):
             return _Scale(node, value, factor)
     return None
 
@@ -140,14 +140,14 @@ def _read(node: ir.Node, facts: Facts) -> _Scale | None:
 class _Folder:
     def __init__(self, builder: Builder) -> None:
         self._builder = builder
-        self._facts = builder.facts
+        self._analysis = builder.analysis
         self._graph = builder.graph
 
     def fold(self, scale: _Scale) -> str | None:
         """Fold one scale; return the reason where that cannot be done, empty where none was to be expected."""
         origin = self._origin(scale.x)
         product = origin.producer()
-        if product is None or product.op_type != "MatMul" or self._facts.constant(product.inputs[1]) is not None:
+        if product is None or product.op_type != "MatMul" or self._analysis.constant(product.inputs[1]) is not None:
             reason = self._into(scale, origin, (scale.node, list(scale.node.inputs).index(scale.x)))
             return "" if reason is not None and reason.startswith(_NO_PROJECTION) else reason
         if scale.factor.size != 1:
@@ -192,7 +192,7 @@ class _Folder:
 
     def _scaled(self, parameter: _Parameter, columns: Array, scale: _Scale) -> Array | None:
         """Return a parameter with its columns scaled, or None where that is not exact enough."""
-        array = self._facts.constant(parameter.node.inputs[parameter.position])
+        array = self._analysis.constant(parameter.node.inputs[parameter.position])
         assert array is not None, "_projection looked at it"
         array = np.atleast_1d(array)
         if array.shape[parameter.axis] == 1 < columns.size:
@@ -226,7 +226,7 @@ class _Folder:
             for reader, position in value.uses():
                 if self._moves(reader):
                     with contextlib.suppress(ValueError):  # it may move anything that it reads
-                        waiting += zip(reader.outputs, moved(reader, {value: index_map}, self._facts), strict=True)
+                        waiting += zip(reader.outputs, moved(reader, {value: index_map}, self._analysis), strict=True)
                         continue
                 yield (reader, position), index_map
 
@@ -240,22 +240,22 @@ class _Folder:
 
     def _moves(self, node: ir.Node) -> bool:
         """Say whether a node moves one thing, in a way that is known."""
-        known = node.graph is self._graph and self._facts.only_moves(node) and len(data_operands(node)) == 1
-        return known and all(self._facts.dims(value) is not None for value in (node.inputs[0], *node.outputs))
+        known = node.graph is self._graph and self._analysis.only_moves(node) and len(data_operands(node)) == 1
+        return known and all(self._analysis.dims(value) is not None for value in (node.inputs[0], *node.outputs))
 
     def _dims(self, value: ir.Value) -> Dims:
-        dims = self._facts.dims(value)
+        dims = self._analysis.dims(value)
         assert dims is not None, "callers have looked at it"
         return dims
 
     def _projection(self, result: ir.Value) -> _Projection | None:
         """Read a value as the result of a projection and of additions to it."""
         parameters: list[_Parameter] = []
-        dims, node = self._facts.dims(result), result.producer()
+        dims, node = self._analysis.dims(result), result.producer()
         while node is not None and node.op_type == "Add" and node.domain == "":
-            found = [i for i, value in enumerate(node.inputs) if self._facts.constant(value) is not None]
+            found = [i for i, value in enumerate(node.inputs) if self._analysis.constant(value) is not None]
             summand = node.inputs[1 - found[0]] if len(found) == 1 else None
-            if summand is None or self._facts.dims(summand) != dims or not _is_read_once(summand):
+            if summand is None or self._analysis.dims(summand) != dims or not _is_read_once(summand):
                 return None
             parameters.append(_Parameter(node, found[0], -1, is_weight=False))
             node = summand.producer()
@@ -267,7 +267,7 @@ class _Folder:
         if node.op_type == "LayerNormalization" and node.attributes.get_int("axis", -1) not in (-1, axis):
             return None
         for position, value in enumerate(node.inputs[1:], 1):
-            constant = self._facts.constant(value)
+            constant = self._analysis.constant(value)
             if value is None:
                 continue
             if constant is None or (position == 1 and constant.ndim == 1 and node.op_type == "MatMul"):

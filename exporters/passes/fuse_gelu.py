@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from deploycli.exporters.graph.builder import Builder
-from deploycli.exporters.graph.rewiring import replace
+from deploycli.exporters.graph.builder import Builder, replace
 from deploycli.exporters.passes.common.fusion import Fusion, single_number
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
-    from deploycli.exporters.graph.analysis import Facts
+    from deploycli.exporters.graph.analysis import Analysis
     from deploycli.exporters.graph.movement_ops import Array
 
 _POINTS = np.concatenate([np.linspace(-12, 12, 481), [-1e3, -50.0, 50.0, 1e3]])
@@ -56,16 +55,16 @@ class FuseGelu(Fusion):
 
     opset = 20
 
-    def transform(self, graph: ir.Graph, facts: Facts) -> bool:
+    def transform(self, graph: ir.Graph, analysis: Analysis) -> bool:
         """Run the pass; see the module's documentation."""
         found = {}
         for node in graph:
-            read = _read_gelu(node, facts) if node.op_type in _SIGMOIDS and node.domain == "" else None
+            read = _read_gelu(node, analysis) if node.op_type in _SIGMOIDS and node.domain == "" else None
             if read is not None:
                 found[node] = read
         if not self.raises(list(found)):
             return False
-        builder = Builder(graph, facts)
+        builder = Builder(graph, analysis)
         for node, (x, result) in found.items():
             last = result.producer()
             assert last is not None, "it is made of the Erf or Tanh"
@@ -73,16 +72,16 @@ class FuseGelu(Fusion):
         return True
 
 
-def _read_gelu(sigmoid: ir.Node, facts: Facts) -> tuple[ir.Value, ir.Value] | None:
+def _read_gelu(sigmoid: ir.Node, analysis: Analysis) -> tuple[ir.Value, ir.Value] | None:
     """Return x and GELU(x), between which an Erf or a Tanh lies."""
     assert sigmoid.inputs[0] is not None, "it has one operand"
-    sources = _above(sigmoid.inputs[0], facts)
+    sources = _above(sigmoid.inputs[0], analysis)
     for result in _below(sigmoid.outputs[0]):
         for x in sources:
-            fact = facts[x]
+            fact = analysis[x]
             if fact is None or not fact.dtype.is_floating_point():
                 continue
-            values = _function(result, x, facts)
+            values = _function(result, x, analysis)
             rounding = 4 * float(np.finfo(fact.dtype.numpy()).eps) * np.maximum(1, np.abs(_POINTS))
             if values is not None and bool(np.all(np.abs(values - _gelu(sigmoid.op_type)) <= rounding)):
                 return x, result
@@ -96,7 +95,7 @@ def _gelu(sigmoid: str) -> Array:
     return result
 
 
-def _above(value: ir.Value, facts: Facts) -> list[ir.Value]:
+def _above(value: ir.Value, analysis: Analysis) -> list[ir.Value]:
     """Return the values that a value may be a function of, nearest first."""
     found: dict[ir.Value, None] = {}
     waiting = [value]
@@ -105,7 +104,7 @@ def _above(value: ir.Value, facts: Facts) -> list[ir.Value]:
         found[value] = None
         node = value.producer()
         if node is not None and node.domain == "" and node.op_type in _ARITHMETIC:
-            waiting += [v for v in node.inputs if v is not None and v not in found and facts.constant(v) is None]
+            waiting += [v for v in node.inputs if v is not None and v not in found and analysis.constant(v) is None]
     return list(found)
 
 
@@ -119,15 +118,15 @@ def _below(value: ir.Value) -> Iterator[ir.Value]:
         yield value
 
 
-def _function(result: ir.Value, x: ir.Value, facts: Facts) -> Array | None:
+def _function(result: ir.Value, x: ir.Value, analysis: Analysis) -> Array | None:
     """Compute a value at the sample points of another; None where it is made of anything else as well."""
     known: dict[ir.Value, Array | None] = {x: _POINTS}
-    rank = len(facts.axes(x) or ())
+    rank = len(analysis.axes(x) or ())
 
     def compute(value: ir.Value | None, steps: int) -> Array | None:
         if value is None or value in known or not steps:
             return None if value is None else known.get(value)
-        number = single_number(value, facts, rank)
+        number = single_number(value, analysis, rank)
         node = value.producer()
         if number is not None:
             known[value] = np.array(number)

@@ -18,15 +18,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from deploycli.exporters.graph.affine import BATCH
-from deploycli.exporters.graph.builder import Builder
-from deploycli.exporters.graph.rewiring import replace
+from deploycli.exporters.graph.builder import Builder, replace
+from deploycli.exporters.graph.shapes import BATCH
 from deploycli.exporters.passes.common.fusion import Fusion, maker, operand_of, single_number, with_number
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from deploycli.exporters.graph.analysis import Fact, Facts
+    from deploycli.exporters.graph.analysis import Analysis, Fact
     from deploycli.exporters.graph.movement_ops import Array
 
 
@@ -44,30 +43,30 @@ class FuseNormalization(Fusion):
 
     opset = 17
 
-    def transform(self, graph: ir.Graph, facts: Facts) -> bool:
+    def transform(self, graph: ir.Graph, analysis: Analysis) -> bool:
         """Run the pass; see the module's documentation."""
-        found = {node: read for node in graph if (read := _read_normalization(node, facts)) is not None}
+        found = {node: read for node in graph if (read := _read_normalization(node, analysis)) is not None}
         if not self.raises(list(found)):
             return False
-        builder = Builder(graph, facts)
+        builder = Builder(graph, analysis)
         for node, read in found.items():
             _write_normalization(node, read, builder)
         return True
 
 
-def _read_normalization(node: ir.Node, facts: Facts) -> _Normalization | None:
+def _read_normalization(node: ir.Node, analysis: Analysis) -> _Normalization | None:
     """Read a node as what is normalised, before its scale and shift."""
-    for deviation, root in _quotients(node, facts):
-        moment, axes = operand_of(root, "Sqrt"), facts.axes(deviation)
-        if axes is None or moment is None or not _is_single(facts[deviation]):
+    for deviation, root in _quotients(node, analysis):
+        moment, axes = operand_of(root, "Sqrt"), analysis.axes(deviation)
+        if axes is None or moment is None or not _is_single(analysis[deviation]):
             continue
-        for variance, epsilon in with_number(moment, "Add", facts, len(axes)):
-            mean = _mean(variance, facts)
+        for variance, epsilon in with_number(moment, "Add", analysis, len(axes)):
+            mean = _mean(variance, analysis)
             if mean is None:
                 continue
             squared, axis = mean
-            x = _deviation(deviation, axis, facts)
-            if x is not None and any(_deviation(d, axis, facts) is x for d in _squares(squared, facts)):
+            x = _deviation(deviation, axis, analysis)
+            if x is not None and any(_deviation(d, axis, analysis) is x for d in _squares(squared, analysis)):
                 return _Normalization(x, axis, epsilon)
     return None
 
@@ -77,7 +76,7 @@ def _is_single(fact: Fact | None) -> bool:
     return fact is not None and fact.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
-def _quotients(node: ir.Node, facts: Facts) -> Iterator[tuple[ir.Value, ir.Value]]:
+def _quotients(node: ir.Node, analysis: Analysis) -> Iterator[tuple[ir.Value, ir.Value]]:
     """Yield numerator and denominator of ``a / b`` and of ``a * (1 / b)``."""
     if node.domain != "" or node.op_type not in ("Div", "Mul"):
         return
@@ -89,20 +88,20 @@ def _quotients(node: ir.Node, facts: Facts) -> Iterator[tuple[ir.Value, ir.Value
     elif node.op_type == "Mul":
         for numerator, inverse in ((a, b), (b, a)):
             root, division = operand_of(inverse, "Reciprocal"), maker(inverse, "Div")
-            rank = len(facts.axes(numerator) or ())
-            if division is not None and single_number(division.inputs[0], facts, rank) == 1:
+            rank = len(analysis.axes(numerator) or ())
+            if division is not None and single_number(division.inputs[0], analysis, rank) == 1:
                 root = division.inputs[1]
             if root is not None:
                 yield numerator, root
 
 
-def _mean(value: ir.Value, facts: Facts) -> tuple[ir.Value, int] | None:
+def _mean(value: ir.Value, analysis: Analysis) -> tuple[ir.Value, int] | None:
     """Read a value as the mean over the last axes; return what is averaged, and the first of them."""
     node = maker(value, "ReduceMean")
     if node is None or node.inputs[0] is None or not node.attributes.get_int("keepdims", 1):
         return None
-    dims = facts.axes(node.inputs[0])
-    given = facts.constant(node.inputs[1]) if len(node.inputs) > 1 else node.attributes.get_ints("axes", None)
+    dims = analysis.axes(node.inputs[0])
+    given = analysis.constant(node.inputs[1]) if len(node.inputs) > 1 else node.attributes.get_ints("axes", None)
     if dims is None or given is None:
         return None
     axes = sorted(int(axis) % len(dims) for axis in given)
@@ -111,38 +110,38 @@ def _mean(value: ir.Value, facts: Facts) -> tuple[ir.Value, int] | None:
     return (node.inputs[0], first) if axes == list(range(first, len(dims))) and axes and are_static else None
 
 
-def _deviation(value: ir.Value, axis: int, facts: Facts) -> ir.Value | None:
+def _deviation(value: ir.Value, axis: int, analysis: Analysis) -> ir.Value | None:
     """Read a value as ``x - mean(x)`` over the axes from one on."""
     node = maker(value, "Sub")
     if node is None or node.inputs[0] is None or node.inputs[1] is None:
         return None
-    return node.inputs[0] if _mean(node.inputs[1], facts) == (node.inputs[0], axis) else None
+    return node.inputs[0] if _mean(node.inputs[1], analysis) == (node.inputs[0], axis) else None
 
 
-def _squares(value: ir.Value, facts: Facts) -> Iterator[ir.Value]:
+def _squares(value: ir.Value, analysis: Analysis) -> Iterator[ir.Value]:
     node = value.producer()
     if node is None or node.domain != "" or len(node.inputs) != 2:
         return
     a, b = node.inputs
-    rank = len(facts.axes(a) or ())
-    is_square = (node.op_type == "Mul" and a is b) or (node.op_type == "Pow" and single_number(b, facts, rank) == 2)
+    rank = len(analysis.axes(a) or ())
+    is_square = (node.op_type == "Mul" and a is b) or (node.op_type == "Pow" and single_number(b, analysis, rank) == 2)
     if a is not None and is_square:
         yield a
 
 
 def _write_normalization(node: ir.Node, read: _Normalization, builder: Builder) -> None:
     """Write a normalisation with the scale and the shift that follow, as far as they are constants."""
-    facts, result = builder.facts, node.outputs[0]
-    dims, fact = facts.axes(read.x), facts[read.x]
+    analysis, result = builder.analysis, node.outputs[0]
+    dims, fact = analysis.axes(read.x), analysis[read.x]
     assert dims is not None, "its mean was read"
     assert fact is not None, "its mean was read"
     shape = tuple(dim for dim in dims[read.axis :] if dim is not None)
     scale: Array = np.ones(shape, fact.dtype.numpy())
     shift, last = None, node
-    following = _only_reader(result, "Mul", shape, len(dims), facts)
+    following = _only_reader(result, "Mul", shape, len(dims), analysis)
     if following is not None:
         last, scale = following
-    following = _only_reader(last.outputs[0], "Add", shape, len(dims), facts)
+    following = _only_reader(last.outputs[0], "Add", shape, len(dims), analysis)
     if following is not None:
         last, shift = following
     operands = [read.x, builder.constant(scale), *([] if shift is None else [builder.constant(shift)])]
@@ -152,7 +151,7 @@ def _write_normalization(node: ir.Node, read: _Normalization, builder: Builder) 
 
 
 def _only_reader(
-    value: ir.Value, op_type: str, shape: tuple[int, ...], rank: int, facts: Facts
+    value: ir.Value, op_type: str, shape: tuple[int, ...], rank: int, analysis: Analysis
 ) -> tuple[ir.Node, Array] | None:
     """Return the operator that alone reads a value, and its constant, if that varies over the last axes only."""
     readers = list(value.uses())
@@ -161,7 +160,7 @@ def _only_reader(
     node, position = readers[0]
     if node.op_type != op_type or node.domain != "":
         return None
-    constant = facts.constant(node.inputs[1 - position])
+    constant = analysis.constant(node.inputs[1 - position])
     if constant is None or constant.ndim > rank:  # it would add axes to the result
         return None
     while constant.ndim > len(shape) and constant.shape[0] == 1:

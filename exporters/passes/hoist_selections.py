@@ -26,13 +26,12 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from deploycli.exporters.graph.builder import Builder
+from deploycli.exporters.graph.builder import Builder, remove_dead, replace
 from deploycli.exporters.graph.index_sets import IndexSet, IndexSets, covers, is_whole, merge, sizes, volume, whole
 from deploycli.exporters.graph.lowerings import LAUNCH, VIEW, MovementOp
-from deploycli.exporters.graph.rewiring import remove_dead, replace
 from deploycli.exporters.graph.row_relations import Join, Relation, Take, View, relations
 from deploycli.exporters.graph.shapes import item_bytes
-from deploycli.exporters.graph.steps import Refusal
+from deploycli.exporters.graph.steps import Remark
 from deploycli.exporters.graph.unique import label
 from deploycli.exporters.passes.graph_pass import GraphPass
 
@@ -41,8 +40,9 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
-    from deploycli.exporters.graph.analysis import Dims, Facts
+    from deploycli.exporters.graph.analysis import Analysis
     from deploycli.exporters.graph.movement_ops import Array
+    from deploycli.exporters.graph.shapes import Dims
 
 PRODUCTS_PER_BYTE = 8
 """Multiply-adds that take the time of moving one byte: some 10 on a CPU, 100 on a GPU that is kept busy."""
@@ -56,12 +56,12 @@ _PRODUCTS = frozenset({"Attention", "Gemm", "MatMul"})
 class HoistSelections(GraphPass):
     """Compute the rows that are read, no others. Equal within rounding."""
 
-    def transform(self, graph: ir.Graph, facts: Facts) -> bool:
+    def transform(self, graph: ir.Graph, analysis: Analysis) -> bool:
         """Run the pass; see the module's documentation."""
-        slicing = BackwardSlicing(graph, facts)
-        self.refusals = slicing.refusals
+        slicing = BackwardSlicing(graph, analysis)
+        self.remarks = slicing.remarks
         changed = [node for node in graph if slicing.changes(node)]
-        writer = _Writer(slicing, Builder(graph, facts))
+        writer = _Writer(slicing, Builder(graph, analysis))
         for node in changed:
             writer.rewrite(node)
         remove_dead(graph, changed)
@@ -117,7 +117,7 @@ class _Writer:
 
     def _target(self, node: ir.Node, result: Dims) -> Array:
         """Cut the target of an Expand to what is left of the axes that it repeats."""
-        target = self._builder.facts.constant(node.inputs[1])
+        target = self._builder.analysis.constant(node.inputs[1])
         assert target is not None, "others are not restricted"
         left = np.array(result, np.int64)[len(result) - target.size :]
         return np.where(target == 1, 1, left)
@@ -126,7 +126,7 @@ class _Writer:
         """Return a part of a value: a version of it, or a selection from one."""
         if is_whole(part):
             return value
-        constant = self._builder.facts.constant(value) if value.producer() is None else None
+        constant = self._builder.analysis.constant(value) if value.producer() is None else None
         if constant is not None:
             return self._cut(constant, part, value.name or "constant")
         versions = self._made.setdefault(value, {})
@@ -175,7 +175,7 @@ class _Writer:
         return self._builder.value("Gather", [value, indices], anchor, axis=axis)
 
     def _dims(self, value: ir.Value) -> Dims:
-        dims = self._builder.facts.dims(value)
+        dims = self._builder.analysis.dims(value)
         assert dims is not None, "only values of known shape are restricted"
         return dims
 
@@ -188,19 +188,19 @@ class BackwardSlicing:
 
     Attributes:
         versions: the parts of every value that a node makes; none where nobody reads it.
-        refusals: selections that do not pay.
+        remarks: selections that do not pay.
     """
 
-    def __init__(self, graph: ir.Graph, facts: Facts) -> None:
+    def __init__(self, graph: ir.Graph, analysis: Analysis) -> None:
         self.versions: dict[ir.Value, tuple[IndexSets, ...]] = {}
-        self.refusals: list[Refusal] = []
-        self._graph, self._facts = graph, facts
+        self.remarks: list[Remark] = []
+        self._graph, self._analysis = graph, analysis
         self._nodes = list(graph)
         self._kept_whole: set[ir.Value] = set()
         self._wanted: dict[ir.Value, dict[IndexSets, None]] = {}
         self._relations: dict[ir.Value, Relation | None] = {}
         for node in self._nodes:
-            self._relations.update(zip(node.outputs, relations(node, facts), strict=True))
+            self._relations.update(zip(node.outputs, relations(node, analysis), strict=True))
         self._spread()
         while idle := self._idle() or self._unprofitable():
             self._kept_whole |= idle
@@ -232,7 +232,7 @@ class BackwardSlicing:
             if value is None:
                 found.append(None)
             elif i >= len(parts):
-                found.append((value, whole(self._facts.dims(value) or ())))
+                found.append((value, whole(self._analysis.dims(value) or ())))
             else:
                 read = parts[i]
                 found.append(None if read is None else (value, read))
@@ -261,7 +261,7 @@ class BackwardSlicing:
                         wanted[value][read] = None
 
     def _parts(self, output: ir.Value, wanted: Iterable[IndexSets]) -> tuple[IndexSets, ...]:
-        dims, related = self._facts.dims(output), self._relations[output]
+        dims, related = self._analysis.dims(output), self._relations[output]
         if dims is None or related is None or output in self._kept_whole or self._is_read_whole(output):
             return (whole(dims or ()),)
         parts = merge(dims, wanted)
@@ -280,12 +280,12 @@ class BackwardSlicing:
             if node.op_type in _PRODUCTS or any(value in multiplied for value in node.inputs):
                 multiplied.update(node.outputs)
             for output in node.outputs:
-                dims, is_unknown = self._facts.dims(output), self._relations[output] is None
+                dims, is_unknown = self._analysis.dims(output), self._relations[output] is None
                 if is_unknown and dims is not None and output in multiplied and not self._is_read_whole(output):
                     parts = merge(dims, self._wanted.get(output, ()))
                     if any(not is_whole(part) for part in parts):
                         reason = f"{node.op_type} is not known to keep rows apart, and few of them are read"
-                        self.refusals.append(Refusal(label(node), reason))
+                        self.remarks.append(Remark(label(node), reason))
 
     # --- what does not pay ------------------------------------------------------------------------------------------
 
@@ -316,7 +316,7 @@ class BackwardSlicing:
 
     def _saved(self, output: ir.Value) -> int:
         """Count the multiply-adds that the operator of a value no longer does, for one sample."""
-        dims = self._facts.dims(output)
+        dims = self._analysis.dims(output)
         everything = 0 if dims is None else self._products(output, [whole(dims)])
         return everything - self._products(output, self.versions[output])
 
@@ -324,7 +324,7 @@ class BackwardSlicing:
         node = output.producer()
         if node is None or node.op_type not in _PRODUCTS or node.domain != "":
             return 0
-        result, (left, right, *_) = self._facts.dims(output), map(self._facts.dims, node.inputs)
+        result, (left, right, *_) = self._analysis.dims(output), map(self._analysis.dims, node.inputs)
         if result is None or not left or not right:
             return 0
         elements = sum(volume(result, part) for part in parts)
@@ -347,7 +347,7 @@ class BackwardSlicing:
             if after >= before + saved / PRODUCTS_PER_BYTE:
                 idle.update(filter(self.is_restricted, outputs))
                 reason = f"saves {saved} multiply-adds, less than its operators and copies cost"
-                self.refusals.append(Refusal(label(nodes[-1]), reason))
+                self.remarks.append(Remark(label(nodes[-1]), reason))
         return idle
 
     def _components(self) -> list[list[ir.Node]]:
@@ -394,17 +394,17 @@ class BackwardSlicing:
             have = self.source(value, read)
             if isinstance(related, Take):
                 read = self.taken_from(value, read, related)
-            is_constant = value.producer() is None and self._facts.constant(value) is not None
+            is_constant = value.producer() is None and self._analysis.constant(value) is not None
             if read != have and not is_constant:
                 yield value, read
 
     def _bytes(self, value: ir.Value, part: IndexSets) -> int:
-        fact = self._facts[value]
+        fact = self._analysis[value]
         assert fact is not None, "it has been selected from"
         return math.ceil(item_bytes(fact.dtype) * volume(self._dims(value), part))
 
     def _dims(self, value: ir.Value) -> Dims:
-        dims = self._facts.dims(value)
+        dims = self._analysis.dims(value)
         assert dims is not None, "only values of known shape are selected from"
         return dims
 

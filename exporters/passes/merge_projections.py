@@ -16,16 +16,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from deploycli.exporters.graph.builder import Builder
-from deploycli.exporters.graph.rewiring import remove_dead, replace_all
-from deploycli.exporters.graph.steps import Refusal
+from deploycli.exporters.graph.builder import Builder, remove_dead, replace_all
+from deploycli.exporters.graph.steps import Remark
 from deploycli.exporters.graph.unique import label
 from deploycli.exporters.passes.graph_pass import GraphPass
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from deploycli.exporters.graph.analysis import Facts
+    from deploycli.exporters.graph.analysis import Analysis
     from deploycli.exporters.graph.movement_ops import Array
 
 
@@ -54,12 +53,12 @@ class _Projection:
 class MergeProjections(GraphPass):
     """Let every value be projected once. Equal within rounding."""
 
-    def transform(self, graph: ir.Graph, facts: Facts) -> bool:
+    def transform(self, graph: ir.Graph, analysis: Analysis) -> bool:
         """Run the pass; see the module's documentation."""
-        builder = Builder(graph, facts)
+        builder = Builder(graph, analysis)
         groups: dict[ir.Value, list[_Projection]] = {}
         for node in graph:
-            projection = self._read(node, facts)
+            projection = self._read(node, analysis)
             if projection is not None and node.inputs[0] is not None:
                 groups.setdefault(node.inputs[0], []).append(projection)
         merged = [group for group in groups.values() if len(group) > 1 and len({len(p.weight) for p in group}) == 1]
@@ -67,19 +66,19 @@ class MergeProjections(GraphPass):
             _merge(group, builder)
         return bool(merged)
 
-    def _read(self, node: ir.Node, facts: Facts) -> _Projection | None:
+    def _read(self, node: ir.Node, analysis: Analysis) -> _Projection | None:
         if node.op_type != "MatMul" or node.domain != "" or node.inputs[1] is None:
             return None
-        weight = facts.constant(node.inputs[1])
-        if weight is None or weight.ndim != 2 or facts.dims(node.outputs[0]) is None:
+        weight = analysis.constant(node.inputs[1])
+        if weight is None or weight.ndim != 2 or analysis.dims(node.outputs[0]) is None:
             return None
         if len(node.inputs[1].uses()) > 1:
-            self.refusals.append(Refusal(label(node), "its weight is read elsewhere too"))
+            self.remarks.append(Remark(label(node), "its weight is read elsewhere too"))
             return None
         readers = node.outputs[0].consumers()
         if len(readers) == 1 and readers[0].op_type == "Add" and not node.outputs[0].is_graph_output():
             for value in readers[0].inputs:
-                bias = facts.constant(value)
+                bias = analysis.constant(value)
                 if bias is not None and bias.shape == weight.shape[1:]:
                     return _Projection(node, readers[0], weight, bias)
         return _Projection(node, None, weight, None)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from onnx_ir.passes import common
 
-from deploycli.exporters.graph.analysis import Facts, unknowns
+from deploycli.exporters.graph.analysis import Analysis, unknowns
 from deploycli.exporters.graph.collector import collector_paused
 from deploycli.exporters.graph.cost import graph_cost
 from deploycli.exporters.graph.steps import Step
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
-    from deploycli.exporters.graph.steps import Refusal
+    from deploycli.exporters.graph.steps import Remark
     from deploycli.exporters.passes.graph_pass import GraphPass
 
 # It warns of every initializer that is a graph output, which is legal and no business of the user.
@@ -118,27 +118,27 @@ def rewrite(
         reason = f"the graph is of opset {opset}, the passes write {OLDEST_OPSET} and above: it is only tidied"
         return [*steps, replace(_step("rewrite", model, time.perf_counter()), remark=reason)]
     start = time.perf_counter()
-    facts = Facts(model.graph)
-    steps.append(replace(_step("infer", model, start, facts=facts), remark=unknowns(model.graph, facts)))
+    analysis = Analysis(model.graph)
+    steps.append(replace(_step("infer", model, start, analysis=analysis), remark=unknowns(model.graph, analysis)))
     early, late = (
         [(name, make) for name, make in part if name.removesuffix(_AGAIN) not in without]
         for part in (_REWRITE[:_LATE], _REWRITE[_LATE:])
     )
-    _apply((*early, *late), model, facts, steps)
+    _apply((*early, *late), model, analysis, steps)
     for _ in range(_MORE_ROUNDS):  # a view or a permutation that is gone may have stood between two projections
-        if not _apply(early, model, facts, steps, again=True):
+        if not _apply(early, model, analysis, steps, again=True):
             break
-        _apply(late, model, facts, steps, again=True)
-    _apply([(name, make) for name, make in _ON_REQUEST if name in also], model, facts, steps)
+        _apply(late, model, analysis, steps, again=True)
+    _apply([(name, make) for name, make in _ON_REQUEST if name in also], model, analysis, steps)
     start = time.perf_counter()
     _run(model, _CLEAN)
-    return [*steps, _step("clean", model, start, facts=facts)]
+    return [*steps, _step("clean", model, start, analysis=analysis)]
 
 
 def _apply(
     passes: Iterable[tuple[str, type[GraphPass]]],
     model: ir.Model,
-    facts: Facts,
+    analysis: Analysis,
     steps: list[Step],
     *,
     again: bool = False,
@@ -147,11 +147,11 @@ def _apply(
     any_modified = False
     for name, make in passes:
         start = time.perf_counter()
-        graph_pass = make(facts)
+        graph_pass = make(analysis)
         modified = graph_pass(model).modified
         any_modified |= modified
         modified |= sweep(model.graph)  # what nothing reads any more would look shared to the next pass
-        step = _step(name, model, start, graph_pass.refusals, facts if modified else None)
+        step = _step(name, model, start, graph_pass.remarks, analysis if modified else None)
         if modified or not again:  # counting takes longer than most passes
             steps.append(step if modified else replace(step, cost=steps[-1].cost))
     return any_modified
@@ -168,8 +168,8 @@ def _run(model: ir.Model, passes: tuple[Callable[[], ir.passes.PassBase], ...]) 
 
 
 def _step(
-    name: str, model: ir.Model, start: float, refusals: Iterable[Refusal] = (), facts: Facts | None = None
+    name: str, model: ir.Model, start: float, remarks: Iterable[Remark] = (), analysis: Analysis | None = None
 ) -> Step:
     seconds = time.perf_counter() - start
-    cost = None if facts is None else graph_cost(model.graph, facts)
-    return Step(name, model.graph.num_nodes(), seconds, tuple(refusals), cost)
+    cost = None if analysis is None else graph_cost(model.graph, analysis)
+    return Step(name, model.graph.num_nodes(), seconds, tuple(remarks), cost)

@@ -28,7 +28,8 @@ from deploycli.exporters.passes.graph_pass import GraphPass
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from deploycli.exporters.graph.analysis import Dims, Facts
+    from deploycli.exporters.graph.analysis import Analysis
+    from deploycli.exporters.graph.shapes import Dims
 
 _OF_ONE_RANK = frozenset({"Gemm", *REDUCTIONS})
 """Row-wise operators that count axes from the front, or take two."""
@@ -63,35 +64,35 @@ class _Source:
 class ShapeRows(GraphPass):
     """Let fewest Reshapes stand between operators that work on rows. Equal within a kernel's rounding."""
 
-    def transform(self, graph: ir.Graph, facts: Facts) -> bool:
+    def transform(self, graph: ir.Graph, analysis: Analysis) -> bool:
         """Run the pass; see the module's documentation."""
-        shaper = _Shaper(graph, facts)
+        shaper = _Shaper(graph, analysis)
         modified = False
         for group in shaper.groups():
             modified |= shaper.shape(group)
         return modified
 
 
-def _row_operands(node: ir.Node, facts: Facts) -> tuple[int, ...]:
+def _row_operands(node: ir.Node, analysis: Analysis) -> tuple[int, ...]:
     """Return the operands whose rows a node works on one by one, in whatever shape; none where it does not."""
-    operator = row_wise(node, facts)
+    operator = row_wise(node, analysis)
     if operator is None or operator.varying or operator.result.is_graph_output() or node.op_type in _OF_ONE_RANK:
         return ()
-    shared = [facts.dims(value) for i, value in enumerate(node.inputs) if value and i not in operator.operands]
+    shared = [analysis.dims(value) for i, value in enumerate(node.inputs) if value and i not in operator.operands]
     most = 2 if node.op_type == "MatMul" else 1  # axes of what all rows share: with more, it is part of the shape
     return operator.operands if all(dims is not None and len(dims) <= most for dims in shared) else ()
 
 
 class _Shaper:
-    def __init__(self, graph: ir.Graph, facts: Facts) -> None:
+    def __init__(self, graph: ir.Graph, analysis: Analysis) -> None:
         self._graph = graph
-        self._facts = facts
-        self._builder = Builder(graph, facts)
+        self._analysis = analysis
+        self._builder = Builder(graph, analysis)
         self._order: dict[ir.Node, int] = {}
         self._workers = {
             node: operands
             for node in graph
-            if (operands := _row_operands(node, facts)) and not self._is_read_inside(node.outputs[0])
+            if (operands := _row_operands(node, analysis)) and not self._is_read_inside(node.outputs[0])
         }
         self._own: dict[ir.Node, Dims] = {}
         """Shape of the rows that an operator works on."""
@@ -201,8 +202,8 @@ class _Shaper:
             if node in chosen:
                 if "axis" in node.attributes:  # counted from the start, it would be another one
                     node.attributes["axis"] = ir.AttrInt64("axis", -1)
-                self._facts.infer(node)
-                annotate(node.outputs[0], self._facts)
+                self._analysis.infer(node)
+                annotate(node.outputs[0], self._analysis)
 
     def _view(self, source: _Source, dims: Dims, anchor: ir.Node, made: dict[tuple[int, Dims], ir.Value]) -> ir.Value:
         """Return a value in another shape."""
@@ -236,7 +237,7 @@ class _Shaper:
         """Say whether a node is a Reshape between two lists of the same rows."""
         if node.op_type != "Reshape" or node.domain != "" or node.outputs[0].is_graph_output():
             return False
-        before, after = self._facts.dims(node.inputs[0]), self._facts.dims(node.outputs[0])
+        before, after = self._analysis.dims(node.inputs[0]), self._analysis.dims(node.outputs[0])
         if before is None or after is None or 0 in before or self._is_read_inside(node.outputs[0]):
             return False
         return min(len(before), len(after)) > 1 and before[-1] == after[-1]
@@ -268,9 +269,9 @@ class _Shaper:
 
     def _gathered(self, node: ir.Node | None) -> tuple[Dims, Dims] | None:
         """Return the axes of a gathered value before and after those of the indices."""
-        if node is None or node.op_type != "Gather" or node.domain != "" or not self._facts.only_moves(node):
+        if node is None or node.op_type != "Gather" or node.domain != "" or not self._analysis.only_moves(node):
             return None
-        dims, indices = self._facts.dims(node.outputs[0]), self._facts.dims(node.inputs[1])
+        dims, indices = self._analysis.dims(node.outputs[0]), self._analysis.dims(node.inputs[1])
         if dims is None or not indices:
             return None
         axis = node.attributes.get_int("axis", 0) % (len(dims) - len(indices) + 1)
@@ -285,11 +286,11 @@ class _Shaper:
 
     def _takes_any_shape(self, node: ir.Node) -> bool:
         """Say whether a node is a Reshape whose result does not depend on its operand's shape."""
-        dims = self._facts.dims(node.outputs[0])
-        is_known = node.op_type == "Reshape" and node.domain == "" and self._facts.constant(node.inputs[1]) is not None
-        return is_known and dims is not None and 0 not in dims and reshape_target(dims) is not None
+        dims = self._analysis.dims(node.outputs[0])
+        target = self._analysis.constant(node.inputs[1]) if node.op_type == "Reshape" and node.domain == "" else None
+        return target is not None and dims is not None and 0 not in dims and reshape_target(dims) is not None
 
     def _dims(self, value: ir.Value) -> Dims:
-        dims = self._facts.dims(value)
+        dims = self._analysis.dims(value)
         assert dims is not None, "it is of rows"
         return dims

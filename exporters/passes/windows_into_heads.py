@@ -21,17 +21,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deploycli.exporters.graph.analysis import GROWTH, dynamic_axes
-from deploycli.exporters.graph.builder import Builder
-from deploycli.exporters.graph.rewiring import remove, replace
-from deploycli.exporters.graph.steps import Refusal
+from deploycli.exporters.graph.builder import Builder, remove, replace
+from deploycli.exporters.graph.steps import Remark
 from deploycli.exporters.graph.unique import label
 from deploycli.exporters.passes.graph_pass import GraphPass
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from deploycli.exporters.graph.analysis import Dims, Facts
+    from deploycli.exporters.graph.analysis import Analysis
     from deploycli.exporters.graph.movement_ops import Array
+    from deploycli.exporters.graph.shapes import Dims
 
 _SCORES_RANK = 5
 
@@ -64,50 +64,50 @@ class _WindowedAttention:
 class WindowsIntoHeads(GraphPass):
     """Bring windowed attention into four dimensions."""
 
-    def transform(self, graph: ir.Graph, facts: Facts) -> bool:
+    def transform(self, graph: ir.Graph, analysis: Analysis) -> bool:
         """Run the pass; see the module's documentation."""
-        builder = Builder(graph, facts)
+        builder = Builder(graph, analysis)
         modified = False
         for node in list(graph):
             if node.op_type == "Softmax" and node.domain == "":
-                attention = self._read(node, facts)
+                attention = self._read(node, analysis)
                 if attention is not None:
                     _fold(attention, builder)
                     modified = True
         return modified
 
-    def _read(self, softmax: ir.Node, facts: Facts) -> _WindowedAttention | None:
+    def _read(self, softmax: ir.Node, analysis: Analysis) -> _WindowedAttention | None:
         join = _producer(softmax, 0, "Reshape")
         add = None if join is None else _producer(join, 0, "Add")
         if join is None or add is None:
             return None
-        sides = [i for i, value in enumerate(add.inputs) if facts.constant(value) is not None]
+        sides = [i for i, value in enumerate(add.inputs) if analysis.constant(value) is not None]
         split = _producer(add, 1 - sides[0], "Reshape") if len(sides) == 1 else None
         scores = None if split is None else _producer(split, 0, "MatMul")
-        dims, folded = facts.dims(add.outputs[0]), facts.dims(join.outputs[0])
+        dims, folded = analysis.dims(add.outputs[0]), analysis.dims(join.outputs[0])
         if split is None or scores is None or dims is None or folded is None or len(dims) != _SCORES_RANK:
             return None
         batch, windows, heads, *_ = dims
         if dynamic_axes(dims[1:]):
             return None
-        if facts.dims(scores.outputs[0]) != folded or folded != (batch * windows, *dims[2:]):
+        if analysis.dims(scores.outputs[0]) != folded or folded != (batch * windows, *dims[2:]):
             return None
-        constant = facts.constant(add.inputs[sides[0]])
+        constant = analysis.constant(add.inputs[sides[0]])
         if constant is None or np.broadcast_shapes(constant.shape, (1, *dims[1:])) != (1, *dims[1:]):
             return None
         if (size := math.prod(dims[1:]) * constant.itemsize) > constant.nbytes + GROWTH:
-            self.refusals.append(Refusal(label(softmax), f"{size} bytes of constants from {constant.nbytes}"))
+            self.remarks.append(Remark(label(softmax), f"{size} bytes of constants from {constant.nbytes}"))
             return None
         chain = (scores, split, add, join, softmax)
         if any(len(node.outputs[0].uses()) != 1 or node.outputs[0].is_graph_output() for node in chain):
-            self.refusals.append(Refusal(label(softmax), "its scores or probabilities are read elsewhere too"))
+            self.remarks.append(Remark(label(softmax), "its scores or probabilities are read elsewhere too"))
             return None
         mix, position = next((usage.node, usage.idx) for usage in softmax.outputs[0].uses())
         operands = (*scores.inputs, mix.inputs[1] if mix.op_type == "MatMul" else None)
-        shapes = [facts.dims(value) for value in operands]
+        shapes = [analysis.dims(value) for value in operands]
         last = softmax.attributes.get_int("axis", -1) in (-1, len(folded) - 1)
         if position != 0 or not last or any(s is None or s[:2] != (batch * windows, heads) for s in shapes):
-            self.refusals.append(Refusal(label(softmax), "its windows and heads are not the outer axes of q, k and v"))
+            self.remarks.append(Remark(label(softmax), "its windows and heads are not the outer axes of q, k and v"))
             return None
         return _WindowedAttention(scores, split, add, join, softmax, mix, dims, constant)
 
@@ -120,11 +120,11 @@ def _producer(node: ir.Node, position: int, op_type: str) -> ir.Node | None:
 
 
 def _fold(attention: _WindowedAttention, builder: Builder) -> None:
-    a, facts = attention, builder.facts
+    a, analysis = attention, builder.analysis
     batch, windows, heads, *rest = a.dims
 
     def folded(value: ir.Value | None, anchor: ir.Node) -> ir.Value:
-        dims = facts.dims(value)
+        dims = analysis.dims(value)
         assert value is not None and dims is not None, "_read has looked at them"  # noqa: PT018 - one fact
         producer = value.producer()
         if producer is not None and producer.op_type == "Reshape" and producer.inputs[0] is not None:
@@ -139,7 +139,7 @@ def _fold(attention: _WindowedAttention, builder: Builder) -> None:
     shifted = builder.value("Add", [scores, builder.constant(constant)], a.add)
     probabilities = builder.value("Softmax", [shifted], a.softmax, axis=-1)
     mixed = builder.value("MatMul", [probabilities, folded(v, a.mix)], a.mix)
-    dims = facts.dims(a.mix.outputs[0])
+    dims = analysis.dims(a.mix.outputs[0])
     assert dims is not None, "it has the shape of v"
     replace(a.mix.outputs[0], builder.reshape(mixed, dims, a.mix))
     remove(builder.graph, [a.scores, a.split, a.add, a.join, a.softmax, a.mix])

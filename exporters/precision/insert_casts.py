@@ -23,7 +23,7 @@ from onnx_ir.passes import common
 
 from deploycli.exporters.graph.builder import initializer
 from deploycli.exporters.graph.movement_ops import MOVEMENT
-from deploycli.exporters.graph.steps import Refusal
+from deploycli.exporters.graph.steps import Remark
 from deploycli.exporters.graph.unique import Names, value_names
 from deploycli.exporters.lint.element_types import derive, is_onnx
 from deploycli.exporters.precision.constants import feeds_softmax, reduced
@@ -52,7 +52,7 @@ NOTES: Mapping[str, str] = {"mask": "masks are clipped", "flush": "constants hav
 _FLOAT = ir.DataType.FLOAT
 
 
-def cast(model: ir.Model, policy: Policy, *, reduce_io: bool = False) -> list[Refusal]:
+def cast(model: ir.Model, policy: Policy, *, reduce_io: bool = False) -> list[Remark]:
     """Type a model in place.
 
     Args:
@@ -75,9 +75,7 @@ def cast(model: ir.Model, policy: Policy, *, reduce_io: bool = False) -> list[Re
     _check(graph, policy)
     drop_idle_casts(graph)
     kept = decide(graph, policy)
-    notes = [
-        Refusal(node.name or "", reason) for node, reason in kept.items() if _floats((*node.inputs, *node.outputs))
-    ]
+    notes = [Remark(node.name or "", reason) for node, reason in kept.items() if _floats((*node.inputs, *node.outputs))]
     without = {node for node in graph if not _floats((*node.inputs, *node.outputs))}
     high = _high(graph, set(kept) | without, reduce_io=reduce_io)
     if all(node in high or (_reads_any_type(node) and node.outputs[0].dtype != _FLOAT) for node in graph):
@@ -175,7 +173,7 @@ class _Caster:
         self._first = graph[0]
         self._casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
         self._constants: dict[ir.Value, ir.Value] = {}
-        self.notes: list[Refusal] = []
+        self.notes: list[Remark] = []
 
     def run(self, high: set[ir.Node]) -> None:
         """Type the nodes in order, so that the type of what a node reads is known."""
@@ -271,7 +269,7 @@ class _Caster:
         return reduced(tensor.numpy(), self._target, limit=limit)
 
     def _note(self, value: ir.Value, reason: str) -> None:
-        self.notes.append(Refusal(value.name or "", reason))
+        self.notes.append(Remark(value.name or "", reason))
 
     def _finish_output(self, value: ir.Value) -> None:
         """Cast what leaves the graph, under the name that it always had."""

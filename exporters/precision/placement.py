@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from deploycli.exporters.graph.steps import Refusal
+from deploycli.exporters.graph.steps import Remark
 from deploycli.exporters.graph.unique import Names
 from deploycli.exporters.precision.roles import PRODUCTS, Roles, Stage, Weight
 
@@ -72,11 +72,11 @@ class Placement:
 
     Attributes:
         sites: where INT8 goes.
-        refusals: matrix products, convolutions and attentions that stay in high precision, with the reason.
+        remarks: matrix products, convolutions and attentions that stay in high precision, with the reason.
     """
 
     sites: tuple[Site, ...]
-    refusals: tuple[Refusal, ...]
+    remarks: tuple[Remark, ...]
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -121,12 +121,12 @@ def place(
         for node in inner:
             if node.op_type in PRODUCTS | _LEFT_ALONE:
                 chooser.refuse(node, "form: it stands in a branch or a loop")
-    return Placement(tuple(chooser.in_order(graph)), tuple(chooser.refusals))
+    return Placement(tuple(chooser.in_order(graph)), tuple(chooser.remarks))
 
 
 class _Chooser:
     def __init__(self, roles: Roles, exclude: tuple[re.Pattern[str], ...], high_precision: frozenset[Stage]) -> None:
-        self.refusals: list[Refusal] = []
+        self.remarks: list[Remark] = []
         self._roles = roles
         self._exclude = exclude
         self._high_precision = high_precision
@@ -137,7 +137,7 @@ class _Chooser:
         return (self._sites[node] for node in graph if node in self._sites)
 
     def refuse(self, node: ir.Node, reason: str) -> None:
-        self.refusals.append(Refusal(_name(node), reason))
+        self.remarks.append(Remark(_name(node), reason))
 
     def product(self, node: ir.Node, *, alone: bool) -> None:
         """A product with a weight: a scale for each output channel, and one for the activation.

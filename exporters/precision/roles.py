@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from deploycli.exporters.graph.analysis import Facts, dynamic_axes
+from deploycli.exporters.graph.analysis import Analysis, dynamic_axes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -102,7 +102,7 @@ class Roles:
     """Answers what the operators of one graph are."""
 
     def __init__(self, graph: ir.Graph) -> None:
-        self._facts = Facts(graph)
+        self._analysis = Analysis(graph)
 
     def constants(self, node: ir.Node) -> tuple[int, ...]:
         """Return which of the two factors of a product do not depend on the graph's inputs."""
@@ -158,7 +158,7 @@ class Roles:
         if len(readers) != 1 or readers[0][0].op_type != "MatMul" or self.constants(readers[0][0]):
             return "no attention: its result is not read by one product of two activations alone"
         (mix, probability), scores = readers[0], products[0]
-        shape = self._facts.dims(source)
+        shape = self._analysis.dims(source)
         axis = softmax.attributes.get_int("axis", -1)
         if axis != -1 and (shape is None or axis != len(shape) - 1):
             return f"its axis is {axis}; the keys of a fused attention are on the last one"
@@ -169,7 +169,7 @@ class Roles:
     def residual_branch(self, node: ir.Node) -> int | None:
         """Return the operand of an addition that comes from a product, where the other is the stream it joins."""
         operands = [value for value in node.inputs if value is not None and self._computed(value)]
-        if len(operands) != 2 or self._facts.dims(operands[0]) != self._facts.dims(operands[1]):
+        if len(operands) != 2 or self._analysis.dims(operands[0]) != self._analysis.dims(operands[1]):
             return None
         paths = [self._path(value) for value in operands]
         found = [i for i, path in enumerate(paths) if path]
@@ -245,11 +245,11 @@ class Roles:
         return []
 
     def _computed(self, value: ir.Value) -> bool:
-        return self._facts.constant(value) is None
+        return self._analysis.constant(value) is None
 
     def _size(self, value: ir.Value | None, axis: int) -> int | None:
         """Return the length of an axis, or None where it is not static."""
-        dims = self._facts.dims(value)
+        dims = self._analysis.dims(value)
         if dims is None or len(dims) < -axis or len(dims) + axis in dynamic_axes(dims):
             return None
         return dims[axis]

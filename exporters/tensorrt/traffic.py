@@ -144,7 +144,7 @@ class _Graph:
         return [elements for value in values if (elements := self._elements(value)) is not None]
 
     def _elements(self, value: ir.Value) -> int | None:
-        ends = self._subject.inference[value].ends
+        ends = self._subject.inference[value].extremes
         if ends is None:
             return None
         return math.prod(ends[0]) // self._batch  # ends[0]: at batch 1, where the graph takes any

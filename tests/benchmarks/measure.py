@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from deploycli.exporters.graph.analysis import Facts
+from deploycli.exporters.graph.analysis import Analysis
 from deploycli.exporters.graph.cost import COPIES, graph_cost
 
 README = Path(__file__).parents[2] / "README.md"
@@ -38,7 +38,7 @@ class GraphFigures:
 def graph_figures(path: Path) -> GraphFigures:
     """Count a graph at batch 1, as `deploycli inspect` does."""
     graph = ir.load(path).graph
-    cost = graph_cost(graph, Facts(graph))
+    cost = graph_cost(graph, Analysis(graph))
     if cost.movement_bytes is None or cost.multiply_adds is None:
         raise ValueError(f"{path} has operators of unknown shape: it cannot be counted")
     return GraphFigures(

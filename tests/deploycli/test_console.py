@@ -22,7 +22,7 @@ from deploycli.console import Output, Rows, assembled, styled
 from deploycli.escaping import escaped, escaped_message
 from deploycli.exporters.bundle.bundle import Bundle
 from deploycli.exporters.bundle.manifest import MANIFEST_NAME
-from deploycli.exporters.graph.steps import Refusal, Step
+from deploycli.exporters.graph.steps import Remark, Step
 from deploycli.models.spec import Weights
 from tests.exporters.bundle import bundles
 
@@ -102,7 +102,7 @@ def strings(value: Any) -> set[str]:
 def hostile_bundle(folder: Path) -> Bundle:
     bundle = bundles.make(folder)
     manifest = bundle.manifest
-    step = Step(EVIL, 1, 0.5, (Refusal(EVIL, EVIL),), remark=EVIL)
+    step = Step(EVIL, 1, 0.5, (Remark(EVIL, EVIL),), remark=EVIL)
     (artifact,) = manifest.artifacts
     artifact = replace(artifact, steps=(step,), ops_before={EVIL: 1}, source=EVIL)
     weights = Weights("checkpoint", path=f"/nowhere/{EVIL}", sha256="0" * 64, report={EVIL: 1}, entry=EVIL)

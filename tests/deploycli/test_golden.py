@@ -16,7 +16,7 @@ import torch
 from onnx import numpy_helper
 
 from deploycli.exporters.bundle.bundle import Bundle
-from deploycli.exporters.graph.analysis import Facts
+from deploycli.exporters.graph.analysis import Analysis
 from deploycli.exporters.graph.onnx_file import write_model
 from deploycli.exporters.passes.fold_constants import FoldConstants
 from deploycli.exporters.passes.fold_movement import FoldMovement
@@ -134,9 +134,9 @@ def run_as_written(path: Path) -> np.ndarray:
 def test_movement_and_constants_are_bit_equal(plain: Path, tmp_path: Path) -> None:
     model = ir.load(plain)
     nodes = model.graph.num_nodes()
-    facts = Facts(model.graph)
-    assert FoldConstants(facts)(model).modified
-    assert FoldMovement(facts)(model).modified
+    analysis = Analysis(model.graph)
+    assert FoldConstants(analysis)(model).modified
+    assert FoldMovement(analysis)(model).modified
     tidy(model)
     assert model.graph.num_nodes() < nodes / 2
     write_model(model, tmp_path / "folded.onnx")

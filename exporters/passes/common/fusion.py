@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from deploycli.exporters.graph.steps import Refusal
+from deploycli.exporters.graph.steps import Remark
 from deploycli.exporters.graph.unique import label
 from deploycli.exporters.passes.common.opset import raise_opset
 from deploycli.exporters.passes.graph_pass import GraphPass
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
-    from deploycli.exporters.graph.analysis import Facts
+    from deploycli.exporters.graph.analysis import Analysis
 
 
 class Fusion(GraphPass):
@@ -33,7 +33,7 @@ class Fusion(GraphPass):
             return False
         reason = raise_opset(self._model, self.opset)
         if reason is not None:
-            self.refusals += [Refusal(label(node), reason) for node in found]
+            self.remarks += [Remark(label(node), reason) for node in found]
         return reason is None
 
 
@@ -49,20 +49,20 @@ def operand_of(value: ir.Value, op_type: str) -> ir.Value | None:
     return None if node is None else node.inputs[0]
 
 
-def single_number(value: ir.Value | None, facts: Facts, rank: int) -> float | None:
+def single_number(value: ir.Value | None, analysis: Analysis, rank: int) -> float | None:
     """Return a constant of one element, and of no more axes than what it meets, to which it would add axes."""
-    constant = facts.constant(value)
+    constant = analysis.constant(value)
     if constant is None or constant.size != 1 or constant.ndim > rank or constant.dtype.kind in "OSU":
         return None
     return float(constant.reshape(()))
 
 
-def with_number(value: ir.Value, op_type: str, facts: Facts, rank: int) -> Iterator[tuple[ir.Value, float]]:
+def with_number(value: ir.Value, op_type: str, analysis: Analysis, rank: int) -> Iterator[tuple[ir.Value, float]]:
     """Yield the other operand and the number, where one of two operands is a number."""
     node = maker(value, op_type)
     if node is None:
         return
     for operand, other in (node.inputs, node.inputs[::-1]):
-        number = single_number(other, facts, rank)
+        number = single_number(other, analysis, rank)
         if operand is not None and number is not None:
             yield operand, number

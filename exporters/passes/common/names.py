@@ -14,9 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from deploycli.exporters.graph.analysis import Facts
-from deploycli.exporters.graph.builder import annotate
-from deploycli.exporters.graph.rewiring import inner_graphs, remove
+from deploycli.exporters.graph.analysis import Analysis
+from deploycli.exporters.graph.builder import annotate, inner_graphs, remove
 from deploycli.exporters.graph.unique import PARAMETER, Names, value_names
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ def name_nodes(model: ir.Model, module_key: str) -> None:
         module_key: metadata key of the module path.
     """
     graph = model.graph
-    facts = Facts(graph)
+    analysis = Analysis(graph)
     nameless = [value for value in graph.initializers.values() if not _has_a_name(value)]
     for i, value in enumerate(nameless):  # out of the way: two values may swap names
         value.name = f"\0{i}"
@@ -57,7 +56,7 @@ def name_nodes(model: ir.Model, module_key: str) -> None:
         for i, output in enumerate(node.outputs):
             if output.name and not output.is_graph_output():
                 output.name = names.unique(f"{node.name}.{i}") if len(node.outputs) > 1 else node.name
-                annotate(output, facts)
+                annotate(output, analysis)
     _name_constants(graph, nameless, names)
 
 
@@ -150,13 +149,13 @@ def known_names(graph: ir.Graph) -> KnownNames:
     return KnownNames(nodes, frozenset(value_names(graph)))
 
 
-def name_what_is_new(graph: ir.Graph, known: KnownNames, facts: Facts) -> None:
+def name_what_is_new(graph: ir.Graph, known: KnownNames, analysis: Analysis) -> None:
     """Name the nodes and values that have no name from the file, and write down the types of all values.
 
     Args:
         graph: the main graph, in order.
         known: the names that stay.
-        facts: of the graph as it is.
+        analysis: of the graph as it is.
     """
     nodes = Names(node.name for node in graph.all_nodes() if node.name in known.nodes)
     made = [value for value in _named_by_passes(graph) if value.name not in known.values]
@@ -175,7 +174,7 @@ def name_what_is_new(graph: ir.Graph, known: KnownNames, facts: Facts) -> None:
             if value in new:
                 value.name = values.unique(f"{node.name}.{i}" if len(node.outputs) > 1 else node.name)
             if value.name and not value.is_graph_output():
-                annotate(value, facts)
+                annotate(value, analysis)
     for value in made:
         if value in new and value.is_initializer():  # only inner graphs read it
             value.name = values.unique(_CONSTANT)

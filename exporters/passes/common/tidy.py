@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from deploycli.exporters.graph.rewiring import inner_graphs, remove
+from deploycli.exporters.graph.builder import inner_graphs, remove
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from deploycli.exporters.bundle.bundle import Bundle, write_bundle
 from deploycli.exporters.bundle.golden import GOLDEN_NAME, save_golden, synthetic_inputs
 from deploycli.exporters.bundle.manifest import MANIFEST_NAME, SCHEMA_VERSION, Artifact, FileRecord, Manifest
-from deploycli.exporters.graph.steps import Refusal, Step
+from deploycli.exporters.graph.steps import Remark, Step
 from deploycli.exporters.verification.record import keep
 from deploycli.exporters.verify import verify
 from deploycli.models.spec import ModelSpec, TensorSpec, Weights
@@ -78,7 +78,7 @@ def filler(
             batch,
             {"MatMul": 1, "Tanh": 1},
             {"MatMul": 1, "Tanh": 1},
-            (Step("trace", 4, 0.5, (Refusal("node", "reason"),)),),
+            (Step("trace", 4, 0.5, (Remark("node", "reason"),)),),
         )
         golden = FileRecord.of(folder, GOLDEN_NAME)
         versions = {"onnx": onnx.__version__}

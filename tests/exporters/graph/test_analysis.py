@@ -9,8 +9,8 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from deploycli.exporters.graph.affine import BATCH
-from deploycli.exporters.graph.analysis import SCRATCH, Facts
+from deploycli.exporters.graph.analysis import SCRATCH, Analysis
+from deploycli.exporters.graph.shapes import BATCH
 from tests.exporters.passes.graphs import load, parse
 
 B = BATCH
@@ -18,9 +18,9 @@ B = BATCH
 
 def fact(text: str, name: str, **constants: Any) -> Any:
     model = load(parse(text, **constants))
-    facts = Facts(model.graph)
+    analysis = Analysis(model.graph)
     values = [*model.graph.inputs, *(output for node in model.graph for output in node.outputs)]
-    return facts[next(value for value in values if value.name == name)]
+    return analysis[next(value for value in values if value.name == name)]
 
 
 @pytest.mark.parametrize(
@@ -95,8 +95,8 @@ def test_one_symbol_is_followed_and_no_axis_that_is_declared_otherwise(
     model = ir.from_proto(onnx.parser.parse_model(
         f'<ir_version: 10, opset_import: ["" : 20]> g ({inputs}) => ({outputs}) {{ {body} }}'
     ))  # fmt: skip
-    facts = Facts(model.graph)
-    assert [facts.axes(output) for output in model.graph.outputs] == axes
+    analysis = Analysis(model.graph)
+    assert [analysis.axes(output) for output in model.graph.outputs] == axes
 
 
 @pytest.mark.parametrize("dim", ["-1", "?", "tokens"])
@@ -118,7 +118,7 @@ def test_what_follows_of_the_axes_that_are_known(node: str, axes: tuple[int | No
     constants = {"weight": np.zeros((4, 7), np.float32), "flat": [0, -1], "zero": [0], "one": [1], "two": [2]}
     model.graph.initializer.extend(onnx.numpy_helper.from_array(np.array(v), k) for k, v in constants.items())
     loaded = load(model)
-    assert Facts(loaded.graph).axes(next(iter(loaded.graph)).outputs[0]) == axes
+    assert Analysis(loaded.graph).axes(next(iter(loaded.graph)).outputs[0]) == axes
 
 
 # --- what is weighed -------------------------------------------------------------------------------------------------
@@ -157,13 +157,13 @@ def test_what_a_few_bytes_ask_for_is_weighed_before_it_is_made(body: str) -> Non
     loaded = load(model)
     tracemalloc.start()
     try:
-        facts = Facts(loaded.graph)
+        analysis = Analysis(loaded.graph)
         assert tracemalloc.get_traced_memory()[1] < 2 * SCRATCH
     finally:
         tracemalloc.stop()
     value = next(output for node in loaded.graph for output in node.outputs if output.name == "v")
-    assert facts.constant(value) is None
-    assert facts.weighed
+    assert analysis.constant(value) is None
+    assert analysis.weighed
 
 
 def test_views_cost_nothing_and_zeros_are_known_for_zeros() -> None:
@@ -171,10 +171,10 @@ def test_views_cost_nothing_and_zeros_are_known_for_zeros() -> None:
         "g (float[batch, 4] x) => (float[batch, 4] y) { c = ConstantOfShape (huge) t = Transpose (c) y = Abs (x) }",
         huge=[2**20, 2**20],
     ))  # fmt: skip
-    facts = Facts(model.graph)
+    analysis = Analysis(model.graph)
     zeros = [output for node in model.graph for output in node.outputs if output.name in ("c", "t")]
-    assert [facts.is_zero(value) for value in zeros] == [True, True]
-    assert [facts.constant(value) for value in zeros] == [None, None]
+    assert [analysis.is_zero(value) for value in zeros] == [True, True]
+    assert [analysis.constant(value) for value in zeros] == [None, None]
 
 
 def test_a_dimension_that_looks_like_the_batch_is_not_taken_for_it() -> None:
@@ -209,7 +209,7 @@ def test_an_input_without_a_shape_is_unknown() -> None:
 )
 def test_shape_reads_its_attributes(attributes: str, low: list[int], high: list[int]) -> None:
     found = fact(f"g (float[batch, 6, 4] x) => (int64[n] y) {{ v = Shape {attributes} (x) y = Abs (v) }}", "v")
-    assert [end.tolist() for end in found.ends] == [low, high]
+    assert [value.tolist() for value in found.extremes] == [low, high]
     assert (found.constant is not None) == (low == high)
 
 
@@ -229,13 +229,13 @@ def test_narrow_integers_are_passed_on_and_not_computed_with() -> None:
     }"""
     many = np.array([5000], np.int32)
     assert fact(text, "v", many=many).value(9).tolist() == [9]
-    assert fact(text, "w", many=many).ends is None
+    assert fact(text, "w", many=many).extremes is None
 
 
 def test_size_of_a_shape_with_two_dynamic_axes_is_not_known() -> None:
     text = "g (float[batch, batch] x) => (int64 y) { v = Size (x) y = Abs (v) }"
     found = fact(text, "v")
-    assert found is None or found.ends is None
+    assert found is None or found.extremes is None
 
 
 @pytest.mark.parametrize(
@@ -257,12 +257,12 @@ def test_zeros_are_known_whatever_their_number(node: str, zero: bool) -> None:
         )
     )  # fmt: skip
     value = next(output for n in model.graph for output in n.outputs if output.name == "v")
-    assert Facts(model.graph).is_zero(value) is zero
+    assert Analysis(model.graph).is_zero(value) is zero
 
 
 def test_a_node_that_is_not_valid_is_not_known() -> None:
     plain = parse("g (float[batch, 6] x) => (float[batch, 6] y) { v = Neg (x) y = Abs (v) }")
     plain.graph.node[0].op_type = "NoSuchOperator"
     model = load(plain)
-    facts = Facts(model.graph)
-    assert [facts[output] for node in model.graph for output in node.outputs] == [None, None]
+    analysis = Analysis(model.graph)
+    assert [analysis[output] for node in model.graph for output in node.outputs] == [None, None]

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from onnx import helper
 
-from deploycli.exporters.graph.analysis import Facts
+from deploycli.exporters.graph.analysis import Analysis
 from deploycli.exporters.graph.cost import COPIES, graph_cost
 from deploycli.exporters.graph.steps import GraphCost, Step
 from deploycli.exporters.passes.pipeline import rewrite
@@ -27,7 +27,7 @@ from tests.exporters.passes.test_properties import examples
 
 def cost_of(text: str, **constants: Any) -> GraphCost:
     model = load(parse(text, **constants))
-    return graph_cost(model.graph, Facts(model.graph))
+    return graph_cost(model.graph, Analysis(model.graph))
 
 
 def body(nodes: str, result: str = "float[batch, n] y", inputs: str = "float[batch, 6, 8] x") -> str:
@@ -94,7 +94,7 @@ def test_multiply_adds(nodes: str, inputs: str, constants: Any, products: int) -
     for name, value in constants.items():
         model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
     loaded = load(model)
-    assert graph_cost(loaded.graph, Facts(loaded.graph)).multiply_adds == products
+    assert graph_cost(loaded.graph, Analysis(loaded.graph)).multiply_adds == products
 
 
 @pytest.mark.parametrize("flat", [False, True])
@@ -109,7 +109,7 @@ def test_the_attention_operator(flat: bool) -> None:
     model = onnx.parser.parse_model(f'<ir_version: 11, opset_import: ["" : 23]> {graph}')
     model.graph.output[0].type.tensor_type.ClearField("shape")
     loaded = ir.from_proto(model)
-    assert graph_cost(loaded.graph, Facts(loaded.graph)).multiply_adds == 3 * 6 * 10 * (8 + 5)
+    assert graph_cost(loaded.graph, Analysis(loaded.graph)).multiply_adds == 3 * 6 * 10 * (8 + 5)
 
 
 @pytest.mark.parametrize(
@@ -140,14 +140,14 @@ def test_what_is_not_known_is_not_guessed(nodes: str, moved: bool, products: boo
     for name, value in constants.items():
         model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
     loaded = load(model)
-    cost = graph_cost(loaded.graph, Facts(loaded.graph))
+    cost = graph_cost(loaded.graph, Analysis(loaded.graph))
     assert (cost.movement_bytes is not None, cost.multiply_adds is not None) == (moved, products)
 
 
 def test_an_operator_of_another_domain_may_multiply() -> None:
     text = '<ir_version: 10, opset_import: ["" : 20, "d" : 1]> g (float[2] x) => (float[2] y) { y = d.Product (x) }'
     model = ir.from_proto(onnx.parser.parse_model(text))
-    assert graph_cost(model.graph, Facts(model.graph)) == GraphCost(0, None, 0)
+    assert graph_cost(model.graph, Analysis(model.graph)) == GraphCost(0, None, 0)
 
 
 def test_constants_are_counted_once_each_and_inner_ones_too() -> None:
@@ -159,7 +159,7 @@ def test_constants_are_counted_once_each_and_inner_ones_too() -> None:
         >
     }"""  # noqa: E501 - the parser of ONNX text reads no line ends here
     model = ir.from_proto(parse(text, c=np.ones(4, np.float32), i=[0, 1]))
-    assert graph_cost(model.graph, Facts(model.graph)).constant_bytes == 4 * 4 + 2 * 8 + 2 * 4
+    assert graph_cost(model.graph, Analysis(model.graph)).constant_bytes == 4 * 4 + 2 * 8 + 2 * 4
 
 
 @examples(80)
@@ -167,7 +167,7 @@ def test_constants_are_counted_once_each_and_inner_ones_too() -> None:
 def test_movement_agrees_with_the_shapes_that_onnx_infers(plain: onnx.ModelProto) -> None:
     """At batch 1, all transpositions counted: a program whose axes are 1 long differs in nothing else."""
     model = load(plain)
-    counted = graph_cost(model.graph, Facts(model.graph)).movement_bytes
+    counted = graph_cost(model.graph, Analysis(model.graph)).movement_bytes
     for value in (*plain.graph.input, *plain.graph.output):
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param:

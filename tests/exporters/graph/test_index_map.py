@@ -12,10 +12,9 @@ from hypothesis import assume, event, given, note
 from hypothesis import strategies as st
 
 from deploycli.exporters.graph import index_map as index_map_module
-from deploycli.exporters.graph.affine import BATCH
-from deploycli.exporters.graph.analysis import substitute
 from deploycli.exporters.graph.index_map import MIXES, MOST_ENTRIES, Digit, IndexMap, Table, concatenate
 from deploycli.exporters.graph.movement_ops import NOWHERE
+from deploycli.exporters.graph.shapes import BATCH, substitute
 from tests.exporters.graph.test_lowerings import map_of, moved
 from tests.exporters.passes.graphs import load
 from tests.exporters.passes.programs import programs

@@ -9,13 +9,13 @@ import onnx
 from hypothesis import assume, given, note
 from hypothesis import strategies as st
 
-from deploycli.exporters.graph.affine import BATCH
-from deploycli.exporters.graph.analysis import GROWTH, Facts, substitute
+from deploycli.exporters.graph.analysis import GROWTH, Analysis
 from deploycli.exporters.graph.evaluate import evaluate
 from deploycli.exporters.graph.index_map import IndexMap
 from deploycli.exporters.graph.lowerings import Lowering, MovementOp, as_indices, find_lowerings, slice_bounds
 from deploycli.exporters.graph.movement_ops import MOVEMENT, NOWHERE, move
 from deploycli.exporters.graph.regions import RegionMaps, find_regions
+from deploycli.exporters.graph.shapes import BATCH, substitute
 from deploycli.exporters.passes.fold_movement import split_groups
 from tests.exporters.passes.graphs import load
 from tests.exporters.passes.programs import B, programs
@@ -56,10 +56,10 @@ def moved(model: ir.Model, batch: int) -> Any:
 
 def map_of(model: ir.Model) -> IndexMap | str:
     """Return the map of a program of movement, or why it has none."""
-    regions = [r for r in find_regions(model.graph, Facts(model.graph)) if r.source is model.graph.inputs[0]]
+    regions = [r for r in find_regions(model.graph, Analysis(model.graph)) if r.source is model.graph.inputs[0]]
     if not regions or model.graph.outputs[0] not in regions[0].sinks:
         return "no region"
-    return RegionMaps(Facts(model.graph))(regions[0])[model.graph.outputs[0]]
+    return RegionMaps(Analysis(model.graph))(regions[0])[model.graph.outputs[0]]
 
 
 def execute(lowering: Lowering, data: Any, batch: int) -> Any:

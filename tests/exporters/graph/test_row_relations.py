@@ -15,18 +15,18 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 
 from deploycli.exporters.graph import index_sets, row_relations
-from deploycli.exporters.graph.affine import BATCH
-from deploycli.exporters.graph.analysis import GROWTH, Facts, substitute
+from deploycli.exporters.graph.analysis import GROWTH, Analysis
 from deploycli.exporters.graph.evaluate import evaluate
 from deploycli.exporters.graph.index_sets import IndexSet, covers, hull, is_whole, merge, rows, sizes, volume, whole
 from deploycli.exporters.graph.row_relations import View, relations
+from deploycli.exporters.graph.shapes import BATCH, substitute
 from tests.exporters.passes.graphs import END, Array, load
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from deploycli.exporters.graph.analysis import Dims
     from deploycli.exporters.graph.index_sets import IndexSets
+    from deploycli.exporters.graph.shapes import Dims
 
 RNG = np.random.default_rng(0)
 
@@ -89,7 +89,7 @@ def graph_of(text: str) -> ir.Graph:
     return load(plain).graph
 
 
-def last_node(text: str) -> tuple[ir.Node, list[Array], Facts]:
+def last_node(text: str) -> tuple[ir.Node, list[Array], Analysis]:
     """Return the node that makes y, its operands, and the facts about a graph."""
     kind = "int64" if "y = ArgMax" in text else "float"
     graph = graph_of(f"g (float[2, 5, 4] x) => ({kind} y) {{ {text} }}")
@@ -101,7 +101,7 @@ def last_node(text: str) -> tuple[ir.Node, list[Array], Facts]:
         arrays.update(
             zip([o.name or "" for o in earlier.outputs], evaluate(earlier, operands, {"": 20}, GROWTH), strict=True)
         )
-    return node, [arrays[v.name or ""] for v in node.inputs if v is not None], Facts(graph)
+    return node, [arrays[v.name or ""] for v in node.inputs if v is not None], Analysis(graph)
 
 
 def select(array: Array, dims: Dims, part: IndexSets, batch: int = 2) -> Array:
@@ -131,9 +131,9 @@ def some_rows(dims: Dims, free: set[int], rng: np.random.Generator) -> IndexSets
 
 @pytest.mark.parametrize("text", OPERATORS)
 def test_rows_follow_from_what_is_read(text: str) -> None:
-    node, operands, facts = last_node(text)
+    node, operands, analysis = last_node(text)
     position = next(i for i, output in enumerate(node.outputs) if output.name == "y")
-    found = relations(node, facts)[position]
+    found = relations(node, analysis)[position]
     result = evaluate(node, operands, {"": 20}, GROWTH)[position]
     assert result is not None
     if found is None:
@@ -158,8 +158,8 @@ def test_rows_follow_from_what_is_read(text: str) -> None:
 
 
 def test_a_product_reads_one_row_for_one_row() -> None:
-    node, _, facts = last_node("y = MatMul (x, w)")
-    found = relations(node, facts)[0]
+    node, _, analysis = last_node("y = MatMul (x, w)")
+    found = relations(node, analysis)[0]
     assert found is not None
     assert found.operands((None, rows(5, [3]), rows(6, [1, 4]))) == (
         (None, rows(5, [3]), None),
@@ -170,9 +170,9 @@ def test_a_product_reads_one_row_for_one_row() -> None:
 def test_statistics_that_are_read_too_end_the_relation() -> None:
     text = "y, mean = LayerNormalization (x, gain)"
     graph = graph_of(f"g (float[2, 5, 4] x) => (float y, float mean) {{ {text} }}")
-    assert relations(graph[0], Facts(graph))[0] is None
+    assert relations(graph[0], Analysis(graph))[0] is None
     graph = graph_of(f"g (float[2, 5, 4] x) => (float y) {{ {text} }}")
-    assert relations(graph[0], Facts(graph))[0] is not None
+    assert relations(graph[0], Analysis(graph))[0] is not None
 
 
 def test_samples_of_a_batch_are_not_selected() -> None:
@@ -180,7 +180,7 @@ def test_samples_of_a_batch_are_not_selected() -> None:
     parts = "p = Slice (x, zero, three, zero) q = Slice (x, end, least, zero, minus)"
     wholes = "r = Slice (x, zero, end, zero) s = Slice (x, end, least, one, minus)"
     graph = graph_of(f"g (float[batch, 5] x) => (float p, float q, float r, float s) {{ {parts} {wholes} }}")
-    assert [relations(node, Facts(graph))[0] is None for node in graph] == [True, True, False, False]
+    assert [relations(node, Analysis(graph))[0] is None for node in graph] == [True, True, False, False]
 
 
 # --- views -----------------------------------------------------------------------------------------------------------

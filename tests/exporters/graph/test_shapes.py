@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploycli.exporters.graph import shapes
-from deploycli.exporters.graph.affine import BATCH, ENDS
-from deploycli.exporters.graph.analysis import Facts
-from deploycli.exporters.graph.shapes import NodeShapes, Operand
+from deploycli.exporters.graph.analysis import Analysis
+from deploycli.exporters.graph.shapes import BATCH, BATCHES, NodeShapes, Operand
 from deploycli.exporters.passes.common.tidy import LiftConstants
 from tests.benchmarks.growth import deep_swin
 
@@ -79,7 +78,7 @@ def nodes(draw: st.DrawFn) -> tuple[ir.Node, list[Any]]:
 
 def asked_anew(made: ir.Node, operands: list[Any]) -> Any:
     """What ONNX's inference says at both ends, with nothing remembered."""
-    ends = [shapes._infer_at(end, made, operands, OPSETS[""], OPSETS) for end in range(len(ENDS))]
+    ends = [shapes._infer_at(end, made, operands, OPSETS[""], OPSETS) for end in range(len(BATCHES))]
     if ends[0] is None or ends[1] is None:
         return None
     return [None if a is None or b is None else (*a, b[1]) for a, b in zip(*ends, strict=True)]
@@ -147,7 +146,7 @@ def test_a_deep_network_asks_no_more_than_one_of_two_blocks(monkeypatch: pytest.
     for size in (300, 1200):
         shapes._KNOWN.clear()
         asked.clear()
-        Facts(deep_swin(size, scripted=False).graph)
+        Analysis(deep_swin(size, scripted=False).graph)
         counts.append(len(asked))
     assert counts[0] > 0
     assert counts[0] == counts[1]
@@ -157,9 +156,9 @@ def test_facts_are_the_same_where_nothing_is_remembered(monkeypatch: pytest.Monk
     model = deep_swin(300, scripted=True)
     LiftConstants()(model)
     values = [output for node in model.graph for output in node.outputs]
-    remembered = Facts(model.graph)
+    remembered = Analysis(model.graph)
     monkeypatch.setattr(shapes, "_key", lambda *_: None)
-    anew = Facts(model.graph)
+    anew = Analysis(model.graph)
     assert all(remembered.dims(value) is not None for value in values)
     for value in values:
         one, other = remembered[value], anew[value]

@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from deploycli.exporters.graph import weigh
-from deploycli.exporters.graph.analysis import Facts
+from deploycli.exporters.graph.analysis import Analysis
 from deploycli.exporters.graph.weigh import refuse_what_is_too_large
 from deploycli.models.errors import EnvironmentUnsuitable
 
@@ -29,7 +29,7 @@ def node(kind: str, inputs: str, output: str, **attributes: object) -> onnx.Node
 
 
 def judge(which: ir.Graph) -> None:
-    refuse_what_is_too_large(which, Facts(which), batch=3, hint="hint")
+    refuse_what_is_too_large(which, Analysis(which), batch=3, hint="hint")
 
 
 FIRST = np.zeros(1, np.int64)

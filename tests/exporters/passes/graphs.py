@@ -13,7 +13,7 @@ import onnxruntime as ort
 from onnx import helper, numpy_helper
 from onnx_ir.passes import common
 
-from deploycli.exporters.graph.analysis import Facts
+from deploycli.exporters.graph.analysis import Analysis
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -103,14 +103,14 @@ def ops(model: ir.Model | onnx.ModelProto) -> dict[str, int]:
 def apply(make: Any, plain: onnx.ModelProto) -> tuple[onnx.ModelProto, Any, bool]:
     """Run one pass; return the graph without what nothing reads, the pass, and whether it says it changed something."""
     model = load(plain)
-    graph_pass = make(Facts(model.graph))
+    graph_pass = make(Analysis(model.graph))
     modified = graph_pass(model).modified
     common.RemoveUnusedNodesPass()(model)
     return proto(model), graph_pass, modified
 
 
 def reasons(graph_pass: Any) -> list[str]:
-    return [refusal.reason for refusal in graph_pass.refusals]
+    return [remark.reason for remark in graph_pass.remarks]
 
 
 def transform(

@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 from hypothesis import HealthCheck, find, given, settings
 
-from deploycli.exporters.graph.analysis import Facts
+from deploycli.exporters.graph.analysis import Analysis
 from deploycli.exporters.graph.token_view import Permute, token_view
 from deploycli.exporters.passes import commute_permutations as permutations
 from deploycli.exporters.passes.commute_permutations import CommutePermutations, Layouts, Planner
@@ -192,7 +192,7 @@ def reported(plain: onnx.ModelProto, *makes: Any) -> list[str]:
     """Return in what the graph after some passes differs from the one before."""
     model = load(plain)
     for make in makes:
-        make(Facts(model.graph))(model)
+        make(Analysis(model.graph))(model)
     return differences(plain, ir.to_proto(model), (1, 2, 3))
 
 
@@ -232,7 +232,7 @@ def test_the_whole_pipeline_computes_what_it_did_and_a_second_run_changes_nothin
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_the_plan_never_costs_more_than_the_graph_as_it_is(plain: onnx.ModelProto) -> None:
     model = load(plain)
-    planner = Planner(token_view(model.graph, Facts(model.graph)))
+    planner = Planner(token_view(model.graph, Analysis(model.graph)))
     assert planner.plan()[0] <= planner.cost_as_it_is()
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-from deploycli.exporters.graph.analysis import Facts
+from deploycli.exporters.graph.analysis import Analysis
 from deploycli.exporters.graph.cost import graph_cost
 from deploycli.exporters.passes import hoist_selections
 from deploycli.exporters.passes.hoist_selections import HoistSelections
@@ -74,7 +74,7 @@ def block(*parts: str, results: str = f"float[batch, {CLASSES}] logits", x: str 
 
 def multiply_adds(model: onnx.ModelProto) -> int | None:
     graph = load(model).graph
-    return graph_cost(graph, Facts(graph)).multiply_adds
+    return graph_cost(graph, Analysis(graph)).multiply_adds
 
 
 def hoist(plain: onnx.ModelProto) -> tuple[onnx.ModelProto, Any]:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, find, given, settings
 
 from deploycli.exporters.graph import index_sets, row_relations
-from deploycli.exporters.graph.analysis import Facts
+from deploycli.exporters.graph.analysis import Analysis
 from deploycli.exporters.graph.cost import graph_cost
 from deploycli.exporters.passes import hoist_selections as selections
 from deploycli.exporters.passes.hoist_selections import HoistSelections
@@ -39,7 +39,7 @@ def _products_are_dear() -> Iterator[None]:
 
 def multiply_adds(model: onnx.ModelProto) -> int:
     graph = load(model).graph
-    count = graph_cost(graph, Facts(graph)).multiply_adds
+    count = graph_cost(graph, Analysis(graph)).multiply_adds
     assert count is not None
     return count
 

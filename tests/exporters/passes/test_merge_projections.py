@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deploycli.exporters.graph.rewiring import replace_all
+from deploycli.exporters.graph.builder import replace_all
 from deploycli.exporters.passes import merge_projections as projections
 from deploycli.exporters.passes.merge_projections import MergeProjections
 from tests.exporters.passes.graphs import apply, differences, ops, parse, reasons, transform

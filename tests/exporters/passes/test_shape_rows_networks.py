@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from deploycli.exporters.graph.analysis import Facts
+from deploycli.exporters.graph.analysis import Analysis
 from deploycli.exporters.passes.fold_movement import FoldMovement
 from deploycli.exporters.passes.shape_rows import ShapeRows
 from tests.exporters.passes.graphs import apply, differences, load, ops, parse
@@ -123,7 +123,7 @@ def test_where_nothing_is_saved_nothing_changes() -> None:
 def is_reported(plain: onnx.ModelProto) -> bool:
     model = load(plain)
     try:
-        ShapeRows(Facts(model.graph))(model)
+        ShapeRows(Analysis(model.graph))(model)
         return differences(plain, ir.to_proto(model), (1, 2, 3)) != []
     except Exception:  # a shape that does not fit
         return True

@@ -20,7 +20,7 @@ def chosen(placement: Placement) -> list[tuple[str, tuple[int, ...], int | None]
 
 
 def refused(placement: Placement) -> dict[str, str]:
-    return {refusal.node: refusal.reason for refusal in placement.refusals}
+    return {remark.node: remark.reason for remark in placement.remarks}
 
 
 GEMMS = [(f"MatMul{suffix}", (0,), 1) for suffix in ("", "_1", "_2", "_5", "_6", "_7")]

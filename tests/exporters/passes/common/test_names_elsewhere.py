@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from deploycli.exporters.graph.analysis import Facts
+from deploycli.exporters.graph.analysis import Analysis
 from deploycli.exporters.passes.common.names import known_names, name_what_is_new, put_in_order
 from tests.exporters.passes.graphs import differences, parse, proto
 
@@ -48,7 +48,7 @@ def test_names_of_the_file_stay() -> None:
     plain = parse("g (float[batch, 4] x) => (float[batch, 4] y) { a = Neg (x) y = Add (a, c) }", c=np.float32([1]))
     plain.graph.node[0].name = "stem/Neg"
     model = ir.from_proto(plain)
-    name_what_is_new(model.graph, known_names(model.graph), Facts(model.graph))
+    name_what_is_new(model.graph, known_names(model.graph), Analysis(model.graph))
     result = proto(model)
     assert [node.name for node in result.graph.node] == ["stem/Neg", "Add"]
     assert [node.output[0] for node in result.graph.node] == ["a", "y"]
@@ -70,7 +70,7 @@ def test_what_is_new_is_called_after_its_place_and_its_reader() -> None:
     bare = ir.Node("", "Neg", [new.outputs[0]])
     model.graph.insert_after(new, bare)
     model.graph[3].replace_input_with(0, bare.outputs[0])
-    name_what_is_new(model.graph, known, Facts(model.graph))
+    name_what_is_new(model.graph, known, Analysis(model.graph))
     result = proto(model)
     assert [node.name for node in result.graph.node] == ["stem/Abs", "stem/Mul", "Neg", "Abs"]
     assert [node.output[0] for node in result.graph.node] == ["a", "stem/Mul", "Neg_1", "y"]  # an input is called Neg
@@ -83,5 +83,5 @@ def test_a_constant_that_only_an_inner_graph_reads_is_named_too() -> None:
     put_in_order(model.graph)
     known = known_names(model.graph)
     model.graph.initializers["c2"].name = "made"
-    name_what_is_new(model.graph, known, Facts(model.graph))
+    name_what_is_new(model.graph, known, Analysis(model.graph))
     assert list(model.graph.initializers) == ["c1", "const"]
