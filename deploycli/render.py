@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from deploycli.exporters.verification.evaluate import Evaluation
     from deploycli.exporters.verification.record import Proof
     from deploycli.exporters.verification.report import Report, Stage
-    from deploycli.models.registry import Variant
     from deploycli.models.spec import Weights
+    from deploycli.models.variants import Variant
 
 
 _LOG_EVERY_S = 5.0

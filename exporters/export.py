@@ -18,8 +18,9 @@ from deploycli.exporters.runtime.runtimes import EagerRuntime, OrtRuntime
 from deploycli.exporters.verification.compare import BUDGETS, compare
 from deploycli.models.errors import EnvironmentUnsuitable, ExportError, UsageError
 from deploycli.models.factory import contained
-from deploycli.models.registry import HubFile, Variant, configure, resolve
+from deploycli.models.registry import configure, resolve
 from deploycli.models.sources import FACTORY, LIBRARIES, parse_source
+from deploycli.models.variants import HubFile, Variant
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

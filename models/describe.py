@@ -16,8 +16,8 @@ from deploycli.models.foreign import CLASSES, transformers_folder
 from deploycli.models.hub import parse
 from deploycli.models.masks import is_mask
 from deploycli.models.outputs import answers_numbers, output_names
-from deploycli.models.registry import INPUT_NAME, HubFile, Variant
 from deploycli.models.spec import INTERPOLATIONS, Hides, ModelSpec, Preprocessing, Scale, TensorSpec
+from deploycli.models.variants import INPUT_NAME, HubFile, Variant
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

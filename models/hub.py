@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploycli.models.errors import DeployError, EnvironmentUnsuitable, UsageError
-from deploycli.models.registry import HubFile
+from deploycli.models.variants import HubFile
 
 
 @dataclass(frozen=True)

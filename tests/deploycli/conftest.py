@@ -11,9 +11,9 @@ import torch
 from deploycli.__main__ import main
 from deploycli.exporters.export import ExportRequest, export
 from deploycli.models import registry
-from deploycli.models.registry import Design, register
 from deploycli.models.spec import Preprocessing
 from deploycli.models.swin import SwinTransformer
+from deploycli.models.variants import Variant, spec
 from tests.deploycli.commands import SMALL, Result, files, start
 from tests.models.swins import golden_state
 
@@ -78,16 +78,12 @@ def deploycli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Cap
 @contextmanager
 def registered() -> Iterator[str]:
     """Register a model of the user's own for a while."""
-    registry.variants()  # registers those that are there already
     with pytest.MonkeyPatch.context() as patch:
         for table in ("_VARIANTS", "_SHORT_NAMES"):
             patch.setattr(registry, table, dict(getattr(registry, table)))
 
-        @register()
-        def swin_smallest() -> Design:
-            """The smallest."""
-            return Design("swin", SMALLEST, Preprocessing(size=(16, 16)))
-
+        recipe = Preprocessing(size=(16, 16))
+        registry.register(Variant(spec("swin_smallest", "swin", SMALLEST), recipe, summary="The smallest."))
         yield "swin_smallest"
 
 

@@ -21,8 +21,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from deploycli.models import registry
-from deploycli.models.registry import Design, register
 from deploycli.models.spec import Preprocessing
+from deploycli.models.variants import Variant, spec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,16 +73,15 @@ def checkpoint(name: str) -> Path:
 @contextmanager
 def registered() -> Iterator[None]:
     """Register ``NAMES`` for a while, as a user registers models of their own."""
-    registry.variants()  # registers those that are there already
     with mock.patch.dict(registry._VARIANTS), mock.patch.dict(registry._SHORT_NAMES):
-        for make in (digits_swin, digits_vit, digits_crossformer):
-            register()(make)
+        for variant in (_swin(), _vit(), _crossformer()):
+            registry.register(variant)
         yield
 
 
-def digits_swin() -> Design:
+def _swin() -> Variant:
     """Swin for digits: 14x14 tokens in four windows of 7x7, shifted in every second block, then 7x7 tokens in one."""
-    return _design(
+    return _variant(
         "swin",
         patch_size=4,
         embed_dim=32,
@@ -97,9 +96,9 @@ def digits_swin() -> Design:
     )
 
 
-def digits_vit() -> Design:
+def _vit() -> Variant:
     """ViT for digits: 7x7 tokens and a class token."""
-    return _design(
+    return _variant(
         "vit",
         patch_size=8,
         embed_dim=64,
@@ -113,9 +112,9 @@ def digits_vit() -> Design:
     )
 
 
-def digits_crossformer() -> Design:
+def _crossformer() -> Variant:
     """CrossFormer for digits: three scales, 14x14 tokens with short- and long-distance attention, then 7x7 tokens."""
-    return _design(
+    return _variant(
         "crossformer",
         patch_size=[4, 8, 16],
         embed_dim=64,
@@ -129,9 +128,9 @@ def digits_crossformer() -> Design:
     )
 
 
-def _design(family: str, **config: Any) -> Design:
+def _variant(family: str, **config: Any) -> Variant:
     common = {"img_size": [SIDE, SIDE], "in_chans": 3, "num_classes": CLASSES}
-    return Design(family, {**common, **config}, PREPROCESSING)
+    return Variant(spec(f"digits_{family}", family, {**common, **config}), PREPROCESSING)
 
 
 def _digits() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:

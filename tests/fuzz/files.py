@@ -30,9 +30,10 @@ import safetensors.torch
 import torch
 from onnx import TensorProto, numpy_helper
 
-from deploycli.models.registry import Design, register
+from deploycli.models.registry import register
 from deploycli.models.spec import Preprocessing
 from deploycli.models.swin import SwinTransformer
+from deploycli.models.variants import Variant, spec
 from tests.deploycli.conftest import SMALLEST
 from tests.models.swins import golden_state
 
@@ -50,10 +51,7 @@ CONFIG = {**SMALLEST, "embed_dim": 32}
 Random = random.Random
 
 
-@register()
-def swin_fuzzed() -> Design:
-    """A Swin of one stage."""
-    return Design("swin", CONFIG, Preprocessing(size=(16, 16)))
+register(Variant(spec("swin_fuzzed", "swin", CONFIG), Preprocessing(size=(16, 16))))
 
 
 # --- what is damaged -------------------------------------------------------------------------------------------------

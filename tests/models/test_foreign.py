@@ -20,9 +20,10 @@ from deploycli.models.errors import DeployError, EnvironmentUnsuitable, Integrit
 from deploycli.models.foreign import classes_of, make
 from deploycli.models.hub import fetch
 from deploycli.models.outputs import flatten
-from deploycli.models.registry import HubFile, variants
+from deploycli.models.registry import variants
 from deploycli.models.sources import Source, parse_source
 from deploycli.models.spec import TensorSpec
+from deploycli.models.variants import HubFile
 from tests.hub_server import COMMIT, Hub, serving
 from tests.peers import import_timm, import_transformers
 

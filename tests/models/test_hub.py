@@ -15,7 +15,7 @@ from safetensors.torch import save
 from deploycli.models.checkpoint import load
 from deploycli.models.errors import EnvironmentUnsuitable, UsageError
 from deploycli.models.hub import fetch, parse
-from deploycli.models.registry import HubFile
+from deploycli.models.variants import HubFile
 from tests.hub_server import COMMIT, Hub, serving
 from tests.models.swins import tiny_spec, tiny_swin, to_timm_names
 

@@ -9,8 +9,9 @@ import pytest
 
 from deploycli.models.codec import decode
 from deploycli.models.errors import UsageError
-from deploycli.models.registry import Design, Variant, configure, register, resolve, variants
+from deploycli.models.registry import configure, register, resolve, variants
 from deploycli.models.spec import ModelSpec, Preprocessing, TensorSpec
+from deploycli.models.variants import Variant
 from tests.peers import import_timm
 
 
@@ -129,8 +130,5 @@ def test_impossible_arguments_are_refused(changes: dict[str, Any], message: str)
 
 
 def test_a_name_is_registered_once() -> None:
-    def swin_t() -> Design:
-        return Design("swin", resolve("swin_t").spec.config, Preprocessing((224, 224)))
-
     with pytest.raises(ValueError, match="already registered: swin_t"):
-        register()(swin_t)
+        register(resolve("swin_t"))

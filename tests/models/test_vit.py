@@ -11,7 +11,8 @@ import torch
 from deploycli.models.build import build
 from deploycli.models.checkpoint import load
 from deploycli.models.errors import UsageError
-from deploycli.models.registry import Variant, configure, resolve, variants
+from deploycli.models.registry import configure, resolve, variants
+from deploycli.models.variants import Variant
 from deploycli.models.vit import VisionTransformer
 from tests.models.swins import golden_state
 from tests.models.vits import TINY, tiny_vit
