@@ -1,15 +1,19 @@
-"""From a spec to a module."""
+"""From a spec to a module, through its family. A new family is a module with a `FAMILY`, and its name here."""
 
 from __future__ import annotations
 
+import importlib
 import random
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from deploycli.models.families import family
+from deploycli.models.errors import UsageError
+from deploycli.models.family import Family, keep
+from deploycli.models.sources import FACTORY, LIBRARIES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,6 +21,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from deploycli.models.spec import ModelSpec
+
+
+FAMILIES = ("swin", "vit", "crossformer", "crossformer_pp")
+"""Modules with a ``FAMILY``."""
 
 
 def build(spec: ModelSpec, *, seed: int = 0) -> nn.Module:
@@ -31,6 +39,29 @@ def build(spec: ModelSpec, *, seed: int = 0) -> nn.Module:
     """
     with _seeded(seed):
         return family(spec.family).create(**spec.config).eval()
+
+
+def family(name: str) -> Family:
+    """Return the family of that name, importing only now what makes its models.
+
+    Raises:
+        UsageError: there is no such family.
+    """
+    if name in FAMILIES:
+        found: Family = importlib.import_module(f"deploycli.models.{name}").FAMILY
+        return found
+    if name in (*LIBRARIES, FACTORY):
+        from deploycli.models import external
+
+        return Family(
+            create=partial(external.make, name),
+            translate=lambda state: (state, {}),
+            check_geometry=lambda _config, _state: None,
+            head="",
+            derived=frozenset(),
+            resample=external.by_own_names if name == "hf" else keep,
+        )
+    raise UsageError(f"unknown model family {name!r}", expected=", ".join(FAMILIES))
 
 
 @contextmanager

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from deploycli.models.build import build
+from deploycli.models.build import build, family
 from deploycli.models.checkpoint_file import read_weights
 from deploycli.models.errors import UsageError
-from deploycli.models.families import Family, family
+from deploycli.models.external import CLASSES, classes_of
 from deploycli.models.files import sha256_of
-from deploycli.models.foreign import CLASSES, classes_of
 from deploycli.models.spec import ModelSpec, Weights
 from deploycli.models.values import converted, shown, some
 
@@ -21,6 +20,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor, nn
+
+    from deploycli.models.family import Family
 
 
 @dataclass(frozen=True)

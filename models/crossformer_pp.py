@@ -19,10 +19,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from deploycli.models.crossformer import CrossFormerBlock, group_neighbours, ungroup_neighbours
-from deploycli.models.crossformer_layers import CrossScaleTransformer, stage_resolutions
-from deploycli.models.layers import drop_path_rates
-from deploycli.models.windows import check_halves
+from deploycli.models.crossformer import (
+    CrossFormerBlock,
+    CrossScaleTransformer,
+    accept_any_geometry,
+    group_neighbours,
+    stage_resolutions,
+    translate,
+    ungroup_neighbours,
+)
+from deploycli.models.family import Family
+from deploycli.models.layers import check_halves, drop_path_rates
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -214,3 +221,12 @@ class CrossFormerPP(CrossScaleTransformer):
             for i in range(stages)
         ]
         super().__init__((height, width), patch_size, in_chans, num_classes, embed_dim, merge_size, blocks, drop_rate)
+
+
+FAMILY = Family(
+    create=CrossFormerPP,
+    translate=translate,
+    check_geometry=accept_any_geometry,
+    head="head.weight",
+    derived=frozenset(),
+)

@@ -12,7 +12,7 @@ from msgspec import Meta
 from deploycli.models.build import build
 from deploycli.models.codec import load
 from deploycli.models.errors import DeployError, UsageError, first_line
-from deploycli.models.foreign import CLASSES, transformers_folder
+from deploycli.models.external import CLASSES, transformers_folder
 from deploycli.models.hub import parse
 from deploycli.models.masks import is_mask
 from deploycli.models.outputs import answers_numbers, output_names

@@ -24,8 +24,8 @@ class Source:
     """Where a model comes from.
 
     Attributes:
-        family: ``timm``, ``torchvision``, ``hf`` or ``factory``; the family under which ``deploycli.models.build``
-        makes it. target: the name there; for a factory ``package.module:function``.
+        family: ``timm``, ``torchvision``, ``hf`` or ``factory``; the family under which `deploycli.models.build` makes it.
+        target: the name there; for a factory ``package.module:function``.
     """
 
     family: str

@@ -63,7 +63,8 @@ def run_build(
         onnx: the model.
         settings: how to build it.
         work_folder: gets the plan and everything about it, see `deploycli.exporters.tensorrt.job`; created where it
-        is missing. timeout: seconds that the child may take in all, or None.
+            is missing.
+        timeout: seconds that the child may take in all, or None.
         progress: is called with each step.
         verbose: keep TensorRT's verbose messages in the log.
         compiler: which of NVIDIA's two builds it.

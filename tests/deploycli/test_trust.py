@@ -14,7 +14,7 @@ import pytest
 from deploycli.exporters.bundle import trust
 from deploycli.exporters.bundle.manifest import MANIFEST_NAME
 from deploycli.models.errors import UsageError
-from deploycli.models.foreign import make
+from deploycli.models.external import make
 from deploycli.models.sources import FACTORY
 from deploycli.models.spec import Weights
 from tests.exporters.bundle import bundles

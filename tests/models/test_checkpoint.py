@@ -9,14 +9,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from deploycli.models.build import build
+from deploycli.models.build import build, family
 from deploycli.models.checkpoint import Loaded, load
 from deploycli.models.checkpoint_file import read_weights
 from deploycli.models.errors import UsageError
-from deploycli.models.families import family
 from deploycli.models.files import sha256_of
 from deploycli.models.registry import resolve
-from deploycli.models.swin_checkpoint import translate
+from deploycli.models.swin import translate
 from tests.models.swins import DERIVED, golden_state, tiny_spec, tiny_swin, to_timm_names
 
 State = dict[str, torch.Tensor]

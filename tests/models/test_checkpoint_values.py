@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
+from deploycli.models.build import family
 from deploycli.models.checkpoint import load
 from deploycli.models.errors import UsageError
-from deploycli.models.families import family
 from deploycli.models.values import converted, shown, to_single
 from tests.models import swins, vits
 

@@ -18,14 +18,13 @@ from deploycli.models.crossformer import (
     CrossFormer,
     group_at_interval,
     group_neighbours,
+    relative_offsets,
     ungroup_at_interval,
     ungroup_neighbours,
 )
-from deploycli.models.crossformer_layers import relative_offsets
 from deploycli.models.errors import UsageError
-from deploycli.models.layers import relative_position_index
+from deploycli.models.layers import misfit, relative_position_index
 from deploycli.models.registry import configure, resolve
-from deploycli.models.windows import misfit
 from tests.models.crossformers import GOLDEN, TOLERANCE, tiny_crossformer
 from tests.weights import golden_image, golden_weight
 

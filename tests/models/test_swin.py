@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from deploycli.models.build import build
 from deploycli.models.checkpoint import load
 from deploycli.models.errors import UsageError
-from deploycli.models.layers import DropPath, drop_path_rates
+from deploycli.models.layers import DropPath, drop_path_rates, misfit
 from deploycli.models.registry import configure, resolve, variants
 from deploycli.models.spec import ModelSpec
 from deploycli.models.swin import (
@@ -24,7 +24,6 @@ from deploycli.models.swin import (
     window_partition,
     window_reverse,
 )
-from deploycli.models.windows import misfit
 from tests.models.swins import DERIVED, golden_state, tiny_spec, tiny_swin, to_timm_names
 from tests.peers import import_timm, import_transformers
 from tests.weights import golden_image, golden_weight

@@ -14,7 +14,7 @@ from deploycli.models.build import build
 from deploycli.models.checkpoint import Loaded, adapt, load
 from deploycli.models.errors import UsageError
 from deploycli.models.registry import configure, resolve
-from deploycli.models.vit_checkpoint import check_geometry, resample
+from deploycli.models.vit import check_geometry, resample
 from tests.models.swins import golden_state
 from tests.models.vits import TINY, tiny_spec, tiny_vit, to_jax
 from tests.peers import import_timm

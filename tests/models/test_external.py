@@ -17,7 +17,7 @@ from deploycli.models.build import build
 from deploycli.models.checkpoint import load
 from deploycli.models.describe import _Processor, describe, own_checkpoint, with_classes
 from deploycli.models.errors import DeployError, EnvironmentUnsuitable, IntegrityError, UsageError
-from deploycli.models.foreign import classes_of, make
+from deploycli.models.external import classes_of, make
 from deploycli.models.hub import fetch
 from deploycli.models.outputs import flatten
 from deploycli.models.registry import variants

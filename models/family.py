@@ -1,0 +1,47 @@
+"""What a family of models is: what building one of it and loading its checkpoints needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from torch import Tensor, nn
+
+    Resample = Callable[[Mapping[str, Any], dict[str, Tensor]], tuple[dict[str, Tensor], tuple[str, ...]]]
+
+
+def keep(_config: Mapping[str, Any], state: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Resample nothing."""
+    return state, ()
+
+
+@dataclass(frozen=True)
+class Family:
+    """What the rest of the package knows about a family.
+
+    Attributes:
+        create: makes the module from the keyword arguments of ``ModelSpec.config``.
+        translate: brings a checkpoint to the official names; returns it with ``{name in the file: official name}``
+            for the keys that it renamed.
+        check_geometry: raises UsageError where a checkpoint was made for another window or image size than the config,
+            or for another variant, and ``resample`` cannot adapt it.
+        head: official name of the classifier's weight [num_classes, C]; empty where none is known.
+        derived: last parts of the names of buffers that follow from the config; a checkpoint may hold them or not.
+        resample: adapts a checkpoint to the config, such as its learned tables to the image size; returns it with the
+            official names of the tables that were resampled. By default it changes nothing.
+    """
+
+    create: Callable[..., nn.Module]
+    translate: Callable[[dict[str, Tensor]], tuple[dict[str, Tensor], dict[str, str]]]
+    check_geometry: Callable[[Mapping[str, Any], Mapping[str, Tensor]], None]
+    head: str
+    derived: frozenset[str]
+    resample: Resample = keep
+
+    @property
+    def strange(self) -> bool:
+        """Whether its models come from elsewhere: their head has no name that is known here."""
+        return not self.head
