@@ -24,7 +24,7 @@ class Source:
     """Where a model comes from.
 
     Attributes:
-        family: ``timm``, ``torchvision``, ``hf`` or ``factory``; the family under which `deploycli.models.build` makes it.
+        family: ``timm``, ``torchvision``, ``hf`` or ``factory``; `build` makes it under this name.
         target: the name there; for a factory ``package.module:function``.
     """
 
