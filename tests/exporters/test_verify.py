@@ -210,7 +210,9 @@ sys.modules["torch"] = None
 from pathlib import Path
 from deploycli.exporters.bundle.bundle import Bundle, find_bundles
 from deploycli.exporters.verify import verify
-from exporters import compare, golden, manifest, report, runtimes
+from deploycli.exporters.bundle import golden, manifest
+from deploycli.exporters.runtime import runtimes
+from deploycli.exporters.verification import compare, report
 assert "onnxruntime" not in sys.modules and "PIL" not in sys.modules
 (path,) = find_bundles(Path(sys.argv[1]))
 found = verify(Bundle.open(path))

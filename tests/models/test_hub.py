@@ -74,8 +74,8 @@ def test_without_a_network_the_cache_is_enough(hub: Hub, monkeypatch: pytest.Mon
 
 def test_honours_the_environment(hub: Hub, tmp_path: Path) -> None:
     code = (
-        "import json, deploycli.models.hub, deploycli.models.registry\n"
-        f"fetched = deploycli.models.hub.fetch(deploycli.models.registry.HubFile({REPO!r}))\n"
+        "import json, deploycli.models.hub, deploycli.models.variants\n"
+        f"fetched = deploycli.models.hub.fetch(deploycli.models.variants.HubFile({REPO!r}))\n"
         "print(json.dumps([str(fetched.path), fetched.origin]))"
     )
     environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "NO_PROXY": "127.0.0.1"}
