@@ -7,7 +7,7 @@ smaller models first, one at a time. Weights are random, by the rule of tests/go
 biases that are zero; INT8 is calibrated on random numbers. So the figures are of the compiler, not of accuracy.
 
 Each result is kept at once: an interrupted run goes on where it stopped, and what was measured with other sources is
-measured again. `--write` puts all that is known into the README; `-v` lists the kernels that are neither product nor
+measured again. `--write` puts all that is known into RESULTS.md; `-v` lists the kernels that are neither product nor
 attention nor normalisation.
 """
 
@@ -303,7 +303,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", type=re.compile, default="", metavar="REGEX", help="models to measure")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE", help="where results are kept")
-    parser.add_argument("--write", action="store_true", help="put the rows of what is known into the README")
+    parser.add_argument("--write", action="store_true", help="put the rows of what is known into RESULTS.md")
     parser.add_argument("-v", "--verbose", action="store_true", help="list kernels of no known kind")
     arguments = parser.parse_args()
     known = dict(load(arguments.results, Results, what="results").models) if arguments.results.is_file() else {}

@@ -1,6 +1,6 @@
 """Swin-T, dynamic batch: timm's plain dynamo export, what OnnxSlim, onnxsim and we make of it, and our own export.
 
-python -m tests.benchmarks.export_swin [--rounds 9]
+python -m tests.benchmarks.export_swin [--rounds 9] [--write]
 
 All have the same weights and are timed in one run, in ONNX Runtime and, where it is installed, in OpenVINO.
 
@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.benchmarks.measure import graph_figures, interleaved, onnxruntime_runner, openvino_runner
+from tests.benchmarks.measure import graph_figures, interleaved, onnxruntime_runner, openvino_runner, write_block
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,6 +50,7 @@ def main() -> None:
     """Measure and print Markdown."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--write", action="store_true", help="put the table into RESULTS.md")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -77,11 +78,14 @@ def main() -> None:
             "`deploycli export`": root / "ours" / "model.onnx",
             "`deploycli export --attention 5d`": root / "five" / "model.onnx",
         }
-        show(files, arguments.rounds)
+        lines = table(files, arguments.rounds)
+    print(*lines, sep="\n")
+    if arguments.write:
+        write_block("export_swin", lines)
 
 
-def show(files: dict[str, Path], rounds: int) -> None:
-    """Time the files and print the table."""
+def table(files: dict[str, Path], rounds: int) -> list[str]:
+    """Time the files and return the table."""
     makers: dict[str, Callable[[Path, int], Callable[[], object]]] = {"ORT": onnxruntime_runner}
     if importlib.util.find_spec("openvino") is not None:
         makers["OpenVINO"] = openvino_runner
@@ -94,13 +98,14 @@ def show(files: dict[str, Path], rounds: int) -> None:
             base = next(iter(seconds.values()))
             for name, value in seconds.items():
                 speed[name].append(f"{base / value:.2f}")
-    print("| Swin-T, dynamic batch | nodes | movement nodes | moved per image |", " | ".join(columns), "|")
-    print("|---" * (4 + len(columns)) + "|")
+    lines = [f"| Swin-T, dynamic batch | nodes | movement nodes | moved per image | {' | '.join(columns)} |"]
+    lines.append("|---" * (4 + len(columns)) + "|")
     for name, path in files.items():
         figures = graph_figures(path)
         moved = f"{figures.moved_bytes / 1e6:.1f} MB"
-        print("|", " | ".join([name, str(figures.nodes), str(figures.movement_nodes), moved, *speed[name]]), "|")
-    print(f"\nSpeeds are times that of the first row, median of {rounds} interleaved runs.")
+        cells = [name, str(figures.nodes), str(figures.movement_nodes), moved, *speed[name]]
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, "", f"Speeds are times that of the first row, median of {rounds} interleaved runs."]
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Where the time of an export goes: `deploycli export swin_t`, and the plain torch.onnx.export of timm's Swin-T.
 
-    python -m tests.benchmarks.export_time [--rounds 5] [--threads 1]
+    python -m tests.benchmarks.export_time [--rounds 5] [--threads 1] [--write]
 
 Both are whole processes with random weights, and take turns. Ours also runs the model, rewrites the graph, writes the
 bundle to disk and checks the file in ONNX Runtime. On a machine that does other things as well, compare the seconds of
@@ -25,6 +25,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tests.benchmarks.measure import write_block
 
 IMPORTS, REST = "imports", "everything else"
 
@@ -186,15 +188,14 @@ def _child(which: str, folder: str, report: str, model: str) -> None:
     Path(report).write_text(json.dumps(clock.seconds), "utf-8")
 
 
-def show(runs: dict[str, list[Run]]) -> None:
-    """Print Markdown: the medians of the phases, and of the ratios of neighbouring runs."""
-    print("| seconds, median | plain torch.onnx.export (timm) | deploycli export |")
-    print("|---|---|---|")
+def table(runs: dict[str, list[Run]]) -> list[str]:
+    """Return Markdown: the medians of the phases, and of the ratios of neighbouring runs."""
+    lines = ["| seconds, median | plain torch.onnx.export (timm) | deploycli export |", "|---|---|---|"]
     for phase in PHASES:
         cells = [statistics.median(r.phases.get(phase, 0) for r in runs[which]) for which in ("plain", "ours")]
-        print(f"| {phase} | {' | '.join(f'{cell:.2f}' if cell else '' for cell in cells)} |")
+        lines.append(f"| {phase} | {' | '.join(f'{cell:.2f}' if cell else '' for cell in cells)} |")
     outside = [statistics.median(r.wall - sum(r.phases.values()) for r in runs[which]) for which in ("plain", "ours")]
-    print(f"| Python's start and end | {outside[0]:.2f} | {outside[1]:.2f} |")
+    lines.append(f"| Python's start and end | {outside[0]:.2f} | {outside[1]:.2f} |")
     figures: dict[str, Callable[[Run], float]] = {
         "whole process": lambda r: r.wall,
         "whole process, seconds of CPU": lambda r: r.cpu,
@@ -203,10 +204,10 @@ def show(runs: dict[str, list[Run]]) -> None:
     ratios = {}
     for name, figure in figures.items():
         plain, ours = ([figure(r) for r in runs[which]] for which in ("plain", "ours"))
-        print(f"| {name} | {statistics.median(plain):.2f} | {statistics.median(ours):.2f} |")
+        lines.append(f"| {name} | {statistics.median(plain):.2f} | {statistics.median(ours):.2f} |")
         ratios[name] = statistics.median(b / a for a, b in zip(plain, ours, strict=True))
-    print(f"\nOurs over plain, median of {len(runs['ours'])} interleaved pairs: ", end="")
-    print("; ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items()) + ".")
+    told = "; ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items())
+    return [*lines, "", f"Ours over plain, median of {len(runs['ours'])} interleaved pairs: {told}."]
 
 
 def main() -> None:
@@ -215,6 +216,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--model", default="swin_t", help="the model that deploycli exports")
     parser.add_argument("--threads", type=int, help="threads of PyTorch's operators")
+    parser.add_argument("--write", action="store_true", help="put the table into RESULTS.md")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
@@ -224,7 +226,10 @@ def main() -> None:
     for _ in range(arguments.rounds):
         for which, done in runs.items():
             done.append(run(which, arguments.model, arguments.threads))
-    show(runs)
+    lines = table(runs)
+    print(*lines, sep="\n")
+    if arguments.write:
+        write_block("export_time", lines)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import onnxruntime as ort
 from deploycli.exporters.graph.analysis import Analysis
 from deploycli.exporters.graph.cost import COPIES, graph_cost
 
-README = Path(__file__).parents[2] / "README.md"
+RESULTS = Path(__file__).parent / "RESULTS.md"
 
 VIEWS = {"Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"}
 
@@ -84,8 +84,23 @@ def openvino_runner(path: Path, batch: int) -> Callable[[], object]:
     return lambda: request.infer({0: images})
 
 
+class Printed(list[str]):
+    """Lines of Markdown, each printed as soon as it is measured."""
+
+    def line(self, text: str) -> None:
+        """Print one more line, or several."""
+        print(text, flush=True)
+        self.append(text)
+
+
 def write_block(benchmark: str, lines: Sequence[str]) -> None:
-    """Put the lines of a benchmark into the README, between the marks that it has there."""
+    """Put the lines of a benchmark into RESULTS.md, between the marks that it has there.
+
+    Raises:
+        ValueError: it has none.
+    """
     start, end = f"<!-- benchmark: {benchmark} -->", "<!-- /benchmark -->"
-    before, _, rest = README.read_text("utf-8").partition(start)
-    README.write_text("\n".join([f"{before}{start}", *lines, end + rest.partition(end)[2]]), "utf-8")
+    before, found, rest = RESULTS.read_text("utf-8").partition(start)
+    if not found:
+        raise ValueError(f"{RESULTS} has no line {start}")
+    RESULTS.write_text("\n".join([f"{before}{start}", *lines, end + rest.partition(end)[2]]), "utf-8")

@@ -65,7 +65,7 @@ def main() -> None:
     """Measure and print Markdown."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("patterns", nargs="*")
-    parser.add_argument("--write", action="store_true", help="put the rows into the README")
+    parser.add_argument("--write", action="store_true", help="put the rows into RESULTS.md")
     arguments = parser.parse_args()
     names = list(dict.fromkeys(v.name for p in (arguments.patterns or [None]) for v in variants(p)))
     lines = list(HEADER)

@@ -1,6 +1,6 @@
 """INT8 and FP16 of Swin-T, ViT-B/16 and CrossFormer-S beside other quantisers: cosine, Q/DQ count, size, CPU speed.
 
-python -m tests.benchmarks.quantized [--models swin_t,vit_b_16,crossformer_s] [--modelopt PYTHON] [--rounds 9]
+python -m tests.benchmarks.quantized [--models swin_t,vit_b_16,crossformer_s] [--modelopt PYTHON] [--rounds 9] [--write]
 
 The weights are random, by the rule of tests/golden: no bias and no table is zero. The data is seeded noise: 8 samples
 to calibrate with, 8 others to compare on. --modelopt names the interpreter of an environment that has
@@ -9,6 +9,7 @@ nvidia-modelopt[onnx]. OpenVINO takes part in the timing where it is installed.
 
 import argparse
 import importlib.util
+import os
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -30,7 +31,7 @@ from deploycli.exporters.precision.simulate import open_runtime
 from deploycli.exporters.quantize import quantize_bundle
 from deploycli.models.build import build
 from deploycli.models.registry import resolve
-from tests.benchmarks.measure import interleaved, onnxruntime_runner, openvino_runner
+from tests.benchmarks.measure import Printed, interleaved, onnxruntime_runner, openvino_runner, write_block
 from tests.weights import golden_weight
 
 SAMPLES = 8
@@ -125,7 +126,7 @@ def counts(path: Path) -> tuple[int, int]:
     return ops.count("QuantizeLinear"), ops.count("DequantizeLinear")
 
 
-def show_accuracy(name: str, bundle: Bundle, root: Path, modelopt: str | None) -> dict[str, Path]:
+def show_accuracy(name: str, bundle: Bundle, root: Path, modelopt: str | None, table: Printed) -> dict[str, Path]:
     """Print the comparison of one model; return the files."""
     source = bundle.path / "model.onnx"
     with open_runtime(source) as runtime:
@@ -133,20 +134,18 @@ def show_accuracy(name: str, bundle: Bundle, root: Path, modelopt: str | None) -
     makers = [ours(bundle, root), onnxruntimes(source, root)]
     if modelopt is not None:
         makers.append(modelopts(modelopt, source, root))
-    print(f"| {name} | cosine | Q / DQ | size of FP32 | TensorRT lint errors |\n|---|---|---|---|---|", flush=True)
+    table.line(f"| {name} | cosine | Q / DQ | size of FP32 | TensorRT lint errors |\n|---|---|---|---|---|")
     files = {}
     for label, path in (pair for maker in makers for pair in maker):
         files[label] = path
         quantize, dequantize = counts(path)
         size, errors = path.stat().st_size / source.stat().st_size, len(lint(path).errors)
-        print(
-            f"| {label} | {cosine(path, truth):.5f} | {quantize} / {dequantize} | {size:.2f} | {errors} |", flush=True
-        )
+        table.line(f"| {label} | {cosine(path, truth):.5f} | {quantize} / {dequantize} | {size:.2f} | {errors} |")
     return files
 
 
-def show_speed(name: str, files: dict[str, Path], rounds: int) -> None:
-    """Print the speed of FP32 and INT8, all interleaved at each batch."""
+def show_speed(name: str, files: dict[str, Path], rounds: int) -> list[str]:
+    """Return a table of the speed of FP32 and INT8, all interleaved at each batch."""
     makers: dict[str, Callable[[Path, int], Callable[[], object]]] = {"ONNX Runtime": onnxruntime_runner}
     if importlib.util.find_spec("openvino") is not None:
         makers["OpenVINO"] = openvino_runner
@@ -161,9 +160,8 @@ def show_speed(name: str, files: dict[str, Path], rounds: int) -> None:
         base = next(iter(seconds.values()))
         for run, value in seconds.items():
             rows.setdefault(run, []).append(f"{base / value:.2f}")
-    print(f"\n| {name}, times the speed of the first row | batch 1 | batch 8 |\n|---|---|---|")
-    for run, speeds in rows.items():
-        print(f"| {run} | {' | '.join(speeds)} |", flush=True)
+    head = [f"| {name}, times the speed of the first row | batch 1 | batch 8 |", "|---|---|---|"]
+    return head + [f"| {run} | {' | '.join(speeds)} |" for run, speeds in rows.items()]
 
 
 def main() -> None:
@@ -172,15 +170,24 @@ def main() -> None:
     parser.add_argument("--models", default="swin_t,vit_b_16,crossformer_s")
     parser.add_argument("--modelopt", help="Python interpreter of an environment with nvidia-modelopt[onnx]")
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--write", action="store_true", help="put the table into RESULTS.md")
     arguments = parser.parse_args()
+    table, speeds = Printed(), list[str]()
     for name in arguments.models.split(","):
         with tempfile.TemporaryDirectory() as folder:
             root = Path(folder)
             bundle = exported(name, root)
-            files = show_accuracy(name, bundle, root, arguments.modelopt)
+            files = show_accuracy(name, bundle, root, arguments.modelopt, table)
+            table.line("")
             timed = {"FP32": bundle.path / "model.onnx", "INT8": files["deploycli, gemm, FP32 around"]}
             if name == "swin_t":
-                show_speed(name, timed, arguments.rounds)
+                speeds = show_speed(name, timed, arguments.rounds)
+    if speeds:
+        how = "everything interleaved in one run; the INT8 graph has FP32 around it"
+        table.line(f"Speed on {os.cpu_count()} cores of a CPU, {how}:\n")
+        table.line("\n".join(speeds))
+    if arguments.write:
+        write_block("quantized", table)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@ are recorded.
 
 Usage::
 
-    python -m tests.exporters.lint.scorecard
+    python -m tests.exporters.lint.scorecard [--write]
 
 An error is right where the compiler refuses the graph, crashes or hangs. Errors that say that the engine will differ
 from ONNX in silence claim no refusal and are counted apart.
@@ -11,12 +11,14 @@ from ONNX in silence claim no refusal and are counted apart.
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
 from deploycli.exporters.lint import lint
+from tests.benchmarks.measure import Printed, write_block
 from tests.exporters.lint.corpus import SEEN, SIZE, TARGETS, nodes, recorded
 
 if TYPE_CHECKING:
@@ -104,12 +106,18 @@ CORPORA: dict[str, Callable[[], Iterable[Judged]]] = {
 
 def main() -> None:
     """Print the table."""
-    print("| corpus | graphs | refused by the compiler | precision | recall | silent differences |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", action="store_true", help="put the table into RESULTS.md")
+    write = parser.parse_args().write
+    table = Printed()
+    table.line("| corpus | graphs | refused by the compiler | precision | recall | silent differences |")
+    table.line("|---|---|---|---|---|---|")
     for name, corpus in CORPORA.items():
         found = score(corpus())
         cells = (found.graphs, found.refused, f"{found.precision:.3f}", f"{found.recall:.3f}", found.silent)
-        print(f"| {name} | {' | '.join(map(str, cells))} |")
+        table.line(f"| {name} | {' | '.join(map(str, cells))} |")
+    if write:
+        write_block("scorecard", table)
     aside = nodes.recorded()
     print(
         f"\nNot counted: {len(aside.lacking)} operator tests of what RTX lacks, {len(aside.changed)} without a verdict"
