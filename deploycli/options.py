@@ -46,7 +46,7 @@ attention_option = click.option(
     default="4d",
     show_default=True,
     help="Scores of masked windows: [B, nW*N, S, S], which TensorRT documents to fuse, or [B, nW, N, S, S]; "
-    "or the ONNX operator Attention, of opset 23.",
+    "or the ONNX operator Attention, which needs opset 23 and, on a GPU, TensorRT 10.14.",
 )
 
 external_option = click.option(
@@ -66,12 +66,16 @@ def gpu_option(meaning: str) -> Callable[[F], F]:
         "gpus",
         multiple=True,
         metavar="GPU",
-        help=f"{meaning}: 8.6, sm86, turing, ampere, ada, blackwell, all, or a card such as rtx-3090. Repeatable.",
+        help=f"{meaning}: 8.6, sm86, turing, ampere, ada, blackwell, all, or a card such as rtx-3090 or l4. "
+        "Repeatable.",
     )
 
 
 lint_option = click.option(
-    "--no-lint", is_flag=True, help="Write the graph even where TensorRT could not read it; without this it is exit 3."
+    "--no-lint",
+    is_flag=True,
+    help="Write the graph even where TensorRT could not read it, by the rules of `deploycli lint` or by NVIDIA's "
+    "parser; without this it is exit 3.",
 )
 
 SEEDS = click.IntRange(0, 2**32 - 1)

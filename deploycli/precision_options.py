@@ -55,8 +55,8 @@ def typing_options(function: F) -> F:
         (
             click.option(
                 "--keep-fp32", multiple=True, metavar="REGEX",
-                help="Keep operators whose name matches in FP32, such as 'layers.3.*fc2' or, of attention, Softmax. "
-                "Repeatable.",
+                help="Keep operators whose name (PyTorch module and operator) matches in FP32, such as 'layers.3.*fc2' "
+                "or, of attention, Softmax. Repeatable.",
             ),
             click.option(
                 "--keep-fp32-file", type=_FILE, metavar="FILE", help="The same, one expression a line; # comments."

@@ -80,7 +80,7 @@ def _requirement(text: str) -> Requirement:
     "--checkpoint",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Where the bundle's checkpoint is now.",
+    help="Where the bundle's checkpoint is now; its hash must be the recorded one.",
 )
 @trust_option
 @click.option("--seed", type=SEEDS, default=0, show_default=True, help="Seed of the order within each round.")

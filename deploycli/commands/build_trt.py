@@ -79,7 +79,12 @@ def _shapes(which: str) -> Callable[[F], F]:
 @_shapes("opt")
 @_shapes("max")
 @click.option("--workspace", metavar="SIZE", help="Scratch memory of a layer: 4G, 512M.  [default: all of the GPU]")
-@click.option("--builder-optimization-level", type=Count(0, 5), metavar="0-5", help="[default: TensorRT's, 3]")
+@click.option(
+    "--builder-optimization-level",
+    type=Count(0, 5),
+    metavar="0-5",
+    help="How long to look for faster kernels.  [default: TensorRT's, 3]",
+)
 @click.option(
     "--hardware-compatibility",
     type=click.Choice(["none", "ampere+", "same-compute-capability"]),
@@ -98,7 +103,7 @@ def _shapes(which: str) -> Callable[[F], F]:
     help="Kernel timings, a file for each TensorRT version and GPU.",
 )
 @click.option("--error-on-timing-cache-miss", is_flag=True, help="Fail where the timing cache does not know a layer.")
-@click.option("--timeout", type=Number(0, 30 * 86400, above=True), metavar="SECONDS", help="Of one build.")
+@click.option("--timeout", type=Number(0, 30 * 86400, above=True), metavar="SECONDS", help="Longest time of one build.")
 @click.option(
     "--assert-precision",
     "assertions",

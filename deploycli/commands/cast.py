@@ -44,8 +44,8 @@ def command(
 ) -> int:
     """Write the strongly typed FP16 (or BF16) graph of BUNDLE (or of every bundle) beside its FP32 graph.
 
-    LayerNormalization, Softmax and reductions stay FP32, between casts; so does what a rule or an expression names.
-    Runs anywhere; on a CPU the numbers are simulated.
+    LayerNormalization, reductions and softmaxes that are no attention's stay FP32, between casts; so does what a rule
+    or an expression names. Runs anywhere; on a CPU the numbers are simulated.
 
     \b
     Examples:

@@ -41,7 +41,11 @@ def _complete_model(_ctx: click.Context, _param: click.Parameter, incomplete: st
 @click.argument("model", shell_complete=_complete_model)
 @click.option("--fmt", type=click.Choice(["onnx"]), default="onnx", show_default=True, help="Format to write.")
 @output_option
-@click.option("--name", metavar="NAME", help="Name of the bundle.  [default: the model's short name]")
+@click.option(
+    "--name",
+    metavar="NAME",
+    help="Name of the bundle.  [default: the model's short name; of a factory, module.function]",
+)
 @click.option(
     "--checkpoint",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -55,28 +59,43 @@ def _complete_model(_ctx: click.Context, _param: click.Parameter, incomplete: st
 )
 @click.option("--img-size", type=image_size, metavar="SIZE", help="Image size: 224, or 256x192 (height x width).")
 @click.option("--window-size", type=Count(most=MOST_SIDE), help="Attention window, tokens.")
-@click.option("--num-classes", type=Count(), help="Classes of the head; read from a checkpoint.")
+@click.option(
+    "--num-classes",
+    type=Count(),
+    help="Classes of the head, also of timm:, torchvision: and hf: models; read from a checkpoint.",
+)
 @click.option(
     "--weights-entry",
     metavar="NAME",
     help="Which of the checkpoint's sets of weights, where it has several.  [default: EMA weights, as timm]",
 )
-@click.option("--model-kwargs", type=json_object, metavar="JSON", help="Keyword arguments of a model from elsewhere.")
+@click.option(
+    "--model-kwargs", type=json_object, metavar="JSON", help="Keyword arguments of what makes a model from elsewhere."
+)
 @click.option(
     "--input",
     "inputs",
     type=tensor_spec,
     multiple=True,
     metavar="NAME:SHAPE[:TYPE[:LOW..HIGH]]",
-    help="Input of a model from elsewhere, batch first: images:2x3x224x224, or ids:2x16:int64:0..30521 where the "
-    "values are indices. Once for each, in forward's order.",
+    help="Input of a model from elsewhere, batch first: images:2x3x224x224, keep:2x16:bool, or ids:2x16:int64:0..30521 "
+    "where the values are indices. Once for each, in forward's order.",
 )
-@click.option("--batch", type=batch_size, default="dynamic", show_default=True, metavar="N|dynamic", help="Batch axis.")
+@click.option(
+    "--batch",
+    type=batch_size,
+    default="dynamic",
+    show_default=True,
+    metavar="N|dynamic",
+    help="Batch axis; a dynamic one is asserted to have survived.",
+)
 @click.option("--opset", type=Count(most=99), default=20, show_default=True, help="ONNX operator set, 18 to 23.")
 @attention_option
 @click.option("--no-rewrite", is_flag=True, help="Keep the plain traced graph.")
 @external_option
-@click.option("--replace", is_flag=True, help="Replace a bundle of this name that is of another model.")
+@click.option(
+    "--replace", is_flag=True, help="Replace a bundle of this name that is of another model; without this it is exit 2."
+)
 @lint_option
 @click.option("-v", "--verbose", is_flag=True, help="Show every step, and what the passes refused.")
 @json_option

@@ -30,7 +30,8 @@ from deploycli.options import bundle_path, gpu_option, json_option, output_optio
     type=click.Choice(["auto", "rtx", "none"]),
     default="auto",
     show_default=True,
-    help="Let the parser of TensorRT for RTX judge, too. auto: where it is installed, unless --rules chooses.",
+    help="Let the parser of TensorRT for RTX judge, too. auto: where it is installed, unless --rules chooses; "
+    "rtx: exit 7 where it is not, or gives no verdict.",
 )
 @click.option("-v", "--verbose", is_flag=True, help="Show every warning, and every attention block.")
 @json_option

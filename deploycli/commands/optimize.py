@@ -35,7 +35,7 @@ from deploycli.options import (
     show_default=True,
     type=Count(0, 1_000_000),
     metavar="N",
-    help="Run both graphs on N random inputs; exit 5 where they differ. 0 leaves this out.",
+    help="Run both graphs on N random inputs, at batch 3 and 1; exit 5 where they differ. 0 leaves this out.",
 )
 @click.option(
     "--shape",

@@ -30,7 +30,7 @@ POSITIVE = Count()
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
     help="Write a folder for ONNX Runtime with NVIDIA's TensorRT RTX provider instead, into DIR: for RTX GPUs, whose "
-    "engines no server loads.",
+    "engines no server loads. Takes --precision, --engine, --name and --force.",
 )
 @click.option(
     "--flavour",
@@ -51,7 +51,8 @@ POSITIVE = Count()
     "--max-batch",
     type=POSITIVE,
     metavar="N",
-    help="Largest batch.  [default: 32, or the largest that the engine takes]",
+    help="Largest batch; a file with a fixed one is served with max_batch_size: 0.  [default: 32, or the largest that "
+    "the engine takes]",
 )
 @click.option("--preferred-batch", type=batch_sizes, metavar="N,N,...", help="Batches that the server should form.")
 @click.option(
@@ -78,7 +79,7 @@ POSITIVE = Count()
     "--labels",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Names of the classes, one a line.",
+    help="Names of the classes, one a line, as many as there are.",
 )
 @click.option(
     "--force",

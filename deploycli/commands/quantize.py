@@ -28,7 +28,8 @@ _STAGES = "patch-embed, head, mlp.fc2, patch-merging"
 @click.option(
     "--calibrate",
     metavar="DATA",
-    help="Data to measure ranges on: a folder of pictures, .npy, .npz, or package.module:factory.",
+    help="Data to measure ranges on: a folder of pictures, flat or with one folder a class; .npy; .npz; or "
+    "package.module:factory, a function that returns an iterable.",
 )
 @calibration_options
 @scheme_option
@@ -49,7 +50,8 @@ _STAGES = "patch-embed, head, mlp.fc2, patch-merging"
 @click.option(
     "--method",
     type=click.Choice(["max", "percentile", "entropy", "mse"]),
-    help="How a range follows from the values that were seen.  [default: mse, or that of --cache]",
+    help="How a range follows from the values that were seen.  [default: mse, the least squared error, or that of "
+    "--cache]",
 )
 @click.option(
     "--percentile", type=Number(0, 100, above=True), metavar="P", help="Of --method percentile.  [default: 99.99]"

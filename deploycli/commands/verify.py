@@ -44,13 +44,14 @@ from deploycli.options import (
     type=click.Choice(["auto", "eager", "golden"]),
     default="auto",
     show_default=True,
-    help="What to compare with; auto: the eager model where PyTorch and the weights are at hand.",
+    help="What to compare with: the eager model, or what it answered at export (golden.npz), which needs no PyTorch; "
+    "auto: eager where PyTorch and the weights are at hand.",
 )
 @click.option(
     "--checkpoint",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Where the bundle's checkpoint is now.",
+    help="Where the bundle's checkpoint is now; its hash must be the recorded one.",
 )
 @trust_option
 @click.option(
@@ -65,8 +66,8 @@ from deploycli.options import (
     type=click.Choice(["auto", "all", "none"]),
     default="auto",
     show_default=True,
-    help="TensorRT engines: auto judges those that this machine can run and lists the others; all: exit 7 where one "
-    "cannot run.",
+    help="TensorRT engines: auto judges those that this machine can run and lists the others as NOT JUDGED; all: "
+    "exit 7 where one cannot run.",
 )
 @click.option(
     "--allow-engine-host-code", is_flag=True, help="Run version compatible engines: they hold code for this CPU."
