@@ -1,4 +1,4 @@
-"""What holds for the repository as a whole: lint, types, the direction of imports, the README."""
+"""What holds for the repository as a whole: lint, types, the direction of imports, the documents."""
 
 import ast
 import graphlib
@@ -13,10 +13,10 @@ import pytest
 
 from deploycli.cli import COMMANDS, cli
 from tests.one_package import as_installed, mypy
+from tests.transcripts import blocks, documents
 
 ROOT = Path(__file__).parents[1]
 LAYERS = ("models", "exporters", "deploycli")
-README = (ROOT / "README.md").read_text("utf-8")
 
 
 # Folder -> what it imports beside itself; modules that are in none are the journeys.
@@ -124,33 +124,69 @@ def test_mypy() -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-def readme_commands() -> list[str]:
-    blocks = re.findall(r"```(?:console|bash)\n(.*?)```", README, re.DOTALL)
-    lines = [line.removeprefix("$ ").strip() for block in blocks for line in block.splitlines()]
-    calls = [part.strip() for line in lines for part in line.split("&&")]
-    return [call for call in calls if call.startswith("deploycli ")]
+def commands() -> list[tuple[str, list[str]]]:
+    """Every call of ours in a console block of a README, and where it stands."""
+    return [
+        (block.place, call[1:])
+        for file in documents()
+        for block in blocks(file)
+        for command in block.commands
+        for call in command.calls
+        if call[0] == "deploycli"
+    ]
 
 
-@pytest.mark.parametrize("line", readme_commands())
-def test_readme_command_parses(line: str) -> None:
-    arguments = shlex.split(line, comments=True)[1:]
-    if arguments[0].startswith("-"):
-        return  # an option of the group: it exits while it is parsed
-    command = cli.get_command(click.Context(cli), arguments[0])
-    assert command is not None, f"{line}: no such command"
-    command.make_context(arguments[0], arguments[1:], resilient_parsing=False)
+def test_commands_of_the_documents_parse() -> None:
+    found = commands()
+    assert len(found) > 40
+    for place, (name, *arguments) in found:
+        command = cli.get_command(click.Context(cli), name)
+        assert command is not None, f"{place}: no command {name}"
+        try:
+            command.make_context(name, arguments, resilient_parsing=False)
+        except click.ClickException as error:
+            pytest.fail(f"{place}: {name} {shlex.join(arguments)}: {error.format_message()}")
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_readme_names_every_option(name: str) -> None:
-    command = cli.get_command(click.Context(cli), name)
-    assert command is not None
-    options = [option for param in command.params for option in param.opts if option.startswith("--")]
-    assert [option for option in options if f"`{option}" not in README] == []
+def options() -> dict[str, list[click.Option]]:
+    found = {name: cli.get_command(click.Context(cli), name) for name in COMMANDS}
+    return {
+        name: [param for param in command.params if isinstance(param, click.Option)]
+        for name, command in found.items()
+        if command is not None
+    }
+
+
+def test_every_option_has_help() -> None:
+    assert [f"{name} {option.opts[0]}" for name, of in options().items() for option in of if not option.help] == []
+
+
+# Options of other programs, and of the scripts of the tests, that our documents name.
+OTHERS = {"--extra-index-url", "--index-url", "--gpus", "--rm", "--write", "--modelopt", "--rounds", "--record"}
+OTHERS |= {"--seed", "--validate", "--help", "--version", "--no-deps", "--check"}
+
+
+def test_documents_name_only_options_that_there_are() -> None:
+    ours = {text for of in options().values() for option in of for text in (*option.opts, *option.secondary_opts)}
+    for file in documents():
+        named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", file.read_text("utf-8")))
+        assert named - ours - OTHERS == set(), file.relative_to(ROOT)
+
+
+def test_documents_name_only_files_that_there_are() -> None:
+    for file in documents():
+        text = file.read_text("utf-8")
+        links = re.findall(r"\]\(([^)#]+)", text)
+        names = re.findall(r"`((?:models|exporters|deploycli|tests)/[\w/]+\.(?:py|md))`", text)
+        modules = (name.replace(".", "/") for name in re.findall(r"\btests(?:\.\w+)+", text))
+        missing = [link for link in links if "://" not in link and not (file.parent / link).exists()]
+        missing += [name for name in names if not (ROOT / name).is_file()]
+        missing += [name for name in modules if not (ROOT / f"{name}.py").is_file() and not (ROOT / name).is_dir()]
+        assert missing == [], file.relative_to(ROOT)
 
 
 def test_readme_opens_with_the_two_commands() -> None:
-    assert README.index("deploycli export swin_t --fmt onnx && deploycli build-trt && deploycli verify") < README.index(
-        "## "
-    )
-    assert 'pip install -c constraints.txt -e ".[test]" && pytest' in README
+    readme = (ROOT / "README.md").read_text("utf-8")
+    first = readme.index("deploycli export swin_t --fmt onnx && deploycli build-trt && deploycli verify")
+    assert first < readme.index("## ")
+    assert 'pip install -c constraints.txt -e ".[test]" && pytest' in readme
