@@ -162,8 +162,7 @@ def test_every_option_has_help() -> None:
 
 
 # Options of other programs, and of the scripts of the tests, that our documents name.
-OTHERS = {"--extra-index-url", "--index-url", "--gpus", "--rm", "--write", "--modelopt", "--rounds", "--record"}
-OTHERS |= {"--seed", "--validate", "--help", "--version", "--no-deps", "--check"}
+OTHERS = {"--gpus", "--help", "--index-url", "--modelopt", "--record", "--rm", "--strict", "--validate", "--write"}
 
 
 def test_documents_name_only_options_that_there_are() -> None:
