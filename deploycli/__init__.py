@@ -1,4 +1,1 @@
-"""The command line: parse, make one call into exporters, render, set the exit code.
-
-One more command is a module in `commands`, and its name in `cli.COMMANDS`. Only `console` knows rich.
-"""
+"""The command line: parse, make one call into exporters, render, set the exit code. See README.md beside this file."""

@@ -1,5 +1,5 @@
 """Samples for calibration and verification: pictures, arrays, iterables, noise; labels.
 
-It imports bundle and models. One more kind of source is a reader in a file of its own, and a line in
+It imports models and bundle. One more kind of source is a reader in a file of its own, and a line in
 `samples.open_samples`.
 """

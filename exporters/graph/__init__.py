@@ -1,6 +1,6 @@
 """What an ONNX graph is: read, written, analysed, weighed; nothing is changed here.
 
-It imports models alone. Words that the whole of exporters uses:
+It imports models. Words that the whole of exporters uses:
 
     movement      operators that move elements and compute nothing: Transpose, Reshape, Slice, Gather, Concat, ...
     index map     what movement does, as a function of output indices: which input element stands at each

@@ -1,4 +1,4 @@
 """What an engine is for: which product of NVIDIA's, which GPUs, which shapes and settings. Data alone.
 
-It imports models alone. One more GPU is a line in `targets`.
+It imports models. One more GPU is a line in `targets`.
 """
