@@ -12,7 +12,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from deploycli.exporters.target.product import PRODUCTS, RTX, TENSORRT
 from deploycli.models.errors import EnvironmentUnsuitable, first_line
@@ -150,51 +150,28 @@ def log(product: Product = TENSORRT) -> Log:
 def gpu() -> GpuRecord:
     """Return the GPU that TensorRT would use: the first one visible.
 
-    cuda-python is asked first: PyTorch takes seconds to import.
-
     Raises:
-        EnvironmentUnsuitable: there is none, or nothing that could tell.
+        EnvironmentUnsuitable: there is none, or PyTorch is built without CUDA.
     """
-    try:
-        from cuda.bindings import runtime as cudart
-    except (ImportError, OSError, RuntimeError) as error:  # RuntimeError: of another CUDA than its library
-        return _torch_gpu(f"cuda-python cannot be imported ({first_line(error)})")
-    status, count = cudart.cudaGetDeviceCount()
-    if int(status) != 0 or not count:
-        name = getattr(status, "name", status) if int(status) else "0 devices"
-        raise _no_gpu(f"CUDA says {name}")
-    status, found = cudart.cudaGetDeviceProperties(0)
-    if int(status) != 0:
-        raise _no_gpu(f"CUDA cannot describe it: {getattr(status, 'name', status)}")
-    from deploycli.exporters.bundle.engine import GpuRecord  # slow to import
+    import torch  # slow
 
-    text = found.name.decode("utf-8", "replace") if isinstance(found.name, bytes) else str(found.name)
-    capability = (int(found.major), int(found.minor))
-    return GpuRecord(text.strip("\0 "), capability, _driver(_cuda_version(cudart)), int(found.totalGlobalMem))
-
-
-def _torch_gpu(reason: str) -> GpuRecord:
-    try:
-        import torch
-    except (ImportError, OSError) as error:
-        reason = f"{reason}; PyTorch cannot be imported ({first_line(error)})"
+    if torch.version.cuda is None and has_driver():
         raise EnvironmentUnsuitable(
-            f"there is no way to ask for the GPU: {reason}",
-            expected="cuda-python, or PyTorch with CUDA",
-            hint="pip install cuda-python",
-        ) from error
-    if torch.version.cuda is None:
-        raise EnvironmentUnsuitable(
-            f"there is no way to ask for the GPU: {reason}; PyTorch {torch.__version__} is built without CUDA",
-            expected="cuda-python, or PyTorch with CUDA",
-            hint="pip install cuda-python",
+            f"there is no way to the GPU: PyTorch {torch.__version__} is built without CUDA",
+            expected="PyTorch with CUDA",
+            hint="pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu128, or for "
+            "another CUDA, see https://pytorch.org/get-started/locally",
         )
     if not torch.cuda.is_available():
-        raise _no_gpu("PyTorch sees none")
-    from deploycli.exporters.bundle.engine import GpuRecord
+        raise EnvironmentUnsuitable(
+            "there is no GPU: PyTorch sees none",
+            expected="an NVIDIA GPU and its driver",
+            hint="nvidia-smi; in a container, docker run --gpus all",
+        )
+    from deploycli.exporters.bundle.engine import GpuRecord  # slow to import
 
     found = torch.cuda.get_device_properties(0)
-    return GpuRecord(found.name, (found.major, found.minor), _driver(""), found.total_memory)
+    return GpuRecord(found.name, (found.major, found.minor), _driver(), found.total_memory)
 
 
 def _missing(product: Product) -> EnvironmentUnsuitable:
@@ -214,27 +191,14 @@ def _broken(error: Exception, product: Product) -> EnvironmentUnsuitable:
     )
 
 
-def _no_gpu(reason: str) -> EnvironmentUnsuitable:
-    return EnvironmentUnsuitable(
-        f"there is no GPU: {reason}",
-        expected="an NVIDIA GPU and its driver",
-        hint="nvidia-smi; in a container, docker run --gpus all",
-    )
-
-
-def _driver(fallback: str) -> str:
-    """Return the driver's release, such as ``550.54.14``, where the kernel tells."""
+def _driver() -> str:
+    """Return the driver's release, such as ``550.54.14``, where the kernel tells, else nothing."""
     try:
         text = Path("/proc/driver/nvidia/version").read_text("utf-8", "replace")
     except OSError:
-        return fallback
+        return ""
     found = re.search(r"\s(\d{3,}\.\d+(?:\.\d+)*)\s", text)
-    return found[1] if found else fallback
-
-
-def _cuda_version(cudart: Any) -> str:
-    status, number = cudart.cudaDriverGetVersion()  # 13050 for 13.5
-    return f"CUDA {number // 1000}.{number % 1000 // 10}" if int(status) == 0 and number else ""
+    return found[1] if found else ""
 
 
 def _numbers(text: str) -> tuple[int, ...]:

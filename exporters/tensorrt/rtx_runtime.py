@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     import tensorrt as trt
 
     from deploycli.exporters.bundle.engine import Sidecar
-    from deploycli.exporters.tensorrt.device import Device
     from deploycli.exporters.tensorrt.kernel_cache import KernelCache
 
 
@@ -38,7 +37,6 @@ class RtxRuntime(TensorRtRuntime):
         sidecar: the sidecar.
         cuda_graph: let the library replay a CUDA graph for a shape that it has seen.
         cache: where finished kernels are kept; by default beside the plan.
-        device: the GPU; by default the one that this machine has.
 
     Raises:
         IntegrityError, EnvironmentUnsuitable: see `TensorRtRuntime`.
@@ -53,13 +51,12 @@ class RtxRuntime(TensorRtRuntime):
         *,
         cuda_graph: bool = False,
         cache: KernelCache | None = None,
-        device: Device | None = None,
     ) -> None:
         self._cuda_graph = cuda_graph
         self._cache = cache
         self._found = b""
         self._place = folder, sidecar
-        super().__init__(folder, sidecar, device=device)
+        super().__init__(folder, sidecar)
 
     def capture(self) -> Callable[[], None]:
         """Return what starts an inference; see `TensorRtRuntime.capture`.

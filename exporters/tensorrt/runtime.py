@@ -19,7 +19,7 @@ from deploycli.exporters.precision.observed import model_sha256
 from deploycli.exporters.target.product import RTX
 from deploycli.exporters.target.settings import shapes_text
 from deploycli.exporters.tensorrt import library
-from deploycli.exporters.tensorrt.device import open_device
+from deploycli.exporters.tensorrt.device import Device
 from deploycli.models.errors import DeployError, EnvironmentUnsuitable, ExportError, IntegrityError, UsageError
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
     from deploycli.exporters.bundle.engine import Sidecar
     from deploycli.exporters.tensorrt.callbacks import Log
-    from deploycli.exporters.tensorrt.device import Device
 
     Array = npt.NDArray[Any]
 
@@ -104,7 +103,6 @@ class TensorRtRuntime:
         folder: where plan and sidecar are, in the bundle.
         sidecar: the sidecar.
         allow_host_code: see `check_host`.
-        device: the GPU; by default the one that this machine has.
 
     Attributes:
         product: what it is a plan of.
@@ -118,9 +116,7 @@ class TensorRtRuntime:
     _holds: tuple[str, ...] = ("_context", "_engine", "_runtime")
     """Attributes that are freed in this order: each needs the next."""
 
-    def __init__(
-        self, folder: Path, sidecar: Sidecar, *, allow_host_code: bool = False, device: Device | None = None
-    ) -> None:
+    def __init__(self, folder: Path, sidecar: Sidecar, *, allow_host_code: bool = False) -> None:
         plan = sidecar.read_plan(folder)
         check_host(sidecar, allow_host_code=allow_host_code)
         self.product = sidecar.product
@@ -132,7 +128,7 @@ class TensorRtRuntime:
         if sidecar.settings.strip_weights:
             self._refit(folder.parent / sidecar.onnx, sidecar.onnx_sha256)
         self._types, self._inputs, self._outputs = self._interface()
-        self._device = open_device() if device is None else device
+        self._device = Device()
         try:
             context = self._make_context()
             if context is None:

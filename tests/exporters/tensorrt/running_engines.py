@@ -23,6 +23,7 @@ from deploycli.exporters.precision.observed import model_sha256
 from deploycli.exporters.target.product import RTX, TENSORRT
 from deploycli.exporters.target.settings import BuildSettings, ShapeRange
 from deploycli.exporters.target.targets import TARGETS
+from deploycli.exporters.tensorrt import library, runtime
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -33,13 +34,13 @@ if TYPE_CHECKING:
 FOLDER, GPU = (Path(__file__).parent / name for name in ("running", "gpu"))
 VERSION = "10.13.3.9"
 
-_MODULES = ("tensorrt", "tensorrt_rtx", "cuda")
+_MODULES = ("tensorrt", "tensorrt_rtx", "host_gpu")
 _TYPES = {1: "FLOAT", 10: "HALF", 7: "INT64", 16: "BF16"}
 
 
 @contextmanager
 def installed(folder: Path = FOLDER, **environment: str) -> Iterator[Any]:
-    """Let this process, and its children, import a stand-in for a while; yields its CUDA."""
+    """Let this process, and its children, import a stand-in for a while; yields its GPU, the module ``host_gpu``."""
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in sys.modules if _concerned(name)]:
             patch.delitem(sys.modules, name)
@@ -52,7 +53,10 @@ def installed(folder: Path = FOLDER, **environment: str) -> Iterator[Any]:
         }.items():
             patch.setenv(name, value)
         try:
-            yield importlib.import_module("cuda.bindings.runtime")
+            host_gpu = importlib.import_module("host_gpu")
+            patch.setattr(library, "gpu", host_gpu.gpu)
+            patch.setattr(runtime, "Device", host_gpu.HostDevice)
+            yield host_gpu
         finally:
             for name in [name for name in sys.modules if _concerned(name)]:
                 del sys.modules[name]

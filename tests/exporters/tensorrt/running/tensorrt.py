@@ -162,14 +162,14 @@ class IExecutionContext:
         return True
 
     def execute_async_v3(self, stream_handle: int) -> bool:
-        from cuda.bindings import runtime
+        import host_gpu
 
         if _wanted() == "fail":
             self._engine._logger.log(ILogger.Severity.ERROR, "an illegal memory access was encountered")
             return False
         assert stream_handle != 0, "the default stream waits for all others"
         addresses = dict(self._addresses)
-        arrays = {name: self._view(name, addresses[name], runtime.LIVE) for name in self._engine._io}
+        arrays = {name: self._view(name, addresses[name], host_gpu.LIVE) for name in self._engine._io}
         inputs = [name for name in arrays if name in self._shapes]
 
         def work() -> None:
@@ -179,7 +179,7 @@ class IExecutionContext:
                 wrong = _wanted() == "zeros" and len(value) > 1
                 arrays[node.name][...] = 0 if wrong else value
 
-        runtime.enqueue(stream_handle, work)
+        host_gpu.STREAMS[stream_handle].append(work)
         return True
 
     def _view(self, name: str, address: int, live: Any) -> Any:

@@ -14,12 +14,16 @@ import os
 import struct
 from typing import Any
 
+import host_gpu as _host_gpu
 import onnx as _onnx
 import tensorrt_rtx as _real
 
+from deploycli.exporters.tensorrt import library as _library
 from tensorrt import _behaviour
 
 globals().update({n: value for n, value in vars(_real).items() if not n.startswith("_") and n not in vars(_builtins)})
+
+_library.gpu = _host_gpu.gpu  # in the child that builds
 
 __version__ = os.environ.get("FAKE_TENSORRT_VERSION", "10.13.3.9")
 _Flag, _Severity = _real.BuilderFlag, _real.ILogger.Severity
