@@ -13,9 +13,7 @@ from deploycli.exporters.bundle.golden import load_golden
 from deploycli.exporters.bundle.manifest import Artifact, FileRecord
 from deploycli.exporters.gate import require_readable
 from deploycli.exporters.graph.collector import free_memory
-from deploycli.exporters.graph.external import map_external
-from deploycli.exporters.graph.onnx_file import write_model
-from deploycli.exporters.graph.onnx_reader import load_model
+from deploycli.exporters.graph.onnx_file import load_model, map_external, write_model
 from deploycli.exporters.graph.steps import Step
 from deploycli.exporters.precision.simulate import open_runtime
 from deploycli.exporters.verification.compare import BUDGETS, Comparison, compare

@@ -70,7 +70,7 @@ def summarize(path: Path, *, largest: int = 5) -> OnnxSummary:
         UsageError: there is no such file.
         IntegrityError: it is no ONNX file, or its external data is missing.
     """
-    from deploycli.exporters.graph.onnx_reader import external_files, load_model
+    from deploycli.exporters.graph.onnx_file import external_files, load_model
 
     model = load_model(path)
     tensors = {name: v.const_value for name, v in model.graph.initializers.items() if v.const_value is not None}

@@ -19,8 +19,7 @@ from deploycli.exporters.gate import require_readable
 from deploycli.exporters.graph.analysis import Analysis
 from deploycli.exporters.graph.collector import free_memory
 from deploycli.exporters.graph.cost import constant_bytes, graph_cost
-from deploycli.exporters.graph.external import map_external
-from deploycli.exporters.graph.onnx_reader import external_files, load_model
+from deploycli.exporters.graph.onnx_file import external_files, load_model, map_external
 from deploycli.exporters.graph.steps import GraphCost, Step
 from deploycli.exporters.graph.weigh import address_space, refuse_what_is_too_large
 from deploycli.exporters.graph_check import BATCHES, RUNNING_CANDIDATE, UNCHECKED, Check, check_graphs

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from deploycli.exporters.bundle.manifest import CalibrationRecord, FileRecord
 from deploycli.exporters.cast import patterns
 from deploycli.exporters.derive import Derivation, Derived
-from deploycli.exporters.graph.onnx_reader import load_model
+from deploycli.exporters.graph.onnx_file import load_model, model_sha256
 from deploycli.exporters.graph.steps import Remark
 from deploycli.exporters.precision.budget import Search, accuracy_of, fit, harm_of
 from deploycli.exporters.precision.calibrate import calibrate
@@ -20,7 +20,6 @@ from deploycli.exporters.precision.calibration_cache import CalibrationCache
 from deploycli.exporters.precision.insert_casts import cast
 from deploycli.exporters.precision.insert_qdq import check_opset, insert
 from deploycli.exporters.precision.methods import Method
-from deploycli.exporters.precision.observed import model_sha256
 from deploycli.exporters.precision.placement import SCHEMES, Placement, place
 from deploycli.exporters.precision.policy import REDUCED_TYPES, Policy
 from deploycli.exporters.precision.ranges import listed

@@ -31,7 +31,7 @@ IMPORTS = {
     "lint": "models graph bundle target",
     "precision": "models graph bundle data runtime verification lint",
     "passes": "models graph",
-    "tensorrt": "models graph bundle runtime target lint precision",
+    "tensorrt": "models graph bundle runtime target lint",
     "journeys": "models graph bundle data runtime verification target lint precision passes tensorrt",
     "bench": "models graph bundle verification target precision tensorrt",
     "serving": "models graph bundle verification target",

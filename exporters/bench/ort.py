@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 
 from deploycli.exporters.bench.candidate import Candidate, Prepared
-from deploycli.exporters.graph.onnx_reader import load_model
+from deploycli.exporters.graph.onnx_file import load_model
 from deploycli.exporters.precision.simulate import reduced_type
 from deploycli.models.errors import EnvironmentUnsuitable, ExportError, first_line
 

@@ -1,4 +1,4 @@
-"""What an ONNX graph is: read, written, analysed, weighed; nothing is changed here.
+"""What an ONNX graph is: read, written, analysed, weighed; what changes one is elsewhere, by means of `builder`.
 
 It imports models. Words that the whole of exporters uses:
 

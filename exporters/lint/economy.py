@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from deploycli.exporters.lint.element_types import attribute, is_onnx
 from deploycli.exporters.lint.fusion import attention_blocks
-from deploycli.exporters.lint.problem import listed, type_name, warning
+from deploycli.exporters.lint.report import listed, type_name, warning
 from deploycli.exporters.lint.subject import operand, pieces
 from deploycli.exporters.lint.types import FLOATS
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from deploycli.exporters.graph.movement_ops import Array
-    from deploycli.exporters.lint.problem import Problem
+    from deploycli.exporters.lint.report import Problem
     from deploycli.exporters.lint.subject import Subject
 
     _Groups = dict[tuple[object, ...], list[tuple[str, ir.TensorProtocol]]]

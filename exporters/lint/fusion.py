@@ -23,8 +23,7 @@ from deploycli.exporters.lint.attention import (
     requantized,
 )
 from deploycli.exporters.lint.element_types import attribute, is_onnx
-from deploycli.exporters.lint.problem import listed, name_of, warning
-from deploycli.exporters.lint.report import AttentionBlock
+from deploycli.exporters.lint.report import AttentionBlock, listed, name_of, warning
 from deploycli.exporters.lint.subject import operand
 from deploycli.exporters.lint.types import attention_operator
 
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 
     from deploycli.exporters.graph.shapes import Dims
     from deploycli.exporters.lint.inference import Known
-    from deploycli.exporters.lint.problem import Problem
+    from deploycli.exporters.lint.report import Problem
     from deploycli.exporters.lint.subject import Subject
     from deploycli.exporters.target.targets import Capability
 

@@ -13,14 +13,14 @@ import onnx_ir as ir
 from deploycli.exporters.lint.attention import dequantized, find_attention, is_weight, made_by, quantized_type
 from deploycli.exporters.lint.element_types import attribute, is_onnx
 from deploycli.exporters.lint.fusion import int8_limits
-from deploycli.exporters.lint.problem import warning
 from deploycli.exporters.lint.quantization import GEMMS, axis_of
+from deploycli.exporters.lint.report import warning
 from deploycli.exporters.lint.subject import operand
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from deploycli.exporters.lint.problem import Problem
+    from deploycli.exporters.lint.report import Problem
     from deploycli.exporters.lint.subject import Subject
 
 _NORMS = ("GroupNormalization", "InstanceNormalization", "LayerNormalization", "RMSNormalization")

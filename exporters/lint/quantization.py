@@ -15,7 +15,7 @@ import onnx_ir as ir
 from deploycli.exporters.graph.analysis import dynamic_axes
 from deploycli.exporters.lint.attention import dequantized
 from deploycli.exporters.lint.element_types import QUANTIZED, attribute, data_type, is_onnx
-from deploycli.exporters.lint.problem import differs, error, type_name, warning
+from deploycli.exporters.lint.report import differs, error, type_name, warning
 from deploycli.exporters.lint.subject import operand
 from deploycli.exporters.lint.types import FLOATS
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from deploycli.exporters.graph.movement_ops import Array
     from deploycli.exporters.graph.shapes import Dims
-    from deploycli.exporters.lint.problem import Problem
+    from deploycli.exporters.lint.report import Problem
     from deploycli.exporters.lint.subject import Subject
 
 _SMALLEST_NORMAL = {

@@ -15,18 +15,16 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from deploycli.exporters.bundle.atomic import temporary_folder
-from deploycli.exporters.graph.onnx_file import write_outline
-from deploycli.exporters.graph.onnx_reader import quiet, read
+from deploycli.exporters.graph.onnx_file import quiet, read, write_outline
 from deploycli.exporters.lint.economy import hard_to_fuse, redundant_pairs, stored_numbers, unused_and_repeated
-from deploycli.exporters.lint.external import external_data
 from deploycli.exporters.lint.fusion import attention_blocks, attention_form
-from deploycli.exporters.lint.hardware import hardware, hardware_features
 from deploycli.exporters.lint.operators import parse_version
 from deploycli.exporters.lint.placement import quantization_placement
 from deploycli.exporters.lint.quantization import quantization, quantized_share
 from deploycli.exporters.lint.report import Finding, LintReport
 from deploycli.exporters.lint.structure import (
     constant_operands,
+    external_data,
     lacking_in_rtx,
     names_and_edges,
     no_dynamic_operators,
@@ -35,14 +33,22 @@ from deploycli.exporters.lint.structure import (
     static_shapes,
 )
 from deploycli.exporters.lint.subject import Subject, inlined
-from deploycli.exporters.lint.types import attention_operator, gemm, inference_only, strong_typing, supported_types
+from deploycli.exporters.lint.types import (
+    attention_operator,
+    gemm,
+    hardware,
+    hardware_features,
+    inference_only,
+    strong_typing,
+    supported_types,
+)
 from deploycli.models.errors import UsageError
 from deploycli.models.files import sha256_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
 
-    from deploycli.exporters.lint.problem import Problem
+    from deploycli.exporters.lint.report import Problem
     from deploycli.exporters.lint.verdict import Parser, Verdict
     from deploycli.exporters.target.targets import Capability
 

@@ -1,18 +1,20 @@
-"""Rules 1, 2 and 9 to 12: what the file is, which operators it has, and what of it is static."""
+"""Rules 1, 2 and 9 to 13: what the file is, where its data lie, which operators it has, and what of it is static."""
 
 from __future__ import annotations
 
 import graphlib
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import onnx
 import onnx_ir as ir
 
 from deploycli.exporters.graph.analysis import dynamic_axes
+from deploycli.exporters.graph.onnx_file import span
 from deploycli.exporters.graph.shapes import BATCH, grows
 from deploycli.exporters.lint.element_types import attribute, formal, is_onnx, schema_of
 from deploycli.exporters.lint.operators import ONNX_DOMAINS, PARSER_PLUGINS
-from deploycli.exporters.lint.problem import differs, error, listed, type_name, warning
+from deploycli.exporters.lint.report import differs, error, listed, type_name, warning
 from deploycli.exporters.lint.restrictions import MAX_RANK, restriction
 from deploycli.exporters.lint.subject import operand
 from deploycli.models.errors import first_line
@@ -20,7 +22,7 @@ from deploycli.models.errors import first_line
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from deploycli.exporters.lint.problem import Problem
+    from deploycli.exporters.lint.report import Problem
     from deploycli.exporters.lint.subject import Subject
 
 RECOMMENDED_OPSETS = range(19, 23)
@@ -508,3 +510,27 @@ def _depends_on_input(value: ir.Value) -> bool:
                 seen.add(read)
                 stack.append(read)
     return False
+
+
+def external_data(subject: Subject) -> Iterator[Problem]:
+    """Rule 13: external data lie in the folder of the model, are there, and are as long as their shapes say.
+
+    An ONNX file from anywhere names other files. They must stay in its folder and must be as long as it says.
+
+    Source: https://github.com/onnx/onnx/blob/main/docs/ExternalData.md; TensorRT documentation, "Security": data paths
+    of a model are untrusted input.
+    """
+    spans: dict[str, list[tuple[int, int, str]]] = {}
+    for name, tensor in subject.tensors:
+        reason = subject.fault(tensor)
+        if reason is not None:
+            yield error(name, reason, "write the model anew, its data beside it")
+        elif isinstance(tensor, ir.ExternalTensor):
+            start, length = span(tensor)
+            if length:
+                spans.setdefault(str(tensor.location), []).append((start, length, name))
+    for location, found in spans.items():
+        found.sort()
+        for (start, length, name), (following, size, other) in pairwise(found):
+            if following < start + length and (following, size) != (start, length):
+                yield error(other, f"its data overlap those of {name} in {location}", "write the model anew")

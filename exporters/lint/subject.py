@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from deploycli.exporters.graph.onnx_reader import external_fault, inline_fault, root_of
+from deploycli.exporters.graph.onnx_file import external_fault, inline_fault, root_of
 from deploycli.exporters.lint.element_types import is_onnx
 from deploycli.exporters.lint.inference import Inference, constant_tensor
 from deploycli.exporters.lint.operators import ONNX_DOMAINS, Operators, Version, operators

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from deploycli.exporters.graph.analysis import Analysis
-from deploycli.exporters.graph.onnx_file import without_initializers
+from deploycli.exporters.graph.onnx_file import root_of, without_initializers
 from deploycli.exporters.passes.common.names import known_names, name_what_is_new, put_in_order
 from deploycli.exporters.passes.pipeline import rewrite
 from deploycli.models.errors import ExportError, first_line
@@ -98,11 +98,8 @@ def _ordered(model: ir.Model) -> ir.Model:
         put_in_order(model.graph)
         return model.clone()
     except Exception as error:  # of onnx_ir's own making
-        root: BaseException = error
-        while root.__cause__ is not None:
-            root = root.__cause__
         raise ExportError(
-            f"{what}: {first_line(root)}", expected="a valid ONNX graph, functions of its opset"
+            f"{what}: {first_line(root_of(error))}", expected="a valid ONNX graph, functions of its opset"
         ) from error
 
 

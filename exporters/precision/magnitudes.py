@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from deploycli.exporters.graph.onnx_reader import load_model
+from deploycli.exporters.graph.onnx_file import load_model
 from deploycli.exporters.precision.constants import feeds_softmax
 from deploycli.exporters.precision.dtypes import fill_types
 from deploycli.exporters.precision.observed import observed

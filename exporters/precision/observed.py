@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from contextlib import contextmanager
@@ -11,30 +10,15 @@ from typing import TYPE_CHECKING
 import onnx
 
 from deploycli.exporters.bundle.atomic import temporary_folder
-from deploycli.exporters.graph.onnx_reader import external_files, load_model
+from deploycli.exporters.graph.onnx_file import external_files, load_model
 from deploycli.exporters.runtime.runtimes import OrtRuntime
 from deploycli.models.errors import EnvironmentUnsuitable, UsageError
-from deploycli.models.files import sha256_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     import onnx_ir as ir
-
-
-def model_sha256(path: Path) -> str:
-    """Return the hash of a model: of its file, or of its file and its external data.
-
-    Raises:
-        UsageError: there is no such file.
-        IntegrityError: it is no ONNX file, or its external data is missing or outside its folder.
-    """
-    files = external_files(load_model(path))
-    if not files:
-        return sha256_of(path)
-    digests = [sha256_of(path), *(sha256_of(path.parent / file) for file in files)]
-    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 @contextmanager

@@ -19,10 +19,8 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from deploycli.exporters.bundle.atomic import temporary_folder
-from deploycli.exporters.graph.external import map_external
 from deploycli.exporters.graph.movement_ops import MOVEMENT
-from deploycli.exporters.graph.onnx_file import write_model
-from deploycli.exporters.graph.onnx_reader import load_model
+from deploycli.exporters.graph.onnx_file import load_model, map_external, write_model
 from deploycli.exporters.graph.unique import Names, value_names
 from deploycli.exporters.precision.dtypes import REDUCED, drop_idle_casts, fill_types, type_of
 from deploycli.exporters.runtime.runtimes import OrtRuntime

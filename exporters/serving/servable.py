@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from deploycli.exporters.bundle.engine import Sidecar, sidecars
 from deploycli.exporters.bundle.golden import load_golden
 from deploycli.exporters.bundle.manifest import FileRecord
-from deploycli.exporters.graph.onnx_reader import load_model
+from deploycli.exporters.graph.onnx_file import load_model
 from deploycli.exporters.target.product import TENSORRT
 from deploycli.models.errors import UsageError
 

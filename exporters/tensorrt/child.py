@@ -79,7 +79,7 @@ def run_build(
     """
     if timeout is not None and timeout <= 0:
         raise UsageError(f"a build cannot take {timeout} s", expected="a positive number of seconds")
-    from deploycli.exporters.graph.onnx_reader import external_files, load_model  # slow to import
+    from deploycli.exporters.graph.onnx_file import external_files, load_model  # slow to import
 
     external_files(load_model(onnx))  # none is read that is outside of the model's folder
     job = Job(onnx.absolute(), _absolute(settings), work_folder.absolute(), verbose, compiler, targets)

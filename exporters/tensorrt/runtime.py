@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import ml_dtypes
 import numpy as np
 
-from deploycli.exporters.precision.observed import model_sha256
+from deploycli.exporters.graph.onnx_file import model_sha256
 from deploycli.exporters.target.product import RTX
 from deploycli.exporters.target.settings import shapes_text
 from deploycli.exporters.tensorrt import library

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from deploycli.exporters.bundle.kernels import Kernel
-from deploycli.exporters.graph.onnx_reader import quiet, read
+from deploycli.exporters.graph.onnx_file import quiet, read
 from deploycli.exporters.lint.operators import parse_version
 from deploycli.exporters.lint.rules import DEFAULT_VERSION
 from deploycli.exporters.lint.subject import Subject, inlined

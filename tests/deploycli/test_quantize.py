@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from deploycli.exporters.graph.onnx_reader import load_model
+from deploycli.exporters.graph.onnx_file import load_model
 from deploycli.exporters.precision.calibration_cache import CalibrationCache
 from deploycli.exporters.runtime.runtimes import OrtRuntime
 from tests.deploycli.commands import assert_refused, files

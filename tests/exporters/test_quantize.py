@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from deploycli.exporters.bundle.atomic import interrupted
 from deploycli.exporters.bundle.bundle import Bundle, find_bundles
 from deploycli.exporters.export import ExportRequest, export
-from deploycli.exporters.graph.onnx_reader import load_model
+from deploycli.exporters.graph.onnx_file import load_model
 from deploycli.exporters.precision.calibration_cache import CalibrationCache
 from deploycli.exporters.precision.methods import Method
 from deploycli.exporters.precision.request import AccuracyBudget, CalibrationData, Quantization, Typing, stages

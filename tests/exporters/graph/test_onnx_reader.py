@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from deploycli.exporters.graph.onnx_reader import LARGEST_EXPANSION, load_model
+from deploycli.exporters.graph.onnx_file import LARGEST_EXPANSION, load_model
 from deploycli.exporters.lint.subject import inlined
 from deploycli.models.errors import DeployError, ExportError, IntegrityError, UsageError
 

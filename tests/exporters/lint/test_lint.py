@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deploycli.exporters.graph.onnx_reader import quiet, read
+from deploycli.exporters.graph.onnx_file import quiet, read
 from deploycli.exporters.lint import RULES, AttentionBlock, LintReport, lint
 from deploycli.models.errors import DeployError, UsageError
 from tests.exporters.lint.mutations import damage

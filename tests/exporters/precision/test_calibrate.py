@@ -7,11 +7,11 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from deploycli.exporters.graph.onnx_file import write_model
+from deploycli.exporters.graph.onnx_file import model_sha256, write_model
 from deploycli.exporters.precision.calibrate import calibrate
 from deploycli.exporters.precision.histogram import Histogram
 from deploycli.exporters.precision.methods import METHODS, Method
-from deploycli.exporters.precision.observed import model_sha256, observed
+from deploycli.exporters.precision.observed import observed
 from deploycli.models.errors import EnvironmentUnsuitable, IntegrityError, NumericsError, UsageError
 from deploycli.models.files import sha256_of
 from tests.exporters.graph.test_onnx_file import WIDTH, linear

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deploycli.exporters.graph.onnx_file import model_sha256
 from deploycli.exporters.precision.calibrate import calibrate
 from deploycli.exporters.precision.calibration_cache import CalibrationCache, DataRecord
 from deploycli.exporters.precision.methods import Method
-from deploycli.exporters.precision.observed import model_sha256
 from deploycli.exporters.precision.ranges import LARGEST, SMALLEST
 from deploycli.models.codec import decode
 from deploycli.models.errors import DeployError, EnvironmentUnsuitable, IntegrityError, NumericsError, UsageError

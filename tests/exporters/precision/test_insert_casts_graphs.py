@@ -11,8 +11,7 @@ import onnx_ir as ir
 import pytest
 from onnx import numpy_helper
 
-from deploycli.exporters.graph.onnx_file import write_model
-from deploycli.exporters.graph.onnx_reader import load_model
+from deploycli.exporters.graph.onnx_file import load_model, write_model
 from deploycli.exporters.precision.insert_casts import cast
 from deploycli.exporters.precision.policy import REDUCED_TYPES, Policy
 from deploycli.models.errors import UsageError

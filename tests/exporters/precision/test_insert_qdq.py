@@ -13,8 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
-from deploycli.exporters.graph.onnx_file import write_model
-from deploycli.exporters.graph.onnx_reader import load_model
+from deploycli.exporters.graph.onnx_file import load_model, write_model
 from deploycli.exporters.passes.pipeline import tidy
 from deploycli.exporters.precision.insert_casts import cast
 from deploycli.exporters.precision.insert_qdq import check_opset, insert, scales

@@ -19,7 +19,7 @@ import pytest
 from onnx import load
 
 from deploycli.exporters.bundle.engine import GpuRecord, IoTensor, Sidecar, engine_name
-from deploycli.exporters.precision.observed import model_sha256
+from deploycli.exporters.graph.onnx_file import model_sha256
 from deploycli.exporters.target.product import RTX, TENSORRT
 from deploycli.exporters.target.settings import BuildSettings, ShapeRange
 from deploycli.exporters.target.targets import TARGETS
