@@ -21,14 +21,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from types import TracebackType
 
-    from deploycli.exporters.bundle.bundle import Bundle
+    from deploycli.exporters.bundle.bundle import Bundle, ModelFile, OnnxFile
     from deploycli.exporters.bundle.manifest import Artifact
     from deploycli.exporters.graph.steps import GraphCost, Step
-    from deploycli.exporters.inspect import OnnxSummary, TensorSummary
+    from deploycli.exporters.inspect import OnnxSummary
     from deploycli.exporters.verification.evaluate import Evaluation
-    from deploycli.exporters.verification.record import Proof
     from deploycli.exporters.verification.report import Report, Stage
-    from deploycli.models.spec import Weights
+    from deploycli.models.spec import TensorInfo, Weights
     from deploycli.models.variants import Variant
 
 
@@ -139,8 +138,8 @@ def show_export(bundle: Bundle, *, verbose: bool) -> None:
     next_step(console, bundle)
 
 
-def show_bundle(bundle: Bundle, proof: Proof, *, verbose: bool) -> None:
-    """Print a bundle, and whether its artifacts are verified."""
+def show_bundle(bundle: Bundle, files: Sequence[OnnxFile], *, verbose: bool) -> None:
+    """Print a bundle and its ONNX files, with whether they are verified."""
     console = stdout()
     manifest = bundle.manifest
     console.print(styled(str(bundle.path), "bold"), f"(deploycli {manifest.tool_version}, all hashes match)")
@@ -158,23 +157,24 @@ def show_bundle(bundle: Bundle, proof: Proof, *, verbose: bool) -> None:
         facts.add_row("", f"mean {_triple(recipe.mean)}, std {_triple(recipe.std)}")
     facts.add_row("versions", ", ".join(f"{name} {number}" for name, number in manifest.versions.items()))
     console.print(facts)
-    for artifact in manifest.artifacts:
+    for file in files:
         console.print()
-        show_artifact(console, bundle, artifact)
-        _show_verdict(console, proof, artifact)
-        console.print(_op_table(artifact.ops_before, artifact.ops_after))
-        show_steps(console, artifact.steps, refusals=verbose)
+        show_artifact(console, bundle, file.artifact)
+        _show_verdict(console, file)
+        console.print(_op_table(file.artifact.ops_before, file.artifact.ops_after))
+        show_steps(console, file.artifact.steps, refusals=verbose)
     console.print()
-    files = table_of("file", "bytes", "sha256")
-    for record in manifest.files():
-        files.add_row(record.path, f"{record.size:,}", record.sha256)
-    console.print(files)
+    records = table_of("file", "bytes", "sha256")
+    for record in manifest.records():
+        records.add_row(record.path, f"{record.size:,}", record.sha256)
+    console.print(records)
 
 
-def _show_verdict(console: Output, proof: Proof, artifact: Artifact) -> None:
-    verdict = proof.verdict(artifact)
+def _show_verdict(console: Output, file: ModelFile) -> None:
+    verdict = file.verdict
     if verdict.passed:
-        console.print("  verified:", styled("ok", "green"), f"(reference: {proof.reference}, {proof.time})")
+        last = file.verification
+        console.print("  verified:", styled("ok", "green"), f"(reference: {last.reference}, {last.time})")
     else:
         style = "bold red" if verdict.status == "failed" else "yellow"
         console.print("  verified:", styled(verdict.status, style), f"({verdict.reason})", soft_wrap=True)
@@ -241,9 +241,9 @@ def show_reports(reports: Sequence[Report]) -> None:
             )
         for note in report.notes:
             console.print(styled(note, "yellow"), soft_wrap=True)
-        for engine in report.not_judged:
-            console.print(styled(f"NOT JUDGED {engine.artifact}: {engine.reason}", "bold yellow"), soft_wrap=True)
-            console.print(f"  {report.origin(engine)}", soft_wrap=True)
+        for left_out in report.not_judged:
+            console.print(styled(f"NOT JUDGED {left_out.artifact}: {left_out.reason}", "bold yellow"), soft_wrap=True)
+            console.print(f"  {report.origin(left_out.engine)}", soft_wrap=True)
         for why in report.unreleasable:
             console.print(styled(f"NOT FOR RELEASE {why}", "bold red"), soft_wrap=True)
         for failure in report.failures:
@@ -360,7 +360,7 @@ def _op_table(before: Mapping[str, int], after: Mapping[str, int]) -> Rows:
     return table
 
 
-def _tensor(tensor: TensorSummary) -> str:
+def _tensor(tensor: TensorInfo[str]) -> str:
     return f"{tensor.name} {tensor.dtype} [{', '.join(tensor.shape)}]"
 
 

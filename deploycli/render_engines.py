@@ -36,9 +36,9 @@ def show_built(engines: Sequence[BuiltEngine]) -> None:
     """Print engines, what their layers compute in, and what to do next."""
     console = stdout()
     for engine in engines:
-        sidecar, layers = engine.sidecar, engine.layers
+        sidecar, layers = engine.engine.sidecar, engine.layers
         console.print(
-            styled(str(engine.plan), "bold"),
+            styled(str(engine.engine.path), "bold"),
             f"{size_text(sidecar.size)}, {sidecar.precision}, {sidecar.product.title} {sidecar.tensorrt}, "
             f"{sidecar.runs_on}",
             soft_wrap=True,
@@ -66,7 +66,7 @@ def show_built(engines: Sequence[BuiltEngine]) -> None:
             console.print(styled("  not opened, for it holds host code: what it computes in is not proven", "yellow"))
         if sidecar.unreleasable:
             console.print(styled(f"  NOT FOR RELEASE: {sidecar.unreleasable}", "bold red"))
-    for bundle in {engine.plan.parent.parent: engine.planned.bundle for engine in engines}.values():
+    for bundle in {built.engine.bundle.path: built.engine.bundle for built in engines}.values():
         next_step(console, bundle)
 
 

@@ -13,11 +13,12 @@ from datetime import datetime, timezone
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from deploycli.exporters.bundle.engine import Sidecar, engine_name, sidecar_of
+from deploycli.exporters.bundle.bundle import Engine
+from deploycli.exporters.bundle.engine import ENGINES, Sidecar, engine_name, sidecar_of
 from deploycli.exporters.bundle.kernels import KernelTotals
 from deploycli.exporters.bundle.manifest import Manifest
 from deploycli.exporters.cast import cast_bundle
-from deploycli.exporters.derive import fp32_artifact
+from deploycli.exporters.derive import fp32_file
 from deploycli.exporters.gate import require_passed
 from deploycli.exporters.lint import lint
 from deploycli.exporters.precision.request import Quantization, Typing
@@ -39,10 +40,8 @@ from deploycli.models.errors import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
-    from pathlib import Path
 
-    from deploycli.exporters.bundle.bundle import Bundle
-    from deploycli.exporters.bundle.manifest import Artifact
+    from deploycli.exporters.bundle.bundle import Bundle, OnnxFile
     from deploycli.exporters.lint import LintReport
     from deploycli.exporters.precision.request import CalibrationData
     from deploycli.exporters.target.product import Product
@@ -54,7 +53,6 @@ if TYPE_CHECKING:
 
     Progress = Callable[[str, int, int], None]
 
-ENGINES = "engines"
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 
@@ -143,39 +141,37 @@ class PlannedEngine:
     """An engine that could be built now.
 
     Attributes:
-        bundle: its bundle, which holds the typed graph.
-        precision: its precision.
-        artifact: the typed graph.
+        onnx: the typed graph, in its bundle.
         settings: what it is built with.
         report: what the lint says of the graph.
         product: the compiler.
         targets: compute capabilities to compile for; empty for TensorRT.
     """
 
-    bundle: Bundle
-    precision: str
-    artifact: Artifact
+    onnx: OnnxFile
     settings: BuildSettings
     report: LintReport
     product: Product
     targets: tuple[Capability, ...]
 
     @property
-    def onnx(self) -> Path:
-        """The typed graph."""
-        return self.bundle.path / self.artifact.file.path
+    def precision(self) -> str:
+        """Its precision."""
+        return self.onnx.precision
 
     def describe(self) -> str:
         """Say in one line what would be built."""
         gpus = f", for {named(self.targets)}" if self.targets else ""
-        return f"{self.precision} from {self.onnx} by {self.product.title}, {_describe(self.settings.profiles)}{gpus}"
+        return (
+            f"{self.precision} from {self.onnx.path} by {self.product.title}, {_describe(self.settings.profiles)}{gpus}"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as JSON values."""
         return {
-            "bundle": str(self.bundle.path),
+            "bundle": str(self.onnx.bundle.path),
             "precision": self.precision,
-            "onnx": self.artifact.file.path,
+            "onnx": self.onnx.name,
             "compiler": self.product.key,
             "targets": list(map(dotted, self.targets)),
             "settings": self.settings.to_json(),
@@ -189,15 +185,13 @@ class BuiltEngine:
 
     Attributes:
         planned: what was to be built.
-        plan: the file.
-        sidecar: what is known of it.
+        engine: the plan and its sidecar.
         layers: what its layers compute in.
         kept: it was there already, and building it again would have given the same bytes: nothing was done.
     """
 
     planned: PlannedEngine
-    plan: Path
-    sidecar: Sidecar
+    engine: Engine
     layers: EngineLayers
     kept: bool = False
 
@@ -205,9 +199,9 @@ class BuiltEngine:
         """Return the engine as JSON values."""
         return {
             **self.planned.to_json(),
-            "plan": str(self.plan),
+            "plan": str(self.engine.path),
             "kept": self.kept,
-            "sidecar": self.sidecar.to_json(),
+            "sidecar": self.engine.sidecar.to_json(),
         }
 
 
@@ -246,8 +240,8 @@ def build_all(bundles: Sequence[Bundle], request: EngineRequest, *, progress: Pr
 
 def _check_usage(bundle: Bundle, request: EngineRequest) -> str:
     """Refuse what cannot be built of a bundle; return the shapes that can, in words."""
-    profiles = request.shapes.profiles(bundle.manifest.spec.inputs, fp32_artifact(bundle).batch)
-    if "int8" in request.ordered and request.data is None and bundle.manifest.artifact("model.int8.onnx") is None:
+    profiles = request.shapes.profiles(bundle.manifest.spec.inputs, fp32_file(bundle).artifact.batch)
+    if "int8" in request.ordered and request.data is None and bundle.onnx_file("model.int8.onnx") is None:
         raise UsageError(
             f"{bundle.path} holds no INT8 graph, and there is no data to calibrate one with",
             expected="pictures such as the model will see",
@@ -259,15 +253,16 @@ def _check_usage(bundle: Bundle, request: EngineRequest) -> str:
 def _plan(bundle: Bundle, request: EngineRequest, progress: Progress) -> list[PlannedEngine]:
     planned = []
     for precision in request.ordered:
-        bundle, artifact = _typed(bundle, precision, request, progress)
-        profile, *more = request.shapes.profiles(bundle.manifest.spec.inputs, artifact.batch)
-        report = lint(bundle.path / artifact.file.path, version=_lint_version(request))
+        onnx = _typed(bundle, precision, request, progress)
+        bundle = onnx.bundle
+        profile, *more = request.shapes.profiles(bundle.manifest.spec.inputs, onnx.artifact.batch)
+        report = lint(onnx.path, version=_lint_version(request))
         require_passed(report, report.model, f"deploycli lint {report.model}, which shows all")
         settings = replace(request.settings, profile=profile, more_profiles=tuple(more))
         targets = _targets(request, report)
-        planned.append(PlannedEngine(bundle, precision, artifact, settings, report, request.product, targets))
+        planned.append(PlannedEngine(onnx, settings, report, request.product, targets))
     # Each step may have replaced the bundle: all of them stand in the last one.
-    return [replace(engine, bundle=bundle) for engine in planned]
+    return [replace(engine, onnx=replace(engine.onnx, bundle=bundle)) for engine in planned]
 
 
 def _check_host(bundles: Sequence[Bundle], profiles: Sequence[str], request: EngineRequest) -> None:
@@ -346,43 +341,40 @@ def _lint_version(request: EngineRequest) -> str:
         return request.tensorrt
 
 
-def _typed(bundle: Bundle, precision: str, request: EngineRequest, progress: Progress) -> tuple[Bundle, Artifact]:
-    """Return the graph of a precision, and the bundle that holds it."""
+def _typed(bundle: Bundle, precision: str, request: EngineRequest, progress: Progress) -> OnnxFile:
+    """Return the graph of a precision."""
     if precision == "fp32":
-        return bundle, fp32_artifact(bundle)
-    found = bundle.manifest.artifact(f"model.{precision}.onnx")
+        return fp32_file(bundle)
+    found = bundle.onnx_file(f"model.{precision}.onnx")
     if precision == "int8" and request.data is not None:
-        quantized = quantize_bundle(bundle, request.quantization, request.data, lint=False, progress=progress)
-        return quantized.bundle, quantized.artifact
+        return quantize_bundle(bundle, request.quantization, request.data, lint=False, progress=progress).file
     if found is not None and (precision == "int8" or not request.recast):
-        return bundle, found
-    derived = cast_bundle(bundle, replace(request.typing, type=precision), lint=False, progress=progress)
-    return derived.bundle, derived.artifact
+        return found
+    return cast_bundle(bundle, replace(request.typing, type=precision), lint=False, progress=progress).file
 
 
 def _kept(planned: PlannedEngine, request: EngineRequest) -> BuiltEngine | None:
     """Return the engine that the bundle holds, if building it again would give the very same bytes."""
     if planned.product is not RTX:  # TensorRT measures: no two builds are the same
         return None
-    folder = planned.bundle.path / ENGINES
-    plan = folder / engine_name(
-        planned.precision, *planned.targets, version=library.version(RTX), product=planned.product
-    )
+    bundle = planned.onnx.bundle
+    name = engine_name(planned.precision, *planned.targets, version=library.version(RTX), product=planned.product)
     try:
-        sidecar = Sidecar.load(sidecar_of(plan))
-        sidecar.check_file(folder)
+        sidecar = Sidecar.load(sidecar_of(bundle.path / ENGINES / name))
+        engine = Engine.of(bundle, sidecar, planned.onnx.verification)
+        engine.check()
     except DeployError:  # not there, changed, or of another layout: it is built
         return None
     made_from = (sidecar.onnx_sha256, sidecar.settings, sidecar.assertions, sidecar.tool_version)
     assertions = tuple(map(str, request.asserted(planned.precision, planned.report)))
-    wanted = (planned.artifact.sha256, planned.settings, assertions, version("deploycli"))
+    wanted = (planned.onnx.artifact.sha256, planned.settings, assertions, version("deploycli"))
     if made_from != wanted or not sidecar.kernels:
         return None
-    return BuiltEngine(planned, plan, sidecar, EngineLayers(()), kept=True)
+    return BuiltEngine(planned, engine, EngineLayers(()), kept=True)
 
 
 def _build(planned: PlannedEngine, request: EngineRequest, progress: Progress) -> BuiltEngine:
-    work = planned.bundle.path / "reports" / f"build-{planned.precision}"
+    work = planned.onnx.bundle.path / "reports" / f"build-{planned.precision}"
 
     def show(now: Step) -> None:
         if planned.product is RTX and now.parent:  # of a few seconds, nobody wants to read every part
@@ -391,7 +383,7 @@ def _build(planned: PlannedEngine, request: EngineRequest, progress: Progress) -
         progress(label, min(now.step, now.total - 1), now.total)  # steps that are done: one runs until the phase ends
 
     result = run_build(
-        planned.onnx,
+        planned.onnx.path,
         planned.settings,
         work,
         timeout=request.timeout,
@@ -404,7 +396,9 @@ def _build(planned: PlannedEngine, request: EngineRequest, progress: Progress) -
         readings = _read(planned, result)
         assertions = _assert(planned, result, readings, request.asserted(planned.precision, planned.report))
         sidecar = _sidecar(planned, result, readings, assertions)
-        return BuiltEngine(planned, _install(planned, result, sidecar), sidecar, readings[0].layers)
+        _install(planned, result, sidecar)
+        engine = Engine.of(planned.onnx.bundle, sidecar, planned.onnx.verification)
+        return BuiltEngine(planned, engine, readings[0].layers)
     finally:
         result.plan.unlink(missing_ok=True)  # moved already where all is well
 
@@ -415,12 +409,10 @@ def _inspected(result: BuildResult) -> EngineLayers:
 
 def _read(planned: PlannedEngine, result: BuildResult) -> list[Reading]:
     """Return what is known of the layers of every optimization profile, as far as they are told apart."""
-    profiles = planned.settings.profiles
+    profiles, onnx = planned.settings.profiles, planned.onnx.path
     layers = _inspected(result)
     groups = by_profile(layers, len(profiles)) if planned.product is RTX else (layers,)
-    return [
-        read_engine(group, planned.onnx, _one_batch(profile)) for group, profile in zip(groups, profiles, strict=False)
-    ]
+    return [read_engine(group, onnx, _one_batch(profile)) for group, profile in zip(groups, profiles, strict=False)]
 
 
 def _one_batch(profile: Mapping[str, ShapeRange]) -> int | None:
@@ -452,7 +444,7 @@ def _assert(
         breaches.append(f"the engine's hardware compatibility is {level}, expected {wanted}")
     if breaches:
         raise RequirementError(
-            f"the {planned.precision} engine of {planned.bundle.path}: " + "; ".join(breaches),
+            f"the {planned.precision} engine of {planned.onnx.bundle.path}: " + "; ".join(breaches),
             expected="an engine as it was asked for; this one was not kept",
             hint=f"see {result.layers or result.log}; --assert-precision for another share",
         )
@@ -473,8 +465,8 @@ def _sidecar(
         sha256=result.sha256,
         size=result.size,
         precision=planned.precision,
-        onnx=planned.artifact.file.path,
-        onnx_sha256=planned.artifact.sha256,
+        onnx=planned.onnx.name,
+        onnx_sha256=planned.onnx.artifact.sha256,
         tensorrt=result.tensorrt,
         gpu=result.gpu,
         settings=planned.settings,
@@ -486,7 +478,7 @@ def _sidecar(
         seconds=sum(result.seconds.values()),
         tool_version=version("deploycli"),
         built_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        unreleasable=planned.artifact.unreleasable,
+        unreleasable=planned.onnx.unreleasable,
         compiler=planned.product.key,
         targets=planned.targets,
         kernels=tuple(
@@ -495,20 +487,20 @@ def _sidecar(
     )
 
 
-def _install(planned: PlannedEngine, result: BuildResult, sidecar: Sidecar) -> Path:
+def _install(planned: PlannedEngine, result: BuildResult, sidecar: Sidecar) -> None:
     """Put plan and sidecar into the bundle, if it still holds the graph; until both are there, both are refused."""
-    bundle = planned.bundle
+    bundle = planned.onnx.bundle
     with bundle.held():
-        if Manifest.read(bundle.path).artifact(sidecar.onnx) != planned.artifact:
+        if Manifest.read(bundle.path).artifact(sidecar.onnx) != planned.onnx.artifact:
             raise IntegrityError(
-                f"{planned.onnx} was replaced while an engine was built from it",
+                f"{planned.onnx.path} was replaced while an engine was built from it",
                 expected="the bundle as it was",
                 hint="run this command again",
             )
-        return _move(bundle, result, sidecar)
+        _move(bundle, result, sidecar)
 
 
-def _move(bundle: Bundle, result: BuildResult, sidecar: Sidecar) -> Path:
+def _move(bundle: Bundle, result: BuildResult, sidecar: Sidecar) -> None:
     folder = bundle.path / ENGINES
     target = folder / sidecar.plan
     try:
@@ -528,4 +520,3 @@ def _move(bundle: Bundle, result: BuildResult, sidecar: Sidecar) -> Path:
         with suppress(OSError):
             target.unlink()
         raise
-    return target

@@ -48,7 +48,7 @@ def cast_bundle(
     samples = None if data is None else data.open(bundle)
     derivation = Derivation(bundle, typing.type, lint=lint)
     if samples is not None:
-        policy = replace(policy, magnitudes=magnitudes(derivation.source_path, samples, progress=progress))
+        policy = replace(policy, magnitudes=magnitudes(derivation.source.path, samples, progress=progress))
     derivation.step(f"cast-{typing.type}", lambda: cast(derivation.model, policy, reduce_io=typing.reduce_io))
     return derivation.finish()
 

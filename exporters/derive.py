@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from deploycli.exporters.bundle.atomic import temporary_folder
-from deploycli.exporters.bundle.bundle import Bundle, extend_bundle
+from deploycli.exporters.bundle.bundle import Bundle, OnnxFile, extend_bundle
 from deploycli.exporters.bundle.golden import load_golden
 from deploycli.exporters.bundle.manifest import Artifact, FileRecord
 from deploycli.exporters.gate import require_readable
@@ -43,23 +43,31 @@ class Derived:
     """A new artifact, and how it compares with the eager model on a few golden samples.
 
     Attributes:
-        bundle: the bundle that holds it now.
-        artifact: the artifact.
+        file: the artifact, in the bundle that holds it now.
         runtime: what ran it.
         comparisons: one an output; a figure outside the budget is for `verify` to judge.
     """
 
-    bundle: Bundle
-    artifact: Artifact
+    file: OnnxFile
     runtime: str
     comparisons: tuple[Comparison, ...]
+
+    @property
+    def bundle(self) -> Bundle:
+        """The bundle that holds it now."""
+        return self.file.bundle
+
+    @property
+    def artifact(self) -> Artifact:
+        """What the manifest says of it."""
+        return self.file.artifact
 
     def to_json(self) -> dict[str, Any]:
         """Return the artifact and the comparison as JSON values."""
         return {
             "path": str(self.bundle.path),
             "artifact": asdict(self.artifact),
-            "unreleasable": self.artifact.unreleasable,
+            "unreleasable": self.file.unreleasable,
             "runtime": self.runtime,
             "comparisons": [comparison.to_json() for comparison in self.comparisons],
         }
@@ -78,15 +86,10 @@ class Derivation:
         self.bundle = bundle
         self.precision = precision
         self.lint = lint
-        self.source = fp32_artifact(bundle)
-        self.model: ir.Model = load_model(self.source_path)
+        self.source = fp32_file(bundle)
+        self.model: ir.Model = load_model(self.source.path)
         map_external(self.model)
         self.steps: list[Step] = []
-
-    @property
-    def source_path(self) -> Path:
-        """The FP32 file."""
-        return self.bundle.path / self.source.file.path
 
     def step(self, name: str, change: Callable[[], list[Remark]]) -> None:
         """Change the model, and record what was refused."""
@@ -141,37 +144,38 @@ class Derivation:
             ops = Counter(node.op_type for node in self.model.graph)
             del self.model  # it is in the file now, and a large one leaves no room to run it
             free_memory()
-            results.append(_run(folder / name, self.bundle.golden, self.precision, self.source.batch))
+            results.append(_run(folder / name, self.bundle.golden, self.precision, self.source.artifact.batch))
             free_memory()  # an engine may be built from it next
             record, *data = (FileRecord.of(folder, file.name) for file in files)
             return Artifact(
                 file=record,
                 external=tuple(data),
                 precision=self.precision,
-                opset=self.source.opset,
-                batch=self.source.batch,
-                ops_before=self.source.ops_after,
+                opset=self.source.artifact.opset,
+                batch=self.source.artifact.batch,
+                ops_before=self.source.artifact.ops_after,
                 ops_after=dict(ops.most_common()),
                 steps=tuple(self.steps),
-                source=self.source.file.path,
+                source=self.source.name,
                 calibration=None if calibration is None else calibration(folder),
                 quantized=quantized,
                 reverted=reverted,
             )
 
         bundle = extend_bundle(self.bundle, make)
-        artifact = bundle.manifest.artifact(name)
-        assert artifact is not None, "extend_bundle added it"
-        return Derived(bundle, artifact, *results[0])
+        file = bundle.onnx_file(name)
+        assert file is not None, "extend_bundle added it"
+        return Derived(file, *results[0])
 
 
-def fp32_artifact(bundle: Bundle) -> Artifact:
+def fp32_file(bundle: Bundle) -> OnnxFile:
     """Return the exported FP32 graph of a bundle.
 
     Raises:
         UsageError: there is none.
     """
-    found = next((a for a in bundle.manifest.artifacts if a.precision == "fp32" and not a.source), None)
+    files = (file for file in bundle.onnx_files() if file.precision == "fp32" and not file.artifact.source)
+    found = next(files, None)
     if found is None:
         raise UsageError(f"{bundle.path} holds no FP32 graph", expected="an exported bundle", hint="export it again")
     return found

@@ -17,13 +17,15 @@ import numpy as np
 from deploycli.exporters.runtime.runtimes import OrtRuntime
 from deploycli.exporters.verification.compare import BUDGETS
 from deploycli.models.errors import EnvironmentUnsuitable, ExportError, NumericsError, UsageError
+from deploycli.models.spec import numpy_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
-    from deploycli.exporters.runtime.runtimes import TensorInfo
+    from deploycli.models.spec import TensorInfo
 
+    Input = TensorInfo[int | str | None]
     Feed = dict[str, Any]  # arrays, and lists of arrays where an input is a sequence
     Shapes = Mapping[str, tuple[int, ...]]
 
@@ -219,7 +221,7 @@ def _nudged(value: Any, budget: str, rng: np.random.Generator) -> Any:
 # --- inputs ----------------------------------------------------------------------------------------------------------
 
 
-def _feeds(inputs: tuple[TensorInfo, ...], shapes: Shapes, seed: int, highest: int, samples: int) -> Iterator[Feed]:
+def _feeds(inputs: tuple[Input, ...], shapes: Shapes, seed: int, highest: int, samples: int) -> Iterator[Feed]:
     """Yield the inputs of each run, the same for the same arguments."""
     given = _given(inputs, shapes)
     rng = np.random.default_rng(seed)
@@ -233,7 +235,7 @@ def _feeds(inputs: tuple[TensorInfo, ...], shapes: Shapes, seed: int, highest: i
         yield {info.name: _values(info, _sizes(info, sizes, shapes), rng, highest) for info in inputs}
 
 
-def _given(inputs: tuple[TensorInfo, ...], shapes: Shapes) -> dict[str | None, int]:
+def _given(inputs: tuple[Input, ...], shapes: Shapes) -> dict[str | None, int]:
     """Return the symbols that the given shapes bind."""
     known = {info.name: info for info in inputs}
     bound: dict[str | None, int] = {}
@@ -253,7 +255,7 @@ def _given(inputs: tuple[TensorInfo, ...], shapes: Shapes) -> dict[str | None, i
     return bound
 
 
-def _sizes(info: TensorInfo, symbols: Mapping[str | None, int], shapes: Shapes) -> tuple[int, ...]:
+def _sizes(info: Input, symbols: Mapping[str | None, int], shapes: Shapes) -> tuple[int, ...]:
     if info.name in shapes:
         return shapes[info.name]
     sizes = []
@@ -271,14 +273,11 @@ def _sizes(info: TensorInfo, symbols: Mapping[str | None, int], shapes: Shapes) 
     return tuple(sizes)
 
 
-def _values(info: TensorInfo, shape: tuple[int, ...], rng: np.random.Generator, highest: int) -> Any:
+def _values(info: Input, shape: tuple[int, ...], rng: np.random.Generator, highest: int) -> Any:
     """Return an input; of one that is optional its value, of a sequence two tensors."""
     *wrappers, kind = info.dtype.rstrip(")").split("(")  # such as optional(seq(tensor(float)))
-    value = _array(info.name, _NUMPY_NAMES.get(kind, kind), shape, rng, highest)
+    value = _array(info.name, numpy_name(kind), shape, rng, highest)
     return [value, value] if "seq" in wrappers else value
-
-
-_NUMPY_NAMES = {"float": "float32", "double": "float64"}
 
 
 def _array(name: str, kind: str, shape: tuple[int, ...], rng: np.random.Generator, highest: int) -> Any:

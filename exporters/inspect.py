@@ -6,6 +6,8 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from deploycli.models.spec import TensorInfo, numpy_name
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
@@ -13,15 +15,6 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from deploycli.exporters.graph.steps import GraphCost
-
-
-@dataclass(frozen=True)
-class TensorSummary:
-    """A graph input or output: name, element type, and shape as text, symbolic axes by name."""
-
-    name: str
-    dtype: str
-    shape: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -34,7 +27,7 @@ class OnnxSummary:
         opset: version of the default operator set.
         ir_version: version of the file format.
         producer: who wrote it.
-        inputs: graph inputs.
+        inputs: graph inputs; sizes are texts, symbolic axes by name.
         outputs: graph outputs.
         ops: operator type -> number of nodes, most frequent first; subgraphs included.
         parameters: number of elements in all initializers.
@@ -47,8 +40,8 @@ class OnnxSummary:
     opset: int
     ir_version: int
     producer: str
-    inputs: tuple[TensorSummary, ...]
-    outputs: tuple[TensorSummary, ...]
+    inputs: tuple[TensorInfo[str], ...]
+    outputs: tuple[TensorInfo[str], ...]
     ops: Mapping[str, int]
     parameters: int
     largest: Mapping[str, int]
@@ -105,10 +98,7 @@ def _cost(model: ir.Model) -> GraphCost | None:
     return graph_cost(model.graph, Analysis(model.graph))
 
 
-_NUMPY_NAMES = {"FLOAT": "float32", "DOUBLE": "float64"}  # ONNX's other names are NumPy's in capitals
-
-
-def _describe(value: ir.Value) -> TensorSummary:
+def _describe(value: ir.Value) -> TensorInfo[str]:
     shape = () if value.shape is None else tuple(str(dim) for dim in value.shape)
-    dtype = "unknown" if value.dtype is None else _NUMPY_NAMES.get(value.dtype.name, value.dtype.name.lower())
-    return TensorSummary(value.name or "", dtype, shape)
+    dtype = "unknown" if value.dtype is None else numpy_name(value.dtype.name)
+    return TensorInfo(value.name or "", dtype, shape)

@@ -114,7 +114,7 @@ def quantize_bundle(
         quantized=kept,
         reverted=() if search is None else search.reverted,
     )
-    return Quantized(derived.bundle, derived.artifact, derived.runtime, derived.comparisons, search, notes)
+    return Quantized(derived.file, derived.runtime, derived.comparisons, search, notes)
 
 
 def _place(model: ir.Model, quantization: Quantization) -> Placement:
@@ -151,7 +151,7 @@ def _ranges(
     progress: Progress,
 ) -> tuple[CalibrationCache, tuple[str, ...]]:
     """Return the ranges of an earlier calibration, checked, or of a new one; and notes on it."""
-    bundle, path = derivation.bundle, derivation.source_path
+    bundle, path = derivation.bundle, derivation.source.path
     recipe = bundle.manifest.preprocessing
     preprocessing = None if recipe is None else recipe.to_json()
     model = model_sha256(path)
@@ -251,13 +251,13 @@ def _search(
     progress: Progress,
 ) -> Search:
     """Find what must leave INT8; every graph that is evaluated is the one that would be written."""
-    batch = derivation.source.batch
+    batch = derivation.source.artifact.batch
     groups = _place(derivation.model, quantization).groups
 
     def evaluate(wanted: Collection[str]) -> Accuracy:
         label = f"evaluating, {len(wanted)} of {len(groups)} in INT8"
         if not wanted:
-            with OrtRuntime(derivation.source_path) as runtime:
+            with OrtRuntime(derivation.source.path) as runtime:
                 return accuracy_of(runtime, labelled, batch=batch, label=label, progress=progress)
         tried = Derivation(derivation.bundle, "int8")
         _apply(tried, quantization, _place(tried.model, quantization), ranges, wanted)
@@ -265,7 +265,7 @@ def _search(
             return accuracy_of(runtime, labelled, batch=batch, label=label, progress=progress)
 
     def harm() -> dict[str, float]:
-        model = load_model(derivation.source_path)
+        model = load_model(derivation.source.path)
         placement = _place(model, quantization)
         with GatedRuntime(
             model, placement, ranges.ranges, scale_type=quantization.scale_type, output=labelled.output

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from msgspec import Meta
 
@@ -68,6 +68,30 @@ class TensorSpec:
                 f"a sample of the input {self.name} has {'x'.join(map(str, self.shape))} elements",
                 expected=f"at most {LARGEST_SAMPLE}",
             )
+
+
+Size = TypeVar("Size", bound="int | str | None", covariant=True)
+
+
+@dataclass(frozen=True)
+class TensorInfo(Generic[Size]):
+    """An input or an output of a model file.
+
+    Attributes:
+        name: its name.
+        dtype: NumPy's name of the element type.
+        shape: sizes, the batch axis included; what stands for one that is not fixed is said where it was read.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[Size, ...]
+
+
+def numpy_name(element_type: str) -> str:
+    """Return NumPy's name of an element type, which ONNX calls ``FLOAT`` and ONNX Runtime ``float``."""
+    name = element_type.lower()
+    return {"float": "float32", "double": "float64"}.get(name, name)
 
 
 @dataclass(frozen=True)

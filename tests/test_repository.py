@@ -34,7 +34,7 @@ IMPORTS = {
     "tensorrt": "models graph bundle runtime target lint",
     "journeys": "models graph bundle data runtime verification target lint precision passes tensorrt",
     "bench": "models graph bundle verification target precision tensorrt",
-    "serving": "models graph bundle verification target",
+    "serving": "models graph bundle target",
     "deploycli": "models graph bundle runtime verification target lint precision tensorrt journeys bench serving",
 }
 

@@ -34,9 +34,9 @@ def command(path: str, root: Path, against: str | None, verbose: bool, as_json: 
       deploycli inspect A.plan --against B.plan
       deploycli inspect swin_t --json
     """
+    from dataclasses import asdict
+
     from deploycli.exporters.bundle.bundle import Bundle
-    from deploycli.exporters.bundle.engine import sidecars
-    from deploycli.exporters.verification.record import Proof
     from deploycli.render import print_json, show_bundle
     from deploycli.render_engines import show_engine
 
@@ -52,23 +52,21 @@ def command(path: str, root: Path, against: str | None, verbose: bool, as_json: 
             f"{path} cannot be shown against {against}", expected=f"two engines ({_PLAN}) or two ONNX files ({_ONNX})"
         )
     bundle = Bundle.open(bundle_path(root, path))
-    proof, engines = Proof.load(bundle), list(sidecars(bundle.path / "engines"))
-    for sidecar in engines:
-        sidecar.check_file(bundle.path / "engines")
+    graphs, engines = list(bundle.onnx_files()), list(bundle.engines())
+    for engine in engines:
+        engine.check()
     if as_json:
         more = {
             "path": str(bundle.path),
-            "verified": proof.to_json(bundle),
-            "engines": [sidecar.to_json() for sidecar in engines],
+            "verified": {file.name: asdict(file.verdict) for file in graphs},
+            "engines": [engine.sidecar.to_json() for engine in engines],
         }
         print_json(bundle.manifest.to_json() | more)
     else:
-        show_bundle(bundle, proof, verbose=verbose)
-        for sidecar in engines:
-            held = bundle.manifest.artifact(sidecar.onnx)
-            same = held is not None and held.sha256 == sidecar.onnx_sha256
+        show_bundle(bundle, graphs, verbose=verbose)
+        for engine in engines:
             click.echo()
-            show_engine(bundle.path / "engines" / sidecar.plan, sidecar, verbose=verbose, stale=not same)
+            show_engine(engine.path, engine.sidecar, verbose=verbose, stale=bool(engine.stale))
     return 0
 
 

@@ -82,7 +82,7 @@ def command(
             files.append(Path(path))
         else:
             bundle = Bundle.open(bundle_path(root, path))
-            files += [bundle.path / artifact.file.path for artifact in bundle.manifest.artifacts]
+            files += [file.path for file in bundle.onnx_files()]
     asks = parser == "rtx" or (parser == "auto" and numbers is None and library.is_installed(RTX))
     if parser == "rtx":
         library.require_installed(RTX)

@@ -104,30 +104,29 @@ def command(
       deploycli verify swin_t --images imagenet/val --labels folders
       deploycli verify --reference golden --json
     """
-    from deploycli.exporters.verification.record import keep
-    from deploycli.exporters.verify import verify
+    from deploycli.exporters.verification.report import keep
+    from deploycli.exporters.verify import VerifyOptions, verify
     from deploycli.models.errors import EnvironmentUnsuitable
     from deploycli.render import Progress, print_json, show_reports
 
+    options = VerifyOptions(
+        batches=batches,
+        reference=reference,
+        images=images,
+        labels=labels,
+        limit=limit,
+        rtol=dict(rtol),
+        checkpoint=checkpoint,
+        trust_factory=trust_factory,
+        seed=seed,
+        engines=engines,
+        allow_engine_host_code=allow_engine_host_code,
+    )
     opened = open_bundles(root, bundles)
     reports = []
     with Progress() as progress:
         for bundle in opened:
-            report = verify(
-                bundle,
-                batches=batches,
-                reference=reference,
-                images=images,
-                labels=labels,
-                limit=limit,
-                rtol=dict(rtol),
-                checkpoint=checkpoint,
-                trust_factory=trust_factory,
-                seed=seed,
-                engines=engines,
-                allow_engine_host_code=allow_engine_host_code,
-                progress=progress.count,
-            )
+            report = verify(bundle, options, progress=progress.count)
             reports.append(report)
             try:
                 keep(bundle, report)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from deploycli.exporters.bundle.bundle import Bundle
+    from deploycli.exporters.bundle.bundle import Bundle, ModelFile
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -87,8 +87,7 @@ class Candidate:
         precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``; the key of the budget that its outputs are judged by.
         device: ``cpu`` or ``cuda``.
         open: loads it for as long as the context lasts; raises DeployError where this host cannot.
-        artifact: the file of the bundle that it runs; empty for the PyTorch module.
-        batches: the smallest and the largest batch that it takes; None is any.
+        file: the file of the bundle that it runs; None for the PyTorch module.
         emulated: why its arithmetic is not of its precision, or an empty string. What is emulated is timed and shown,
             and meets no requirement.
     """
@@ -97,8 +96,7 @@ class Candidate:
     precision: str
     device: str
     open: Callable[[], AbstractContextManager[Prepare]]
-    artifact: str = ""
-    batches: tuple[int, int] | None = None
+    file: ModelFile | None = None
     emulated: str = ""
 
     @property
@@ -106,11 +104,17 @@ class Candidate:
         """What it is called in messages: ``ort-cpu fp16``."""
         return f"{self.name} {self.precision}"
 
+    @property
+    def artifact(self) -> str:
+        """Path of its file inside the bundle; empty for the PyTorch module."""
+        return "" if self.file is None else self.file.name
+
     def refuses(self, batch: int) -> str:
         """Return why it cannot take a batch of this size, or an empty string."""
-        if self.batches is None or self.batches[0] <= batch <= self.batches[1]:
+        batches = None if self.file is None else self.file.batches
+        if batches is None or batches[0] <= batch <= batches[1]:
             return ""
-        smallest, largest = self.batches
+        smallest, largest = batches
         return f"takes batch {smallest}" if smallest == largest else f"takes batches {smallest} to {largest}"
 
     def to_json(self) -> dict[str, Any]:

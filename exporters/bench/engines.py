@@ -12,7 +12,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from deploycli.exporters.bench.candidate import Candidate, FirstLoad, Prepared
-from deploycli.exporters.bundle.engine import sidecars
 from deploycli.exporters.target.product import RTX
 from deploycli.exporters.tensorrt.kernel_cache import InMemory
 from deploycli.exporters.tensorrt.runtime import open_engine
@@ -20,14 +19,10 @@ from deploycli.models.errors import DeployError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from deploycli.exporters.bench.candidate import Arrays, BenchOptions, Prepare
-    from deploycli.exporters.bundle.bundle import Bundle
-    from deploycli.exporters.bundle.engine import Sidecar
+    from deploycli.exporters.bundle.bundle import Bundle, Engine
     from deploycli.exporters.tensorrt.runtime import TensorRtRuntime
-
-ENGINES = "engines"
 
 
 def engine_candidates(bundle: Bundle, options: BenchOptions) -> Iterator[Candidate]:
@@ -36,22 +31,15 @@ def engine_candidates(bundle: Bundle, options: BenchOptions) -> Iterator[Candida
     Raises:
         IntegrityError: a plan without a sidecar, or a sidecar that is malformed.
     """
-    folder = bundle.path / ENGINES
-    for sidecar in sidecars(folder):
-        yield Candidate(
-            sidecar.product.mark,
-            sidecar.precision,
-            "cuda",
-            partial(_open, folder, sidecar, options),
-            f"{ENGINES}/{sidecar.plan}",
-            sidecar.batches,
-        )
+    for engine in bundle.engines():
+        name, opened = engine.sidecar.product.mark, partial(_open, engine, options)
+        yield Candidate(name, engine.precision, "cuda", opened, engine)
 
 
 @contextmanager
-def _open(folder: Path, sidecar: Sidecar, options: BenchOptions) -> Iterator[Prepare]:
-    with open_engine(folder, sidecar, cuda_graph=options.cuda_graph) as runtime:
-        yield partial(_prepare, runtime, options, partial(_first_load, folder, sidecar))
+def _open(engine: Engine, options: BenchOptions) -> Iterator[Prepare]:
+    with open_engine(engine.path.parent, engine.sidecar, cuda_graph=options.cuda_graph) as runtime:
+        yield partial(_prepare, runtime, options, partial(_first_load, engine))
 
 
 def _prepare(
@@ -81,13 +69,13 @@ def _prepare(
     )
 
 
-def _first_load(folder: Path, sidecar: Sidecar, inputs: Arrays) -> FirstLoad:
+def _first_load(engine: Engine, inputs: Arrays) -> FirstLoad:
     from deploycli.exporters.tensorrt.rtx_runtime import RtxRuntime
 
     cache, seconds = InMemory(), []
     for _ in range(2):
         begin = time.perf_counter()
-        with RtxRuntime(folder, sidecar, cache=cache) as runtime:
+        with RtxRuntime(engine.path.parent, engine.sidecar, cache=cache) as runtime:
             runtime.run(inputs)
             seconds.append(time.perf_counter() - begin)
     return FirstLoad(*seconds)

@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from deploycli.exporters.bench.candidate import Arrays, BenchOptions, Prepare
-    from deploycli.exporters.bundle.bundle import Bundle
-    from deploycli.exporters.bundle.manifest import Artifact
+    from deploycli.exporters.bundle.bundle import Bundle, ModelFile
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -27,26 +26,18 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 def ort_candidates(bundle: Bundle, options: BenchOptions) -> Iterator[Candidate]:
     """Return every ONNX file of a bundle, on the CPU and on a GPU."""
     for device in PROVIDERS:
-        for artifact in bundle.manifest.artifacts:
-            path = bundle.path / artifact.file.path
-            yield Candidate(
-                f"ort-{device}",
-                artifact.precision,
-                device,
-                partial(_open, path, device, options),
-                artifact.file.path,
-                None if artifact.batch is None else (artifact.batch, artifact.batch),
-                _emulated(artifact, path, device),
-            )
+        for file in bundle.onnx_files():
+            opened = partial(_open, file.path, device, options)
+            yield Candidate(f"ort-{device}", file.precision, device, opened, file, _emulated(file, device))
 
 
-def _emulated(artifact: Artifact, path: Path, device: str) -> str:
+def _emulated(file: ModelFile, device: str) -> str:
     """Say where ONNX Runtime computes in another precision than the file's."""
-    if artifact.precision == "fp32":
+    if file.precision == "fp32":
         return ""
     if device == "cuda":
-        return "ONNX Runtime's CUDA provider dequantizes, and multiplies floats" if artifact.precision == "int8" else ""
-    reduced = reduced_type(load_model(path))
+        return "ONNX Runtime's CUDA provider dequantizes, and multiplies floats" if file.precision == "int8" else ""
+    reduced = reduced_type(load_model(file.path))
     if reduced is None:
         return ""
     return f"ONNX Runtime's CPU provider computes {'FP16' if reduced == ir.DataType.FLOAT16 else 'BF16'} in FP32"

@@ -25,6 +25,7 @@ from deploycli.exporters.bench.pytorch import pytorch_candidates, torch_threads
 from deploycli.exporters.bench.report import Absence, BenchReport, Row
 from deploycli.exporters.bench.requirement import judge
 from deploycli.exporters.bench.timing import interleave, warm_up
+from deploycli.exporters.bundle.bundle import unreleasable
 from deploycli.exporters.bundle.golden import load_golden
 from deploycli.exporters.bundle.reference import choose_reference
 from deploycli.exporters.verification.compare import BUDGETS, compare
@@ -115,7 +116,7 @@ def bench(
         rows=tuple(_rows(measurements, options)),
         absences=tuple(session.absences),
         verdicts=tuple(judge(r, measurements, session.absences, options.seed) for r in requirements),
-        unreleasable=tuple(f"{a.file.path}: {a.unreleasable}" for a in bundle.manifest.artifacts if a.unreleasable),
+        unreleasable=unreleasable(bundle.onnx_files()),
     )
 
 
@@ -265,9 +266,9 @@ def _rows(measurements: Sequence[Measurement], options: BenchOptions) -> list[Ro
 
 
 def _default_batches(bundle: Bundle) -> tuple[int, ...]:
-    sizes = {artifact.batch for artifact in bundle.manifest.artifacts}
+    sizes = {file.batches for file in bundle.onnx_files()}
     (size,) = sizes if len(sizes) == 1 else (None,)
-    return DEFAULT_BATCHES if size is None else (size,)
+    return DEFAULT_BATCHES if size is None else size[:1]
 
 
 def _check_names(bundle: Bundle, names: Sequence[str], candidates: Sequence[Candidate], use: str) -> None:

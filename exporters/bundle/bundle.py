@@ -1,4 +1,4 @@
-"""A bundle on disk: open it and check every hash, find all below a folder, write one atomically."""
+"""A bundle on disk: open it and check every hash, list its model files, find all below a folder, write one whole."""
 
 from __future__ import annotations
 
@@ -12,14 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploycli.exporters.bundle.atomic import interrupted, locked, recover, replaced_folder
-from deploycli.exporters.bundle.manifest import MANIFEST_NAME, Manifest
+from deploycli.exporters.bundle.engine import ENGINES, sidecars
+from deploycli.exporters.bundle.manifest import MANIFEST_NAME, FileRecord, Manifest
+from deploycli.exporters.bundle.verification import Verification
 from deploycli.models.errors import DeployError, EnvironmentUnsuitable, IntegrityError, UsageError
 from deploycli.models.sources import FACTORY
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
+    from deploycli.exporters.bundle.engine import Sidecar
     from deploycli.exporters.bundle.manifest import Artifact
+    from deploycli.exporters.bundle.verification import Verdict
     from deploycli.models.spec import ModelSpec
 
 _DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS})
@@ -69,7 +73,7 @@ class Bundle:
             recover(path)
             manifest = Manifest.read(path)
             if check:
-                for record in manifest.files():
+                for record in manifest.records():
                     record.check(path)
         except OSError as error:
             raise EnvironmentUnsuitable(
@@ -77,6 +81,148 @@ class Bundle:
                 hint="check the folder's permissions",
             ) from error
         return cls(path, manifest)
+
+    def files(self) -> Iterator[OnnxFile | Engine]:
+        """Yield every file that can be run, judged or shipped: the ONNX files, the exported one first, and the engines.
+
+        Raises:
+            IntegrityError, EnvironmentUnsuitable: see `engines`.
+        """
+        yield from self.onnx_files()
+        yield from self.engines()
+
+    def onnx_files(self) -> Iterator[OnnxFile]:
+        """Yield the ONNX files, the exported one first."""
+        verification = Verification.load(self.path)
+        for artifact in self.manifest.artifacts:
+            yield OnnxFile.of(self, artifact, verification)
+
+    def engines(self) -> Iterator[Engine]:
+        """Yield the engines, by name.
+
+        Raises:
+            IntegrityError: a plan without a sidecar, or a sidecar that is malformed.
+            EnvironmentUnsuitable: the folder of engines cannot be read.
+        """
+        verification = Verification.load(self.path)
+        for sidecar in sidecars(self.path / ENGINES):
+            yield Engine.of(self, sidecar, verification)
+
+    def onnx_file(self, name: str) -> OnnxFile | None:
+        """Return the ONNX file of that name."""
+        return next((file for file in self.onnx_files() if file.name == name), None)
+
+
+@dataclass(frozen=True, eq=False)
+class ModelFile:
+    """A file of a bundle that can be run, judged or shipped: an `OnnxFile` or an `Engine`.
+
+    Attributes:
+        bundle: whose it is.
+        record: the file as it was recorded.
+        external: the same of its external data.
+        precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``: what it was made as, and the key of its budget.
+        batches: the smallest and the largest batch that it takes, which are equal where its batch is fixed; None is
+            any.
+        unreleasable: why it must not be shipped, or an empty string.
+        verification: the last one of the bundle.
+    """
+
+    bundle: Bundle = field(repr=False)
+    record: FileRecord
+    external: tuple[FileRecord, ...]
+    precision: str
+    batches: tuple[int, int] | None
+    unreleasable: str
+    verification: Verification = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """Its path inside the bundle."""
+        return self.record.path
+
+    @property
+    def path(self) -> Path:
+        """Where it is."""
+        return self.bundle.path / self.record.path
+
+    @property
+    def size(self) -> int:
+        """Bytes, external data included."""
+        return sum(record.size for record in (self.record, *self.external))
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether it was verified, or why not."""
+        return self.verification.verdict(self.record, *self.external)
+
+
+@dataclass(frozen=True, eq=False)
+class OnnxFile(ModelFile):
+    """An ONNX file of a bundle.
+
+    Attributes:
+        artifact: what the manifest says of it.
+    """
+
+    artifact: Artifact = field(repr=False)
+
+    @classmethod
+    def of(cls, bundle: Bundle, artifact: Artifact, verification: Verification) -> OnnxFile:
+        """Return the file of an artifact."""
+        batches = None if artifact.batch is None else (artifact.batch, artifact.batch)
+        return cls(
+            bundle,
+            artifact.file,
+            artifact.external,
+            artifact.precision,
+            batches,
+            artifact.unreleasable,
+            verification,
+            artifact,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Engine(ModelFile):
+    """An engine of a bundle: a plan and its sidecar.
+
+    Attributes:
+        sidecar: what is known of it.
+    """
+
+    sidecar: Sidecar = field(repr=False)
+
+    @classmethod
+    def of(cls, bundle: Bundle, sidecar: Sidecar, verification: Verification) -> Engine:
+        """Return the engine of a sidecar."""
+        record = FileRecord(f"{ENGINES}/{sidecar.plan}", sidecar.sha256, sidecar.size)
+        precision, batches, unreleasable = sidecar.precision, sidecar.batches, sidecar.unreleasable
+        return cls(bundle, record, (), precision, batches, unreleasable, verification, sidecar)
+
+    @property
+    def stale(self) -> str:
+        """Say where it was built from another graph than the bundle holds now; an empty string where it was not."""
+        onnx = self.sidecar.onnx
+        artifact = self.bundle.manifest.artifact(onnx)
+        if artifact is None:
+            return f"was built from {onnx}, which the bundle does not hold"
+        if artifact.sha256 == self.sidecar.onnx_sha256:
+            return ""
+        return f"was built from another {onnx} than the bundle holds now"
+
+    def check(self) -> None:
+        """Compare the plan with its sidecar, without opening it in TensorRT.
+
+        Raises:
+            IntegrityError: it is not what was recorded.
+        """
+        self.sidecar.check_file(self.path.parent)
+
+
+def unreleasable(files: Iterable[ModelFile]) -> tuple[str, ...]:
+    """Name the files that must not be shipped, and why."""
+    return tuple(f"{file.name}: {file.unreleasable}" for file in files if file.unreleasable)
 
 
 def find_bundles(root: Path) -> list[Path]:
@@ -197,10 +343,10 @@ def _write(target: Path, fill: Callable[[Path], Manifest], merge: Callable[[Mani
     def settle(folder: Path) -> None:
         merged = merge(made)
         if merged is not None:
-            left_out.update({MANIFEST_NAME, *_recorded(target)} - {record.path for record in merged.files()})
+            left_out.update({MANIFEST_NAME, *_recorded(target)} - {record.path for record in merged.records()})
             _take_over(target, folder, left_out)
         manifest = merged or made
-        for record in manifest.files():
+        for record in manifest.records():
             record.check(folder, content=False)
         (folder / MANIFEST_NAME).write_text(manifest.dumps(), "utf-8")
         written.append(Bundle(target, manifest, _gone(target, folder)))
@@ -212,7 +358,7 @@ def _write(target: Path, fill: Callable[[Path], Manifest], merge: Callable[[Mani
 
     with replaced_folder(target, settle=settle, late=late) as folder:
         made = fill(folder)
-        for record in (record for artifact in made.artifacts for record in artifact.files()):
+        for record in (record for artifact in made.artifacts for record in artifact.records()):
             record.check(folder, content=False)  # before a file of the old bundle could take its place
     return written[0]
 
@@ -224,7 +370,7 @@ def _derived(target: Path, made: Manifest) -> tuple[Artifact, ...] | None:
     except DeployError:  # there is none, or it is damaged
         return None
     exported, before = (next((a for a in m.artifacts if not a.source), None) for m in (made, old))
-    if exported is None or before is None or (*exported.files(),) != (*before.files(),):
+    if exported is None or before is None or (*exported.records(),) != (*before.records(),):
         return None
     return tuple(a for a in old.artifacts if a.source and _is_whole(a, target))
 
@@ -232,7 +378,7 @@ def _derived(target: Path, made: Manifest) -> tuple[Artifact, ...] | None:
 def _is_whole(artifact: Artifact, folder: Path) -> bool:
     """Say whether the files are as they were recorded: one that is damaged may be why the bundle is exported again."""
     try:
-        for record in artifact.files():
+        for record in artifact.records():
             record.check(folder)
     except DeployError:
         return False
@@ -240,7 +386,7 @@ def _is_whole(artifact: Artifact, folder: Path) -> bool:
 
 
 def _recorded(target: Path) -> set[str]:
-    return {record.path for record in Manifest.read(target).files()}
+    return {record.path for record in Manifest.read(target).records()}
 
 
 def _take_over(old: Path, folder: Path, left_out: Collection[str]) -> None:
@@ -266,7 +412,7 @@ def _gone(old: Path, folder: Path) -> tuple[str, ...]:
     """Name what is in ``old`` and not in ``folder``: files, engines, other folders."""
     if not old.is_dir():
         return ()
-    found = [path for path in (*old.iterdir(), *old.glob("engines/*.plan")) if path.name != "engines"]
+    found = [path for path in (*old.iterdir(), *old.glob(f"{ENGINES}/*.plan")) if path.name != ENGINES]
     missing = [p for p in found if not p.name.startswith(".") and not (folder / p.relative_to(old)).exists()]
     return tuple(sorted(path.relative_to(old).as_posix() + "/" * path.is_dir() for path in missing))
 

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SCHEMA_VERSION = 1
+ENGINES = "engines"
+"""Folder of a bundle."""
+
 PLAN_SUFFIX = ".plan"
 _BUILD_AGAIN = "build it again: deploycli build-trt"
 _AMPERE = (8, 0)

@@ -147,7 +147,7 @@ class Artifact:
     quantized: tuple[str, ...] = ()
     reverted: tuple[str, ...] = ()
 
-    def files(self) -> Iterator[FileRecord]:
+    def records(self) -> Iterator[FileRecord]:
         """Yield every file that belongs to it."""
         yield self.file
         yield from self.external
@@ -198,7 +198,7 @@ class Manifest:
 
     def __post_init__(self) -> None:
         """Refuse two records of one file: one of them would be wrong as soon as the other's file is written."""
-        paths = [record.path for record in self.files()]
+        paths = [record.path for record in self.records()]
         if twice := {path for path in paths if paths.count(path) > 1 or path == MANIFEST_NAME}:
             raise InvalidValue(f"the file {min(twice)!r} is recorded twice", expected="one record for each file")
 
@@ -206,10 +206,10 @@ class Manifest:
         """Return the artifact of a file name."""
         return next((a for a in self.artifacts if a.file.path == file), None)
 
-    def files(self) -> Iterator[FileRecord]:
+    def records(self) -> Iterator[FileRecord]:
         """Yield every recorded file."""
         for artifact in self.artifacts:
-            yield from artifact.files()
+            yield from artifact.records()
         yield self.golden
 
     def to_json(self) -> dict[str, Any]:

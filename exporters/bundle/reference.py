@@ -132,7 +132,9 @@ def _as_recorded(manifest: Manifest, mapped: int = 0) -> Iterator[None]:
     try:
         with ExitStack() as limits:
             if spec.family != FACTORY:  # that is the user's own, or one that the user trusts
-                stored = sum(r.size for artifact in manifest.artifacts if not artifact.source for r in artifact.files())
+                stored = sum(
+                    r.size for artifact in manifest.artifacts if not artifact.source for r in artifact.records()
+                )
                 weights = stored // 4  # of FP32
                 _refuse_huge_numbers(spec.config, max(_LARGEST_ARGUMENT, weights), where)
                 limits.enter_context(memory_that_is_left(mapped))

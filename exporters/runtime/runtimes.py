@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from deploycli.models.errors import DeployError, EnvironmentUnsuitable, ExportError, UsageError, first_line
 from deploycli.models.factory import contained, raised_at
+from deploycli.models.spec import TensorInfo, numpy_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -148,21 +148,6 @@ def _exact_arithmetic(poison: bool) -> Iterator[None]:
         torch.set_float32_matmul_precision(precision)
 
 
-@dataclass(frozen=True)
-class TensorInfo:
-    """A graph input or output as a runtime sees it.
-
-    Attributes:
-        name: its name.
-        dtype: NumPy name of the element type.
-        shape: sizes; a string is a symbolic axis, None an unknown one.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int | str | None, ...]
-
-
 class OrtRuntime:
     """An ONNX file in ONNX Runtime's CPU provider.
 
@@ -172,8 +157,8 @@ class OrtRuntime:
         threads: threads within an operator; None leaves the choice to ONNX Runtime.
 
     Attributes:
-        inputs: graph inputs.
-        outputs: graph outputs.
+        inputs: graph inputs; in shapes a text is a symbolic axis, None an unknown one.
+        outputs: graph outputs, likewise.
 
     Raises:
         EnvironmentUnsuitable: ONNX Runtime is not installed.
@@ -239,12 +224,9 @@ def _described(array: Any) -> str:
     return f"{len(array)} tensors" if isinstance(array, list) else f"{'x'.join(map(str, array.shape))} {array.dtype}"
 
 
-_NUMPY_NAMES = {"float": "float32", "double": "float64"}  # ONNX Runtime's other names are NumPy's
-
-
-def _tensor_info(node: Any) -> TensorInfo:
+def _tensor_info(node: Any) -> TensorInfo[int | str | None]:
     dtype = node.type.removeprefix("tensor(").removesuffix(")")
-    return TensorInfo(node.name, _NUMPY_NAMES.get(dtype, dtype), tuple(node.shape))
+    return TensorInfo(node.name, numpy_name(dtype), tuple(node.shape))
 
 
 def _check_names(runtime: str, expected: Sequence[str], inputs: Mapping[str, Array]) -> None:

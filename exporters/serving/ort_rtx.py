@@ -21,29 +21,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploycli.exporters.bundle.atomic import replaced_folder
-from deploycli.exporters.bundle.engine import sidecars
 from deploycli.exporters.serving.release import (
     cannot_write,
     choose,
     copy_file,
+    names,
     not_for_release,
     place,
     provenance,
     smallest_proven,
     tool_version,
 )
-from deploycli.exporters.serving.servable import ENGINES, VARIABLE, onnx_candidates
+from deploycli.exporters.serving.servable import VARIABLE, servable
 from deploycli.exporters.target.product import RTX
 from deploycli.exporters.target.settings import ShapeRequest, shapes_text
-from deploycli.exporters.verification.record import Proof
 from deploycli.models.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from deploycli.exporters.bundle.bundle import Bundle
-    from deploycli.exporters.bundle.engine import Sidecar
-    from deploycli.exporters.serving.servable import Candidate, Servable
+    from deploycli.exporters.bundle.bundle import Bundle, Engine, OnnxFile
+    from deploycli.exporters.serving.servable import Servable
     from deploycli.exporters.target.settings import ShapeRange
 
     Profiles = Sequence[Mapping[str, ShapeRange]]
@@ -115,13 +113,11 @@ class FolderDelivery:
     """A folder that may be written: everything was checked, nothing was written yet.
 
     Attributes:
-        bundle: where the files come from.
         servable: what is copied.
         config: text of the configuration.
         packaged: what it will be.
     """
 
-    bundle: Bundle
     servable: Servable
     config: str
     packaged: PackagedFolder
@@ -138,9 +134,10 @@ class FolderDelivery:
             with replaced_folder(folder) as staged:
                 (staged / CONFIG_NAME).write_text(self.config, "utf-8")
                 (staged / LOADER_NAME).write_bytes(_LOADER.read_bytes())
-                copy_file(self.bundle.path, self.servable.file, staged / MODEL_NAME)
-                for record in self.servable.external:
-                    copy_file(self.bundle.path, record, staged / record.path)
+                file = self.servable.file
+                copy_file(file.bundle.path, file.record, staged / MODEL_NAME)
+                for record in file.external:
+                    copy_file(file.bundle.path, record, staged / record.path)
         except OSError as error:
             raise cannot_write(folder, error, "--ort-rtx") from error
         return self.packaged
@@ -170,23 +167,20 @@ def prepare(bundle: Bundle, root: Path, options: RtxOptions | None = None) -> Fo
         foreign="which this program did not write",
         option="--ort-rtx",
     )
-    proof = Proof.load(bundle)
-    engines = _engines(bundle, options.engine)
-    found = onnx_candidates(bundle)
-    default = engines[0].precision if options.engine else smallest_proven(found, proof)
-    (candidate,) = choose(bundle, found, options.precision or default)
-    verdict = proof.verdict_of(candidate.file, *candidate.external)
-    forced = not_for_release(bundle, candidate, verdict, force=options.force)
-    servable = candidate.read()
-    engine, profiles = _profiles(bundle, candidate, engines)
+    engines, found = _engines(bundle, options.engine), list(bundle.onnx_files())
+    default = engines[0].precision if options.engine else smallest_proven(found)
+    (file,) = choose(bundle, found, options.precision or default)
+    forced = not_for_release(file, force=options.force)
+    served = servable(file)
+    engine, profiles = _profiles(file, engines)
     if options.engine not in (None, engine):
         raise UsageError(
-            f"{options.engine} was compiled from another file than {candidate.file.path} is now",
+            f"{options.engine} was compiled from another file than {file.name} is now",
             expected="an engine of that very file",
             hint="deploycli build-trt --compiler rtx, or without --engine",
         )
-    given = _provider_options(servable, profiles)
-    files = {MODEL_NAME: servable.file.sha256, **{record.path: record.sha256 for record in servable.external}}
+    given = _provider_options(served, profiles)
+    files = {MODEL_NAME: file.record.sha256, **{record.path: record.sha256 for record in file.external}}
     config = {
         "schema_version": SCHEMA_VERSION,
         "model": MODEL_NAME,
@@ -194,53 +188,51 @@ def prepare(bundle: Bundle, root: Path, options: RtxOptions | None = None) -> Fo
         "execution_provider": PROVIDER,
         "package": PACKAGE,
         "provider_options": given,
-        "inputs": [asdict(tensor) for tensor in servable.inputs],
-        "outputs": [asdict(tensor) for tensor in servable.outputs],
-        "deploycli": {"version": tool_version(), **provenance(bundle, servable, proof, verdict, forced)},
+        "inputs": [asdict(tensor) for tensor in served.inputs],
+        "outputs": [asdict(tensor) for tensor in served.outputs],
+        "deploycli": {"version": tool_version(), **provenance(served, forced)},
     }
     packaged = PackagedFolder(
         str(bundle.path),
         str(folder),
-        servable.precision,
-        servable.file.path,
-        servable.file.sha256,
-        sum(record.size for record in (servable.file, *servable.external)),
+        file.precision,
+        file.name,
+        file.record.sha256,
+        file.size,
         given,
         engine,
-        verdict.status,
+        file.verdict.status,
         forced,
     )
-    return FolderDelivery(bundle, servable, json.dumps(config, indent=2, allow_nan=False) + "\n", packaged)
+    return FolderDelivery(served, json.dumps(config, indent=2, allow_nan=False) + "\n", packaged)
 
 
-def _engines(bundle: Bundle, name: str | None) -> list[Sidecar]:
+def _engines(bundle: Bundle, name: str | None) -> list[Engine]:
     """Return the engines of TensorRT for RTX, or the one of that name."""
-    found = [sidecar for sidecar in sidecars(bundle.path / ENGINES) if sidecar.product is RTX]
-    named = [sidecar for sidecar in found if name in (None, sidecar.plan)]
+    found = [engine for engine in bundle.engines() if engine.sidecar.product is RTX]
+    named = [engine for engine in found if name in (None, engine.path.name)]
     if name is not None and not named:
         raise UsageError(
             f"{bundle.path} holds no engine {name} of {RTX.title}",
-            expected=", ".join(sidecar.plan for sidecar in found) or "one that deploycli build-trt made",
+            expected=names(found) or "one that deploycli build-trt made",
             hint="without --engine",
         )
     return named
 
 
-def _profiles(bundle: Bundle, candidate: Candidate, engines: Sequence[Sidecar]) -> tuple[str, Profiles]:
+def _profiles(file: OnnxFile, engines: Sequence[Engine]) -> tuple[str, Profiles]:
     """Return the engine that was compiled from a file, if any, and the shapes to compile the file for."""
-    artifact = bundle.manifest.artifact(candidate.file.path)
-    assert artifact is not None  # a candidate is one of the manifest's
-    origin = candidate.file.path, artifact.sha256
-    found = [sidecar for sidecar in engines if (sidecar.onnx, sidecar.onnx_sha256) == origin]
+    found = [engine for engine in engines if engine.sidecar.onnx == file.name and not engine.stale]
     if not found:
-        return "", ShapeRequest().profiles(bundle.manifest.spec.inputs, artifact.batch)
-    if any(sidecar.settings.profiles != found[0].settings.profiles for sidecar in found):
+        return "", ShapeRequest().profiles(file.bundle.manifest.spec.inputs, file.artifact.batch)
+    profiles = found[0].sidecar.settings.profiles
+    if any(engine.sidecar.settings.profiles != profiles for engine in found):
         raise UsageError(
-            f"{bundle.path} holds engines of several shapes from {candidate.file.path}",
+            f"{file.bundle.path} holds engines of several shapes from {file.name}",
             expected="one",
-            hint=f"--engine: {', '.join(sidecar.plan for sidecar in found)}",
+            hint=f"--engine: {names(found)}",
         )
-    return found[0].plan, found[0].settings.profiles
+    return found[0].path.name, profiles
 
 
 def _provider_options(servable: Servable, profiles: Profiles) -> dict[str, str]:

@@ -6,26 +6,27 @@ import hashlib
 import json
 import os
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from deploycli.exporters.bundle.manifest import MANIFEST_NAME
 from deploycli.models.errors import EnvironmentUnsuitable, IntegrityError, NumericsError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
-    from deploycli.exporters.bundle.bundle import Bundle
+    from deploycli.exporters.bundle.bundle import Bundle, ModelFile
     from deploycli.exporters.bundle.manifest import FileRecord
-    from deploycli.exporters.serving.servable import Candidate, Servable
-    from deploycli.exporters.verification.record import Proof, Verdict
+    from deploycli.exporters.serving.servable import Servable
+
+    File = TypeVar("File", bound=ModelFile)
 
 _SMALLEST_FIRST = ("int8", "fp16", "bf16", "fp32")
 _MAKE = {"fp16": "deploycli cast", "bf16": "deploycli cast", "int8": "deploycli quantize"}
 _CHUNK = 1 << 20  # bytes
 
 
-def choose(bundle: Bundle, found: Sequence[Candidate], precision: str, make: str = "") -> list[Candidate]:
+def choose(bundle: Bundle, found: Sequence[File], precision: str, make: str = "") -> list[File]:
     """Return the files of a precision, of which there is one at least.
 
     Args:
@@ -37,7 +38,7 @@ def choose(bundle: Bundle, found: Sequence[Candidate], precision: str, make: str
     Raises:
         UsageError: there is none.
     """
-    fitting = [candidate for candidate in found if candidate.precision == precision]
+    fitting = [file for file in found if file.precision == precision]
     if not fitting:
         raise UsageError(
             f"{bundle.path} holds no {precision}",
@@ -47,67 +48,67 @@ def choose(bundle: Bundle, found: Sequence[Candidate], precision: str, make: str
     return fitting
 
 
-def names(found: Sequence[Candidate]) -> str:
+def names(found: Sequence[ModelFile]) -> str:
     """Return the names of files, in words."""
-    return ", ".join(Path(candidate.file.path).name for candidate in found)
+    return ", ".join(file.path.name for file in found)
 
 
-def smallest_proven(found: Sequence[Candidate], proof: Proof) -> str:
+def smallest_proven(found: Sequence[ModelFile]) -> str:
     """Return the smallest precision that is fit for release, or the smallest where none is."""
-    fit = [c for c in found if not c.unreleasable and proof.verdict_of(c.file, *c.external).passed]
-    return min((c.precision for c in fit or found), key=_SMALLEST_FIRST.index)
+    fit = [file for file in found if not file.unreleasable and file.verdict.passed]
+    return min((file.precision for file in fit or found), key=_SMALLEST_FIRST.index)
 
 
-def not_for_release(bundle: Bundle, candidate: Candidate, verdict: Verdict, *, force: bool) -> tuple[str, ...]:
+def not_for_release(file: ModelFile, *, force: bool) -> tuple[str, ...]:
     """Return why a file is not for release.
 
     Raises:
         UsageError, NumericsError: it is not, and that was not forced; the latter where verification found it outside
             its budget.
     """
-    weights = bundle.manifest.weights
+    weights, verdict = file.bundle.manifest.weights, file.verdict
     why = [] if verdict.passed else [f"{verdict.status}: {verdict.reason}"]
     if weights.source == "random":
         why.append(f"random weights ({weights.describe()})")
-    if candidate.unreleasable:
-        why.append(candidate.unreleasable)
+    if file.unreleasable:
+        why.append(file.unreleasable)
     if why and not force:
-        raise _refusal(bundle, candidate, verdict, why)
+        raise _refusal(file, why)
     return tuple(why)
 
 
-def _refusal(bundle: Bundle, candidate: Candidate, verdict: Verdict, why: Sequence[str]) -> NumericsError | UsageError:
+def _refusal(file: ModelFile, why: Sequence[str]) -> NumericsError | UsageError:
+    verdict = file.verdict
     kind = NumericsError if verdict.status == "failed" else UsageError
-    again = f"deploycli verify {bundle.path.name}"
+    again = f"deploycli verify {file.bundle.path.name}"
     real = "export it with --checkpoint or --pretrained, quantise it on real data"
     return kind(
-        f"{bundle.path}/{candidate.file.path} is not for release: {'; '.join(why)}",
+        f"{file.path} is not for release: {'; '.join(why)}",
         expected="a verified file, of trained weights, calibrated on data",
         hint=f"{real if verdict.passed else again}; or --force, which the configuration then says",
     )
 
 
-def provenance(
-    bundle: Bundle, servable: Servable, proof: Proof, verdict: Verdict, forced: Sequence[str]
-) -> dict[str, str]:
+def provenance(served: Servable, forced: Sequence[str]) -> dict[str, str]:
     """Return where a file came from and what was found of it, name -> text."""
-    manifest = bundle.manifest
-    judged = proof.judged.get(servable.file.path) if verdict.status in ("ok", "failed") else None
+    file, last = served.file, served.file.verification
+    manifest, status = file.bundle.manifest, file.verdict.status
+    judged = last.judged.get(file.name) if status in ("ok", "failed") else None
     found = {
-        "bundle": bundle.path.resolve().name,
+        "bundle": file.bundle.path.resolve().name,
         "model": f"{manifest.spec.name} ({manifest.spec.family})",
-        "artifact": servable.file.path,
-        "precision": servable.precision,
-        "sha256": servable.file.sha256,
-        **{f"sha256 {record.path}": record.sha256 for record in servable.external},
-        **servable.facts,
+        "artifact": file.name,
+        "precision": file.precision,
+        "sha256": file.record.sha256,
+        **{f"sha256 {record.path}": record.sha256 for record in file.external},
+        **served.facts,
         "weights": manifest.weights.describe(),
-        "proof": verdict.status,
+        "proof": status,
     }
     if judged is not None:
         found |= {
-            "proof_reference": proof.reference,
-            "proof_time": proof.time,
+            "proof_reference": last.reference,
+            "proof_time": last.time,
             "proof_checks": ", ".join(judged.checks),
             "proof_runtime": ", ".join(judged.runtimes),
         }

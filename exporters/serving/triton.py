@@ -10,7 +10,6 @@ the configuration says so. Files are copied, and their hashes are those of the c
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploycli.exporters.serving.release import (
@@ -22,16 +21,17 @@ from deploycli.exporters.serving.release import (
     smallest_proven,
     tool_version,
 )
-from deploycli.exporters.serving.servable import engine_candidates, onnx_candidates
+from deploycli.exporters.serving.servable import servable, served_engines
 from deploycli.exporters.serving.triton_config import CONFIG_NAME, MARK, Options, config_text
 from deploycli.exporters.serving.triton_repository import Delivery, Packaged, check_existing, next_version
-from deploycli.exporters.verification.record import Proof
 from deploycli.models.errors import UsageError
 from deploycli.models.files import text_of
 
 if TYPE_CHECKING:
-    from deploycli.exporters.bundle.bundle import Bundle
-    from deploycli.exporters.serving.servable import Candidate, Servable
+    from pathlib import Path
+
+    from deploycli.exporters.bundle.bundle import Bundle, Engine, OnnxFile
+    from deploycli.exporters.serving.servable import Servable
 
 DEFAULT_MAX_BATCH = 32
 """Of a file that takes any batch."""
@@ -66,24 +66,22 @@ def prepare(bundle: Bundle, root: Path, options: Options | None = None) -> Deliv
         foreign="so no model of a repository",
         option="--triton",
     )
-    proof = Proof.load(bundle)
-    candidate = _choose(bundle, proof, options)
-    verdict = proof.verdict_of(candidate.file, *candidate.external)
-    forced = not_for_release(bundle, candidate, verdict, force=options.force)
-    servable = candidate.read()
-    max_batch, notes = _max_batch(servable, options)
-    label_output, labels = _labels(servable, options.labels)
+    file = _choose(bundle, options)
+    forced = not_for_release(file, force=options.force)
+    served = servable(file)
+    max_batch, notes = _max_batch(served, options)
+    label_output, labels = _labels(served, options.labels)
     number = next_version(folder, options.version)
-    source = provenance(bundle, servable, proof, verdict, forced)
+    source = provenance(served, forced)
     parameters = {MARK: tool_version(), "deploycli_model_version": str(number)}
     parameters |= {f"deploycli_{key}": text for key, text in source.items()}
     if tolerances := parameters.get("deploycli_proof_tolerances"):
         notes.append(f"verified with a looser budget: {tolerances}")
-    if needs := servable.facts.get("tensorrt"):
-        notes.append(f"the server's TensorRT must be {needs}, its GPU {servable.facts['gpu']}")
+    if needs := served.facts.get("tensorrt"):
+        notes.append(f"the server's TensorRT must be {needs}, its GPU {served.facts['gpu']}")
     config = config_text(
         name,
-        servable,
+        served,
         max_batch,
         options,
         label_output=label_output,
@@ -98,16 +96,16 @@ def prepare(bundle: Bundle, root: Path, options: Options | None = None) -> Deliv
         name,
         number,
         options.flavour,
-        servable.precision,
-        servable.file.path,
-        servable.file.sha256,
-        sum(record.size for record in (servable.file, *servable.external)),
+        file.precision,
+        file.name,
+        file.record.sha256,
+        file.size,
         max_batch,
-        verdict.status,
+        file.verdict.status,
         forced,
         tuple(notes),
     )
-    return Delivery(bundle, folder, servable, config, labels, packaged)
+    return Delivery(folder, served, config, labels, packaged)
 
 
 def _check_options(options: Options) -> None:
@@ -123,15 +121,15 @@ def _check_options(options: Options) -> None:
         raise UsageError("a version, a batch or a number of instances below 1, or a negative delay")
 
 
-def _choose(bundle: Bundle, proof: Proof, options: Options) -> Candidate:
+def _choose(bundle: Bundle, options: Options) -> OnnxFile | Engine:
     engines = options.flavour == "tensorrt"
-    found = engine_candidates(bundle) if engines else onnx_candidates(bundle)
+    found: list[OnnxFile | Engine] = [*(served_engines(bundle) if engines else bundle.onnx_files())]
     named = found
     if options.engine is not None:
-        named = [c for c in found if Path(c.file.path).name == options.engine]
+        named = [file for file in found if file.path.name == options.engine]
         if not named:
             raise UsageError(f"{bundle.path} holds no {options.engine}", expected=names(found), hint="one of these")
-    default = named[0].precision if options.engine else smallest_proven(found, proof) if engines else "fp32"
+    default = named[0].precision if options.engine else smallest_proven(found) if engines else "fp32"
     fitting = choose(bundle, named, options.precision or default, "deploycli build-trt" if engines else "")
     if len(fitting) > 1:
         raise UsageError(
@@ -152,14 +150,14 @@ def _max_batch(servable: Servable, options: Options) -> tuple[int, list[str]]:
     if not servable.batched:
         if asked != (None, (), None):
             raise UsageError(
-                f"{servable.file.path} has no variable batch axis, so a server cannot form batches of it",
+                f"{servable.file.name} has no variable batch axis, so a server cannot form batches of it",
                 expected="no --max-batch, --preferred-batch or --queue-delay",
                 hint="export it with --batch dynamic",
             )
         return 0, ["the file has a fixed batch: clients send it whole (max_batch_size 0)"]
     if servable.smallest_batch > 1:
         raise UsageError(
-            f"{servable.file.path} takes no batch below {servable.smallest_batch}",
+            f"{servable.file.name} takes no batch below {servable.smallest_batch}",
             expected="an engine that takes 1, which a server may always send",
             hint="build it again with a profile from batch 1",
         )
@@ -167,7 +165,7 @@ def _max_batch(servable: Servable, options: Options) -> tuple[int, list[str]]:
     size = options.max_batch or largest or DEFAULT_MAX_BATCH
     if largest is not None and size > largest:
         raise UsageError(
-            f"--max-batch {size}, but {servable.file.path} takes {largest} at most", hint=f"--max-batch {largest}"
+            f"--max-batch {size}, but {servable.file.name} takes {largest} at most", hint=f"--max-batch {largest}"
         )
     if any(batch > size for batch in options.preferred_batch):
         raise UsageError(
@@ -186,7 +184,7 @@ def _labels(servable: Servable, path: Path | None) -> tuple[str, str | None]:
     # `deploycli.exporters.verification.on_samples.class_output`.
     output = next((t for t in servable.outputs if len(t.shape) == 2 and t.shape[1] > 1), None)
     if output is None:
-        raise UsageError(f"{servable.file.path} has no output [batch, classes] to label", hint="leave out --labels")
+        raise UsageError(f"{servable.file.name} has no output [batch, classes] to label", hint="leave out --labels")
     try:
         text = text_of(path, "utf-8-sig")
     except (OSError, ValueError) as error:

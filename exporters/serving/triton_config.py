@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from deploycli.exporters.serving.servable import Servable, Tensor
+    from deploycli.exporters.serving.servable import Servable
     from deploycli.exporters.serving.text_proto import Message, Parsed
+    from deploycli.models.spec import TensorInfo
 
 Flavour = Literal["onnx", "tensorrt"]
 
@@ -185,7 +186,7 @@ def _only(message: Parsed, field: str) -> str:
     return str(message[field][-1]) if message.get(field) else ""
 
 
-def _tensor(tensor: Tensor, max_batch: int) -> dict[str, Any]:
+def _tensor(tensor: TensorInfo[int], max_batch: int) -> dict[str, Any]:
     if tensor.dtype not in _TYPES:
         raise UsageError(
             f"{tensor.name!r} is {tensor.dtype}, which no input or output of a Triton model can be",
@@ -196,14 +197,14 @@ def _tensor(tensor: Tensor, max_batch: int) -> dict[str, Any]:
     return message if dims else message | {"reshape": {}}  # Triton wants a dimension where a sample has none
 
 
-def _dims(tensor: Tensor, max_batch: int) -> tuple[int, ...]:
+def _dims(tensor: TensorInfo[int], max_batch: int) -> tuple[int, ...]:
     return tensor.shape[1:] if max_batch else tensor.shape
 
 
 def _warm_up(servable: Servable, size: int, example: Mapping[str, tuple[int, ...]]) -> Message:
     """Return zeros of one batch, so that the first request of a client finds kernels chosen and memory taken."""
 
-    def zeros(tensor: Tensor) -> Message:
+    def zeros(tensor: TensorInfo[int]) -> Message:
         known = (1, *example.get(tensor.name, ()))
         if len(known) != len(tensor.shape):
             known = (1,) * len(tensor.shape)
@@ -236,7 +237,7 @@ def _optimization(servable: Servable, max_batch: int, options: Options) -> Messa
         if not options.onnx_tensorrt:
             return {}
         modes = {"fp16": "FP16", "bf16": "BF16", "int8": "INT8"}
-        mode: Message = {"key": "precision_mode", "value": modes.get(servable.precision, "FP32")}
+        mode: Message = {"key": "precision_mode", "value": modes.get(servable.file.precision, "FP32")}
         accelerator: Message = {"name": "tensorrt", "parameters": [mode]}
         return {"execution_accelerators": {"gpu_execution_accelerator": [accelerator]}}
     if any(VARIABLE in _dims(tensor, max_batch) for tensor in servable.inputs):

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
-    from deploycli.exporters.bundle.bundle import Bundle
     from deploycli.exporters.serving.servable import Servable
 
 _MODEL_FILES = {"onnx": "model.onnx", "tensorrt": "model.plan"}
@@ -72,7 +71,6 @@ class Delivery:
     """A version that may be written: everything was checked, nothing was written yet.
 
     Attributes:
-        bundle: where the files come from.
         folder: of the model.
         servable: what is copied.
         config: text of config.pbtxt.
@@ -80,7 +78,6 @@ class Delivery:
         packaged: what it will be.
     """
 
-    bundle: Bundle
     folder: Path
     servable: Servable
     config: str
@@ -129,9 +126,10 @@ class Delivery:
 
     def _copy(self, folder: Path) -> None:
         """Copy the model under Triton's name; external data keeps its own, which the model refers to."""
-        copy_file(self.bundle.path, self.servable.file, folder / _MODEL_FILES[self.packaged.flavour])
-        for record in self.servable.external:
-            copy_file(self.bundle.path, record, folder / record.path)
+        file = self.servable.file
+        copy_file(file.bundle.path, file.record, folder / _MODEL_FILES[self.packaged.flavour])
+        for record in file.external:
+            copy_file(file.bundle.path, record, folder / record.path)
 
 
 @contextmanager

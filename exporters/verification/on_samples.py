@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from deploycli.exporters.verification.candidate import take
 from deploycli.exporters.verification.evaluate import AccuracyMeter, Evaluation
+from deploycli.exporters.verification.loaded import take
 from deploycli.models.errors import UsageError
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from deploycli.exporters.data.samples import Samples
     from deploycli.exporters.runtime.runtimes import Runtime
-    from deploycli.exporters.verification.candidate import Subject
+    from deploycli.exporters.verification.loaded import LoadedFile
     from deploycli.exporters.verification.report import Stage
 
     Progress = Callable[[str, int, int], None]
@@ -43,7 +43,7 @@ def class_output(outputs: Mapping[str, npt.NDArray[Any]]) -> ClassOutput | None:
 
 
 def verify_samples(
-    subjects: Sequence[Subject],
+    loaded: Sequence[LoadedFile],
     eager: Runtime,
     samples: Samples,
     logits: ClassOutput | None,
@@ -53,7 +53,7 @@ def verify_samples(
     """Run every batch through the eager model and then through every artifact; one batch is in memory.
 
     Args:
-        subjects: the artifacts.
+        loaded: the model files.
         eager: the reference.
         samples: what to run them on.
         logits: what accuracy is counted by, where the samples have labels.
@@ -64,8 +64,8 @@ def verify_samples(
         UsageError: samples cannot be read, or have labels while no output names a class.
     """
     name, classes = ("", 0) if logits is None else logits
-    judges = [subject.judge() for subject in subjects]
-    of_eager, meters = AccuracyMeter(classes), [AccuracyMeter(classes) for _ in subjects]
+    judges = [one.judge() for one in loaded]
+    of_eager, meters = AccuracyMeter(classes), [AccuracyMeter(classes) for _ in loaded]
     skipped: list[str] = []
     count = done = 0
     for batch in samples.batches(size):
@@ -82,14 +82,14 @@ def verify_samples(
         truth = eager.run(batch.inputs)
         if labels is not None:
             of_eager.add(truth[name], labels)
-        for subject, judge, meter in zip(subjects, judges, meters, strict=True):
-            for wanted, filled in subject.portions(held):
-                outputs = subject.run(judge, take(batch.inputs, filled), take(truth, wanted))
+        for one, judge, meter in zip(loaded, judges, meters, strict=True):
+            for wanted, filled in one.portions(held):
+                outputs = one.run(judge, take(batch.inputs, filled), take(truth, wanted))
                 if labels is not None:
                     meter.add(outputs.get(name), labels[wanted])
-    evaluations = _evaluations(subjects, eager, of_eager, meters)
-    breaches = [evaluation.reasons for evaluation in evaluations[1:]] or [()] * len(subjects)
-    stages = (s.stage("images", count, j, faults) for s, j, faults in zip(subjects, judges, breaches, strict=True))
+    evaluations = _evaluations(loaded, eager, of_eager, meters)
+    breaches = [evaluation.reasons for evaluation in evaluations[1:]] or [()] * len(loaded)
+    stages = (c.stage("images", count, j, faults) for c, j, faults in zip(loaded, judges, breaches, strict=True))
     return Findings(tuple(stages), evaluations, tuple(skipped))
 
 
@@ -102,16 +102,16 @@ def no_class_output() -> UsageError:
 
 
 def _evaluations(
-    subjects: Sequence[Subject], eager: Runtime, of_eager: AccuracyMeter, meters: Sequence[AccuracyMeter]
+    loaded: Sequence[LoadedFile], eager: Runtime, of_eager: AccuracyMeter, meters: Sequence[AccuracyMeter]
 ) -> tuple[Evaluation, ...]:
     """Return the eager model's accuracy and then each artifact's; nothing where there were no labels."""
     truth = of_eager.accuracy()
     if truth is None:
         return ()
     evaluations = [Evaluation(None, "fp32", eager.name, truth)]
-    for subject, meter in zip(subjects, meters, strict=True):
+    for one, meter in zip(loaded, meters, strict=True):
         accuracy = meter.accuracy()
         assert accuracy is not None  # it saw every sample that the eager model saw
-        lost, allowed = truth.top1 - accuracy.top1, subject.budget.max_top1_drop
-        evaluations.append(Evaluation(subject.path, subject.precision, subject.runtime.name, accuracy, lost, allowed))
+        lost, allowed = truth.top1 - accuracy.top1, one.budget.max_top1_drop
+        evaluations.append(Evaluation(one.file.name, one.file.precision, one.runtime.name, accuracy, lost, allowed))
     return tuple(evaluations)

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import json
+import platform
 from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
+from deploycli.exporters.bundle.atomic import write_whole
+from deploycli.exporters.bundle.verification import SCHEMA_VERSION, Judged, report_path
+from deploycli.exporters.verification.compare import BUDGETS
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from deploycli.exporters.bundle.bundle import Bundle, Engine, ModelFile
     from deploycli.exporters.verification.compare import Comparison
     from deploycli.exporters.verification.evaluate import Evaluation
+
+_PACKAGES = ("numpy", "onnxruntime", "tensorrt", "torch")
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One artifact, run in one way and compared with the reference.
+    """One model file, run in one way and compared with the reference.
 
     Attributes:
-        artifact: the file's path inside the bundle.
-        precision: whose budget applied.
+        file: the very file that ran.
         runtime: what ran it.
         check: what was tried: ``batch 3``, ``batch 8 shuffled``, ``images``.
         samples: how many inputs it saw.
@@ -24,13 +37,22 @@ class Stage:
         faults: why the stage fails whatever its comparisons are.
     """
 
-    artifact: str
-    precision: str
+    file: ModelFile
     runtime: str
     check: str
     samples: int
     comparisons: tuple[Comparison, ...]
     faults: tuple[str, ...] = ()
+
+    @property
+    def artifact(self) -> str:
+        """The file's path inside the bundle."""
+        return self.file.name
+
+    @property
+    def precision(self) -> str:
+        """Whose budget applied."""
+        return self.file.precision
 
     @property
     def passed(self) -> bool:
@@ -63,18 +85,28 @@ class NotJudged:
     """An engine that this machine could not run: nothing is known of what it computes.
 
     Attributes:
-        artifact: the plan's path inside the bundle.
+        engine: which.
         reason: why.
-        onnx: the ONNX file of the bundle that it was compiled from.
-        onnx_sha256: that file's hash, as it was then.
-        same: whether the bundle still holds that very file.
     """
 
-    artifact: str
+    engine: Engine
     reason: str
-    onnx: str = ""
-    onnx_sha256: str = ""
-    same: bool = False
+
+    @property
+    def artifact(self) -> str:
+        """The plan's path inside the bundle."""
+        return self.engine.name
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON values, with the ONNX file that it was compiled from, and whether the bundle holds it."""
+        made_from = self.engine.sidecar
+        return {
+            "artifact": self.artifact,
+            "reason": self.reason,
+            "onnx": made_from.onnx,
+            "onnx_sha256": made_from.onnx_sha256,
+            "same": not self.engine.stale,
+        }
 
 
 @dataclass(frozen=True)
@@ -120,10 +152,11 @@ class Report:
         """One line for every output that failed in any stage."""
         return tuple(line for stage in self.stages for line in stage.failures)
 
-    def origin(self, engine: NotJudged) -> str:
+    def origin(self, engine: Engine) -> str:
         """Say of an engine that was not run what is known of the graph that it was compiled from."""
-        stages = [stage for stage in self.stages if stage.artifact == engine.onnx]
-        if not engine.same:
+        onnx, sha256 = engine.sidecar.onnx, engine.sidecar.onnx_sha256
+        stages = [stage for stage in self.stages if stage.artifact == onnx]
+        if engine.stale:
             known = "which is not the file that the bundle holds now"
         elif not stages:
             known = "which was not judged either"
@@ -131,7 +164,7 @@ class Report:
             known = f"which passed {len(stages)} check{'s' * (len(stages) > 1)}"
         else:
             known = "which FAILED"
-        return f"compiled from {engine.onnx} (sha256 {engine.onnx_sha256[:12]}), {known}"
+        return f"compiled from {onnx} (sha256 {sha256[:12]}), {known}"
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON values."""
@@ -146,6 +179,62 @@ class Report:
             "evaluations": [evaluation.to_json() for evaluation in self.evaluations],
             "skipped": list(self.skipped),
             "unreleasable": list(self.unreleasable),
-            "not_judged": [{**asdict(engine), "origin": self.origin(engine)} for engine in self.not_judged],
+            "not_judged": [{**left.to_json(), "origin": self.origin(left.engine)} for left in self.not_judged],
             "notes": list(self.notes),
         }
+
+
+def keep(bundle: Bundle, report: Report) -> Path:
+    """Write a report into the bundle it judges, whole or not at all; an earlier one is replaced.
+
+    Args:
+        bundle: as it was verified.
+        report: what `deploycli.exporters.verify.verify` returned for it.
+
+    Returns:
+        The file.
+
+    Raises:
+        EnvironmentUnsuitable: the bundle cannot be written.
+    """
+    stages: dict[str, list[Stage]] = {}
+    for stage in report.stages:
+        stages.setdefault(stage.artifact, []).append(stage)
+    data = report.to_json() | {
+        "schema_version": SCHEMA_VERSION,
+        "tool_version": _version("deploycli"),
+        "time": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "host": {"name": platform.node(), "system": platform.platform(), "python": platform.python_version()},
+        "versions": {name: found for name in _PACKAGES if (found := _version(name))},
+        "judged": [asdict(_judged(found)) for found in stages.values()],
+    }
+    path = report_path(bundle.path)
+    with bundle.held():
+        write_whole(path, (json.dumps(data, indent=2, allow_nan=False) + "\n").encode())
+    return path
+
+
+def _judged(stages: Sequence[Stage]) -> Judged:
+    """Put together what was found of one file, which was run as it is recorded: nothing is hashed again."""
+    file = stages[0].file
+    tolerances = {
+        c.name: c.budget.max_rel_error
+        for stage in stages
+        for c in stage.comparisons
+        if c.budget.max_rel_error > BUDGETS[stage.precision].max_rel_error
+    }
+    return Judged(
+        (file.record, *file.external),
+        all(stage.passed for stage in stages),
+        tuple(line for stage in stages for line in stage.failures),
+        tuple(stage.check for stage in stages),
+        tuple(dict.fromkeys(stage.runtime for stage in stages)),
+        tolerances,
+    )
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""

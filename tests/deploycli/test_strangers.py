@@ -14,16 +14,16 @@ from hypothesis import strategies as st
 from deploycli.exporters.bundle.bundle import Bundle
 from deploycli.exporters.bundle.engine import Sidecar, sidecar_of
 from deploycli.exporters.bundle.manifest import MANIFEST_NAME, CalibrationRecord, FileRecord
+from deploycli.exporters.bundle.verification import REPORT_NAME
 from deploycli.exporters.graph.steps import GraphCost
 from deploycli.exporters.precision.calibration_cache import CalibrationCache
-from deploycli.exporters.verification.record import PROOF_NAME, Proof
 from deploycli.models.errors import DeployError, IntegrityError, UsageError
 from deploycli.models.spec import Preprocessing
 from deploycli.render import show_bundle
 from tests.exporters import engines
 from tests.exporters.bundle import bundles
+from tests.exporters.bundle.test_engine import SETTINGS
 from tests.exporters.precision.test_calibration_cache import CACHE
-from tests.exporters.tensorrt.test_sidecar import SETTINGS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -122,7 +122,7 @@ def test_every_field_of_a_manifest(bundle: Bundle, capsys: pytest.CaptureFixture
         opened = Bundle.open(bundle.path)
         json.dumps(opened.manifest.to_json(), allow_nan=False)
         if worked % 10 == 0:  # it takes longer than all else
-            show_bundle(opened, Proof.load(opened), verbose=True)
+            show_bundle(opened, list(opened.onnx_files()), verbose=True)
 
     of_a_file = ("has changed", "is missing", "a link that leaves")  # another path, hash or size
     for what, text in spoilt(json.loads(path.read_text())):
@@ -187,14 +187,13 @@ def test_every_field_of_a_report(bundle: Bundle, deploycli: Command) -> None:
     (bundle.path / "model.int8.onnx").unlink()
     shutil.copy(bundle.path / "model.onnx", bundle.path / "model.int8.onnx")
     assert deploycli("verify", bundle.path, "--batches", "1,2").code == 0
-    path = bundle.path / PROOF_NAME
+    path = bundle.path / REPORT_NAME
     report = json.loads(path.read_text())
     report = {key: report[key] for key in ("schema_version", "tool_version", "time", "reference", "judged", "host")}
     for what, text in spoilt(report):
         path.write_bytes(text.encode())
-        proof = Proof.load(bundle)
-        for artifact in bundle.manifest.artifacts:
-            assert proof.passed(artifact) or proof.verdict(artifact).reason, what
+        for file in bundle.onnx_files():
+            assert file.verdict.passed or file.verdict.reason, what
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from deploycli.exporters.bundle.engine import GpuRecord, IoTensor, Sidecar, engine_name
 from deploycli.exporters.target.settings import BuildSettings
-from deploycli.exporters.verification.record import keep
-from deploycli.exporters.verify import verify
+from deploycli.exporters.verification.report import keep
+from deploycli.exporters.verify import VerifyOptions, verify
 from deploycli.models.files import sha256_of
 
 if TYPE_CHECKING:
@@ -59,15 +59,11 @@ def build(bundle: Bundle, precision: str = "fp16", capability: tuple[int, int] =
 
 def verify_engines(bundle: Bundle, *precisions: str) -> None:
     """Keep a report in which the engines of these precisions passed."""
-    report = verify(bundle, reference="golden", engines="none")
-    found = [
-        (precision, f"engines/{path.name}")
-        for precision in precisions
-        for path in sorted((bundle.path / "engines").glob(f"{precision}-*.plan"))
-    ]
+    report = verify(bundle, VerifyOptions(reference="golden", engines="none"))
     stages = tuple(
-        replace(stage, artifact=path, precision=precision, runtime="TensorRT")
-        for precision, path in found
+        replace(stage, file=engine, runtime="TensorRT")
+        for engine in bundle.engines()
+        if engine.precision in precisions
         for stage in report.stages
     )
     keep(bundle, replace(report, stages=(*report.stages, *stages)))

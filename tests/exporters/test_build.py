@@ -15,9 +15,8 @@ from deploycli.exporters.build import EngineRequest
 from deploycli.exporters.lint import lint
 from deploycli.exporters.target.settings import BuildSettings
 from deploycli.exporters.tensorrt.inspector import PrecisionAssertion
-from deploycli.exporters.verification.candidate import Subject, budgets
-from deploycli.exporters.verify import verify
-from deploycli.exporters.verify_engines import Engines, open_engines
+from deploycli.exporters.verification.loaded import LoadedFile, budgets
+from deploycli.exporters.verify import VerifyOptions, verify
 from deploycli.models.errors import NumericsError, UsageError
 from tests.exporters.bundle import bundles
 from tests.exporters.tensorrt.running_engines import installed, rewritten, write_engine
@@ -94,27 +93,26 @@ def test_a_wrong_engine_is_not_timed(cuda: Any, bundle: Bundle, monkeypatch: pyt
 
 def test_an_engine_of_larger_batches_is_not_judged_by_few_samples(cuda: Any, bundle: Bundle) -> None:
     sidecar = write_engine(bundle.path, "model.onnx", (16, 16, 32))
-    report = verify(bundle, reference="golden")
+    report = verify(bundle, VerifyOptions(reference="golden"))
     assert report.passed
     assert [engine.reason for engine in report.not_judged] == ["it takes batches from 16, and there are 8 samples"]
     rewritten(bundle.path, sidecar, onnx="model.int8.onnx", unreleasable="calibrated on random data")
-    found = verify(bundle, reference="golden")
+    found = verify(bundle, VerifyOptions(reference="golden"))
     assert found.unreleasable == (f"engines/{sidecar.plan}: calibrated on random data",)
 
 
 def test_engines_are_left_alone(bundle: Bundle) -> None:
-    from contextlib import ExitStack
-
     (bundle.path / "engines").mkdir()
     (bundle.path / "engines/a.plan").touch()
-    with ExitStack() as stack:
-        assert open_engines(bundle, "none", (1,), stack, rtol={}) == Engines()
+    report = verify(bundle, VerifyOptions(reference="golden", engines="none"))
+    assert report.passed
+    assert (report.not_judged, report.notes, {stage.artifact for stage in report.stages}) == ((), (), {"model.onnx"})
 
 
-class TestSubject:
+class TestLoadedFile:
     @staticmethod
-    def of(batches: tuple[int, int] | None) -> Subject:
-        return Subject("model.onnx", "fp32", batches, None, *budgets("fp32", {}))  # type: ignore[arg-type]
+    def of(batches: tuple[int, int] | None) -> LoadedFile:
+        return LoadedFile(bundles.model_file("model.onnx", batches=batches), None, *budgets("fp32", {}))  # type: ignore[arg-type]
 
     @pytest.mark.parametrize(
         ("batches", "sizes"),

@@ -23,7 +23,7 @@ from deploycli.exporters.precision.request import AccuracyBudget, CalibrationDat
 from deploycli.exporters.precision.roles import Stage
 from deploycli.exporters.precision.simulate import open_runtime
 from deploycli.exporters.quantize import Quantized, quantize_bundle
-from deploycli.exporters.verify import verify
+from deploycli.exporters.verify import VerifyOptions, verify
 from deploycli.models.errors import DeployError, IntegrityError, NumericsError, UsageError
 from tests.deploycli.commands import files
 from tests.digits import arrays, checkpoint, registered
@@ -145,7 +145,8 @@ def test_random_calibration_is_branded_for_ever(bundle: Bundle, tmp_path: Path) 
     record = made.artifact.calibration
     assert record is not None
     assert (record.random, record.data) == (True, "4 random samples, seed 3")
-    assert verify(made.bundle, reference="golden").unreleasable == (f"{INT8}: calibrated on random data",)
+    report = verify(made.bundle, VerifyOptions(reference="golden"))
+    assert report.unreleasable == (f"{INT8}: calibrated on random data",)
     # A cache of it does not wash it off.
     (bundle.path / CACHE).rename(tmp_path / "cache.json")
     again = quantize_bundle(make(tmp_path, "again"), Quantization(), CalibrationData(cache=tmp_path / "cache.json"))

@@ -12,7 +12,7 @@ from onnx import helper, numpy_helper
 from deploycli.exporters.bundle.bundle import Bundle
 from deploycli.exporters.bundle.golden import load_golden, save_golden, synthetic_inputs
 from deploycli.exporters.verification.report import Report, Stage
-from deploycli.exporters.verify import verify
+from deploycli.exporters.verify import VerifyOptions, verify
 from deploycli.models.errors import EnvironmentUnsuitable, IntegrityError, UsageError
 from deploycli.models.spec import Weights
 from tests.exporters.bundle.bundles import (
@@ -23,6 +23,7 @@ from tests.exporters.bundle.bundles import (
     failing_outputs,
     graph,
     make,
+    model_file,
     record_again,
     truth,
 )
@@ -127,11 +128,12 @@ def test_renamed_input_fails_every_output(tmp_path: Path) -> None:
 
 
 def test_golden_limits_the_batch_sizes_and_says_so(tmp_path: Path) -> None:
-    report = verify(make(tmp_path, samples=3), reference="golden")
+    report = verify(make(tmp_path, samples=3), VerifyOptions(reference="golden"))
     assert report.passed
     assert checks(report) == ["batch 1", "batch 3", "batch 3 shuffled"]
     assert report.reference_note == "golden holds 3 samples: batch 8 left out"
-    assert checks(verify(Bundle.open(tmp_path / "linear"), batches=(16,))) == ["batch 3", "batch 3 shuffled"]
+    report = verify(Bundle.open(tmp_path / "linear"), VerifyOptions(batches=(16,)))
+    assert checks(report) == ["batch 3", "batch 3 shuffled"]
 
 
 def test_fixed_batch_is_swept_at_its_own_size(tmp_path: Path) -> None:
@@ -160,10 +162,10 @@ def test_tolerance_of_one_output_or_of_all(tmp_path: Path) -> None:
     nodes = [node("Constant", [], ["nearly"], value_float=1.001), node("Mul", ["raw.logits", "nearly"], ["logits"])]
     bundle = make(tmp_path, model=graph(nodes))
     assert failing_outputs(verify(bundle)) == {"logits"}
-    assert verify(bundle, rtol={"logits": 2e-3}).passed
-    assert verify(bundle, rtol={"": 2e-3}).passed
-    assert failing_outputs(verify(bundle, rtol={"features": 2e-3})) == {"logits"}
-    assert failing_outputs(verify(bundle, rtol={"": 2e-3, "logits": 1e-5})) == {"logits"}
+    assert verify(bundle, VerifyOptions(rtol={"logits": 2e-3})).passed
+    assert verify(bundle, VerifyOptions(rtol={"": 2e-3})).passed
+    assert failing_outputs(verify(bundle, VerifyOptions(rtol={"features": 2e-3}))) == {"logits"}
+    assert failing_outputs(verify(bundle, VerifyOptions(rtol={"": 2e-3, "logits": 1e-5}))) == {"logits"}
 
 
 @pytest.mark.parametrize(
@@ -182,7 +184,7 @@ def test_tolerance_of_one_output_or_of_all(tmp_path: Path) -> None:
 )
 def test_arguments_that_do_not_fit(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        verify(make(tmp_path), **options)
+        verify(make(tmp_path), VerifyOptions(**options))
 
 
 def test_unknown_precision_is_refused(tmp_path: Path) -> None:
@@ -198,7 +200,7 @@ def test_artifact_that_is_no_onnx_file(tmp_path: Path) -> None:
 
 
 def test_nothing_verified_is_not_a_pass() -> None:
-    assert not Stage("a", "fp32", "r", "batch 1", 1, ()).passed
+    assert not Stage(model_file("a"), "r", "batch 1", 1, ()).passed
     assert not Report("b", "w", "golden", "", ()).passed
 
 
@@ -209,7 +211,7 @@ import sys
 sys.modules["torch"] = None
 from pathlib import Path
 from deploycli.exporters.bundle.bundle import Bundle, find_bundles
-from deploycli.exporters.verify import verify
+from deploycli.exporters.verify import VerifyOptions, verify
 from deploycli.exporters.bundle import golden, manifest
 from deploycli.exporters.runtime import runtimes
 from deploycli.exporters.verification import compare, report
@@ -231,7 +233,7 @@ def test_eager_without_weights_is_one_message(tmp_path: Path) -> None:
     bundle = make(tmp_path)
     for options in ({"reference": "eager"}, {"checkpoint": tmp_path / "absent.pth"}):
         with pytest.raises(EnvironmentUnsuitable, match="the weights are not at hand"):
-            verify(bundle, **options)
+            verify(bundle, VerifyOptions(**options))
     pretrained = make(tmp_path, weights=Weights("pretrained", path=f"owner/name@{'0' * 40}/model.safetensors"))
     with pytest.raises(EnvironmentUnsuitable, match="owner/name@"):
-        verify(pretrained, reference="eager")
+        verify(pretrained, VerifyOptions(reference="eager"))

@@ -17,7 +17,7 @@ from deploycli.exporters.bundle.golden import GOLDEN_NAME, save_golden, syntheti
 from deploycli.exporters.bundle.manifest import MANIFEST_NAME, SCHEMA_VERSION, Artifact, FileRecord, Manifest
 from deploycli.exporters.runtime.runtimes import EagerRuntime
 from deploycli.exporters.verification.on_samples import class_output
-from deploycli.exporters.verify import verify
+from deploycli.exporters.verify import VerifyOptions, verify
 from deploycli.models.build import build
 from deploycli.models.errors import IntegrityError, UsageError
 from deploycli.models.files import sha256_of
@@ -112,12 +112,12 @@ def change_weights(bundle: Bundle, weights: Weights) -> Bundle:
 
 def test_exported_swin_passes_against_eager(swin_bundle: Bundle) -> None:
     steps: list[tuple[str, int, int]] = []
-    report = verify(swin_bundle, batches=(3, 1), seed=7, progress=lambda *step: steps.append(step))
+    report = verify(swin_bundle, VerifyOptions(batches=(3, 1), seed=7), progress=lambda *step: steps.append(step))
     assert report.passed, report.failures
     assert (report.reference, report.reference_note, report.weights) == ("eager", "", "random, seed 0")
     assert checks(report) == ["batch 1", "batch 3", "batch 3 shuffled"]
     assert steps == [(f"model.onnx, {check}", done, 3) for done, check in enumerate(checks(report))]
-    assert verify(swin_bundle, reference="golden").passed
+    assert verify(swin_bundle, VerifyOptions(reference="golden")).passed
 
 
 SWIN_MUTANTS = {
@@ -136,7 +136,7 @@ SWIN_MUTANTS = {
 @pytest.mark.parametrize("mutant", SWIN_MUTANTS)
 def test_swin_mutant_fails_against_eager(swin_bundle: Bundle, mutant: str) -> None:
     bundle = rewrite(swin_bundle, lambda model: append(model, *SWIN_MUTANTS[mutant]))
-    report = verify(bundle, batches=(1, 3))
+    report = verify(bundle, VerifyOptions(batches=(1, 3)))
     assert failing_outputs(report) == {"logits"}
     assert report.reference == "eager"
 
@@ -149,13 +149,13 @@ def test_one_changed_weight_fails(swin_bundle: Bundle) -> None:
         matrix.CopyFrom(numpy_helper.from_array(value, matrix.name))
         return model
 
-    assert failing_outputs(verify(rewrite(swin_bundle, change), batches=(1,))) == {"logits"}
+    assert failing_outputs(verify(rewrite(swin_bundle, change), VerifyOptions(batches=(1,)))) == {"logits"}
 
 
 def test_other_random_weights_fail(swin_bundle: Bundle) -> None:
     bundle = change_weights(swin_bundle, Weights("random", seed=1))
-    assert failing_outputs(verify(bundle, batches=(2,))) == {"logits"}
-    assert verify(bundle, reference="golden").passed
+    assert failing_outputs(verify(bundle, VerifyOptions(batches=(2,)))) == {"logits"}
+    assert verify(bundle, VerifyOptions(reference="golden")).passed
 
 
 def test_checkpoint_is_loaded_again_and_must_be_the_recorded_file(
@@ -163,21 +163,21 @@ def test_checkpoint_is_loaded_again_and_must_be_the_recorded_file(
 ) -> None:
     recorded = Weights("checkpoint", path=str(swin_checkpoint), sha256=sha256_of(swin_checkpoint))
     bundle = change_weights(swin_bundle, recorded)
-    report = verify(bundle, batches=(2,))
+    report = verify(bundle, VerifyOptions(batches=(2,)))
     assert report.passed
     assert report.reference == "eager"
     moved = swin_checkpoint.rename(tmp_path / "moved.safetensors")
-    assert verify(bundle, batches=(2,)).reference == "golden"
-    assert verify(bundle, batches=(2,), checkpoint=moved).reference == "eager"
+    assert verify(bundle, VerifyOptions(batches=(2,))).reference == "golden"
+    assert verify(bundle, VerifyOptions(batches=(2,), checkpoint=moved)).reference == "eager"
     moved.write_bytes(moved.read_bytes()[:-1] + b"\0")
     with pytest.raises(IntegrityError, match="not the checkpoint") as caught:
-        verify(bundle, checkpoint=moved)
+        verify(bundle, VerifyOptions(checkpoint=moved))
     assert recorded.sha256 in str(caught.value)
 
 
 def test_checkpoint_for_random_weights_is_refused(swin_bundle: Bundle, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="random weights"):
-        verify(swin_bundle, checkpoint=tmp_path / "x.pth")
+        verify(swin_bundle, VerifyOptions(checkpoint=tmp_path / "x.pth"))
 
 
 @pytest.fixture
@@ -191,20 +191,20 @@ def pictures(tmp_path: Path) -> Path:
 
 
 def test_pictures_are_streamed_into_one_stage(swin_bundle: Bundle, pictures: Path) -> None:
-    report = verify(swin_bundle, batches=(1, 3), images=pictures)
+    report = verify(swin_bundle, VerifyOptions(batches=(1, 3), images=pictures))
     assert report.passed, report.failures
     stage = report.stages[-1]
     assert (stage.check, stage.samples) == ("images", 7)
     assert stage.comparisons[0].reference_shape == (7, 5)
     assert stage.comparisons[0].top1 is not None
     assert stage.comparisons[0].top1.samples == 7
-    assert verify(swin_bundle, images=pictures, limit=2).stages[-1].samples == 2
+    assert verify(swin_bundle, VerifyOptions(images=pictures, limit=2)).stages[-1].samples == 2
 
 
 def test_fixed_batch_is_filled_up_and_the_filling_is_not_judged(swin_bundle: Bundle, pictures: Path) -> None:
     (artifact,) = swin_bundle.manifest.artifacts
     manifest = replace(swin_bundle.manifest, artifacts=(replace(artifact, batch=4),))
-    report = verify(replace(swin_bundle, manifest=manifest), batches=(3,), images=pictures)
+    report = verify(replace(swin_bundle, manifest=manifest), VerifyOptions(batches=(3,), images=pictures))
     assert report.passed, report.failures
     assert checks(report) == ["batch 4", "batch 4 shuffled", "images"]
     assert report.stages[-1].comparisons[0].candidate_shape == (7, 5)
@@ -212,7 +212,7 @@ def test_fixed_batch_is_filled_up_and_the_filling_is_not_judged(swin_bundle: Bun
 
 def test_mutant_fails_on_pictures(swin_bundle: Bundle, pictures: Path) -> None:
     bundle = rewrite(swin_bundle, lambda model: append(model, *SWIN_MUTANTS["scaled by 3"]))
-    report = verify(bundle, batches=(2,), images=pictures)
+    report = verify(bundle, VerifyOptions(batches=(2,), images=pictures))
     assert not report.stages[-1].passed
     assert "images: output 'logits'" in report.failures[-1]
 
@@ -220,13 +220,13 @@ def test_mutant_fails_on_pictures(swin_bundle: Bundle, pictures: Path) -> None:
 def test_bad_pictures_are_one_message(swin_bundle: Bundle, pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="no image in"):
-        verify(swin_bundle, batches=(1,), images=tmp_path / "empty")
+        verify(swin_bundle, VerifyOptions(batches=(1,), images=tmp_path / "empty"))
     (pictures / "0.png").write_bytes(b"no picture")
     with pytest.raises(UsageError, match=r"0\.png cannot be decoded"):
-        verify(swin_bundle, batches=(1,), images=pictures)
+        verify(swin_bundle, VerifyOptions(batches=(1,), images=pictures))
     manifest = replace(swin_bundle.manifest, preprocessing=None)
     with pytest.raises(UsageError, match="how a picture becomes"):
-        verify(replace(swin_bundle, manifest=manifest), batches=(1,), images=pictures)
+        verify(replace(swin_bundle, manifest=manifest), VerifyOptions(batches=(1,), images=pictures))
 
 
 def as_int8(bundle: Bundle) -> Bundle:
@@ -252,11 +252,11 @@ def favour_class_3(model: onnx.ModelProto) -> onnx.ModelProto:
 def test_accuracy_is_judged_where_agreement_is_not_lost(
     swin_bundle: Bundle, labelled: list[tuple[np.ndarray, int]]
 ) -> None:
-    good = verify(as_int8(swin_bundle), batches=(16,), images=labelled)
+    good = verify(as_int8(swin_bundle), VerifyOptions(batches=(16,), images=labelled))
     assert good.passed, good.failures
     assert [evaluation.accuracy.top1 for evaluation in good.evaluations] == [1.0, 1.0]
     bundle = as_int8(rewrite(swin_bundle, favour_class_3))
-    report = verify(bundle, batches=(16,), images=labelled)
+    report = verify(bundle, VerifyOptions(batches=(16,), images=labelled))
     assert failing_outputs(report) == set()
     assert not report.passed
     assert report.guilty is report.stages[-1]
@@ -266,13 +266,13 @@ def test_accuracy_is_judged_where_agreement_is_not_lost(
     assert damaged.top1_lost > 0.005
     assert report.stages[-1].faults == damaged.reasons
     assert report.failures == (f"model.onnx in ONNX Runtime, images: {damaged.reasons[0]}",)
-    assert verify(bundle, batches=(16,), images=[image for image, _ in labelled]).passed
+    assert verify(bundle, VerifyOptions(batches=(16,), images=[image for image, _ in labelled])).passed
 
 
 def test_filling_of_a_fixed_batch_is_not_counted(swin_bundle: Bundle, labelled: list[tuple[np.ndarray, int]]) -> None:
     (artifact,) = swin_bundle.manifest.artifacts
     manifest = replace(swin_bundle.manifest, artifacts=(replace(artifact, batch=4),))
-    report = verify(replace(swin_bundle, manifest=manifest), batches=(3,), images=labelled[:7])
+    report = verify(replace(swin_bundle, manifest=manifest), VerifyOptions(batches=(3,), images=labelled[:7]))
     assert [evaluation.accuracy.samples for evaluation in report.evaluations] == [7, 7]
     assert report.evaluations[1].max_top1_drop is None  # FP32 is judged by agreement alone
 
@@ -283,16 +283,16 @@ def test_an_artifact_that_fails_is_wrong(swin_bundle: Bundle, labelled: list[tup
         node("Reshape", ["raw", "shape"], ["logits"]),
     ]
     bundle = as_int8(rewrite(swin_bundle, lambda model: append(model, *frozen)))
-    report = verify(bundle, batches=(16,), images=labelled[:20])  # 16 and 4
+    report = verify(bundle, VerifyOptions(batches=(16,), images=labelled[:20]))  # 16 and 4
     assert report.evaluations[1].accuracy.top1_correct == 16
     assert "top-1 lost 20.00 points" in report.failures[-1]
 
 
 def test_labels_without_use_are_refused(swin_bundle: Bundle, pictures: Path) -> None:
     with pytest.raises(UsageError, match="labels were given without pictures"):
-        verify(swin_bundle, labels="folders")
+        verify(swin_bundle, VerifyOptions(labels="folders"))
     with pytest.raises(UsageError, match="lies in no class folder"):
-        verify(swin_bundle, images=pictures, labels="folders")
+        verify(swin_bundle, VerifyOptions(images=pictures, labels="folders"))
 
 
 def test_labels_of_a_model_without_classes_are_refused() -> None:
@@ -309,4 +309,4 @@ def test_a_model_without_classes_has_no_accuracy(
     monkeypatch.setattr("deploycli.exporters.verify.class_output", lambda outputs: None)
     images = pictures if labels else [(np.zeros((3, 32, 32), np.float32), 1)]
     with pytest.raises(UsageError, match=r"has no output \[batch, classes\]"):
-        verify(swin_bundle, batches=(1,), images=images, labels=labels)
+        verify(swin_bundle, VerifyOptions(batches=(1,), images=images, labels=labels))

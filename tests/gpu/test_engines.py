@@ -15,7 +15,7 @@ from deploycli.exporters.export import ExportRequest, export
 from deploycli.exporters.precision.request import CalibrationData
 from deploycli.exporters.target.settings import ShapeRequest
 from deploycli.exporters.tensorrt import library
-from deploycli.exporters.verify import verify
+from deploycli.exporters.verify import VerifyOptions, verify
 from deploycli.models.errors import EnvironmentUnsuitable
 
 if TYPE_CHECKING:
@@ -50,14 +50,14 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         timeout=3600,
     )
     engines = list(build_all([bundle], asked, progress=lambda *_: None))
-    assert [engine.sidecar.precision for engine in engines] == ["fp16", "int8"]
+    assert [built.engine.precision for built in engines] == ["fp16", "int8"]
     for engine in engines:
         assert engine.layers.detailed
     return Bundle.open(bundle.path)
 
 
 def test_every_engine_is_as_good_as_its_graph(built: Bundle) -> None:
-    report = verify(built, engines="all")
+    report = verify(built, VerifyOptions(engines="all"))
     failed = {stage.artifact for stage in report.stages if not stage.passed}
     # The weights are random, and INT8 on noise may be outside the budget: then its graph is, too.
     assert {path for path in failed if "int8" not in path} == set()

@@ -14,7 +14,7 @@ from deploycli.exporters.export import ExportRequest, export
 from deploycli.exporters.target.product import RTX
 from deploycli.exporters.target.targets import TARGETS
 from deploycli.exporters.tensorrt import library
-from deploycli.exporters.verify import verify
+from deploycli.exporters.verify import VerifyOptions, verify
 from deploycli.models.errors import EnvironmentUnsuitable
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def test_it_is_as_good_as_its_graph_and_loads_faster_with_its_kernels(tmp_path: 
     path = export(ExportRequest("deit_t", tmp_path)).path
     list(build_all([Bundle.open(path)], EngineRequest(product=RTX), progress=lambda *_: None))
     bundle = Bundle.open(path)
-    assert verify(bundle, engines="all").failures == ()
+    assert verify(bundle, VerifyOptions(engines="all")).failures == ()
     assert len(list(path.glob("engines/*.kernels"))) == 1
     report = bench(bundle, BenchOptions(only=("rtx",), seconds=5))
     for row in report.rows:

@@ -18,6 +18,7 @@ from deploycli.exporters.bench.report import Absence, BenchReport, Row, failure_
 from deploycli.exporters.bench.requirement import Requirement, judge
 from deploycli.exporters.bench.timing import MIN_ROUNDS, interleave, warm_up
 from deploycli.models.errors import NumericsError, RequirementError, UsageError
+from tests.exporters.bundle.bundles import model_file
 
 HOST = Host("Linux", "a CPU", 4, 0.5, (), {"numpy": "2"})
 
@@ -42,8 +43,8 @@ def unusable() -> NoReturn:
 
 
 def candidate(name: str = "ort-cpu", precision: str = "fp32", **options: str) -> Candidate:
-    artifact = "" if name in ("eager", "compile") else f"model.{precision}.onnx"
-    return Candidate(name, precision, options.pop("device", "cpu"), unusable, **{"artifact": artifact, **options})  # type: ignore[arg-type]
+    file = None if name in ("eager", "compile") else model_file(f"model.{precision}.onnx", precision)
+    return Candidate(name, precision, options.pop("device", "cpu"), unusable, **{"file": file, **options})  # type: ignore[arg-type]
 
 
 def measured(what: Candidate, *seconds: float, batch: int = 1) -> Measurement:

@@ -28,7 +28,7 @@ from deploycli.models.errors import (
     RequirementError,
     UsageError,
 )
-from tests.exporters.bundle.bundles import graph, make, truth
+from tests.exporters.bundle.bundles import graph, make, model_file, truth
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -64,7 +64,8 @@ class Shop:
         answer: Callable[[Arrays], Arrays] = lambda inputs: truth(inputs["images"]),
         unavailable: DeployError | None = None,
         fails: DeployError | None = None,
-        **options: Any,
+        artifact: str | None = None,
+        batches: tuple[int, int] | None = None,
     ) -> Candidate:
         @contextmanager
         def opened() -> Iterator[Callable[[Arrays], Prepared]]:
@@ -82,8 +83,8 @@ class Shop:
         def run() -> None:
             self.now += seconds
 
-        options = {"artifact": f"{name}.onnx"} | options
-        return Candidate(name, precision, "cpu", opened, **options)
+        file = None if artifact == "" else model_file(artifact or f"{name}.onnx", precision, batches)
+        return Candidate(name, precision, "cpu", opened, file)
 
     def bench(self, bundle: Bundle, *candidates: Candidate, **options: Any) -> BenchReport:
         requirements = options.pop("requirements", ())

@@ -10,12 +10,13 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from deploycli.exporters.bundle.bundle import Bundle, write_bundle
+from deploycli.exporters.bundle.bundle import Bundle, ModelFile, write_bundle
 from deploycli.exporters.bundle.golden import GOLDEN_NAME, save_golden, synthetic_inputs
 from deploycli.exporters.bundle.manifest import MANIFEST_NAME, SCHEMA_VERSION, Artifact, FileRecord, Manifest
+from deploycli.exporters.bundle.verification import Verification
 from deploycli.exporters.graph.steps import Remark, Step
-from deploycli.exporters.verification.record import keep
-from deploycli.exporters.verify import verify
+from deploycli.exporters.verification.report import keep
+from deploycli.exporters.verify import VerifyOptions, verify
 from deploycli.models.spec import ModelSpec, TensorSpec, Weights
 
 if TYPE_CHECKING:
@@ -87,8 +88,26 @@ def filler(
     return fill
 
 
+def with_external_data(folder: Path) -> Manifest:
+    manifest = filler()(folder)
+    model = folder / "model.onnx"
+    data = {"save_as_external_data": True, "location": "model.onnx.data", "size_threshold": 0}
+    onnx.save(onnx.load(model), model, **data)
+    (artifact,) = manifest.artifacts
+    external = (FileRecord.of(folder, "model.onnx.data"),)
+    return replace(
+        manifest, artifacts=(replace(artifact, file=FileRecord.of(folder, "model.onnx"), external=external),)
+    )
+
+
 def make(root: Path, name: str = "linear", model: onnx.ModelProto | None = None, **options: object) -> Bundle:
     return write_bundle(root, name, filler(model, **options))  # type: ignore[arg-type] # passed through
+
+
+def model_file(name: str, precision: str = "fp32", batches: tuple[int, int] | None = None) -> ModelFile:
+    """A model file of no bundle, for what looks at its name, precision and batches alone."""
+    record = FileRecord(name, "0" * 64, 0)
+    return ModelFile(None, record, (), precision, batches, "", Verification())  # type: ignore[arg-type]
 
 
 def record_again(bundle: Bundle) -> Bundle:
@@ -112,5 +131,5 @@ def checks(report: Report) -> list[str]:
 
 def proven(bundle: Bundle) -> Bundle:
     """The bundle, whose graphs passed `verify`."""
-    assert keep(bundle, verify(bundle, reference="golden", engines="none")).is_file()
+    assert keep(bundle, verify(bundle, VerifyOptions(reference="golden", engines="none"))).is_file()
     return bundle

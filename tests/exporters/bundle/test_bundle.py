@@ -52,7 +52,7 @@ def test_one_changed_byte_is_found(bundle: Bundle, file: str) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    recorded = {record.path: record.sha256 for record in bundle.manifest.files()}[file]
+    recorded = {record.path: record.sha256 for record in bundle.manifest.records()}[file]
     with pytest.raises(IntegrityError, match=file) as caught:
         Bundle.open(bundle.path)
     assert FileRecord.of(bundle.path, file).sha256 in str(caught.value)

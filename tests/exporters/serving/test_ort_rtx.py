@@ -23,14 +23,13 @@ from deploycli.exporters.serving import ort_rtx_load
 from deploycli.exporters.serving.ort_rtx import PACKAGE, PROVIDER, RtxOptions, prepare
 from deploycli.exporters.target.settings import BuildSettings, ShapeRange
 from deploycli.exporters.target.targets import TARGETS
-from deploycli.exporters.verification.record import keep
-from deploycli.exporters.verify import verify
+from deploycli.exporters.verification.report import keep
+from deploycli.exporters.verify import VerifyOptions, verify
 from deploycli.models.errors import EnvironmentUnsuitable, IntegrityError, NumericsError, UsageError
 from deploycli.models.spec import Weights
 from tests.exporters import engines
 from tests.exporters.bundle import bundles
-from tests.exporters.bundle.bundles import proven
-from tests.exporters.verification.test_record import with_external_data
+from tests.exporters.bundle.bundles import proven, with_external_data
 
 if TYPE_CHECKING:
     from deploycli.exporters.bundle.engine import Sidecar
@@ -179,7 +178,7 @@ class TestWhatIsRefused:
         unproven = bundles.make(tmp_path / "bundles")
         with pytest.raises(UsageError, match="never verified"):
             prepare(unproven, root)
-        keep(unproven, verify(unproven, reference="golden", rtol={"features": 1e-12}))
+        keep(unproven, verify(unproven, VerifyOptions(reference="golden", rtol={"features": 1e-12})))
         with pytest.raises(NumericsError, match="failed"):
             prepare(unproven, root)
         forced = write(bundles.make(tmp_path / "random", weights=Weights("random", seed=3)), root, force=True)

@@ -19,16 +19,15 @@ from deploycli.exporters.bundle.manifest import CalibrationRecord, FileRecord
 from deploycli.exporters.serving.triton import package, prepare
 from deploycli.exporters.serving.triton_config import Options
 from deploycli.exporters.target.settings import BuildSettings
-from deploycli.exporters.verification.record import keep
-from deploycli.exporters.verify import verify
+from deploycli.exporters.verification.report import keep
+from deploycli.exporters.verify import VerifyOptions, verify
 from deploycli.models.codec import decode
 from deploycli.models.errors import DeployError, EnvironmentUnsuitable, IntegrityError, NumericsError, UsageError
 from deploycli.models.spec import Preprocessing, Weights
 from tests.exporters import engines
 from tests.exporters.bundle import bundles
-from tests.exporters.bundle.bundles import proven
+from tests.exporters.bundle.bundles import proven, with_external_data
 from tests.exporters.serving.triton_schema import parse
-from tests.exporters.verification.test_record import with_external_data
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -418,7 +417,7 @@ def test_never_verified(tmp_path: Path, models: Path) -> None:
 
 def test_failed(tmp_path: Path, models: Path) -> None:
     bundle = bundles.make(tmp_path)
-    keep(bundle, verify(bundle, reference="golden", rtol={"features": 1e-12}))
+    keep(bundle, verify(bundle, VerifyOptions(reference="golden", rtol={"features": 1e-12})))
     with pytest.raises(NumericsError, match=r"failed: .*'features'") as caught:
         package(bundle, models)
     assert caught.value.exit_code == 5
@@ -473,7 +472,7 @@ def test_force_without_need_says_nothing(bundle: Bundle, models: Path) -> None:
 
 def test_looser_budget_is_said(tmp_path: Path, models: Path) -> None:
     bundle = bundles.make(tmp_path)
-    keep(bundle, verify(bundle, reference="golden", rtol={"logits": 0.25}))
+    keep(bundle, verify(bundle, VerifyOptions(reference="golden", rtol={"logits": 0.25})))
     packaged = package(bundle, models)
     assert parameters_of(config_of(models))["deploycli_proof_tolerances"] == "logits 0.25"
     assert "logits 0.25" in packaged.notes[0]
@@ -570,7 +569,8 @@ def test_other_interface_is_refused_unless_forced(
     package(bundle, models)
     before = tree(models)
     other = bundles.make(tmp_path / "other", model=model, batch=batch)
-    keep(other, replace(verify(bundle, reference="golden"), bundle=str(other.path)))
+    report, (file,) = verify(bundle, VerifyOptions(reference="golden")), other.onnx_files()
+    keep(other, replace(report, stages=tuple(replace(stage, file=file) for stage in report.stages)))
     with pytest.raises(UsageError, match=difference):
         package(other, models)
     assert tree(models) == before

@@ -16,7 +16,7 @@ from deploycli.exporters.tensorrt import kernel_cache, library
 from deploycli.exporters.tensorrt.kernel_cache import InMemory, OnDisk
 from deploycli.exporters.tensorrt.rtx_runtime import RtxRuntime
 from deploycli.exporters.tensorrt.runtime import open_engine
-from deploycli.exporters.verify import verify
+from deploycli.exporters.verify import VerifyOptions, verify
 from deploycli.models.errors import EnvironmentUnsuitable, ExportError
 from tests.exporters.bundle import bundles
 from tests.exporters.lint.rtx import WHY
@@ -182,7 +182,7 @@ def test_verify_judges_it_and_bench_times_it_and_its_loading(tmp_path: Path, cal
     bundle = bundles.make(tmp_path, model=model)
     write_engine(bundle.path, "model.onnx", (1, 2, 8), product=RTX)
     write_engine(bundle.path, "model.onnx", (1, 2, 8))  # one process runs engines of both products
-    report = verify(bundle, reference="golden", engines="all")
+    report = verify(bundle, VerifyOptions(reference="golden", engines="all"))
     assert report.passed
     assert {stage.runtime for stage in report.stages if "engines/" in stage.artifact} == {
         "TensorRT for RTX 1.7.1.116",
@@ -219,4 +219,4 @@ def test_the_real_library_is_given_the_plan_and_says_that_it_wants_a_gpu(
     monkeypatch.setattr(library, "has_driver", lambda: True)
     monkeypatch.setattr(library, "gpu", lambda: GpuRecord("NVIDIA L4", (8, 9), "550.54.14"))
     with pytest.raises(EnvironmentUnsuitable, match=r"TensorRT for RTX [\d.]+ cannot load .*cudaError 35"):
-        open_engine(built.plan.parent, built.sidecar)
+        open_engine(built.engine.path.parent, built.engine.sidecar)

@@ -17,28 +17,24 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from deploycli.exporters.bundle.bundle import ModelFile
     from deploycli.exporters.runtime.runtimes import Runtime
 
     Arrays = Mapping[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)
-class Subject:
+class LoadedFile:
     """A model file, loaded, with the budgets it is judged by.
 
     Attributes:
-        path: the file's, inside the bundle.
-        precision: whose budget applies.
-        batches: the smallest and the largest batch that it takes, which are equal where its batch is fixed; None is
-            any.
+        file: the file.
         runtime: what runs it.
         budget: of every output that has none of its own.
         overrides: output name -> its own budget.
     """
 
-    path: str
-    precision: str
-    batches: tuple[int, int] | None
+    file: ModelFile
     runtime: Runtime
     budget: Budget
     overrides: Mapping[str, Budget]
@@ -49,11 +45,11 @@ class Subject:
 
     def stage(self, check: str, samples: int, judge: Judge, faults: tuple[str, ...] = ()) -> Stage:
         """Return the verdict on one check."""
-        return Stage(self.path, self.precision, self.runtime.name, check, samples, judge.verdict(), faults)
+        return Stage(self.file, self.runtime.name, check, samples, judge.verdict(), faults)
 
     def sizes(self, batches: Sequence[int]) -> list[int]:
         """Return the batch sizes to sweep: those of ``batches`` that it takes, or else the smallest that it takes."""
-        low, high = self.batches or (1, max(batches))
+        low, high = self.file.batches or (1, max(batches))
         return sorted({size for size in batches if low <= size <= high}) or [low]
 
     def portions(self, held: int) -> Iterator[tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]]:
@@ -65,7 +61,7 @@ class Subject:
         Yields:
             The samples that are judged, and what is run: these, and as many copies of the last one as fill the batch.
         """
-        low, high = self.batches or (1, held)
+        low, high = self.file.batches or (1, held)
         for first in range(0, held, high):
             count = min(high, held - first)
             yield np.arange(first, first + count), np.minimum(np.arange(first, first + max(count, low)), held - 1)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -10,17 +11,19 @@ from typing import TYPE_CHECKING
 import onnx
 import pytest
 
-from deploycli.exporters.bundle.bundle import Bundle, extend_bundle, write_bundle
+from deploycli.exporters.bundle.bundle import Bundle, OnnxFile, extend_bundle, write_bundle
 from deploycli.exporters.bundle.manifest import FileRecord
-from deploycli.exporters.verification.record import PROOF_NAME, Proof, keep
-from deploycli.exporters.verify import verify
+from deploycli.exporters.bundle.verification import REPORT_NAME, Verification
+from deploycli.exporters.verification.report import keep
+from deploycli.exporters.verify import VerifyOptions, verify
 from deploycli.models.errors import EnvironmentUnsuitable
-from tests.exporters.bundle.bundles import filler, graph, make, record_again
+from tests.exporters import engines
+from tests.exporters.bundle.bundles import graph, make, record_again, with_external_data
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from deploycli.exporters.bundle.manifest import Artifact, Manifest
+    from deploycli.exporters.bundle.manifest import Artifact
 
 
 @pytest.fixture
@@ -28,9 +31,14 @@ def bundle(tmp_path: Path) -> Bundle:
     return make(tmp_path)
 
 
-def proven(bundle: Bundle, **options: object) -> Proof:
-    keep(bundle, verify(bundle, reference="golden", **options))  # type: ignore[arg-type]  # passed through
-    return Proof.load(bundle)
+def proven(bundle: Bundle, **options: object) -> OnnxFile:
+    """Verify the bundle, and return its first file."""
+    keep(bundle, verify(bundle, VerifyOptions(reference="golden", **options)))  # type: ignore[arg-type]  # passed through
+    return first(bundle)
+
+
+def first(bundle: Bundle) -> OnnxFile:
+    return next(bundle.onnx_files())
 
 
 def only(bundle: Bundle) -> Artifact:
@@ -39,7 +47,7 @@ def only(bundle: Bundle) -> Artifact:
 
 
 def test_kept_report_is_the_report_and_what_was_judged(bundle: Bundle) -> None:
-    report = verify(bundle, reference="golden")
+    report = verify(bundle, VerifyOptions(reference="golden"))
     path = keep(bundle, report)
     data = json.loads(path.read_text())
     assert path == bundle.path / "reports/verify.json"
@@ -51,11 +59,11 @@ def test_kept_report_is_the_report_and_what_was_judged(bundle: Bundle) -> None:
     assert judged["files"] == [FileRecord.of(bundle.path, "model.onnx").__dict__]
     assert judged["passed"]
     assert judged["runtimes"] == ["ONNX Runtime"]
-    proof = Proof.load(bundle)
-    assert proof.passed(only(bundle))
-    assert (proof.reference, proof.obstacle) == ("golden", "")
-    assert proof.time.endswith("Z")
-    assert proof.verdict(only(bundle)).reason == ""
+    file = first(bundle)
+    assert file.verdict.passed
+    assert (file.verification.reference, file.verification.obstacle) == ("golden", "")
+    assert file.verification.time.endswith("Z")
+    assert file.verdict.reason == ""
 
 
 def test_report_is_not_in_the_manifest_and_changes_nothing_else(bundle: Bundle) -> None:
@@ -67,7 +75,7 @@ def test_report_is_not_in_the_manifest_and_changes_nothing_else(bundle: Bundle) 
 
 
 def test_without_a_report_nothing_is_verified(bundle: Bundle) -> None:
-    verdict = Proof.load(bundle).verdict(only(bundle))
+    verdict = first(bundle).verdict
     assert (verdict.status, verdict.passed) == ("not verified", False)
     assert "never verified" in verdict.reason
 
@@ -90,19 +98,19 @@ def spoilt(data: dict[str, object]) -> list[bytes]:
 
 def test_malformed_report_proves_nothing(bundle: Bundle) -> None:
     proven(bundle)
-    path = bundle.path / PROOF_NAME
+    path = bundle.path / REPORT_NAME
     for text in spoilt(json.loads(path.read_text())):
         path.write_bytes(text)
-        verdict = Proof.load(bundle).verdict(only(bundle))
+        verdict = first(bundle).verdict
         assert verdict.status == "not verified"
-        assert PROOF_NAME in verdict.reason
+        assert REPORT_NAME in verdict.reason
     path.unlink()
     path.mkdir()
-    assert "cannot be read" in Proof.load(bundle).obstacle
+    assert "cannot be read" in Verification.load(bundle.path).obstacle
 
 
 def test_failed_report_says_which_output(bundle: Bundle) -> None:
-    verdict = proven(bundle, rtol={"features": 1e-12}).verdict(only(bundle))
+    verdict = proven(bundle, rtol={"features": 1e-12}).verdict
     assert verdict.status == "failed"
     assert "output 'features'" in verdict.reason
     assert "logits" not in verdict.reason
@@ -116,9 +124,8 @@ def test_each_artifact_has_its_own_verdict(bundle: Bundle) -> None:
         return replace(only(bundle), file=FileRecord.of(folder, "model.fp16.onnx"), precision="fp16")
 
     both = extend_bundle(bundle, add)
-    proof = proven(both)
-    assert [proof.verdict(a).status for a in both.manifest.artifacts] == ["ok", "failed"]
-    assert proof.to_json(both)["model.onnx"] == {"status": "ok", "reason": ""}
+    proven(both)
+    assert [file.verdict.status for file in both.files()] == ["ok", "failed"]
 
 
 def test_artifact_that_was_added_later_is_not_verified_and_the_others_stay_so(bundle: Bundle) -> None:
@@ -129,11 +136,10 @@ def test_artifact_that_was_added_later_is_not_verified_and_the_others_stay_so(bu
         return replace(only(bundle), file=FileRecord.of(folder, "model.fp16.onnx"), precision="fp16")
 
     both = extend_bundle(bundle, add)
-    proof = Proof.load(both)
-    first, second = (proof.verdict(artifact) for artifact in both.manifest.artifacts)
-    assert first.passed
-    assert second.status == "not verified"
-    assert proof.time in second.reason
+    exported, added = both.files()
+    assert exported.verdict.passed
+    assert added.verdict.status == "not verified"
+    assert added.verification.time in added.verdict.reason
 
 
 def test_artifact_that_was_written_again_is_stale(bundle: Bundle) -> None:
@@ -146,54 +152,39 @@ def test_artifact_that_was_written_again_is_stale(bundle: Bundle) -> None:
         return replace(only(bundle), file=FileRecord.of(folder, "model.onnx"))
 
     changed = extend_bundle(bundle, again)
-    verdict = Proof.load(changed).verdict(only(changed))
+    verdict = first(changed).verdict
     assert verdict.status == "stale"
     assert "has changed since" in verdict.reason
-    assert proven(changed).passed(only(changed))
-
-
-def with_external_data(folder: Path) -> Manifest:
-    manifest = filler()(folder)
-    model = folder / "model.onnx"
-    data = {"save_as_external_data": True, "location": "model.onnx.data", "size_threshold": 0}
-    onnx.save(onnx.load(model), model, **data)
-    (artifact,) = manifest.artifacts
-    external = (FileRecord.of(folder, "model.onnx.data"),)
-    return replace(
-        manifest, artifacts=(replace(artifact, file=FileRecord.of(folder, "model.onnx"), external=external),)
-    )
+    assert proven(changed).verdict.passed
 
 
 def test_other_external_data_is_another_model(tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path, "external", with_external_data)
-    proof = proven(bundle)
-    artifact = only(bundle)
-    assert proof.passed(artifact)
-    other = replace(artifact.external[0], sha256="0" * 64)
-    assert proof.verdict(replace(artifact, external=(other,))).status == "stale"
-    assert proof.verdict(replace(artifact, external=())).status == "stale"
+    file = proven(bundle)
+    assert file.verdict.passed
+    other = replace(file.external[0], sha256="0" * 64)
+    assert replace(file, external=(other,)).verdict.status == "stale"
+    assert replace(file, external=()).verdict.status == "stale"
 
 
 def test_looser_budget_is_recorded(bundle: Bundle) -> None:
-    (judged,) = proven(bundle, rtol={"logits": 0.5, "features": 1e-5}).judged.values()
+    (judged,) = proven(bundle, rtol={"logits": 0.5, "features": 1e-5}).verification.judged.values()
     assert judged.tolerances == {"logits": 0.5}
-    (judged,) = proven(bundle).judged.values()
+    (judged,) = proven(bundle).verification.judged.values()
     assert judged.tolerances == {}
 
 
-def test_file_that_the_manifest_does_not_know_is_judged_as_it_lies_there(bundle: Bundle) -> None:
-    plan = bundle.path / "engines/fp16.plan"
-    plan.parent.mkdir()
-    plan.write_bytes(b"an engine")
-    report = verify(bundle, reference="golden", engines="none")
-    stages = tuple(replace(stage, artifact="engines/fp16.plan", precision="fp16") for stage in report.stages)
-    keep(bundle, replace(report, stages=stages))
-    assert Proof.load(bundle).verdict_of(FileRecord.of(bundle.path, "engines/fp16.plan")).passed
-    plan.write_bytes(b"another one")
-    assert Proof.load(bundle).verdict_of(FileRecord.of(bundle.path, "engines/fp16.plan")).status == "stale"
-    plan.unlink()
-    with pytest.raises(EnvironmentUnsuitable, match=r"fp16\.plan"):
-        keep(bundle, replace(report, stages=stages))
+def test_engine_is_judged_as_its_sidecar_records_it(bundle: Bundle) -> None:
+    engines.build(bundle)
+    engines.verify_engines(bundle, "fp16")
+    (engine,) = bundle.engines()
+    assert engine.verdict.passed
+    engines.build(bundle, capability=(8, 6))  # another one beside it
+    assert [found.verdict.status for found in bundle.engines()] == ["not verified", "ok"]
+    again = engine.path.read_bytes() + b"built again"
+    engine.path.write_bytes(again)
+    replace(engine.sidecar, sha256=hashlib.sha256(again).hexdigest(), size=len(again)).save(engine.path.parent)
+    assert [found.verdict.status for found in bundle.engines()] == ["not verified", "stale"]
 
 
 def test_folder_of_reports_that_is_a_link_elsewhere(bundle: Bundle, tmp_path: Path) -> None:
@@ -201,7 +192,7 @@ def test_folder_of_reports_that_is_a_link_elsewhere(bundle: Bundle, tmp_path: Pa
     (bundle.path / "reports").rename(tmp_path / "elsewhere")
     (bundle.path / "reports").symlink_to(tmp_path / "elsewhere")
     before = (tmp_path / "elsewhere/verify.json").read_bytes()
-    assert "link that leaves the bundle" in Proof.load(bundle).obstacle
+    assert "link that leaves the bundle" in Verification.load(bundle.path).obstacle
     with pytest.raises(EnvironmentUnsuitable, match="link that leaves the bundle"):
         proven(bundle)
     assert (tmp_path / "elsewhere/verify.json").read_bytes() == before
@@ -212,7 +203,7 @@ def test_interrupted_writing_leaves_the_old_report(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
     proven(bundle)
-    before = (bundle.path / PROOF_NAME).read_bytes()
+    before = (bundle.path / REPORT_NAME).read_bytes()
 
     def failing(_: int) -> None:
         raise error
@@ -221,7 +212,7 @@ def test_interrupted_writing_leaves_the_old_report(
         patch.setattr(os, "fsync", failing)
         with pytest.raises(EnvironmentUnsuitable if isinstance(error, OSError) else type(error)):
             proven(bundle, rtol={"": 1e-12})
-    assert (bundle.path / PROOF_NAME).read_bytes() == before
+    assert (bundle.path / REPORT_NAME).read_bytes() == before
     assert [path.name for path in (bundle.path / "reports").iterdir()] == ["verify.json"]
 
 
@@ -230,4 +221,4 @@ def test_changed_file_is_found_by_its_hash_even_where_the_manifest_was_changed_t
     model = onnx.load(bundle.path / "model.onnx")
     model.producer_name = "somebody else"
     (bundle.path / "model.onnx").write_bytes(model.SerializeToString())
-    assert Proof.load(bundle).verdict(only(record_again(bundle))).status == "stale"
+    assert first(record_again(bundle)).verdict.status == "stale"
