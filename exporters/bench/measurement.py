@@ -1,4 +1,4 @@
-"""What was measured of one candidate at one batch size, and how two of them compare."""
+"""What was measured of one candidate at one batch size, or why nothing was; and how two of them compare."""
 
 from __future__ import annotations
 
@@ -138,6 +138,27 @@ class Measurement:
             "notes": list(self.notes),
             "first_load": None if self.first_load is None else self.first_load.to_json(),
         }
+
+
+@dataclass(frozen=True)
+class Absence:
+    """A candidate that gave no figures.
+
+    Attributes:
+        candidate: which.
+        reason: why, in one line.
+        batch: the batch size at which; None is all.
+        wrong: it ran, and its outputs are outside the budget.
+    """
+
+    candidate: Candidate
+    reason: str
+    batch: int | None = None
+    wrong: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return {**self.candidate.to_json(), "batch": self.batch, "reason": self.reason, "wrong": self.wrong}
 
 
 def _threads(count: int | None) -> str:

@@ -10,34 +10,13 @@ from deploycli.models.errors import NumericsError, RequirementError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from deploycli.exporters.bench.candidate import BenchOptions, Candidate
+    from deploycli.exporters.bench.candidate import BenchOptions
     from deploycli.exporters.bench.host import Host
-    from deploycli.exporters.bench.measurement import Measurement, Speedup
+    from deploycli.exporters.bench.measurement import Absence, Measurement, Speedup
     from deploycli.exporters.bench.requirement import Verdict
     from deploycli.models.errors import DeployError
 
 SCHEMA_VERSION = 1
-
-
-@dataclass(frozen=True)
-class Absence:
-    """A candidate that gave no figures.
-
-    Attributes:
-        candidate: which.
-        reason: why, in one line.
-        batch: the batch size at which; None is all.
-        wrong: it ran, and its outputs are outside the budget.
-    """
-
-    candidate: Candidate
-    reason: str
-    batch: int | None = None
-    wrong: bool = False
-
-    def to_json(self) -> dict[str, Any]:
-        """Return it as JSON values."""
-        return {**self.candidate.to_json(), "batch": self.batch, "reason": self.reason, "wrong": self.wrong}
 
 
 @dataclass(frozen=True)

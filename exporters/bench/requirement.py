@@ -6,13 +6,12 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from deploycli.exporters.bench.measurement import Measurement, Speedup, speedup
+from deploycli.exporters.bench.measurement import Absence, Measurement, Speedup, speedup
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from deploycli.exporters.bench.candidate import Candidate
-    from deploycli.exporters.bench.report import Absence
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 

@@ -19,10 +19,10 @@ import numpy as np
 from deploycli.exporters.bench.candidate import BenchOptions
 from deploycli.exporters.bench.engines import engine_candidates
 from deploycli.exporters.bench.host import describe_host
-from deploycli.exporters.bench.measurement import Measurement, speedup
+from deploycli.exporters.bench.measurement import Absence, Measurement, speedup
 from deploycli.exporters.bench.ort import ort_candidates
 from deploycli.exporters.bench.pytorch import pytorch_candidates, torch_threads
-from deploycli.exporters.bench.report import Absence, BenchReport, Row
+from deploycli.exporters.bench.report import BenchReport, Row
 from deploycli.exporters.bench.requirement import judge
 from deploycli.exporters.bench.timing import interleave, warm_up
 from deploycli.exporters.bundle.bundle import unreleasable
