@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from deploycli.exporters.target.settings import ShapeRange
     from deploycli.exporters.target.targets import Capability
     from deploycli.exporters.tensorrt.job import BuildResult
-    from deploycli.exporters.tensorrt.progress import Progress as Step
+    from deploycli.exporters.tensorrt.job import Progress as Step
     from deploycli.exporters.tensorrt.traffic import Reading
 
     Progress = Callable[[str, int, int], None]

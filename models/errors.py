@@ -3,7 +3,8 @@
 They live in the lowest package because every layer above raises them and only the command line renders them.
 """
 
-from typing import ClassVar
+from functools import partial
+from typing import Any, ClassVar
 
 
 class DeployError(Exception):
@@ -22,6 +23,9 @@ class DeployError(Exception):
         self.found = found
         self.expected = expected
         self.hint = hint
+
+    def __reduce__(self) -> tuple[Any, ...]:  # by default, keywords would be given by position
+        return partial(type(self), expected=self.expected, hint=self.hint), (self.found,)
 
     def __str__(self) -> str:
         parts = [self.found]

@@ -1,8 +1,8 @@
 """Run a function in a process of its own: native code that crashes on a stranger's file takes that process only.
 
 The child imports what the function needs and nothing else, from the very places that this process imports from. It dies
-with its parent, and asks for no more memory than it is given. Progress, the result and errors come back as pickles
-through a pipe; what libraries print goes nowhere, but for their last words.
+with its parent, and so does all that it has started; it asks for no more memory than it is given. Progress, the result
+and errors come back as pickles through a pipe; what libraries print goes nowhere, but for their last words.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ import subprocess
 import sys
 import tempfile
 import threading
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from deploycli.models import errors
 from deploycli.models.errors import DeployError, EnvironmentUnsuitable, first_line
 from deploycli.models.memory import shortage
 
@@ -49,21 +48,25 @@ class Died(Exception):  # noqa: N818 - it tells what became of the child
 
     Attributes:
         reason: how, such as ``was killed by SIGSEGV: it crashed``.
-        step: what it said last that it was doing.
+        step: what it said last that it was doing; empty where it said nothing.
         shortage: the memory that it asked for in vain; None where that was not the reason.
     """
 
-    def __init__(self, reason: str, step: str, shortage: str | None) -> None:
+    def __init__(self, reason: str, step: Any, shortage: str | None) -> None:
         super().__init__(reason, step, shortage)
         self.reason = reason
         self.step = step
         self.shortage = shortage
 
 
+class TimedOut(Died):
+    """The child has taken too long."""
+
+
 def isolated(
     function: Callable[..., T],
     *arguments: Any,
-    progress: Callable[[str], None] = lambda _: None,
+    progress: Callable[[Any], None] = lambda _: None,
     memory: int | None = None,
     timeout: float | None = None,
     **keywords: Any,
@@ -75,7 +78,7 @@ def isolated(
     Args:
         function: of a module; it, its arguments and its result can be pickled.
         arguments: its arguments.
-        progress: is called with what it says that it is doing.
+        progress: is called with what it says that it is doing, which can be pickled.
         memory: bytes of address space that the child may take; None for any.
         timeout: seconds that it may take; None for any.
         keywords: its further arguments.
@@ -93,16 +96,20 @@ def isolated(
 def begun(
     function: Callable[..., T],
     *arguments: Any,
-    progress: Callable[[str], None] = lambda _: None,
+    progress: Callable[[Any], None] = lambda _: None,
     memory: int | None = None,
     timeout: float | None = None,
+    words: IO[bytes] | None = None,
     **keywords: Any,
 ) -> Iterator[Callable[[], T]]:
     """Begin to call a function as `isolated` does, and yield what waits for its result; at the end the child is dead.
 
-    The arguments and errors are those of `isolated`.
+    The arguments and errors are those of `isolated`, and ``words``, a file that gets what libraries print.
     """
-    with tempfile.TemporaryFile() as words, _started(words) as child, _limited(child, timeout) as ended_here:
+    with ExitStack() as stack:
+        words = stack.enter_context(tempfile.TemporaryFile()) if words is None else words
+        child = stack.enter_context(_started(words))
+        ended_here = stack.enter_context(_limited(child, timeout))
         assert child.stdin is not None
         with suppress(BrokenPipeError):  # it has died; it is asked why below
             pickle.dump((os.getpid(), memory, function, arguments, keywords), child.stdin)
@@ -150,12 +157,31 @@ class _started:  # noqa: N801 - a context manager
         return self._child
 
     def __exit__(self, *_: object) -> None:
-        self._child.kill()
+        _kill(self._child)
         for pipe in (self._child.stdin, self._child.stdout):
             with suppress(OSError):
                 if pipe is not None:
                     pipe.close()
         self._child.wait()
+
+
+def _kill(child: subprocess.Popen[bytes]) -> None:
+    """Leave no process of the child's group, unless the child was waited for: then the number may be another's."""
+    if child.returncode is not None:
+        return
+    if sys.platform == "win32":
+        child.kill()
+        return
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.pid, signal.SIGKILL)
+
+
+def _status(child: subprocess.Popen[bytes]) -> int:
+    """Wait for the child's own end, then end what it has left behind."""
+    if sys.platform != "win32":
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        _kill(child)
+    return child.wait()
 
 
 @contextmanager
@@ -165,7 +191,7 @@ def _limited(child: subprocess.Popen[bytes], timeout: float | None) -> Iterator[
 
     def end() -> None:
         is_late.set()
-        child.kill()
+        _kill(child)
 
     timer = None if timeout is None else threading.Timer(timeout, end)
     if timer is not None:
@@ -179,10 +205,10 @@ def _limited(child: subprocess.Popen[bytes], timeout: float | None) -> Iterator[
 
 
 def _result(
-    child: subprocess.Popen[bytes], words: IO[bytes], progress: Callable[[str], None], ended_here: Callable[[], str]
+    child: subprocess.Popen[bytes], words: IO[bytes], progress: Callable[[Any], None], ended_here: Callable[[], str]
 ) -> Any:
     """Return what the child sends as its result, or raise why there is none."""
-    step = ""
+    step: Any = ""
     assert child.stdout is not None
     while (message := _read(child.stdout)) is not None:
         kind, *content = message
@@ -192,14 +218,13 @@ def _result(
         elif kind == "result":
             return content[0]
         elif kind == "error":
-            name, found, expected, hint = content
-            raise getattr(errors, name)(found, expected=expected, hint=hint)
+            raise content[0]
         else:
             raise Died(content[0], step, content[1])
-    child.wait()
+    status = _status(child)
     if reason := ended_here():
-        raise Died(reason, step, None)
-    raise Died(what_ended(child.returncode), step, shortage(RuntimeError(_last_words(words))))
+        raise TimedOut(reason, step, None)
+    raise Died(what_ended(status), step, shortage(RuntimeError(_last_words(words))))
 
 
 def _read(pipe: IO[bytes]) -> tuple[Any, ...] | None:
@@ -222,10 +247,12 @@ def _serve() -> None:
     die_with(parent)
     with os.fdopen(os.dup(1), "wb") as pipe:
         os.dup2(2, 1)  # what libraries print
+        lock = threading.Lock()
 
         def send(*message: object) -> None:
-            pipe.write(pickle.dumps(message))
-            pipe.flush()
+            with lock:  # progress may come from any thread
+                pipe.write(pickle.dumps(message))
+                pipe.flush()
 
         if memory is not None and sys.platform != "win32":
             _, most = resource.getrlimit(resource.RLIMIT_AS)
@@ -236,7 +263,7 @@ def _serve() -> None:
             if (asked := shortage(error)) is not None:
                 send("died", "ran out of memory", asked)
             else:
-                send("error", type(error).__name__, error.found, error.expected, error.hint)
+                send("error", error)
         except Exception as error:
             send("died", f"failed: {type(error).__name__}: {first_line(error)}", shortage(error))
     os._exit(0)  # all is sent: a crash of some library's while the interpreter ends would tell nothing

@@ -18,13 +18,13 @@ from deploycli.exporters.bundle.atomic import write_whole
 from deploycli.exporters.bundle.engine import HEADER_BYTES, plan_header
 from deploycli.exporters.lint.verdict import shown
 from deploycli.exporters.tensorrt import library
-from deploycli.exporters.tensorrt.job import LAYERS, LOG, PLAN, BuildResult
+from deploycli.exporters.tensorrt.job import LAYERS, LOG, PLAN, BuildResult, Progress
 from deploycli.exporters.tensorrt.network import fill, make_builder, make_network
 from deploycli.models.errors import BuildError, UsageError, first_line
 from deploycli.models.memory import shortage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     import tensorrt as trt
@@ -32,19 +32,14 @@ if TYPE_CHECKING:
     from deploycli.exporters.target.settings import BuildSettings, ShapeRange
     from deploycli.exporters.tensorrt.callbacks import Log, Monitor
     from deploycli.exporters.tensorrt.job import Job
-    from deploycli.exporters.tensorrt.progress import Reporter
 
 
-class Cancelled(Exception):  # noqa: N818 - it was asked for
-    """The build was stopped from outside."""
-
-
-def build(job: Job, reporter: Reporter, log: Log) -> BuildResult:
+def build(job: Job, progress: Callable[[Progress], None], log: Log) -> BuildResult:
     """Build what the job asks for; the plan and what is told of its layers are then in its folder.
 
     Args:
         job: the job.
-        reporter: is told of progress; may stop the build.
+        progress: is called with each step.
         log: of TensorRT.
 
     Raises:
@@ -52,11 +47,10 @@ def build(job: Job, reporter: Reporter, log: Log) -> BuildResult:
         UsageError: the profile does not fit the model's inputs.
         IntegrityError: the timing cache is damaged or for something else.
         EnvironmentUnsuitable: not installed, no GPU where one is needed, no Polygraphy, no space.
-        Cancelled: the reporter said so.
     """
     from deploycli.exporters.tensorrt.compilers import compiler_of
 
-    title, seconds = job.product.title, _Stopwatch(reporter)
+    title, seconds = job.product.title, _Stopwatch(progress)
     compiler = compiler_of(job, log)
     compiler.start()
     with seconds.phase("parse"):
@@ -64,13 +58,11 @@ def build(job: Job, reporter: Reporter, log: Log) -> BuildResult:
         network = make_network(builder, title)
         parser = parse(network, job.onnx, log, title)  # kept: the network points into the parser's weights
     compiler.adapt(network)
-    monitor = make_monitor(reporter)
+    monitor = make_monitor(progress)
     config = compiler.configure(builder, monitor)
     add_profiles(builder, network, config, job.settings)
     with seconds.phase("build"):
         memory = builder.build_serialized_network(network, config)
-    if reporter.cancelled.is_set():
-        raise Cancelled
     if memory is None:
         raise _not_built(title, log.last(), compiler.advice())
     plan = bytes(memory)
@@ -155,28 +147,26 @@ def _not_built(title: str, said: str, advice: str) -> BuildError:
     return BuildError(f"{title} built no engine: {said or 'it does not say why'}", hint=advice)
 
 
-def make_monitor(reporter: Reporter) -> Monitor:
+def make_monitor(progress: Callable[[Progress], None]) -> Monitor:
     """Return what TensorRT reports its progress to."""
     from deploycli.exporters.tensorrt.callbacks import Monitor
 
-    return Monitor(reporter)
+    return Monitor(progress)
 
 
 class _Stopwatch:
-    def __init__(self, reporter: Reporter) -> None:
-        self._reporter = reporter
+    def __init__(self, progress: Callable[[Progress], None]) -> None:
+        self._progress = progress
         self.taken: dict[str, float] = {}
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Report and time a phase of ours; stop before the next one if that was asked for."""
-        if self._reporter.cancelled.is_set():
-            raise Cancelled
-        self._reporter.start(f"deploycli: {name}", 1)
+        """Report and time a phase of ours."""
+        self._progress(Progress(f"deploycli: {name}", 0, 1))
         begun = time.monotonic()
         yield
         self.taken[name] = round(time.monotonic() - begun, 3)
-        self._reporter.finish(f"deploycli: {name}")
+        self._progress(Progress(f"deploycli: {name}", 1, 1))
 
 
 def _bad_profile(profile: Mapping[str, ShapeRange], reason: str) -> BuildError:

@@ -6,14 +6,20 @@ Both are called from threads of TensorRT's, and an exception that escapes into C
 
 from __future__ import annotations
 
+import threading
+import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import tensorrt as trt
 
+from deploycli.exporters.tensorrt.job import Progress
 from deploycli.exporters.tensorrt.messages import Messages
 
 if TYPE_CHECKING:
-    from deploycli.exporters.tensorrt.progress import Reporter
+    from collections.abc import Callable
+
+_PAUSE_S = 0.05
 
 
 class Log(Messages, trt.ILogger):
@@ -21,24 +27,38 @@ class Log(Messages, trt.ILogger):
 
 
 class Monitor(trt.IProgressMonitor):
-    """Reports the phases of a build, and stops it when that was asked for.
+    """Reports the phases of a build, from any thread.
 
     Args:
-        reporter: is told.
+        progress: is told; it takes no more than a step in `_PAUSE_S` of each phase, which may have tens of thousands.
     """
 
-    def __init__(self, reporter: Reporter) -> None:
+    def __init__(self, progress: Callable[[Progress], None]) -> None:
         trt.IProgressMonitor.__init__(self)
-        self._reporter = reporter
+        self._progress = progress
+        self._lock = threading.Lock()
+        self._phases: dict[str, tuple[Progress, float]] = {}  # name -> its beginning, when last reported
 
     def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
         """Report that a phase begins."""
-        self._reporter.start(phase_name, num_steps, parent_phase)
+        begun = Progress(phase_name, 0, num_steps, parent_phase or "")
+        with self._lock:
+            self._phases[phase_name] = begun, 0.0
+            self._progress(begun)
 
     def step_complete(self, phase_name: str, step: int) -> bool:
-        """Report a step, counted from zero; False stops the build."""
-        return self._reporter.step(phase_name, step)
+        """Report a step, counted from zero; True goes on."""
+        now = time.monotonic()
+        with self._lock:
+            begun, last = self._phases.get(phase_name, (None, 0.0))
+            if begun is not None and (now - last >= _PAUSE_S or step + 1 >= begun.total):
+                self._phases[phase_name] = begun, now
+                self._progress(replace(begun, step=min(step + 1, begun.total)))
+        return True
 
     def phase_finish(self, phase_name: str) -> None:
         """Report that a phase has ended, complete or not."""
-        self._reporter.finish(phase_name)
+        with self._lock:
+            begun, _ = self._phases.pop(phase_name, (None, 0.0))
+            if begun is not None:
+                self._progress(replace(begun, step=begun.total))

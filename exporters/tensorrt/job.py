@@ -4,15 +4,13 @@ job.json      what to build
 builder.log   what TensorRT said, line by line; kept whatever happens
 model.plan    the engine
 layers.json   what the engine inspector says of it; of TensorRT for RTX, its builder's own list in the same form
-result.json   written last: it is there only when everything else is complete
-error.json    a failure that the child could explain
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +19,11 @@ from deploycli.exporters.bundle.engine import GpuRecord, IoTensor
 from deploycli.exporters.target.product import PRODUCTS, CompilerName, Product
 from deploycli.exporters.target.settings import BuildSettings
 from deploycli.exporters.target.targets import Capability
-from deploycli.models import errors
-from deploycli.models.codec import Count, Sha256, SomeSha256, load
-from deploycli.models.errors import BuildError, DeployError, IntegrityError, UsageError, first_line
+from deploycli.models.codec import load
+from deploycli.models.errors import IntegrityError, UsageError
 
-JOB, LOG, PLAN, LAYERS, RESULT, ERROR = (
-    "job.json",
-    "builder.log",
-    "model.plan",
-    "layers.json",
-    "result.json",
-    "error.json",
-)
-OUTPUTS = (PLAN, LAYERS, RESULT, ERROR)
+JOB, LOG, PLAN, LAYERS = "job.json", "builder.log", "model.plan", "layers.json"
+OUTPUTS = (PLAN, LAYERS)
 """What the child makes, but for its log."""
 
 
@@ -79,7 +69,7 @@ class Job:
             "compiler": self.compiler,
             "targets": self.targets,
         }
-        write_json(self.file(JOB), data)
+        write_whole(self.file(JOB), json.dumps(data, indent=2).encode() + b"\n")
 
     @classmethod
     def load(cls, path: Path) -> Job:
@@ -114,26 +104,20 @@ class _JobFile:
 
 
 @dataclass(frozen=True)
-class _ResultFile:
-    plan: str
-    sha256: Sha256
-    size: Count
-    layers: str | None
-    log: str
-    tensorrt: str
-    gpu: GpuRecord | None
-    io: tuple[IoTensor, ...]
-    facts: Mapping[str, Any]
-    timing_cache_sha256: SomeSha256
-    seconds: Mapping[str, float]
+class Progress:
+    """Where a build is.
 
+    Attributes:
+        phase: TensorRT's name of it, in English; the names change between versions.
+        step: steps of the phase that are done.
+        total: steps of the phase.
+        parent: the phase that this one is part of, or empty.
+    """
 
-@dataclass(frozen=True)
-class _ErrorFile:
-    kind: str
-    found: str
-    expected: str
-    hint: str
+    phase: str
+    step: int
+    total: int
+    parent: str = ""
 
 
 @dataclass(frozen=True)
@@ -165,57 +149,3 @@ class BuildResult:
     facts: Mapping[str, Any]
     timing_cache_sha256: str
     seconds: Mapping[str, float]
-
-    def save(self, job: Job) -> None:
-        """Write the result; paths by name, so that the folder may be moved.
-
-        Raises:
-            EnvironmentUnsuitable: it cannot be written.
-        """
-        layers = None if self.layers is None else self.layers.name
-        data = {**asdict(self), "plan": self.plan.name, "layers": layers, "log": self.log.name}
-        write_json(job.file(RESULT), data)
-
-    @classmethod
-    def load(cls, job: Job) -> BuildResult:
-        """Read the result of a job.
-
-        Raises:
-            BuildError: there is none, or it is malformed.
-        """
-        try:
-            found = load(job.file(RESULT), _ResultFile, what="a result", hint="")
-        except FileNotFoundError as error:
-            raise BuildError("the engine builder left no result") from error
-        except (OSError, DeployError) as error:
-            raise BuildError(f"the engine builder left a malformed result: {first_line(error)}") from error
-        fields = {field: getattr(found, field) for field in _ResultFile.__annotations__}
-        layers = None if found.layers is None else job.file(LAYERS)
-        return cls(**{**fields, "plan": job.file(PLAN), "layers": layers, "log": job.file(LOG)})
-
-
-def save_error(job: Job, error: DeployError) -> None:
-    """Write why a job failed."""
-    told = _ErrorFile(type(error).__name__, error.found, error.expected, error.hint)
-    write_json(job.file(ERROR), asdict(told))
-
-
-def load_error(job: Job) -> DeployError | None:
-    """Return why a job failed, or None where the child could not say."""
-    try:
-        told = load(job.file(ERROR), _ErrorFile, what="an error", hint="")
-    except (OSError, DeployError):
-        return None
-    kind = getattr(errors, told.kind, None)
-    if not isinstance(kind, type) or not issubclass(kind, DeployError):
-        return None
-    return kind(told.found, expected=told.expected, hint=told.hint)
-
-
-def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Write a JSON file whole; its keys keep their order.
-
-    Raises:
-        EnvironmentUnsuitable: it cannot be written.
-    """
-    write_whole(path, json.dumps(data, indent=2).encode() + b"\n")

@@ -131,11 +131,10 @@ class _Compiler:
         library.use(RTX)
         from deploycli.exporters.tensorrt import builder  # it imports TensorRT
         from deploycli.exporters.tensorrt.callbacks import Log
-        from deploycli.exporters.tensorrt.progress import Reporter
 
         self._steps, self._log_class = builder, Log
         self._targets, self._file = targets, folder / "model.onnx"
-        self._monitor = builder.make_monitor(Reporter(os.open(os.devnull, os.O_WRONLY)))
+        self._monitor = builder.make_monitor(lambda _: None)
 
     def __call__(self, model: bytes) -> Verdict:
         from deploycli.exporters.tensorrt.compilers.rtx import Rtx

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 import warnings
 from contextlib import contextmanager
@@ -14,7 +13,6 @@ from deploycli.exporters.target.product import RTX
 from deploycli.exporters.target.settings import BuildSettings, ShapeRange
 from deploycli.exporters.tensorrt import library
 from deploycli.exporters.tensorrt.job import Job
-from deploycli.exporters.tensorrt.progress import Reporter
 from deploycli.models.errors import DeployError
 
 if TYPE_CHECKING:
@@ -43,7 +41,7 @@ def configured(settings: dict[str, Any]) -> dict[str, Any]:
         log = Log()
         compiler = TensorRt(Job(Path("model.onnx"), BuildSettings(PROFILE, **settings), Path(folder)), log)
         compiler.start()
-        builder, monitor = make_builder(log, "TensorRT"), Monitor(Reporter(os.open(os.devnull, os.O_WRONLY)))
+        builder, monitor = make_builder(log, "TensorRT"), Monitor(lambda _: None)
         config = compiler.configure(builder, monitor)
         compiler.keep()
         return {
@@ -111,7 +109,7 @@ def failures(onnx: str) -> dict[str, str]:
         with tempfile.TemporaryDirectory() as folder, _failing(FAILURES[name], _FAILS.get(name)):
             job = Job(Path(onnx), BuildSettings(PROFILE), Path(folder), False, "rtx", ((8, 6),))
             try:
-                build(job, Reporter(os.open(os.devnull, os.O_WRONLY)), Log())
+                build(job, lambda _: None, Log())
                 found[name] = "built"
             except DeployError as error:
                 found[name] = f"{type(error).__name__}: {error.found}"

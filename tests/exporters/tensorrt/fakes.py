@@ -43,6 +43,8 @@ class Bench:
         self.onnx = write_model(folder / "model.onnx")
         self.work = folder / "a b's work"
         self._patch = patch
+        for path in (GPU, FOLDER):
+            patch.syspath_prepend(str(path))
         folders = [str(FOLDER), str(GPU), os.environ.get("PYTHONPATH")]
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, folders)))
 
@@ -52,7 +54,7 @@ class Bench:
             self._patch.setenv(name, value)
 
     def build(
-        self, does: str = "succeed", *, timeout: float = 60, progress: Any = None, **settings: Any
+        self, does: str = "succeed", *, timeout: float = 60, progress: Any = lambda _: None, **settings: Any
     ) -> BuildResult:
         """Build with a stand-in that behaves so."""
         self.set(FAKE_TENSORRT=does)
