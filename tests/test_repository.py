@@ -12,6 +12,7 @@ import click
 import pytest
 
 from deploycli.cli import COMMANDS, cli
+from deploycli.exporters.passes.pipeline import PASSES
 from tests.one_package import as_installed, mypy
 from tests.transcripts import blocks, documents
 
@@ -189,6 +190,11 @@ def test_documents_name_only_files_that_there_are() -> None:
         missing += [name for name in names if not (ROOT / name).is_file()]
         missing += [name for name in modules if not (ROOT / f"{name}.py").is_file() and not (ROOT / name).is_dir()]
         assert missing == [], file.relative_to(ROOT)
+
+
+def test_every_pass_is_explained() -> None:
+    named = set(re.findall(r"`([a-z-]+)`", (ROOT / "exporters/passes/README.md").read_text("utf-8")))
+    assert [name for name in PASSES if name not in named] == []
 
 
 def test_readme_opens_with_the_two_commands() -> None:

@@ -35,7 +35,7 @@ SPOILED = Graph(  # by rules 1, 4, 6, 8, 14, 15 and 18
 
 
 def test_rules_are_numbered_in_order_and_say_what_they_are() -> None:
-    assert [rule.number for rule in RULES] == list(range(1, 21))
+    assert [rule.number for rule in RULES] == list(range(1, len(RULES) + 1))
     for rule in RULES:
         text = rule.check.__doc__ or ""
         assert text.startswith(f"Rule {rule.number}: ")
@@ -78,8 +78,8 @@ def test_a_report_without_rules_does_not_pass() -> None:
     assert not LintReport("g", "11.4", (), (), ()).passed
     with pytest.raises(UsageError, match="no rules"):
         RELU.lint(rules=[])
-    with pytest.raises(UsageError, match="no rule 0, 21"):
-        RELU.lint(rules=[21, 0, 4])
+    with pytest.raises(UsageError, match="no rule 0, 99"):
+        RELU.lint(rules=[99, 0, 4])
 
 
 @pytest.mark.parametrize("version", ["11.4", "11.4.0.106", "10.12", "10.16.1", "11.0", "11.999"])
