@@ -1,5 +1,6 @@
 """What holds in every process of a test run."""
 
+import gc
 import os
 import signal
 import sys
@@ -19,8 +20,14 @@ os.environ["DEPLOYCLI_STATE"] = _state.name
 
 
 def pytest_runtest_setup() -> None:
-    """Let a process read the source of PyTorch's 500 translations once: where an export needs them all, that is half
-    of the time of a small one.
+    """Keep what every test pays anew from being looked through by each of them."""
+    _read_translations_once()
+    _set_modules_aside()
+
+
+def _read_translations_once() -> None:
+    """PyTorch's exporter reads the source of its 500 translations for each export that needs decomposing, which is half
+    of the time of a small one: let a process read them once.
     """
     registration = sys.modules.get("torch.onnx._internal.exporter._registration")
     if registration is None or hasattr(registration.ONNXRegistry, "read_once"):
@@ -34,3 +41,18 @@ def pytest_runtest_setup() -> None:
 
     registration.ONNXRegistry.read_once = read_once
     registration.ONNXRegistry.from_torchlib = staticmethod(from_torchlib)
+
+
+_looked_through = 0  # modules
+
+
+def _set_modules_aside() -> None:
+    """What PyTorch and others make when they are imported is a million objects that stay. ``gc.collect``, which the
+    product calls where memory is wanted back, would look through them each time: half a second.
+    """
+    global _looked_through
+    if len(sys.modules) > _looked_through + 200 or gc.get_freeze_count() == 0:
+        _looked_through = len(sys.modules)
+        gc.unfreeze()
+        gc.collect()
+        gc.freeze()

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,21 @@ ROLL = """g (float[batch, 8, 4] x) => (float[batch, 8, 4] y) {
     tail = Slice (x, three, end, one) head = Slice (x, zero, three, one) y = Concat <axis: int = 1> (tail, head)
 }"""
 TWO = np.float32([2])
+
+pytestmark = pytest.mark.usefixtures("checked_here")
+
+
+@pytest.fixture
+def checked_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs are run in this process; tests/deploycli/test_optimize.py runs them as the command does, in a child."""
+
+    def here(function: Callable[..., Any], *arguments: Any, memory: int | None, **keywords: Any) -> Any:
+        assert memory is not None
+        return function(*arguments, **keywords)
+
+    monkeypatch.setattr(optimize_module, "isolated", here)
+
+
 CONSTANTS: dict[str, Any] = {"zero": [0], "one": [1], "three": [3], "end": [2**63 - 1]}
 
 
@@ -309,7 +325,7 @@ def by_timm(*, dynamo: bool) -> onnx.ModelProto:
     timm = import_timm()
     torch.manual_seed(0)
     swin = timm.models.swin_transformer.SwinTransformer(
-        img_size=32, patch_size=2, embed_dim=16, depths=(2, 2), num_heads=(2, 4), window_size=4, num_classes=8
+        img_size=32, patch_size=2, embed_dim=16, depths=(2, 1), num_heads=(2, 4), window_size=4, num_classes=8
     ).eval()
     swin.load_state_dict({
         name: torch.randn_like(value) * 0.05 if value.is_floating_point() and "mask" not in name else value
@@ -377,7 +393,7 @@ def test_the_operator_attention_on_request(exports: dict[str, onnx.ModelProto], 
         run(plain, tmp_path, attention="onnx")
     plain.opset_import[0].version = 23  # nothing in it has changed its meaning since 20
     result, _ = run(plain, tmp_path, attention="onnx")
-    assert (result.after.ops.get("Attention"), result.after.ops.get("Softmax")) == (4, None)
+    assert (result.after.ops.get("Attention"), result.after.ops.get("Softmax")) == (3, None)
     assert result.after.cost.multiply_adds == result.before.cost.multiply_adds
     optimize(OptimizeRequest(tmp_path / "out.onnx", tmp_path / "again.onnx", attention="onnx", check=0))
     assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "out.onnx").read_bytes()
@@ -395,7 +411,7 @@ def test_another_process_writes_the_same_bytes(exports: dict[str, onnx.ModelProt
 
 
 @pytest.mark.usefixtures("launch")
-@examples(60)
+@examples(25)
 @given(programs())
 def test_any_program_keeps_its_answers_and_a_second_run_and_another_order_change_nothing(
     plain: onnx.ModelProto,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from deploycli.exporters.lint import lint
 from deploycli.exporters.passes.common.names import name_nodes
 from deploycli.exporters.passes.pipeline import rewrite
-from deploycli.exporters.trace import MODULE_KEY, _quiet, store_operands, trace
+from deploycli.exporters.trace import MODULE_KEY, store_operands, trace
 from deploycli.models.spec import TensorSpec
 from tests.exporters.lint.rtx import refusals
 from tests.exporters.passes.test_properties import examples
@@ -86,7 +86,7 @@ def test_lists_become_single_tensors(name: str) -> None:
     assert_no_sequence(LISTS[name])
 
 
-@examples(20)
+@examples(8)
 @given(st.data())
 def test_parts_of_any_axis(data: st.DataObject) -> None:
     axis = data.draw(st.sampled_from([1, 2, -1, -2]))
@@ -116,13 +116,8 @@ def test_rotary_embeddings(name: str) -> None:
     module = import_timm().create_model(name, **ROTARY[name]).eval()
     side = int(ROTARY[name]["img_size"])
     inputs = (TensorSpec("images", (3, side, side)),)
-    with _quiet():
-        plain = torch.onnx.export(
-            module, (torch.zeros(2, 3, side, side),), dynamo=True, verbose=False, opset_version=20,
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-        )  # fmt: skip
-    assert plain is not None
     model = trace(module, inputs, ["logits"])
+    plain = model.graph.num_nodes()
     store_operands(model)
     name_nodes(model, MODULE_KEY)
     assert lint(model).errors == ()
@@ -130,7 +125,7 @@ def test_rotary_embeddings(name: str) -> None:
     rewrite(model)
     name_nodes(model, MODULE_KEY)
     assert not {"Sin", "Cos", "Shape", "CastLike", "SplitToSequence", "SequenceAt"} & op_types(model)
-    assert model.graph.num_nodes() < plain.model.graph.num_nodes()
+    assert model.graph.num_nodes() < plain
     assert lint(model).errors == ()
     assert refusals(model) == []
     assert_like_eager(module, model, image(3, 3, side, side))

@@ -14,7 +14,7 @@ from tests.fuzz.node_cases import cast_case, node_cases, optimized_case
 ROOT = Path(__file__).parents[2]
 SEED = random.SystemRandom().randrange(2**31)
 
-GRAPHS, NODES, FILES = 40, 80, 25
+GRAPHS, NODES, FILES = 30, 60, 8
 
 
 def test_random_graphs_answer_as_they_did() -> None:

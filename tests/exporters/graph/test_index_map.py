@@ -40,7 +40,7 @@ def at_batch(index_map: IndexMap, batch: int) -> NDArray[np.int64]:
     return replace(index_map, axes=axes, tables=tables, offset=int(at(np.array(index_map.offset)))).dense()
 
 
-@examples(300)
+@examples(100)
 @given(programs(pure=True, chain=True))
 def test_a_map_says_what_arange_says(plain: onnx.ModelProto) -> None:
     note(onnx.printer.to_text(plain))
@@ -62,7 +62,7 @@ def numbers(dims: Any) -> NDArray[np.int64]:
     return np.arange(np.prod(dims, dtype=int)).reshape(dims)
 
 
-@examples(100)
+@examples(50)
 @given(SHAPES, st.data())
 def test_any_entries_of_any_axis_are_taken(dims: tuple[int, ...], data: st.DataObject) -> None:
     axis = data.draw(st.integers(-len(dims), len(dims) - 1))
@@ -73,7 +73,7 @@ def test_any_entries_of_any_axis_are_taken(dims: tuple[int, ...], data: st.DataO
     assert np.array_equal(IndexMap.identity(dims).take(indices, axis).dense(), numbers(dims).take(indices, axis))
 
 
-@examples(100)
+@examples(50)
 @given(SHAPES, st.data())
 def test_parts_that_follow_each_other(dims: tuple[int, ...], data: st.DataObject) -> None:
     """Reversed, shifted and empty parts, of which any may agree in some of their axes."""
@@ -97,7 +97,7 @@ def test_parts_that_follow_each_other(dims: tuple[int, ...], data: st.DataObject
     assert (whole.source, whole.dense().tolist()) == (index.size, np.concatenate(arrays, axis).tolist())
 
 
-@examples(100)
+@examples(50)
 @given(SHAPES, st.data())
 def test_single_elements_are_read(dims: tuple[int, ...], data: st.DataObject) -> None:
     index_map = IndexMap.identity(dims).transpose()

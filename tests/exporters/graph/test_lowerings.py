@@ -98,7 +98,7 @@ def wrong_lowerings(plain: onnx.ModelProto, *, batches: tuple[int, ...] = (1, 4)
     return wrong
 
 
-@examples(300)
+@examples(80)
 @given(programs(pure=True, chain=True))
 def test_every_plan_reproduces_the_map(plain: onnx.ModelProto) -> None:
     note(onnx.printer.to_text(plain))
@@ -128,7 +128,7 @@ def maps(draw: Any) -> IndexMap:
     return IndexMap.of(index.reshape(-1), 12)
 
 
-@examples(150)
+@examples(60)
 @given(maps())
 def test_a_strided_reading_says_what_the_map_says(index_map: IndexMap) -> None:
     assume(index_map.strides is not None)
@@ -138,7 +138,7 @@ def test_a_strided_reading_says_what_the_map_says(index_map: IndexMap) -> None:
     assert np.array_equal(total.reshape(-1), index_map.dense())
 
 
-@examples(150)
+@examples(60)
 @given(maps(), st.sampled_from([1, 2, 3, 4, 6, 12]), st.sampled_from([1, 2, 3, 4, 6, 12]))
 def test_a_reading_as_rows_says_what_the_map_says(index_map: IndexMap, outer: int, unit: int) -> None:
     rows = index_map.rows(outer, unit)
@@ -149,7 +149,7 @@ def test_a_reading_as_rows_says_what_the_map_says(index_map: IndexMap, outer: in
     assert np.array_equal(np.where(table == NOWHERE, NOWHERE, table + span).reshape(-1), index_map.dense())
 
 
-@examples(150)
+@examples(60)
 @given(maps())
 def test_the_unit_is_the_longest_row(index_map: IndexMap) -> None:
     index = index_map.dense()

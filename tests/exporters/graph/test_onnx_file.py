@@ -1,11 +1,7 @@
 from __future__ import annotations
 
-import subprocess
-import sys
-import textwrap
 import tracemalloc
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
@@ -18,6 +14,9 @@ from onnx import helper, numpy_helper
 from deploycli.exporters.graph import onnx_file
 from deploycli.exporters.graph.onnx_file import write_model
 from deploycli.models.errors import UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 WIDTH = 64
 
@@ -71,40 +70,6 @@ def test_equal_models_give_equal_bytes(tmp_path: Path) -> None:
         first = [f.read_bytes() for f in write_model(linear(), tmp_path / external / "a.onnx", external)]
         again = [f.read_bytes() for f in write_model(linear(), tmp_path / external / "a.onnx", external)]
         assert first == again
-
-
-SWIN = """
-    import sys
-    from pathlib import Path
-    from deploycli.exporters.graph.onnx_file import write_model
-    from deploycli.exporters.passes.common.names import name_nodes
-    from deploycli.exporters.passes.pipeline import rewrite
-    from deploycli.exporters.trace import MODULE_KEY, trace
-    from deploycli.models.spec import TensorSpec
-    from tests.models.swins import tiny_swin
-
-    module = tiny_swin(depths=[2], num_heads=[2])
-    model = trace(module, [TensorSpec("images", (3, 64, 64))], ["logits"])
-    rewrite(model)
-    name_nodes(model, MODULE_KEY)
-    write_model(model, Path(sys.argv[1]))
-"""
-
-
-def test_two_processes_write_the_same_bytes(tmp_path: Path) -> None:
-    """With hashes of strings seeded otherwise, so that the order of a set would show."""
-    root = Path(__file__).parents[3]
-    files = [tmp_path / f"{seed}.onnx" for seed in (1, 2)]
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", textwrap.dedent(SWIN), str(file)],
-            env={"PYTHONHASHSEED": file.stem, "PYTHONPATH": str(root), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
-            cwd=root,
-        )
-        for file in files
-    ]
-    assert [process.wait(timeout=120) for process in running] == [0, 0]
-    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_external_data_stands_beside_the_model_and_is_aligned(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 import pytest
-from hypothesis import HealthCheck, find, given, settings
+from hypothesis import find, given, settings
 
 from deploycli.exporters.graph.analysis import Analysis
 from deploycli.exporters.graph.token_view import Permute, token_view
@@ -17,6 +17,7 @@ from tests.exporters.passes.graphs import apply, differences, load, ops, parse, 
 from tests.exporters.passes.networks import MOVES, networks
 from tests.exporters.passes.test_mutants import SEARCH as FIND
 from tests.exporters.passes.test_mutants import patched
+from tests.exporters.passes.test_properties import examples
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -185,7 +186,7 @@ def test_a_value_that_an_inner_graph_reads_keeps_its_order() -> None:
         assert np.array_equal(one, other)
 
 
-SEARCH = settings(FIND, max_examples=1500)
+SEARCH = settings(FIND, max_examples=250)
 
 
 def reported(plain: onnx.ModelProto, *makes: Any) -> list[str]:
@@ -205,11 +206,7 @@ def _launch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.usefixtures("_launch")
 @given(networks())
-@settings(
-    max_examples=250,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
-)
+@examples(80)
 def test_random_networks_compute_what_they_did(plain: onnx.ModelProto) -> None:
     assert reported(plain, CommutePermutations) == []
     assert reported(plain, ShapeRows) == []
@@ -217,7 +214,7 @@ def test_random_networks_compute_what_they_did(plain: onnx.ModelProto) -> None:
 
 
 @given(networks())
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@examples(40)
 def test_the_whole_pipeline_computes_what_it_did_and_a_second_run_changes_nothing(plain: onnx.ModelProto) -> None:
     model = load(plain)
     rewrite(model)
@@ -229,7 +226,7 @@ def test_the_whole_pipeline_computes_what_it_did_and_a_second_run_changes_nothin
 
 
 @given(networks())
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@examples(40)
 def test_the_plan_never_costs_more_than_the_graph_as_it_is(plain: onnx.ModelProto) -> None:
     model = load(plain)
     planner = Planner(token_view(model.graph, Analysis(model.graph)))

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     Patch = Callable[[pytest.MonkeyPatch], None]
 
 SEARCH = settings(
-    max_examples=600,
+    max_examples=200,
     phases=[Phase.generate],
     derandomize=True,
     database=None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import onnx
@@ -28,7 +29,9 @@ QUICK_LAUNCH = 64
 
 
 def examples(count: int) -> settings:
-    suppressed = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+    """So many random examples in each run, times ``$DEPLOYCLI_EXAMPLES``; test_mutants.py shows what they find."""
+    count *= int(os.environ.get("DEPLOYCLI_EXAMPLES", "1"))
+    suppressed = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.function_scoped_fixture]
     return settings(max_examples=count, deadline=None, suppress_health_check=suppressed)
 
 
@@ -57,21 +60,21 @@ def as_bytes(model: ir.Model) -> bytes:
 
 
 @pytest.mark.usefixtures("launch")
-@examples(200)
+@examples(60)
 @given(programs())
 def test_a_rewritten_program_is_bit_equal(plain: onnx.ModelProto) -> None:
     assert differences(plain, ir.to_proto(rewritten(plain))) == []
 
 
 @pytest.mark.usefixtures("launch")
-@examples(120)
+@examples(40)
 @given(programs(chain=True))
 def test_a_rewritten_chain_is_bit_equal(plain: onnx.ModelProto) -> None:
     assert differences(plain, ir.to_proto(rewritten(plain))) == []
 
 
 @pytest.mark.usefixtures("launch")
-@examples(100)
+@examples(30)
 @given(programs())
 def test_a_second_run_changes_nothing(plain: onnx.ModelProto) -> None:
     model = rewritten(plain)
@@ -81,7 +84,7 @@ def test_a_second_run_changes_nothing(plain: onnx.ModelProto) -> None:
     assert as_bytes(model) == once
 
 
-@examples(60)
+@examples(20)
 @given(programs())
 def test_the_same_program_gives_the_same_bytes(plain: onnx.ModelProto) -> None:
     assert as_bytes(rewritten(plain)) == as_bytes(rewritten(plain))
@@ -107,7 +110,7 @@ def reordered(draw: Any) -> tuple[onnx.ModelProto, onnx.ModelProto]:
 
 
 @pytest.mark.usefixtures("launch")
-@examples(60)
+@examples(20)
 @given(reordered())
 def test_the_order_of_nodes_does_not_matter(pair: tuple[onnx.ModelProto, onnx.ModelProto]) -> None:
     plain, other = map(rewritten, pair)
@@ -115,7 +118,7 @@ def test_the_order_of_nodes_does_not_matter(pair: tuple[onnx.ModelProto, onnx.Mo
     assert differences(pair[0], ir.to_proto(other)) == []
 
 
-@examples(60)
+@examples(20)
 @given(programs())
 def test_where_no_form_is_cheaper_every_node_stays_as_it_was(plain: onnx.ModelProto) -> None:
     model = load(plain)
