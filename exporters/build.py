@@ -21,10 +21,10 @@ from deploycli.exporters.cast import cast_bundle
 from deploycli.exporters.derive import fp32_file
 from deploycli.exporters.gate import require_passed
 from deploycli.exporters.lint import lint
-from deploycli.exporters.precision.request import Quantization, Typing
+from deploycli.exporters.precision.options import CastOptions, QuantizeOptions
 from deploycli.exporters.quantize import quantize_bundle
 from deploycli.exporters.target.product import RTX, TENSORRT
-from deploycli.exporters.target.settings import BuildSettings, ShapeRequest, shapes_text
+from deploycli.exporters.target.settings import BuildSettings, ShapeOptions, shapes_text
 from deploycli.exporters.target.targets import NEEDS, TARGETS, dotted, lacking, named, shown
 from deploycli.exporters.tensorrt import library
 from deploycli.exporters.tensorrt.child import run_build
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from deploycli.exporters.bundle.bundle import Bundle, OnnxFile
     from deploycli.exporters.lint import LintReport
-    from deploycli.exporters.precision.request import CalibrationData
+    from deploycli.exporters.precision.options import CalibrationData
     from deploycli.exporters.target.product import Product
     from deploycli.exporters.target.settings import ShapeRange
     from deploycli.exporters.target.targets import Capability
@@ -57,15 +57,15 @@ PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 
 @dataclass(frozen=True)
-class EngineRequest:
+class EngineOptions:
     """Which engines to build.
 
     Attributes:
         precisions: of `PRECISIONS`; INT8 always comes with FP16, for it can be the slower of the two.
         shapes: what the engines take.
         settings: everything else; its profile is made from ``shapes``.
-        typing: how a graph is cast that the bundle does not hold yet.
-        quantization: how it is quantised.
+        cast: how a graph is cast that the bundle does not hold yet.
+        quantize: how it is quantised.
         recast: cast again, where the bundle holds a graph of the precision already.
         data: to calibrate INT8 with; None takes the INT8 graph that the bundle holds.
         assertions: what must hold of the engines of their precision, in place of the default.
@@ -78,11 +78,11 @@ class EngineRequest:
     """
 
     precisions: tuple[str, ...] = ("fp16",)
-    shapes: ShapeRequest = field(default_factory=ShapeRequest)
+    shapes: ShapeOptions = field(default_factory=ShapeOptions)
     settings: BuildSettings = field(default_factory=lambda: BuildSettings({}))
-    typing: Typing = field(default_factory=Typing)
+    cast: CastOptions = field(default_factory=CastOptions)
     recast: bool = False
-    quantization: Quantization = field(default_factory=lambda: Quantization(around=Typing()))
+    quantize: QuantizeOptions = field(default_factory=lambda: QuantizeOptions(around=CastOptions()))
     data: CalibrationData | None = None
     assertions: tuple[PrecisionAssertion, ...] = ()
     timeout: float | None = None
@@ -205,7 +205,7 @@ class BuiltEngine:
         }
 
 
-def plan_all(bundles: Sequence[Bundle], request: EngineRequest, *, progress: Progress) -> Iterator[PlannedEngine]:
+def plan_all(bundles: Sequence[Bundle], options: EngineOptions, *, progress: Progress) -> Iterator[PlannedEngine]:
     """Write the typed graphs of bundles and lint them. Needs no TensorRT.
 
     Raises:
@@ -214,12 +214,12 @@ def plan_all(bundles: Sequence[Bundle], request: EngineRequest, *, progress: Pro
         NumericsError, IntegrityError, EnvironmentUnsuitable: see `cast_bundle` and `quantize_bundle`.
     """
     for bundle in bundles:
-        _check_usage(bundle, request)
+        _check_usage(bundle, options)
     for bundle in bundles:
-        yield from _plan(bundle, request, progress)
+        yield from _plan(bundle, options, progress)
 
 
-def build_all(bundles: Sequence[Bundle], request: EngineRequest, *, progress: Progress) -> Iterator[BuiltEngine]:
+def build_all(bundles: Sequence[Bundle], options: EngineOptions, *, progress: Progress) -> Iterator[BuiltEngine]:
     """Build, prove and write the engines of bundles, one after another.
 
     All graphs of a bundle are written and linted before the first engine is built: that takes long. An engine of
@@ -231,17 +231,17 @@ def build_all(bundles: Sequence[Bundle], request: EngineRequest, *, progress: Pr
         RequirementError: an engine does not have the precision or the compatibility that was asked for.
         UsageError, ExportError, NumericsError, IntegrityError: see `plan_all`.
     """
-    profiles = [_check_usage(bundle, request) for bundle in bundles]
-    _check_host(bundles, profiles, request)
+    profiles = [_check_usage(bundle, options) for bundle in bundles]
+    _check_host(bundles, profiles, options)
     for bundle in bundles:
-        for planned in _plan(bundle, request, progress):
-            yield _kept(planned, request) or _build(planned, request, progress)
+        for planned in _plan(bundle, options, progress):
+            yield _kept(planned, options) or _build(planned, options, progress)
 
 
-def _check_usage(bundle: Bundle, request: EngineRequest) -> str:
+def _check_usage(bundle: Bundle, options: EngineOptions) -> str:
     """Refuse what cannot be built of a bundle; return the shapes that can, in words."""
-    profiles = request.shapes.profiles(bundle.manifest.spec.inputs, fp32_file(bundle).artifact.batch)
-    if "int8" in request.ordered and request.data is None and bundle.onnx_file("model.int8.onnx") is None:
+    profiles = options.shapes.profiles(bundle.manifest.spec.inputs, fp32_file(bundle).artifact.batch)
+    if "int8" in options.ordered and options.data is None and bundle.onnx_file("model.int8.onnx") is None:
         raise UsageError(
             f"{bundle.path} holds no INT8 graph, and there is no data to calibrate one with",
             expected="pictures such as the model will see",
@@ -250,54 +250,54 @@ def _check_usage(bundle: Bundle, request: EngineRequest) -> str:
     return _describe(profiles)
 
 
-def _plan(bundle: Bundle, request: EngineRequest, progress: Progress) -> list[PlannedEngine]:
+def _plan(bundle: Bundle, options: EngineOptions, progress: Progress) -> list[PlannedEngine]:
     planned = []
-    for precision in request.ordered:
-        onnx = _typed(bundle, precision, request, progress)
+    for precision in options.ordered:
+        onnx = _typed(bundle, precision, options, progress)
         bundle = onnx.bundle
-        profile, *more = request.shapes.profiles(bundle.manifest.spec.inputs, onnx.artifact.batch)
-        report = lint(onnx.path, version=_lint_version(request))
+        profile, *more = options.shapes.profiles(bundle.manifest.spec.inputs, onnx.artifact.batch)
+        report = lint(onnx.path, version=_lint_version(options))
         require_passed(report, report.model, f"deploycli lint {report.model}, which shows all")
-        settings = replace(request.settings, profile=profile, more_profiles=tuple(more))
-        targets = _targets(request, report)
-        planned.append(PlannedEngine(onnx, settings, report, request.product, targets))
+        settings = replace(options.settings, profile=profile, more_profiles=tuple(more))
+        targets = _targets(options, report)
+        planned.append(PlannedEngine(onnx, settings, report, options.product, targets))
     # Each step may have replaced the bundle: all of them stand in the last one.
     return [replace(engine, onnx=replace(engine.onnx, bundle=bundle)) for engine in planned]
 
 
-def _check_host(bundles: Sequence[Bundle], profiles: Sequence[str], request: EngineRequest) -> None:
+def _check_host(bundles: Sequence[Bundle], profiles: Sequence[str], options: EngineOptions) -> None:
     """Fail before anything is calibrated where nothing can be built."""
     try:
-        library.require(request.product)
-        if request.product is TENSORRT:
+        library.require(options.product)
+        if options.product is TENSORRT:
             library.gpu()
     except EnvironmentUnsuitable as error:
         what = "; ".join(f"{bundle.path}, {shapes}" for bundle, shapes in zip(bundles, profiles, strict=True))
         raise EnvironmentUnsuitable(
-            f"{error.found}; nothing was built: {' and '.join(request.ordered)} of {what}",
+            f"{error.found}; nothing was built: {' and '.join(options.ordered)} of {what}",
             expected=error.expected,
             hint=f"{error.hint}; --dry-run writes the typed ONNX and shows the plan without TensorRT",
         ) from error
 
 
-def _targets(request: EngineRequest, report: LintReport) -> tuple[Capability, ...]:
+def _targets(options: EngineOptions, report: LintReport) -> tuple[Capability, ...]:
     """Return the GPUs that a graph is compiled for.
 
     Raises:
         UsageError: one that was named does not compute something in the graph.
     """
-    if request.product is TENSORRT:
+    if options.product is TENSORRT:
         return ()
-    below = lacking(request.targets or TARGETS, report.features)
+    below = lacking(options.targets or TARGETS, report.features)
     lack = {target for targets in below.values() for target in targets}
-    if request.targets and lack:
+    if options.targets and lack:
         feature, targets = next(iter(below.items()))
         raise UsageError(
             f"{report.model} has {shown(feature)}, which {RTX.title} does not compile for {named(targets)}",
             expected=f"compute capability {dotted(NEEDS[feature])} or later",
             hint="another --gpu, or another --precision",
         )
-    return tuple(target for target in request.targets or TARGETS if target not in lack)
+    return tuple(target for target in options.targets or TARGETS if target not in lack)
 
 
 def _refuse_what_rtx_lacks(settings: BuildSettings) -> None:
@@ -334,26 +334,26 @@ def _describe(profiles: Sequence[Mapping[str, ShapeRange]]) -> str:
     )
 
 
-def _lint_version(request: EngineRequest) -> str:
+def _lint_version(options: EngineOptions) -> str:
     try:
-        return ".".join(library.version().split(".")[:2]) if request.product is TENSORRT else request.tensorrt
+        return ".".join(library.version().split(".")[:2]) if options.product is TENSORRT else options.tensorrt
     except EnvironmentUnsuitable:
-        return request.tensorrt
+        return options.tensorrt
 
 
-def _typed(bundle: Bundle, precision: str, request: EngineRequest, progress: Progress) -> OnnxFile:
+def _typed(bundle: Bundle, precision: str, options: EngineOptions, progress: Progress) -> OnnxFile:
     """Return the graph of a precision."""
     if precision == "fp32":
         return fp32_file(bundle)
     found = bundle.onnx_file(f"model.{precision}.onnx")
-    if precision == "int8" and request.data is not None:
-        return quantize_bundle(bundle, request.quantization, request.data, lint=False, progress=progress).file
-    if found is not None and (precision == "int8" or not request.recast):
+    if precision == "int8" and options.data is not None:
+        return quantize_bundle(bundle, options.quantize, options.data, lint=False, progress=progress).file
+    if found is not None and (precision == "int8" or not options.recast):
         return found
-    return cast_bundle(bundle, replace(request.typing, type=precision), lint=False, progress=progress).file
+    return cast_bundle(bundle, replace(options.cast, type=precision), lint=False, progress=progress).file
 
 
-def _kept(planned: PlannedEngine, request: EngineRequest) -> BuiltEngine | None:
+def _kept(planned: PlannedEngine, options: EngineOptions) -> BuiltEngine | None:
     """Return the engine that the bundle holds, if building it again would give the very same bytes."""
     if planned.product is not RTX:  # TensorRT measures: no two builds are the same
         return None
@@ -366,14 +366,14 @@ def _kept(planned: PlannedEngine, request: EngineRequest) -> BuiltEngine | None:
     except DeployError:  # not there, changed, or of another layout: it is built
         return None
     made_from = (sidecar.onnx_sha256, sidecar.settings, sidecar.assertions, sidecar.tool_version)
-    assertions = tuple(map(str, request.asserted(planned.precision, planned.report)))
+    assertions = tuple(map(str, options.asserted(planned.precision, planned.report)))
     wanted = (planned.onnx.artifact.sha256, planned.settings, assertions, version("deploycli"))
     if made_from != wanted or not sidecar.kernels:
         return None
     return BuiltEngine(planned, engine, EngineLayers(()), kept=True)
 
 
-def _build(planned: PlannedEngine, request: EngineRequest, progress: Progress) -> BuiltEngine:
+def _build(planned: PlannedEngine, options: EngineOptions, progress: Progress) -> BuiltEngine:
     work = planned.onnx.bundle.path / "reports" / f"build-{planned.precision}"
 
     def show(now: Step) -> None:
@@ -386,15 +386,15 @@ def _build(planned: PlannedEngine, request: EngineRequest, progress: Progress) -
         planned.onnx.path,
         planned.settings,
         work,
-        timeout=request.timeout,
+        timeout=options.timeout,
         compiler=planned.product.key,
         targets=planned.targets,
-        verbose=request.verbose,
+        verbose=options.verbose,
         progress=show,
     )
     try:
         readings = _read(planned, result)
-        assertions = _assert(planned, result, readings, request.asserted(planned.precision, planned.report))
+        assertions = _assert(planned, result, readings, options.asserted(planned.precision, planned.report))
         sidecar = _sidecar(planned, result, readings, assertions)
         _install(planned, result, sidecar)
         engine = Engine.of(planned.onnx.bundle, sidecar, planned.onnx.verification)

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from deploycli.exporters.bundle.bundle import Bundle
-    from deploycli.exporters.precision.request import CalibrationData, Typing
+    from deploycli.exporters.precision.options import CalibrationData, CastOptions
 
     Progress = Callable[[str, int, int], None]
 
 
 def cast_bundle(
     bundle: Bundle,
-    typing: Typing,
+    options: CastOptions,
     *,
     data: CalibrationData | None = None,
     lint: bool = True,
@@ -33,7 +33,7 @@ def cast_bundle(
 
     Args:
         bundle: an opened bundle.
-        typing: how.
+        options: how.
         data: to find values near the end of FP16's range with; None skips that rule.
         lint: end where TensorRT could not read the result; otherwise it is written all the same.
         progress: called with a label, what is done and how much there is.
@@ -44,12 +44,12 @@ def cast_bundle(
         NumericsError: an output is NaN, infinite or constant.
         EnvironmentUnsuitable: the bundle cannot be written.
     """
-    policy = Policy(REDUCED_TYPES[typing.type], typing.allow, patterns(typing.keep))
+    policy = Policy(REDUCED_TYPES[options.type], options.allow, patterns(options.keep))
     samples = None if data is None else data.open(bundle)
-    derivation = Derivation(bundle, typing.type, lint=lint)
+    derivation = Derivation(bundle, options.type, lint=lint)
     if samples is not None:
         policy = replace(policy, magnitudes=magnitudes(derivation.source.path, samples, progress=progress))
-    derivation.step(f"cast-{typing.type}", lambda: cast(derivation.model, policy, reduce_io=typing.reduce_io))
+    derivation.step(f"cast-{options.type}", lambda: cast(derivation.model, policy, reduce_io=options.reduce_io))
     return derivation.finish()
 
 

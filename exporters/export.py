@@ -54,7 +54,7 @@ _PACKAGES = ("deploycli", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript
 
 
 @dataclass(frozen=True)
-class ExportRequest:
+class ExportOptions:
     """What to export, and where to.
 
     Attributes:
@@ -102,7 +102,7 @@ class ExportRequest:
 
 
 def export(
-    request: ExportRequest,
+    options: ExportOptions,
     *,
     progress: Callable[[str], None] = lambda _: None,
     told: Callable[[Weights], None] = lambda _: None,
@@ -113,7 +113,7 @@ def export(
     If the graph comes out as it was, byte for byte, what was made from it stays; else `Bundle.gone` names it.
 
     Args:
-        request: what to export.
+        options: what to export.
         progress: is told what runs.
         told: is told of the weights as soon as they are known.
         warn: is told what a user should know of the result.
@@ -125,11 +125,11 @@ def export(
         EnvironmentUnsuitable: the folder cannot be written, or the hub cannot be reached.
     """
     with collector_paused():
-        return _export(request, progress, told, warn)
+        return _export(options, progress, told, warn)
 
 
 def _export(
-    request: ExportRequest,
+    options: ExportOptions,
     progress: Callable[[str], None],
     told: Callable[[Weights], None],
     warn: Callable[[str], None],
@@ -142,79 +142,79 @@ def _export(
             expected="PyTorch, ONNX and onnxscript",
             hint="pip install torch",
         ) from error
-    check_opset(request.opset)
-    if request.checkpoint is not None and request.pretrained:
+    check_opset(options.opset)
+    if options.checkpoint is not None and options.pretrained:
         raise UsageError("both --checkpoint and --pretrained were given", expected="one source of weights")
-    if request.attention == "onnx" and request.opset < ATTENTION_OPSET:
+    if options.attention == "onnx" and options.opset < ATTENTION_OPSET:
         raise UsageError(
-            f"--attention onnx with opset {request.opset}",
+            f"--attention onnx with opset {options.opset}",
             expected=f"opset {ATTENTION_OPSET}, the first that has the operator",
             hint=f"--opset {ATTENTION_OPSET}",
         )
-    if request.attention == "onnx" and not request.rewrite:
+    if options.attention == "onnx" and not options.rewrite:
         raise UsageError("both --attention onnx and --no-rewrite were given", expected="one of the two")
-    if request.batch is not None and request.batch < 1:
-        raise UsageError(f"a batch of {request.batch}", expected="a positive number, or dynamic")
-    source = parse_source(request.model)
-    variant = _registered(request) if source is None else _foreign(request, source)
+    if options.batch is not None and options.batch < 1:
+        raise UsageError(f"a batch of {options.batch}", expected="a positive number, or dynamic")
+    source = parse_source(options.model)
+    variant = _registered(options) if source is None else _foreign(options, source)
     with set_aside():
         return write_bundle(
-            request.root,
-            request.name or variant.name,
-            lambda folder: _fill(folder, request, variant, progress, told, warn),
-            model=None if request.replace else variant.spec,
+            options.root,
+            options.name or variant.name,
+            lambda folder: _fill(folder, options, variant, progress, told, warn),
+            model=None if options.replace else variant.spec,
         )
 
 
-def _registered(request: ExportRequest) -> Variant:
-    variant = resolve(request.model)
-    if request.model_kwargs or request.inputs:
+def _registered(options: ExportOptions) -> Variant:
+    variant = resolve(options.model)
+    if options.model_kwargs or options.inputs:
         raise UsageError(
             f"{variant.name} takes neither --model-kwargs nor --input",
             expected="a model from elsewhere, such as timm:NAME",
             hint="--img-size, --window-size or --num-classes",
         )
     return configure(
-        variant, img_size=request.img_size, window_size=request.window_size, num_classes=request.num_classes
+        variant, img_size=options.img_size, window_size=options.window_size, num_classes=options.num_classes
     )
 
 
-def _foreign(request: ExportRequest, source: Source) -> Variant:
+def _foreign(options: ExportOptions, source: Source) -> Variant:
     from deploycli.models.describe import describe, with_classes
 
-    if request.window_size is not None:
+    if options.window_size is not None:
         raise UsageError(
-            f"{request.model} is not registered here: --window-size means nothing to it",
+            f"{options.model} is not registered here: --window-size means nothing to it",
             hint="""--model-kwargs '{"window_size": 8}', if that is what it calls it""",
         )
-    kwargs = with_classes(source, request.model_kwargs, request.num_classes)
-    return describe(source, kwargs, inputs=request.inputs, img_size=request.img_size)
+    kwargs = with_classes(source, options.model_kwargs, options.num_classes)
+    return describe(source, kwargs, inputs=options.inputs, img_size=options.img_size)
 
 
 def _fill(
     folder: Path,
-    request: ExportRequest,
+    options: ExportOptions,
     variant: Variant,
     progress: Callable[[str], None],
     told: Callable[[Weights], None],
     warn: Callable[[str], None],
 ) -> Manifest:
     progress("building the model")
-    module, spec, weights = _weighted(request, variant)
+    module, spec, weights = _weighted(options, variant)
     told(weights)
     progress("running it in PyTorch")
-    inputs = synthetic_inputs(spec, max(GOLDEN_SAMPLES, request.batch or 0))
+    inputs = synthetic_inputs(spec, max(GOLDEN_SAMPLES, options.batch or 0))
     with EagerRuntime(module, [i.name for i in spec.inputs], spec.outputs, poison=False) as eager:
         outputs = eager.run(inputs)
     require_comparable(inputs, outputs)
     save_golden(folder / GOLDEN_NAME, inputs, outputs)
-    artifact = _write_onnx(folder, module, spec, request, progress)
+    artifact = _write_onnx(folder, module, spec, options, progress)
     del module
     free_memory()  # traced programs are cycles, and hold the weights: the check needs their room
     progress("checking the file in ONNX Runtime")
-    size = request.batch or CHECK_BATCH
+    size = options.batch or CHECK_BATCH
     feed, truth = ({name: array[:size] for name, array in arrays.items()} for arrays in (inputs, outputs))
-    if remark := _check(folder / artifact.file.path, feed, truth, lambda: _exact(request, variant, feed)):
+    if remark := _check(folder / artifact.file.path, feed, truth, lambda: _exact(options, variant, feed)):
         warn(remark)
     signature, unsigned = sign(spec)
     if unsigned:
@@ -222,7 +222,7 @@ def _fill(
     return Manifest(
         schema_version=SCHEMA_VERSION,
         tool_version=_version("deploycli"),
-        name=request.name or variant.name,
+        name=options.name or variant.name,
         spec=spec,
         weights=weights,
         preprocessing=variant.preprocessing,
@@ -233,45 +233,45 @@ def _fill(
     )
 
 
-def _weighted(request: ExportRequest, variant: Variant) -> tuple[nn.Module, ModelSpec, Weights]:
+def _weighted(options: ExportOptions, variant: Variant) -> tuple[nn.Module, ModelSpec, Weights]:
     """Return the model with its weights, the spec that they led to, and where they came from."""
     from deploycli.models.build import build
     from deploycli.models.checkpoint import load
     from deploycli.models.fingerprint import build_factory
     from deploycli.models.spec import Weights
 
-    own = None if request.checkpoint is not None else _own_checkpoint(variant.spec)
-    if own is not None and request.pretrained:
+    own = None if options.checkpoint is not None else _own_checkpoint(variant.spec)
+    if own is not None and options.pretrained:
         raise UsageError(
-            f"{request.model} brings its own weights, and others were asked for",
+            f"{options.model} brings its own weights, and others were asked for",
             expected="one source of weights",
             hint="leave out --pretrained and --pretrained-from, or give a --checkpoint FILE",
         )
-    checkpoint = request.checkpoint or own
+    checkpoint = options.checkpoint or own
     if checkpoint is not None:
-        loaded = load(variant.spec, checkpoint, num_classes=request.num_classes, entry=request.weights_entry)
-    elif request.pretrained:
+        loaded = load(variant.spec, checkpoint, num_classes=options.num_classes, entry=options.weights_entry)
+    elif options.pretrained:
         from deploycli.models.hub import fetch
 
-        file = request.pretrained if isinstance(request.pretrained, HubFile) else variant.pretrained
+        file = options.pretrained if isinstance(options.pretrained, HubFile) else variant.pretrained
         if file is None:
             raise UsageError(f"{variant.name} has no published weights", hint="--checkpoint FILE")
         fetched = fetch(file)
         loaded = load(
             variant.spec,
             fetched.path,
-            num_classes=request.num_classes,
-            entry=request.weights_entry,
+            num_classes=options.num_classes,
+            entry=options.weights_entry,
             source="pretrained",
             origin=fetched.origin,
         )
     else:
-        if request.weights_entry is not None:
+        if options.weights_entry is not None:
             raise UsageError("--weights-entry without weights from a file", hint="--checkpoint FILE")
         if variant.spec.family == FACTORY:
-            module, weights = build_factory(variant.spec, seed=request.seed)
+            module, weights = build_factory(variant.spec, seed=options.seed)
             return module, variant.spec, weights
-        return build(variant.spec, seed=request.seed), variant.spec, Weights("random", seed=request.seed)
+        return build(variant.spec, seed=options.seed), variant.spec, Weights("random", seed=options.seed)
     return loaded.model, loaded.spec, loaded.weights
 
 
@@ -285,7 +285,7 @@ def _own_checkpoint(spec: ModelSpec) -> Path | None:
 
 
 def _write_onnx(
-    folder: Path, module: nn.Module, spec: ModelSpec, request: ExportRequest, progress: Callable[[str], None]
+    folder: Path, module: nn.Module, spec: ModelSpec, options: ExportOptions, progress: Callable[[str], None]
 ) -> Artifact:
     from deploycli.exporters.gate import require_readable
     from deploycli.exporters.graph.onnx_file import write_model
@@ -295,28 +295,28 @@ def _write_onnx(
 
     progress("tracing")
     start = time.perf_counter()
-    model = trace(module, spec.inputs, spec.outputs, opset=request.opset, batch=request.batch)
+    model = trace(module, spec.inputs, spec.outputs, opset=options.opset, batch=options.batch)
     steps = [Step("trace", model.graph.num_nodes(), time.perf_counter() - start)]
     before = _count(model)
-    if request.rewrite:
+    if options.rewrite:
         progress("rewriting")
-        without = {"windows-into-heads"} if request.attention == "5d" else ()
-        also = {"emit-attention"} if request.attention == "onnx" else ()
+        without = {"windows-into-heads"} if options.attention == "5d" else ()
+        also = {"emit-attention"} if options.attention == "onnx" else ()
         steps += rewrite(model, without=frozenset(without), also=frozenset(also))
     else:
         store_operands(model)
     name_nodes(model, MODULE_KEY)
-    if request.lint:
-        require_readable(model, f"the graph of {request.model}")
+    if options.lint:
+        require_readable(model, f"the graph of {options.model}")
     progress("writing")
-    files = write_model(model, folder / MODEL_NAME, request.external)
+    files = write_model(model, folder / MODEL_NAME, options.external)
     record, *external = (FileRecord.of(folder, file.name) for file in files)
     return Artifact(
         file=record,
         external=tuple(external),
         precision="fp32",
-        opset=request.opset,
-        batch=request.batch,
+        opset=options.opset,
+        batch=options.batch,
         ops_before=before,
         ops_after=_count(model),
         steps=tuple(steps),
@@ -364,14 +364,14 @@ def _check(path: Path, feed: Arrays, truth: Arrays, exact: Callable[[], Arrays |
     )
 
 
-def _exact(request: ExportRequest, variant: Variant, feed: Arrays) -> Arrays | None:
+def _exact(options: ExportOptions, variant: Variant, feed: Arrays) -> Arrays | None:
     """Return what the model answers in float64; None where it cannot, as one that names float32 in its code."""
     import torch
 
     from deploycli.models.outputs import flatten
 
     try:
-        module, spec, _ = _weighted(request, variant)
+        module, spec, _ = _weighted(options, variant)
         tensors = (torch.tensor(feed[i.name]) for i in spec.inputs)
         with torch.inference_mode(), contained():
             found = flatten(module.double()(*(t.double() if t.is_floating_point() else t for t in tensors)))

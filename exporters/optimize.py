@@ -43,7 +43,7 @@ _QUANTIZED = frozenset({"DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLi
 
 
 @dataclass(frozen=True)
-class OptimizeRequest:
+class OptimizeOptions:
     """What to optimize, and how.
 
     Attributes:
@@ -124,11 +124,11 @@ class Optimized:
         }
 
 
-def optimize(request: OptimizeRequest, *, progress: Callable[[str], None] = lambda _: None) -> Optimized:
+def optimize(options: OptimizeOptions, *, progress: Callable[[str], None] = lambda _: None) -> Optimized:
     """Optimize an ONNX file.
 
     Args:
-        request: what and how.
+        options: what and how.
         progress: is told what runs.
 
     Raises:
@@ -138,51 +138,51 @@ def optimize(request: OptimizeRequest, *, progress: Callable[[str], None] = lamb
         EnvironmentUnsuitable: ONNX Runtime cannot run the original, or the result cannot be written.
         NumericsError: the two graphs answer differently.
     """
-    if unknown := sorted(request.without - set(PASSES)):
+    if unknown := sorted(options.without - set(PASSES)):
         raise UsageError(f"there is no pass {', '.join(unknown)}", expected=f"some of {', '.join(PASSES)}")
-    real = None if request.target is None else _real(request.target)
+    real = None if options.target is None else _real(options.target)
     progress("reading")
-    model = load(request.source)
-    data = _data_files(model, request.source)
-    size = request.source.stat().st_size + sum(path.stat().st_size for path in data)
+    model = load(options.source)
+    data = _data_files(model, options.source)
+    size = options.source.stat().st_size + sum(path.stat().st_size for path in data)
     nodes, ops = _count(model)
     stored = constant_bytes(model.graph)
     opset = model.opset_imports.get("", 0)
-    if request.attention == "onnx" and opset < ATTENTION_OPSET:
+    if options.attention == "onnx" and opset < ATTENTION_OPSET:
         raise UsageError(
             f"--attention onnx, and the graph is of opset {opset}",
             expected=f"opset {ATTENTION_OPSET} or above",
             hint="--attention 4d",
         )
     progress("rewriting")
-    without = request.without | ({"windows-into-heads"} if request.attention == "5d" else set())
-    also = frozenset({"emit-attention"} if request.attention == "onnx" else ())
-    model, steps = optimized(model, without=without, also=also, judge=_weighed if request.check else lambda _: None)
-    if request.lint:
-        require_readable(model, str(request.source))
+    without = options.without | ({"windows-into-heads"} if options.attention == "5d" else set())
+    also = frozenset({"emit-attention"} if options.attention == "onnx" else ())
+    model, steps = optimized(model, without=without, also=also, judge=_weighed if options.check else lambda _: None)
+    if options.lint:
+        require_readable(model, str(options.source))
     cost = graph_cost(model.graph, Analysis(model.graph))
     first = next((step.cost for step in steps if step.cost is not None), cost)
     before = Side(nodes, ops, size, opset, GraphCost(first.movement_bytes, first.multiply_adds, stored))
-    if request.check and (drawn := next((n for n in model.graph.all_nodes() if n.op_type in _RANDOM), None)):
+    if options.check and (drawn := next((n for n in model.graph.all_nodes() if n.op_type in _RANDOM), None)):
         raise UsageError(
             f"the graph cannot be checked: {drawn.name or drawn.op_type} draws random numbers, other ones every time",
             hint=UNCHECKED,
         )
     budget, (nodes, ops), opset = _budget(model), _count(model), model.opset_imports.get("", 0)
     with folder_beside(real) as folder:
-        name = (request.target or request.source).name
+        name = (options.target or options.source).name
         progress("writing")
-        files = write_beside(model, folder / name, request.external)
+        files = write_beside(model, folder / name, options.external)
         after = Side(nodes, ops, sum(path.stat().st_size for path in files), opset, cost)
         del model
         free_memory()  # graphs are cycles, and hold the weights: the check needs their room
         check = None
-        if request.check:
-            check = _checked(request, files[0], budget, size + after.size, progress)
-        replaced = data if request.target is not None and same_file(request.source, request.target) else ()
-        placed = () if request.target is None else place(files, request.target)
+        if options.check:
+            check = _checked(options, files[0], budget, size + after.size, progress)
+        replaced = data if options.target is not None and same_file(options.source, options.target) else ()
+        placed = () if options.target is None else place(files, options.target)
     left = tuple(path for path in replaced if path.name not in {file.name for file in placed})
-    return Optimized(request.source, placed, before, after, tuple(steps), check, left)
+    return Optimized(options.source, placed, before, after, tuple(steps), check, left)
 
 
 def _real(target: Path) -> Path:
@@ -198,13 +198,13 @@ def _weighed(graph: ir.Graph) -> None:
 
 
 def _checked(
-    request: OptimizeRequest, written: Path, budget: str, mapped: int, progress: Callable[[str], None]
+    options: OptimizeOptions, written: Path, budget: str, mapped: int, progress: Callable[[str], None]
 ) -> Check:
     """Run both graphs where a crash of ONNX Runtime's ends no more than the check."""
     try:
         return isolated(
-            check_graphs, request.source, written, samples=request.check, budget=budget,
-            shapes=dict(request.shapes), seed=request.seed, progress=progress, memory=address_space(mapped),
+            check_graphs, options.source, written, samples=options.check, budget=budget,
+            shapes=dict(options.shapes), seed=options.seed, progress=progress, memory=address_space(mapped),
         )  # fmt: skip
     except Died as end:
         what, which = f"ONNX Runtime {end.reason}", end.step or "starting"

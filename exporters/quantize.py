@@ -20,10 +20,10 @@ from deploycli.exporters.precision.calibration_cache import CalibrationCache
 from deploycli.exporters.precision.insert_casts import cast
 from deploycli.exporters.precision.insert_qdq import check_opset, insert
 from deploycli.exporters.precision.methods import Method
+from deploycli.exporters.precision.options import DEFAULT_METHOD
 from deploycli.exporters.precision.placement import SCHEMES, Placement, place
 from deploycli.exporters.precision.policy import REDUCED_TYPES, Policy
 from deploycli.exporters.precision.ranges import listed
-from deploycli.exporters.precision.request import DEFAULT_METHOD
 from deploycli.exporters.precision.sensitivity import GatedRuntime
 from deploycli.exporters.runtime.runtimes import OrtRuntime
 from deploycli.models.errors import NumericsError, UsageError
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from deploycli.exporters.bundle.bundle import Bundle
     from deploycli.exporters.data.samples import Samples
-    from deploycli.exporters.precision.request import AccuracyBudget, CalibrationData, Labelled, Quantization
+    from deploycli.exporters.precision.options import AccuracyBudget, CalibrationData, Labelled, QuantizeOptions
     from deploycli.exporters.verification.evaluate import Accuracy
 
     Progress = Callable[[str, int, int], None]
@@ -68,7 +68,7 @@ class Quantized(Derived):
 
 def quantize_bundle(
     bundle: Bundle,
-    quantization: Quantization,
+    options: QuantizeOptions,
     data: CalibrationData,
     *,
     budget: AccuracyBudget | None = None,
@@ -79,7 +79,7 @@ def quantize_bundle(
 
     Args:
         bundle: an opened bundle.
-        quantization: how.
+        options: how.
         data: what ranges are measured on.
         budget: revert what hurts most until the loss fits.
         lint: end where TensorRT could not read the result; otherwise it is written all the same.
@@ -97,15 +97,15 @@ def quantize_bundle(
     derivation = Derivation(bundle, "int8", lint=lint)
     check_opset(derivation.model)
     derivation.require_readable()  # before the calibration, which takes long
-    placement = _place(derivation.model, quantization)
-    _policy(derivation.model.graph, quantization)  # what is wrong with it is said before the calibration
-    ranges, notes = _ranges(derivation, quantization, placement, samples, data.cache, progress)
-    _check_type(placement, ranges, quantization.scale_type)
+    placement = _place(derivation.model, options)
+    _policy(derivation.model.graph, options)  # what is wrong with it is said before the calibration
+    ranges, notes = _ranges(derivation, options, placement, samples, data.cache, progress)
+    _check_type(placement, ranges, options.scale_type)
     search = None
     if budget is not None and labelled is not None:
-        search = _search(derivation, quantization, ranges, budget.max_drop, labelled, progress)
+        search = _search(derivation, options, ranges, budget.max_drop, labelled, progress)
     kept = placement.groups if search is None else search.kept
-    _apply(derivation, quantization, placement, ranges, kept)
+    _apply(derivation, options, placement, ranges, kept)
     del placement  # it holds the graph
     if search is not None:
         derivation.note("accuracy-budget", _reverted(search))
@@ -117,11 +117,11 @@ def quantize_bundle(
     return Quantized(derived.file, derived.runtime, derived.comparisons, search, notes)
 
 
-def _place(model: ir.Model, quantization: Quantization) -> Placement:
-    if quantization.scheme not in SCHEMES:
-        raise UsageError(f"there is no scheme {quantization.scheme!r}", expected=", ".join(SCHEMES))
-    exclude = patterns(quantization.exclude)
-    kept = patterns(() if quantization.around is None else quantization.around.keep)  # FP32 is no INT8 either
+def _place(model: ir.Model, options: QuantizeOptions) -> Placement:
+    if options.scheme not in SCHEMES:
+        raise UsageError(f"there is no scheme {options.scheme!r}", expected=", ".join(SCHEMES))
+    exclude = patterns(options.exclude)
+    kept = patterns(() if options.around is None else options.around.keep)  # FP32 is no INT8 either
     for pattern in (*exclude, *kept):
         if not _found(model.graph, pattern):
             raise UsageError(
@@ -129,7 +129,7 @@ def _place(model: ir.Model, quantization: Quantization) -> Placement:
                 expected=f"names such as {model.graph[0].name}",
             )
     placement = place(
-        model.graph, scheme=quantization.scheme, exclude=(*exclude, *kept), high_precision=quantization.high_precision
+        model.graph, scheme=options.scheme, exclude=(*exclude, *kept), high_precision=options.high_precision
     )
     if not placement.sites:
         first = placement.remarks[0] if placement.remarks else Remark("the graph", "no product with a weight")
@@ -144,7 +144,7 @@ def _place(model: ir.Model, quantization: Quantization) -> Placement:
 
 def _ranges(
     derivation: Derivation,
-    quantization: Quantization,
+    options: QuantizeOptions,
     placement: Placement,
     samples: Samples | None,
     cache: Path | None,
@@ -160,7 +160,7 @@ def _ranges(
         found.check(
             model=model,
             preprocessing=preprocessing,
-            method=quantization.method,
+            method=options.method,
             data=None if samples is None else samples.sha256,
             tensors=placement.calibrated,
         )
@@ -170,7 +170,7 @@ def _ranges(
         path,
         placement.calibrated,
         samples,
-        quantization.method or Method.of(DEFAULT_METHOD),
+        options.method or Method.of(DEFAULT_METHOD),
         batch_size=CALIBRATION_BATCH,
         state=bundle.path.parent / f".{bundle.path.name}.calibration.npz",
         key=_key(model, samples.sha256, preprocessing),
@@ -200,41 +200,41 @@ def _check_type(placement: Placement, ranges: CalibrationCache, dtype: ir.DataTy
 
 def _apply(
     derivation: Derivation,
-    quantization: Quantization,
+    options: QuantizeOptions,
     placement: Placement,
     ranges: CalibrationCache,
     groups: Collection[str],
 ) -> None:
     """Put these groups in INT8, and what is around them in its type."""
-    model, typing, policy = derivation.model, quantization.around, _policy(derivation.model.graph, quantization)
+    model, around, policy = derivation.model, options.around, _policy(derivation.model.graph, options)
 
     def quantize() -> list[Remark]:
         insert(
             model,
             [site for site in placement.sites if site.group in groups],
             ranges.ranges,
-            scale_type=quantization.scale_type,
-            float_weights=quantization.float_weights,
+            scale_type=options.scale_type,
+            float_weights=options.float_weights,
         )
         return list(placement.remarks)
 
-    derivation.step(f"quantize-{quantization.scheme}", quantize)
-    if typing is not None and policy is not None:
-        derivation.step(f"cast-{typing.type}", lambda: cast(model, policy, reduce_io=typing.reduce_io))
+    derivation.step(f"quantize-{options.scheme}", quantize)
+    if around is not None and policy is not None:
+        derivation.step(f"cast-{around.type}", lambda: cast(model, policy, reduce_io=around.reduce_io))
 
 
-def _policy(graph: ir.Graph, quantization: Quantization) -> Policy | None:
+def _policy(graph: ir.Graph, options: QuantizeOptions) -> Policy | None:
     """Return what is FP32 in a graph whose pairs are yet to come.
 
     Operators that the user keeps are written out by name: a pair is called after its neighbour's module, but has the
     type of what reads it.
     """
-    typing = quantization.around
-    if typing is None:
+    around = options.around
+    if around is None:
         return None
-    kept = dict.fromkeys(name for pattern in patterns(typing.keep) for name in _found(graph, pattern))
+    kept = dict.fromkeys(name for pattern in patterns(around.keep) for name in _found(graph, pattern))
     keep = tuple(re.compile(f"^{re.escape(name)}$") for name in kept)
-    return Policy(REDUCED_TYPES[typing.type], typing.allow, keep)
+    return Policy(REDUCED_TYPES[around.type], around.allow, keep)
 
 
 def _found(graph: ir.Graph, pattern: re.Pattern[str]) -> list[str]:
@@ -244,7 +244,7 @@ def _found(graph: ir.Graph, pattern: re.Pattern[str]) -> list[str]:
 
 def _search(
     derivation: Derivation,
-    quantization: Quantization,
+    options: QuantizeOptions,
     ranges: CalibrationCache,
     max_drop: float,
     labelled: Labelled,
@@ -252,7 +252,7 @@ def _search(
 ) -> Search:
     """Find what must leave INT8; every graph that is evaluated is the one that would be written."""
     batch = derivation.source.artifact.batch
-    groups = _place(derivation.model, quantization).groups
+    groups = _place(derivation.model, options).groups
 
     def evaluate(wanted: Collection[str]) -> Accuracy:
         label = f"evaluating, {len(wanted)} of {len(groups)} in INT8"
@@ -260,15 +260,15 @@ def _search(
             with OrtRuntime(derivation.source.path) as runtime:
                 return accuracy_of(runtime, labelled, batch=batch, label=label, progress=progress)
         tried = Derivation(derivation.bundle, "int8")
-        _apply(tried, quantization, _place(tried.model, quantization), ranges, wanted)
+        _apply(tried, options, _place(tried.model, options), ranges, wanted)
         with tried.runtime() as runtime:
             return accuracy_of(runtime, labelled, batch=batch, label=label, progress=progress)
 
     def harm() -> dict[str, float]:
         model = load_model(derivation.source.path)
-        placement = _place(model, quantization)
+        placement = _place(model, options)
         with GatedRuntime(
-            model, placement, ranges.ranges, scale_type=quantization.scale_type, output=labelled.output
+            model, placement, ranges.ranges, scale_type=options.scale_type, output=labelled.output
         ) as runtime:
             return harm_of(runtime, groups, labelled, batch=batch, progress=progress)
 

@@ -177,9 +177,9 @@ def command(
       deploycli build-trt --timing-cache timings/ --hardware-compatibility ampere+
       deploycli build-trt --dry-run
     """
-    from deploycli.exporters.build import EngineRequest, build_all, plan_all
-    from deploycli.exporters.precision.request import CalibrationData, Quantization, Typing
-    from deploycli.exporters.target.settings import BuildSettings, ShapeRequest, parse_size
+    from deploycli.exporters.build import EngineOptions, build_all, plan_all
+    from deploycli.exporters.precision.options import CalibrationData, CastOptions, QuantizeOptions
+    from deploycli.exporters.target.settings import BuildSettings, ShapeOptions, parse_size
     from deploycli.exporters.target.targets import parse_targets
     from deploycli.exporters.tensorrt import library
     from deploycli.exporters.tensorrt.inspector import PrecisionAssertion
@@ -188,11 +188,11 @@ def command(
 
     targets = parse_targets(gpus)
     keep = expressions(keep_fp32, keep_fp32_file)
-    typing = Typing("fp16", names(allow_fp16), keep, io_types == "fp16")
+    cast = CastOptions("fp16", names(allow_fp16), keep, io_types == "fp16")
     given = calibrate is not None or cache is not None or allow_random_calibration
-    request = EngineRequest(
+    options = EngineOptions(
         precisions=precisions,
-        shapes=ShapeRequest(
+        shapes=ShapeOptions(
             batches[0] if batches else None, dict(min_shapes), dict(opt_shapes), dict(max_shapes), batches[1:]
         ),
         settings=BuildSettings(
@@ -207,9 +207,9 @@ def command(
             error_on_timing_cache_miss=error_on_timing_cache_miss,
             tf32=tf32,
         ),
-        typing=typing,
+        cast=cast,
         recast=bool(keep or allow_fp16 or io_types != "fp32"),
-        quantization=Quantization(scheme=scheme, around=typing),
+        quantize=QuantizeOptions(scheme=scheme, around=cast),
         data=CalibrationData(calibrate, samples, cache, allow_random_calibration, seed) if given else None,
         assertions=tuple(PrecisionAssertion.parse(text) for text in assertions),
         timeout=timeout,
@@ -221,9 +221,9 @@ def command(
     opened = open_bundles(root, bundles)
     with Progress() as progress:
         if dry_run:
-            planned = list(plan_all(opened, request, progress=progress.count))
+            planned = list(plan_all(opened, options, progress=progress.count))
         else:
-            built = list(build_all(opened, request, progress=progress.count))
+            built = list(build_all(opened, options, progress=progress.count))
     if as_json:
         print_json([engine.to_json() for engine in (planned if dry_run else built)])
     elif dry_run:

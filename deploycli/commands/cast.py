@@ -54,7 +54,7 @@ def command(
       deploycli cast vit_b_16 --precision bf16
     """
     from deploycli.exporters.cast import cast_bundle
-    from deploycli.exporters.precision.request import CalibrationData, Typing
+    from deploycli.exporters.precision.options import CalibrationData, CastOptions
     from deploycli.models.errors import UsageError
     from deploycli.render import Progress, print_json
     from deploycli.render_precision import show_derived
@@ -65,11 +65,11 @@ def command(
             expected="inputs and outputs in FP32",
             hint="--precision fp16",
         )
-    typing = Typing(precision, names(allow_fp16), expressions(keep_fp32, keep_fp32_file), io_types == precision)
+    options = CastOptions(precision, names(allow_fp16), expressions(keep_fp32, keep_fp32_file), io_types == precision)
     data = None if calibrate is None else CalibrationData(calibrate, samples)
     with Progress() as progress:
         made = [
-            cast_bundle(bundle, typing, data=data, lint=not no_lint, progress=progress.count)
+            cast_bundle(bundle, options, data=data, lint=not no_lint, progress=progress.count)
             for bundle in open_bundles(root, bundles)
         ]
     if as_json:

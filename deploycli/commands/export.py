@@ -139,11 +139,11 @@ def command(
       deploycli export timm:swin_tiny_patch4_window7_224 --checkpoint last.pth --weights-entry state_dict
       deploycli export my_package.models:detector --input images:2x3x512x512
     """
-    from deploycli.exporters.export import ExportRequest, export
+    from deploycli.exporters.export import ExportOptions, export
     from deploycli.models.hub import parse
     from deploycli.render import Progress, print_json, show_export
 
-    request = ExportRequest(
+    options = ExportOptions(
         model=model,
         root=root,
         name=name,
@@ -166,7 +166,7 @@ def command(
     )
     with Progress() as progress:
         told = partial(progress.warn_of, chosen=weights_entry is not None)
-        bundle = export(request, progress=progress, told=told, warn=progress.warn)
+        bundle = export(options, progress=progress, told=told, warn=progress.warn)
         if bundle.gone:
             progress.warn(f"{bundle.path} held another model.onnx; gone with it: {', '.join(bundle.gone)}")
     if as_json:

@@ -80,11 +80,11 @@ def command(
     if target is None and not dry_run:
         raise click.UsageError("Missing option '-o' / '--output': name the file to write, or use --dry-run.")
 
-    from deploycli.exporters.optimize import OptimizeRequest, optimize
+    from deploycli.exporters.optimize import OptimizeOptions, optimize
     from deploycli.render import Progress, print_json
     from deploycli.render_optimize import show_optimized
 
-    request = OptimizeRequest(
+    options = OptimizeOptions(
         source=source,
         target=None if dry_run else target,
         without=frozenset(without),
@@ -96,7 +96,7 @@ def command(
         lint=not no_lint,
     )
     with Progress() as progress:
-        result = optimize(request, progress=progress)
+        result = optimize(options, progress=progress)
     if as_json:
         print_json(result.to_json())
     else:

@@ -137,9 +137,9 @@ def command(
     if triton is None or ort_rtx is not None:
         raise click.UsageError("--triton DIR or --ort-rtx DIR says where to write: one of them")
     from deploycli.exporters.serving.triton import prepare
-    from deploycli.exporters.serving.triton_config import Options
+    from deploycli.exporters.serving.triton_config import TritonOptions
 
-    options = Options(
+    options = TritonOptions(
         flavour=flavour,
         precision=precision,
         engine=engine,
@@ -169,9 +169,9 @@ def _package_folders(
 ) -> list[PackagedFolder]:
     """Write a folder for ONNX Runtime of each bundle; see `deploycli.exporters.serving.ort_rtx.prepare` for the
     errors."""
-    from deploycli.exporters.serving.ort_rtx import RtxOptions, prepare
+    from deploycli.exporters.serving.ort_rtx import OrtRtxOptions, prepare
 
-    options = RtxOptions(precision, engine, name, force)
+    options = OrtRtxOptions(precision, engine, name, force)
     deliveries = [prepare(bundle, root, options) for bundle in bundles]  # all of them, before anything is written
     return [delivery.write() for delivery in deliveries]
 

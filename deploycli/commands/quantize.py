@@ -128,27 +128,33 @@ def command(
       deploycli quantize swin_t --cache artifacts/swin_t/model.int8.calibration.json --exclude 'blocks.0.'
     """
     from deploycli.exporters.precision.methods import Method
-    from deploycli.exporters.precision.request import AccuracyBudget, CalibrationData, Quantization, Typing, stages
+    from deploycli.exporters.precision.options import (
+        AccuracyBudget,
+        CalibrationData,
+        CastOptions,
+        QuantizeOptions,
+        stages,
+    )
     from deploycli.exporters.quantize import quantize_bundle
     from deploycli.render import Progress, print_json
     from deploycli.render_precision import show_quantized
 
     _check_options(click.get_current_context())
-    typing = Typing(around, names(allow_fp16), expressions(keep_fp32, keep_fp32_file), io_types == "fp16")
+    cast = CastOptions(around, names(allow_fp16), expressions(keep_fp32, keep_fp32_file), io_types == "fp16")
     parameters = {} if percentile is None else {"percentile": percentile}
-    quantization = Quantization(
+    options = QuantizeOptions(
         scheme=scheme,
         exclude=expressions(exclude, exclude_file),
         high_precision=stages(names((high_precision,))),
         method=None if method is None else Method.of(method, **parameters),
         float_weights=weights == "float",
-        around=None if around == "fp32" else typing,
+        around=None if around == "fp32" else cast,
     )
     data = CalibrationData(calibrate, samples, cache, allow_random_calibration, seed)
     budget = None if max_drop is None else AccuracyBudget(max_drop / 100, images, labels, limit)
     with Progress() as progress:
         made = [
-            quantize_bundle(bundle, quantization, data, budget=budget, lint=not no_lint, progress=progress.count)
+            quantize_bundle(bundle, options, data, budget=budget, lint=not no_lint, progress=progress.count)
             for bundle in open_bundles(root, bundles)
         ]
     if as_json:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from deploycli.exporters.precision.request import Labelled
+    from deploycli.exporters.precision.options import Labelled
     from deploycli.exporters.precision.sensitivity import GatedRuntime
     from deploycli.exporters.runtime.runtimes import Runtime
 

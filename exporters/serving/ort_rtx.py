@@ -34,7 +34,7 @@ from deploycli.exporters.serving.release import (
 )
 from deploycli.exporters.serving.servable import VARIABLE, servable
 from deploycli.exporters.target.product import RTX
-from deploycli.exporters.target.settings import ShapeRequest, shapes_text
+from deploycli.exporters.target.settings import ShapeOptions, shapes_text
 from deploycli.models.errors import UsageError
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ _SEPARATORS = ",:;"
 
 
 @dataclass(frozen=True)
-class RtxOptions:
+class OrtRtxOptions:
     """What a user may choose.
 
     Attributes:
@@ -143,7 +143,7 @@ class FolderDelivery:
         return self.packaged
 
 
-def prepare(bundle: Bundle, root: Path, options: RtxOptions | None = None) -> FolderDelivery:
+def prepare(bundle: Bundle, root: Path, options: OrtRtxOptions | None = None) -> FolderDelivery:
     """Check all that can be checked before a folder is written.
 
     Args:
@@ -157,7 +157,7 @@ def prepare(bundle: Bundle, root: Path, options: RtxOptions | None = None) -> Fo
         IntegrityError: a sidecar of an engine is malformed.
         EnvironmentUnsuitable: the root cannot be read.
     """
-    options = options or RtxOptions()
+    options = options or OrtRtxOptions()
     name = options.name or bundle.path.resolve().name
     folder = place(
         root,
@@ -224,7 +224,7 @@ def _profiles(file: OnnxFile, engines: Sequence[Engine]) -> tuple[str, Profiles]
     """Return the engine that was compiled from a file, if any, and the shapes to compile the file for."""
     found = [engine for engine in engines if engine.sidecar.onnx == file.name and not engine.stale]
     if not found:
-        return "", ShapeRequest().profiles(file.bundle.manifest.spec.inputs, file.artifact.batch)
+        return "", ShapeOptions().profiles(file.bundle.manifest.spec.inputs, file.artifact.batch)
     profiles = found[0].sidecar.settings.profiles
     if any(engine.sidecar.settings.profiles != profiles for engine in found):
         raise UsageError(

@@ -22,7 +22,7 @@ from deploycli.exporters.serving.release import (
     tool_version,
 )
 from deploycli.exporters.serving.servable import servable, served_engines
-from deploycli.exporters.serving.triton_config import CONFIG_NAME, MARK, Options, config_text
+from deploycli.exporters.serving.triton_config import CONFIG_NAME, MARK, TritonOptions, config_text
 from deploycli.exporters.serving.triton_repository import Delivery, Packaged, check_existing, next_version
 from deploycli.models.errors import UsageError
 from deploycli.models.files import text_of
@@ -37,12 +37,12 @@ DEFAULT_MAX_BATCH = 32
 """Of a file that takes any batch."""
 
 
-def package(bundle: Bundle, root: Path, options: Options | None = None) -> Packaged:
+def package(bundle: Bundle, root: Path, options: TritonOptions | None = None) -> Packaged:
     """Write a version of a model into a Triton repository; see `prepare` for arguments and errors."""
     return prepare(bundle, root, options).write()
 
 
-def prepare(bundle: Bundle, root: Path, options: Options | None = None) -> Delivery:
+def prepare(bundle: Bundle, root: Path, options: TritonOptions | None = None) -> Delivery:
     """Check all that can be checked before a version is written.
 
     Args:
@@ -55,7 +55,7 @@ def prepare(bundle: Bundle, root: Path, options: Options | None = None) -> Deliv
         NumericsError: verification found it outside its budget.
         IntegrityError: an engine is not the recorded one.
     """
-    options = options or Options()
+    options = options or TritonOptions()
     _check_options(options)
     name = options.name or bundle.path.resolve().name
     folder = place(
@@ -108,7 +108,7 @@ def prepare(bundle: Bundle, root: Path, options: Options | None = None) -> Deliv
     return Delivery(folder, served, config, labels, packaged)
 
 
-def _check_options(options: Options) -> None:
+def _check_options(options: TritonOptions) -> None:
     if options.flavour == "tensorrt" and (options.onnx_tensorrt or options.kind not in (None, "gpu")):
         what = "--onnx-tensorrt" if options.onnx_tensorrt else f"--kind {options.kind}"
         raise UsageError(f"{what} with --flavour tensorrt", expected="an engine runs on GPUs", hint="--flavour onnx")
@@ -121,7 +121,7 @@ def _check_options(options: Options) -> None:
         raise UsageError("a version, a batch or a number of instances below 1, or a negative delay")
 
 
-def _choose(bundle: Bundle, options: Options) -> OnnxFile | Engine:
+def _choose(bundle: Bundle, options: TritonOptions) -> OnnxFile | Engine:
     engines = options.flavour == "tensorrt"
     found: list[OnnxFile | Engine] = [*(served_engines(bundle) if engines else bundle.onnx_files())]
     named = found
@@ -140,7 +140,7 @@ def _choose(bundle: Bundle, options: Options) -> OnnxFile | Engine:
     return fitting[0]
 
 
-def _max_batch(servable: Servable, options: Options) -> tuple[int, list[str]]:
+def _max_batch(servable: Servable, options: TritonOptions) -> tuple[int, list[str]]:
     """Return Triton's max_batch_size, and notes.
 
     A size above 0 means a variable leading axis of every tensor. A file with a fixed batch has size 0, and its dims say

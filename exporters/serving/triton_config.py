@@ -51,7 +51,7 @@ _TYPES = {  # NumPy's name -> Triton's
 
 
 @dataclass(frozen=True)
-class Options:
+class TritonOptions:
     """What a user may choose.
 
     Attributes:
@@ -113,7 +113,7 @@ def config_text(
     name: str,
     servable: Servable,
     max_batch: int,
-    options: Options,
+    options: TritonOptions,
     *,
     label_output: str = "",
     example: Mapping[str, tuple[int, ...]],
@@ -219,11 +219,11 @@ def _warm_up(servable: Servable, size: int, example: Mapping[str, tuple[int, ...
     }
 
 
-def _kind(options: Options) -> Symbol:
+def _kind(options: TritonOptions) -> Symbol:
     return Symbol(f"KIND_{(options.kind or ('gpu' if options.flavour == 'tensorrt' else 'auto')).upper()}")
 
 
-def _dynamic_batching(max_batch: int, options: Options) -> Message:
+def _dynamic_batching(max_batch: int, options: TritonOptions) -> Message:
     message: dict[str, Any] = {}
     if options.preferred_batch:
         message["preferred_batch_size"] = sorted({*options.preferred_batch})
@@ -232,7 +232,7 @@ def _dynamic_batching(max_batch: int, options: Options) -> Message:
     return message
 
 
-def _optimization(servable: Servable, max_batch: int, options: Options) -> Message:
+def _optimization(servable: Servable, max_batch: int, options: TritonOptions) -> Message:
     if options.flavour == "onnx":
         if not options.onnx_tensorrt:
             return {}

@@ -117,7 +117,7 @@ class BuildSettings:
 
 
 @dataclass(frozen=True)
-class ShapeRequest:
+class ShapeOptions:
     """The shapes that a user asks for.
 
     Attributes:
@@ -153,7 +153,7 @@ class ShapeRequest:
 
     def profiles(self, inputs: Sequence[TensorSpec], fixed_batch: int | None) -> tuple[dict[str, ShapeRange], ...]:
         """Return all profiles of a model; see `profile`."""
-        others = (ShapeRequest(batch).profile(inputs, fixed_batch) for batch in self.more)
+        others = (ShapeOptions(batch).profile(inputs, fixed_batch) for batch in self.more)
         return self.profile(inputs, fixed_batch), *others
 
     def profile(self, inputs: Sequence[TensorSpec], fixed_batch: int | None) -> dict[str, ShapeRange]:

@@ -25,8 +25,8 @@ HEADER = (
 EXPORT = """
 import re, sys
 from pathlib import Path
-from deploycli.exporters.export import ExportRequest, export
-bundle = export(ExportRequest(sys.argv[1], Path(sys.argv[2])))
+from deploycli.exporters.export import ExportOptions, export
+bundle = export(ExportOptions(sys.argv[1], Path(sys.argv[2])))
 print(int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024)
 """
 

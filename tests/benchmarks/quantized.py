@@ -23,10 +23,10 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, Q
 
 from deploycli.exporters.bundle.bundle import Bundle
 from deploycli.exporters.cast import cast_bundle
-from deploycli.exporters.export import ExportRequest, export
+from deploycli.exporters.export import ExportOptions, export
 from deploycli.exporters.lint import lint
 from deploycli.exporters.precision.methods import Method
-from deploycli.exporters.precision.request import SENSITIVE, CalibrationData, Quantization, Typing
+from deploycli.exporters.precision.options import SENSITIVE, CalibrationData, CastOptions, QuantizeOptions
 from deploycli.exporters.precision.simulate import open_runtime
 from deploycli.exporters.quantize import quantize_bundle
 from deploycli.models.build import build
@@ -44,20 +44,20 @@ def exported(name: str, root: Path) -> Bundle:
     module = build(resolve(name).spec, seed=0)
     state = {key: torch.from_numpy(golden_weight(key, tuple(p.shape))) for key, p in module.named_parameters()}
     torch.save({"model": state}, root / f"{name}.pth")
-    return export(ExportRequest(name, root, checkpoint=root / f"{name}.pth"))
+    return export(ExportOptions(name, root, checkpoint=root / f"{name}.pth"))
 
 
 def ours(bundle: Bundle, root: Path) -> Iterator[tuple[str, Path]]:
     """Yield the FP16 graph, the INT8 graphs of every scheme in FP16, and the default one in FP32."""
-    path = cast_bundle(bundle, Typing()).bundle.path / "model.fp16.onnx"
+    path = cast_bundle(bundle, CastOptions()).bundle.path / "model.fp16.onnx"
     yield "deploycli, FP16", path.rename(root / "fp16.onnx")
     settings = {
-        "deploycli, gemm (default)": Quantization(),
-        "deploycli, gemm, max": Quantization(method=Method.of("max")),
-        "deploycli, gemm, FP32 around": Quantization(around=None),
-        "deploycli, gemm, sensitive stages in FP16": Quantization(high_precision=SENSITIVE),
-        "deploycli, attention": Quantization(scheme="attention"),
-        "deploycli, full": Quantization(scheme="full"),
+        "deploycli, gemm (default)": QuantizeOptions(),
+        "deploycli, gemm, max": QuantizeOptions(method=Method.of("max")),
+        "deploycli, gemm, FP32 around": QuantizeOptions(around=None),
+        "deploycli, gemm, sensitive stages in FP16": QuantizeOptions(high_precision=SENSITIVE),
+        "deploycli, attention": QuantizeOptions(scheme="attention"),
+        "deploycli, full": QuantizeOptions(scheme="full"),
     }
     for i, (label, quantization) in enumerate(settings.items()):
         quantize_bundle(bundle, quantization, CalibrationData(list(CALIBRATION)))

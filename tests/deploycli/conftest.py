@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from deploycli.__main__ import main
-from deploycli.exporters.export import ExportRequest, export
+from deploycli.exporters.export import ExportOptions, export
 from deploycli.models import registry
 from deploycli.models.spec import Preprocessing
 from deploycli.models.swin import SwinTransformer
@@ -110,4 +110,4 @@ def true_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The smallest model with weights from a file, exported."""
     folder = tmp_path_factory.mktemp("true")
     with registered() as name:
-        return export(ExportRequest(name, folder, checkpoint=save_checkpoint(folder)))
+        return export(ExportOptions(name, folder, checkpoint=save_checkpoint(folder)))

@@ -31,12 +31,12 @@ def _no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def made(true_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with engines of every precision that needs no data."""
-    from deploycli.exporters.build import EngineRequest, build_all
+    from deploycli.exporters.build import EngineOptions, build_all
     from deploycli.exporters.bundle.bundle import Bundle as Opened
     from deploycli.exporters.target.product import RTX
 
     path = shutil.copytree(true_bundle.path, tmp_path_factory.mktemp("made") / "smallest")
-    built = list(build_all([Opened.open(path)], EngineRequest(PRECISIONS, product=RTX), progress=lambda *_: None))
+    built = list(build_all([Opened.open(path)], EngineOptions(PRECISIONS, product=RTX), progress=lambda *_: None))
     assert not any(engine.kept for engine in built)
     return path
 

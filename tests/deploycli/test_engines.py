@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from deploycli.exporters.build import EngineRequest, build_all
+from deploycli.exporters.build import EngineOptions, build_all
 from deploycli.exporters.bundle.bundle import Bundle
 from deploycli.exporters.bundle.engine import GpuRecord
-from deploycli.exporters.export import ExportRequest, export
+from deploycli.exporters.export import ExportOptions, export
 from deploycli.exporters.target.product import RTX
-from deploycli.exporters.target.settings import BuildSettings, ShapeRange, ShapeRequest
+from deploycli.exporters.target.settings import BuildSettings, ShapeOptions, ShapeRange
 from deploycli.exporters.tensorrt import library
 from tests.deploycli.commands import assert_refused, files
 from tests.deploycli.conftest import SMALLEST, registered
@@ -38,7 +38,7 @@ L4 = GpuRecord("NVIDIA L4", (8, 9), "550.54.14")
 
 
 def compiled(path: Path, *precisions: str, batch: tuple[int, int, int] = (1, 2, 8)) -> Path:
-    request = EngineRequest(precisions, ShapeRequest(batch), product=RTX)
+    request = EngineOptions(precisions, ShapeOptions(batch), product=RTX)
     list(build_all([Bundle.open(path)], request, progress=lambda *_: None))
     return path
 
@@ -226,7 +226,7 @@ def test_an_engine_with_host_code_needs_a_word_of_trust(
 def test_int8_comes_with_fp16(tmp_path: Path, deploycli: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SMALLEST, "embed_dim", 32)  # large enough for INT8
     with registered() as name:
-        wider = export(ExportRequest(name, tmp_path / "artifacts", name="wider")).path
+        wider = export(ExportOptions(name, tmp_path / "artifacts", name="wider")).path
     np.save(tmp_path / "data.npy", np.random.default_rng(0).standard_normal((8, 3, 16, 16), np.float32))
     options = ("build-trt", "--compiler", "rtx", "--precision", "int8", "--gpu", "ada")
     built = deploycli(*options, "--calibrate", tmp_path / "data.npy", "--json").json()

@@ -13,7 +13,7 @@ import torch
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
 from deploycli.exporters.cast import cast_bundle
-from deploycli.exporters.precision.request import Typing
+from deploycli.exporters.precision.options import CastOptions
 from tests.deploycli.commands import assert_refused
 from tests.digits import NAMES, checkpoint, registered
 from tests.exporters.lint.rtx import WHY
@@ -146,7 +146,7 @@ def test_attention_is_fused_wherever_its_softmax_is_computed(
     from deploycli.exporters.bundle.bundle import Bundle
 
     assert deploycli("export", smallest).code == 0
-    derived = cast_bundle(Bundle.open(tmp_path / "artifacts" / smallest), Typing(keep=keep))
+    derived = cast_bundle(Bundle.open(tmp_path / "artifacts" / smallest), CastOptions(keep=keep))
     assert sum("Softmax" in refusal.node for step in derived.artifact.steps for refusal in step.refusals) == 2 * len(
         keep
     )

@@ -9,8 +9,8 @@ import numpy as np
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, quantize_static
 
 from deploycli.exporters.cast import cast_bundle
-from deploycli.exporters.export import ExportRequest, export
-from deploycli.exporters.precision.request import CalibrationData, Quantization, Typing
+from deploycli.exporters.export import ExportOptions, export
+from deploycli.exporters.precision.options import CalibrationData, CastOptions, QuantizeOptions
 from deploycli.exporters.precision.simulate import open_runtime
 from deploycli.exporters.quantize import quantize_bundle
 from tests.digits import arrays, checkpoint, registered
@@ -47,7 +47,7 @@ class Row:
 def exported(name: str, root: Path) -> Bundle:
     """Export one of ``tests.digits.NAMES`` with its trained weights."""
     with registered():
-        return export(ExportRequest(name, root, checkpoint=checkpoint(name)))
+        return export(ExportOptions(name, root, checkpoint=checkpoint(name)))
 
 
 def rows(bundle: Bundle, root: Path, schemes: tuple[str, ...] = ("gemm", "attention", "full")) -> Iterator[Row]:
@@ -60,10 +60,10 @@ def rows(bundle: Bundle, root: Path, schemes: tuple[str, ...] = ("gemm", "attent
         return Row(graph, int((found == labels).sum()), int((found == truth).sum()), len(labels))
 
     yield row("FP32", bundle.path / "model.onnx")
-    yield row("FP16", cast_bundle(bundle, Typing()).bundle.path / "model.fp16.onnx")
+    yield row("FP16", cast_bundle(bundle, CastOptions()).bundle.path / "model.fp16.onnx")
     calibration = arrays("train", CALIBRATION_SAMPLES)[0]
     for scheme in schemes:
-        quantize_bundle(bundle, Quantization(scheme=scheme), CalibrationData(list(calibration)))
+        quantize_bundle(bundle, QuantizeOptions(scheme=scheme), CalibrationData(list(calibration)))
         yield row(f"INT8, {scheme}", bundle.path / "model.int8.onnx")
     yield row("INT8, naive", naive(bundle.path / "model.onnx", calibration, root / f"{bundle.path.name}.naive.onnx"))
 

@@ -11,7 +11,7 @@ import pytest
 
 from deploycli.exporters.bench.candidate import BenchOptions
 from deploycli.exporters.bench.run import bench
-from deploycli.exporters.build import EngineRequest
+from deploycli.exporters.build import EngineOptions
 from deploycli.exporters.lint import lint
 from deploycli.exporters.target.settings import BuildSettings
 from deploycli.exporters.tensorrt.inspector import PrecisionAssertion
@@ -134,12 +134,12 @@ class TestLoadedFile:
 
 
 def test_what_a_request_asks_for() -> None:
-    assert EngineRequest(("int8",)).ordered == ("fp16", "int8")
-    assert EngineRequest(("int8", "fp16", "fp32")).ordered == ("fp32", "fp16", "int8")
+    assert EngineOptions(("int8",)).ordered == ("fp16", "int8")
+    assert EngineOptions(("int8", "fp16", "fp32")).ordered == ("fp32", "fp16", "int8")
     report = lint(ir.from_proto(bundles.graph()))
-    assert [str(a) for a in EngineRequest().asserted("fp16", report)] == ["fp16>=80%"]
+    assert [str(a) for a in EngineOptions().asserted("fp16", report)] == ["fp16>=80%"]
     half = PrecisionAssertion("fp16", 0.5)
-    assert EngineRequest(assertions=(half,)).asserted("fp16", report) == (half,)
-    assert EngineRequest(settings=BuildSettings({}, version_compatible=True)).asserted("fp16", report) == ()
+    assert EngineOptions(assertions=(half,)).asserted("fp16", report) == (half,)
+    assert EngineOptions(settings=BuildSettings({}, version_compatible=True)).asserted("fp16", report) == ()
     with pytest.raises(UsageError, match="no precision 'fp8'"):
-        EngineRequest(("fp8",))
+        EngineOptions(("fp8",))

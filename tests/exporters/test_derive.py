@@ -16,7 +16,7 @@ import pytest
 from deploycli.exporters import derive
 from deploycli.exporters.bundle.bundle import Bundle
 from deploycli.exporters.cast import cast_bundle
-from deploycli.exporters.precision.request import CalibrationData, Quantization, Typing
+from deploycli.exporters.precision.options import CalibrationData, CastOptions, QuantizeOptions
 from deploycli.exporters.quantize import quantize_bundle
 from tests.exporters.precision.tiny import make
 
@@ -28,13 +28,13 @@ import sys
 from pathlib import Path
 from deploycli.exporters.bundle.bundle import Bundle
 from deploycli.exporters.quantize import quantize_bundle
-from deploycli.exporters.precision.request import CalibrationData, Quantization, Typing
+from deploycli.exporters.precision.options import CalibrationData, QuantizeOptions, CastOptions
 from deploycli.exporters.cast import cast_bundle
 from tests.exporters.precision.tiny import make
 path = Path(sys.argv[2])
 commands = {
-    "cast": lambda: cast_bundle(Bundle.open(path), Typing("fp16")),
-    "quantize": lambda: quantize_bundle(Bundle.open(path), Quantization(), CalibrationData(random=True, limit=2)),
+    "cast": lambda: cast_bundle(Bundle.open(path), CastOptions("fp16")),
+    "quantize": lambda: quantize_bundle(Bundle.open(path), QuantizeOptions(), CalibrationData(random=True, limit=2)),
     "export": lambda: make(path.parent, path.name),
 }
 for line in sys.stdin:
@@ -92,7 +92,7 @@ def test_a_graph_is_gone_when_its_file_is_run(precision: str, tmp_path: Path, mo
     monkeypatch.setattr(derive, "load_model", loaded)
     monkeypatch.setattr(derive, "open_runtime", opened)
     if precision == "fp16":
-        cast_bundle(bundle, Typing())
+        cast_bundle(bundle, CastOptions())
     else:
-        quantize_bundle(bundle, Quantization(), CalibrationData(random=True, limit=2))
+        quantize_bundle(bundle, QuantizeOptions(), CalibrationData(random=True, limit=2))
     assert alive == [[False]]

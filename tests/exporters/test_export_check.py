@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from deploycli.exporters.bundle.golden import load_golden
-from deploycli.exporters.export import ExportRequest, _check, _exact
+from deploycli.exporters.export import ExportOptions, _check, _exact
 from deploycli.exporters.runtime.runtimes import EagerRuntime
 from deploycli.models.build import build
 from deploycli.models.describe import describe
@@ -81,7 +81,7 @@ def test_the_exact_answers_are_the_models_in_double(tmp_path: Path) -> None:
     feed = {"x": np.random.default_rng(0).standard_normal((3, 8)).astype(np.float32)}
     for name in ("net", "Single"):
         variant = describe(Source("factory", f"{file}:{name}"), {}, inputs=(TensorSpec("x", (8,)),))
-        request = ExportRequest(f"{file}:{name}", tmp_path)
+        request = ExportOptions(f"{file}:{name}", tmp_path)
         found = _exact(request, variant, feed)
         if name == "Single":
             assert found is None

@@ -22,7 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 from deploycli.exporters import optimize as optimize_module
 from deploycli.exporters.bundle import model_place
 from deploycli.exporters.graph.onnx_file import write_model
-from deploycli.exporters.optimize import Optimized, OptimizeRequest, load, optimize
+from deploycli.exporters.optimize import Optimized, OptimizeOptions, load, optimize
 from deploycli.exporters.passes import any_model
 from deploycli.exporters.passes.any_model import optimized
 from deploycli.models.errors import (
@@ -67,7 +67,7 @@ def save(model: onnx.ModelProto, path: Path) -> Path:
 
 def run(model: onnx.ModelProto, folder: Path, **changes: Any) -> tuple[Optimized, onnx.ModelProto]:
     source = save(model, folder / "in.onnx")
-    result = optimize(OptimizeRequest(source, folder / "out.onnx", **changes))
+    result = optimize(OptimizeOptions(source, folder / "out.onnx", **changes))
     written = onnx.load(folder / "out.onnx")
     onnx.checker.check_model(written, full_check=True)
     assert list(written.graph.input) == list(model.graph.input)
@@ -214,7 +214,7 @@ def test_constants_that_are_inputs_may_be_replaced_and_stay_inputs(tmp_path: Pat
 
 def test_before_format_4_every_constant_was_an_input_that_none_may_replace(tmp_path: Path) -> None:
     source = save(scaled(3), tmp_path / "in.onnx")
-    result = optimize(OptimizeRequest(source, tmp_path / "out.onnx"))
+    result = optimize(OptimizeOptions(source, tmp_path / "out.onnx"))
     written = onnx.load(tmp_path / "out.onnx")
     assert [value.name for value in written.graph.input] == ["x"]
     assert written.ir_version == 4
@@ -233,7 +233,7 @@ def test_a_graph_without_operators(tmp_path: Path, text: str) -> None:
     if "c)" in text:
         plain.graph.initializer.append(numpy_helper.from_array(np.float32([1, 2]), "c"))
     source = save(plain, tmp_path / "in.onnx")
-    result = optimize(OptimizeRequest(source, tmp_path / "out.onnx", check=0, lint=False))
+    result = optimize(OptimizeOptions(source, tmp_path / "out.onnx", check=0, lint=False))
     assert result.after.nodes == 0
     assert differences(plain, onnx.load(tmp_path / "out.onnx")) == []
 
@@ -278,7 +278,7 @@ def test_a_custom_operator_stays_and_cannot_be_checked(tmp_path: Path) -> None:
     plain = onnx.parser.parse_model(CUSTOM)
     source = save(plain, tmp_path / "in.onnx")
     with pytest.raises(EnvironmentUnsuitable, match=r"the graph cannot be checked: ONNX Runtime [\s\S]*Deform"):
-        optimize(OptimizeRequest(source, tmp_path / "out.onnx", lint=False))
+        optimize(OptimizeOptions(source, tmp_path / "out.onnx", lint=False))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.onnx"]
     result, written = run(plain, tmp_path, check=0, lint=False)
     assert result.check is None
@@ -315,7 +315,7 @@ def test_functions_that_cannot_be_inlined(tmp_path: Path, how: str) -> None:
         plain.functions[0].node[0].op_type, plain.functions[0].node[0].domain = "turn", "local"
     source = save(plain, tmp_path / "in.onnx")
     with pytest.raises(DeployError, match=r"the model's functions cannot be inlined: .*turn|circle: turn calls turn"):
-        optimize(OptimizeRequest(source, tmp_path / "out.onnx"))
+        optimize(OptimizeOptions(source, tmp_path / "out.onnx"))
 
 
 # --- the exporters of PyTorch ----------------------------------------------------------------------------------------
@@ -367,11 +367,11 @@ def test_an_export_of_timms_swin(exports: dict[str, onnx.ModelProto], exporter: 
     assert after.multiply_adds <= (before.multiply_adds or 0)
     assert result.check is not None
     assert not any(output.vacuous for output in result.check.outputs)
-    again = optimize(OptimizeRequest(tmp_path / "out.onnx", tmp_path / "again.onnx", check=0))
+    again = optimize(OptimizeOptions(tmp_path / "out.onnx", tmp_path / "again.onnx", check=0))
     assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "out.onnx").read_bytes()
     assert again.before.ops == again.after.ops
     save(shuffled(plain, 1), tmp_path / "shuffled.onnx")
-    optimize(OptimizeRequest(tmp_path / "shuffled.onnx", tmp_path / "other.onnx", check=0))
+    optimize(OptimizeOptions(tmp_path / "shuffled.onnx", tmp_path / "other.onnx", check=0))
     assert (tmp_path / "other.onnx").read_bytes() == (tmp_path / "out.onnx").read_bytes()
     assert written.metadata_props == plain.metadata_props
 
@@ -395,14 +395,14 @@ def test_the_operator_attention_on_request(exports: dict[str, onnx.ModelProto], 
     result, _ = run(plain, tmp_path, attention="onnx")
     assert (result.after.ops.get("Attention"), result.after.ops.get("Softmax")) == (3, None)
     assert result.after.cost.multiply_adds == result.before.cost.multiply_adds
-    optimize(OptimizeRequest(tmp_path / "out.onnx", tmp_path / "again.onnx", attention="onnx", check=0))
+    optimize(OptimizeOptions(tmp_path / "out.onnx", tmp_path / "again.onnx", attention="onnx", check=0))
     assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "out.onnx").read_bytes()
 
 
 def test_another_process_writes_the_same_bytes(exports: dict[str, onnx.ModelProto], tmp_path: Path) -> None:
     run(exports["torchscript"], tmp_path, check=0)
     code = "from pathlib import Path; from deploycli.exporters.optimize import *; "
-    code += "optimize(OptimizeRequest(Path('in.onnx'), Path('other.onnx'), check=0))"
+    code += "optimize(OptimizeOptions(Path('in.onnx'), Path('other.onnx'), check=0))"
     root = str(Path(__file__).parents[2])
     environment = os.environ | {"PYTHONHASHSEED": "7", "PYTHONPATH": root}
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
@@ -450,27 +450,27 @@ def test_another_answer_is_an_error_and_nothing_is_written(
     source = save(parse(ROLL, **CONSTANTS), tmp_path / "in.onnx")
     before = source.read_bytes()
     with pytest.raises(NumericsError, match=r"answers otherwise: output y: relative error .* exceeds 0\.0001"):
-        optimize(OptimizeRequest(source, source if in_place else tmp_path / "out.onnx"))
+        optimize(OptimizeOptions(source, source if in_place else tmp_path / "out.onnx"))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"in.onnx": before}
 
 
 def test_a_dry_run_checks_too_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = save(parse(ROLL, **CONSTANTS), tmp_path / "in.onnx")
-    result = optimize(OptimizeRequest(source, None))
+    result = optimize(OptimizeOptions(source, None))
     assert result.files == ()
     assert result.check is not None
     assert result.after.size > 0
     assert [path.name for path in tmp_path.iterdir()] == ["in.onnx"]
     spoil(monkeypatch)
     with pytest.raises(NumericsError):
-        optimize(OptimizeRequest(source, None))
+        optimize(OptimizeOptions(source, None))
 
 
 def test_a_graph_that_draws_random_numbers_cannot_be_checked(tmp_path: Path) -> None:
     plain = parse("g (float[2] x) => (float[2] y) { r = RandomNormalLike (x) y = Add (x, r) }")
     source = save(plain, tmp_path / "in.onnx")
     with pytest.raises(UsageError, match="RandomNormalLike draws random numbers"):
-        optimize(OptimizeRequest(source, tmp_path / "out.onnx"))
+        optimize(OptimizeOptions(source, tmp_path / "out.onnx"))
     run(plain, tmp_path, check=0)
 
 
@@ -495,7 +495,7 @@ def test_shapes_may_be_given(tmp_path: Path) -> None:
 def test_shapes_that_do_not_fit(tmp_path: Path, shapes: Any, message: str) -> None:
     source = save(parse(ROLL, **CONSTANTS), tmp_path / "in.onnx")
     with pytest.raises(UsageError, match=message):
-        optimize(OptimizeRequest(source, tmp_path / "out.onnx", shapes=shapes))
+        optimize(OptimizeOptions(source, tmp_path / "out.onnx", shapes=shapes))
 
 
 def test_small_indices_are_drawn_where_large_ones_are_refused(tmp_path: Path) -> None:
@@ -508,8 +508,8 @@ def test_small_indices_are_drawn_where_large_ones_are_refused(tmp_path: Path) ->
 def test_inputs_that_no_default_fits_ask_for_a_shape(tmp_path: Path) -> None:
     source = save(parse("g (float[a] x, float[b] y) => (float[n] z) { z = Add (x, y) }"), tmp_path / "in.onnx")
     with pytest.raises(UsageError, match=r"try: --shape NAME:1x3x224x224"):
-        optimize(OptimizeRequest(source, tmp_path / "out.onnx"))
-    result = optimize(OptimizeRequest(source, tmp_path / "out.onnx", shapes={"x": (5,), "y": (5,)}))
+        optimize(OptimizeOptions(source, tmp_path / "out.onnx"))
+    result = optimize(OptimizeOptions(source, tmp_path / "out.onnx", shapes={"x": (5,), "y": (5,)}))
     assert result.check is not None
 
 
@@ -526,14 +526,14 @@ def large(folder: Path, name: str = "in.onnx") -> Path:
 
 def test_external_data_in_and_out_in_place(tmp_path: Path) -> None:
     source = large(tmp_path)
-    result = optimize(OptimizeRequest(source, source, external="always"))
+    result = optimize(OptimizeOptions(source, source, external="always"))
     assert [path.name for path in result.unread] == ["in.onnx.data"]
     model, data = result.files
     assert data.name.startswith("in.onnx.")
     assert result.after.size == model.stat().st_size + data.stat().st_size
     assert ops(onnx.load(model)) == {"MatMul": 1, "Add": 1}
     once = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    again = optimize(OptimizeRequest(source, source, external="always"))
+    again = optimize(OptimizeOptions(source, source, external="always"))
     assert again.unread == ()
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == once
 
@@ -558,7 +558,7 @@ def test_external_data_of_inner_graphs_go_into_the_model(tmp_path: Path) -> None
     tensor.data_location = TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value="inner.bin")
     source = save(plain, tmp_path / "deep" / "in.onnx")
-    optimize(OptimizeRequest(source, tmp_path / "out.onnx", lint=False))
+    optimize(OptimizeOptions(source, tmp_path / "out.onnx", lint=False))
     (tmp_path / "deep" / "inner.bin").unlink()
     written = onnx.load(tmp_path / "out.onnx")
     assert "EXTERNAL" not in str(written)
@@ -576,7 +576,7 @@ def test_external_data_outside_the_folder_or_missing(tmp_path: Path, location: s
                 entry.value = location
     save(message, source)
     with pytest.raises(IntegrityError):
-        optimize(OptimizeRequest(source, tmp_path / "out.onnx"))
+        optimize(OptimizeOptions(source, tmp_path / "out.onnx"))
     assert not (tmp_path / "out.onnx").exists()
 
 
@@ -584,7 +584,7 @@ def test_external_data_with_a_second_name(tmp_path: Path) -> None:
     source = large(tmp_path)
     os.link(tmp_path / "in.onnx.data", tmp_path / "second.data")
     with pytest.raises(IntegrityError, match="without hard links"):
-        optimize(OptimizeRequest(source, tmp_path / "out.onnx"))
+        optimize(OptimizeOptions(source, tmp_path / "out.onnx"))
 
 
 def spoiled(how: str) -> bytes:
@@ -612,7 +612,7 @@ def spoiled(how: str) -> bytes:
 def test_invalid_graphs(tmp_path: Path, how: str) -> None:
     (tmp_path / "in.onnx").write_bytes(spoiled(how))
     with pytest.raises((ExportError, UsageError), match=r"graph|invalid"):
-        optimize(OptimizeRequest(tmp_path / "in.onnx", tmp_path / "out.onnx"))
+        optimize(OptimizeOptions(tmp_path / "in.onnx", tmp_path / "out.onnx"))
     assert [path.name for path in tmp_path.iterdir()] == ["in.onnx"]
 
 
@@ -620,7 +620,7 @@ def test_invalid_graphs(tmp_path: Path, how: str) -> None:
 def test_what_is_no_onnx_file(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "in.onnx").write_bytes(content)
     with pytest.raises(UsageError, match="is no ONNX file"):
-        optimize(OptimizeRequest(tmp_path / "in.onnx", tmp_path / "out.onnx"))
+        optimize(OptimizeOptions(tmp_path / "in.onnx", tmp_path / "out.onnx"))
 
 
 def test_sparse_constants_and_training_information_are_refused(tmp_path: Path) -> None:
@@ -663,7 +663,7 @@ def test_an_interruption_leaves_the_folder_as_it_was(
         monkeypatch.setattr(model_place if when == "write_model" else optimize_module, when, interrupt)
     for target in (source, tmp_path / "out.onnx"):
         with pytest.raises(KeyboardInterrupt):
-            optimize(OptimizeRequest(source, target, external=external))
+            optimize(OptimizeOptions(source, target, external=external))
         assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -671,9 +671,9 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     source = save(parse(ROLL, **CONSTANTS), tmp_path / "in.onnx")
     (tmp_path / "file").write_text("")
     with pytest.raises(EnvironmentUnsuitable, match="cannot write"):
-        optimize(OptimizeRequest(source, tmp_path / "file" / "out.onnx"))
+        optimize(OptimizeOptions(source, tmp_path / "file" / "out.onnx"))
     with pytest.raises(UsageError, match="is a folder"):
-        optimize(OptimizeRequest(source, tmp_path))
+        optimize(OptimizeOptions(source, tmp_path))
 
 
 def test_the_cost_of_every_step_is_known(tmp_path: Path) -> None:

@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 
 from deploycli.exporters.bundle.atomic import interrupted
 from deploycli.exporters.bundle.bundle import Bundle, find_bundles
-from deploycli.exporters.export import ExportRequest, export
+from deploycli.exporters.export import ExportOptions, export
 from deploycli.exporters.graph.onnx_file import load_model
 from deploycli.exporters.precision.calibration_cache import CalibrationCache
 from deploycli.exporters.precision.methods import Method
-from deploycli.exporters.precision.request import AccuracyBudget, CalibrationData, Quantization, Typing, stages
+from deploycli.exporters.precision.options import AccuracyBudget, CalibrationData, CastOptions, QuantizeOptions, stages
 from deploycli.exporters.precision.roles import Stage
 from deploycli.exporters.precision.simulate import open_runtime
 from deploycli.exporters.quantize import Quantized, quantize_bundle
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 INT8, CACHE = "model.int8.onnx", "model.int8.calibration.json"
-FP32 = Quantization(around=None)
+FP32 = QuantizeOptions(around=None)
 ROWS = normal(12, 3, 8, 8)
 
 
@@ -53,7 +53,7 @@ def types_of(model: ir.Model, op_type: str) -> set[str]:
 
 
 def test_what_is_written_and_recorded(bundle: Bundle) -> None:
-    made = quantize_bundle(bundle, Quantization(), data())
+    made = quantize_bundle(bundle, QuantizeOptions(), data())
     assert made.bundle == Bundle.open(bundle.path)  # every hash is right
     assert [a.file.path for a in made.bundle.manifest.artifacts] == ["model.onnx", INT8]
     artifact = made.artifact
@@ -88,9 +88,9 @@ def test_what_is_written_and_recorded(bundle: Bundle) -> None:
     assert json.loads(json.dumps(made.to_json()))["search"] is None
 
 
-@pytest.mark.parametrize("around", [None, Typing(), Typing("bf16"), Typing(reduce_io=True)])
-def test_what_is_around(bundle: Bundle, around: Typing | None) -> None:
-    quantize_bundle(bundle, Quantization(scheme="full", around=around), data(4))
+@pytest.mark.parametrize("around", [None, CastOptions(), CastOptions("bf16"), CastOptions(reduce_io=True)])
+def test_what_is_around(bundle: Bundle, around: CastOptions | None) -> None:
+    quantize_bundle(bundle, QuantizeOptions(scheme="full", around=around), data(4))
     model = load_model(bundle.path / INT8)
     assert_valid(model)
     expected = {None: "FLOAT", "fp16": "FLOAT16", "bf16": "BFLOAT16"}[None if around is None else around.type]
@@ -102,7 +102,7 @@ def test_what_is_around(bundle: Bundle, around: Typing | None) -> None:
 def test_again_gives_the_same_bytes(bundle: Bundle) -> None:
     kept: list[dict[str, bytes]] = []
     for _ in range(2):
-        quantize_bundle(Bundle.open(bundle.path), Quantization(scheme="full"), data())
+        quantize_bundle(Bundle.open(bundle.path), QuantizeOptions(scheme="full"), data())
         kept.append({name: (bundle.path / name).read_bytes() for name in (INT8, CACHE, "model.onnx")})
     assert kept[0] == kept[1]
 
@@ -110,7 +110,7 @@ def test_again_gives_the_same_bytes(bundle: Bundle) -> None:
 def test_stored_as_floats(bundle: Bundle) -> None:
     found = []
     for float_weights in (False, True):
-        quantize_bundle(Bundle.open(bundle.path), Quantization(float_weights=float_weights), data())
+        quantize_bundle(Bundle.open(bundle.path), QuantizeOptions(float_weights=float_weights), data())
         with open_runtime(bundle.path / INT8) as runtime:
             found.append(runtime.run({"images": ROWS})["logits"])
         weights = [t for t in onnx.load(bundle.path / INT8).graph.initializer if t.data_type == onnx.TensorProto.INT8]
@@ -121,7 +121,7 @@ def test_stored_as_floats(bundle: Bundle) -> None:
 def test_size_of_a_model_whose_weights_dominate(tmp_path: Path) -> None:
     wide = {"w1": 0.05 * normal(32, 4096), "b1": normal(4096), "w2": 0.05 * normal(4096, 32)}
     bundle = make(tmp_path, **wide)
-    made = quantize_bundle(bundle, Quantization(), data(2))
+    made = quantize_bundle(bundle, QuantizeOptions(), data(2))
     assert 0.25 < made.artifact.file.size / bundle.manifest.artifacts[0].file.size < 0.29
 
 
@@ -129,7 +129,7 @@ def test_external_data(tmp_path: Path) -> None:
     inside, outside = make(tmp_path, "inside"), make(tmp_path, "outside", external=True)
     results = []
     for bundle in (inside, outside):
-        made = quantize_bundle(bundle, Quantization(), data())
+        made = quantize_bundle(bundle, QuantizeOptions(), data())
         with open_runtime(bundle.path / INT8) as runtime:
             results.append(runtime.run({"images": ROWS})["logits"])
     assert [record.path for record in made.artifact.external] == [f"{INT8}.data"]
@@ -140,7 +140,7 @@ def test_external_data(tmp_path: Path) -> None:
 
 
 def test_random_calibration_is_branded_for_ever(bundle: Bundle, tmp_path: Path) -> None:
-    made = quantize_bundle(bundle, Quantization(), CalibrationData(limit=4, random=True, seed=3))
+    made = quantize_bundle(bundle, QuantizeOptions(), CalibrationData(limit=4, random=True, seed=3))
     assert made.artifact.unreleasable == "calibrated on random data"
     record = made.artifact.calibration
     assert record is not None
@@ -149,7 +149,7 @@ def test_random_calibration_is_branded_for_ever(bundle: Bundle, tmp_path: Path) 
     assert report.unreleasable == (f"{INT8}: calibrated on random data",)
     # A cache of it does not wash it off.
     (bundle.path / CACHE).rename(tmp_path / "cache.json")
-    again = quantize_bundle(make(tmp_path, "again"), Quantization(), CalibrationData(cache=tmp_path / "cache.json"))
+    again = quantize_bundle(make(tmp_path, "again"), QuantizeOptions(), CalibrationData(cache=tmp_path / "cache.json"))
     assert again.artifact.unreleasable == "calibrated on random data"
 
 
@@ -163,14 +163,14 @@ def test_random_calibration_is_branded_for_ever(bundle: Bundle, tmp_path: Path) 
     ],
 )
 def test_no_data(bundle: Bundle, given: CalibrationData, found: str) -> None:
-    refused(bundle, UsageError, found, Quantization(), given)
+    refused(bundle, UsageError, found, QuantizeOptions(), given)
 
 
 def refused(
     bundle: Bundle,
     error: type[DeployError],
     found: str,
-    quantization: Quantization,
+    quantization: QuantizeOptions,
     given: CalibrationData,
     budget: AccuracyBudget | None = None,
     *,
@@ -189,36 +189,36 @@ def refused(
 
 
 def test_a_cache_gives_the_same_file(bundle: Bundle, tmp_path: Path) -> None:
-    quantize_bundle(bundle, Quantization(method=Method.of("max")), data())
+    quantize_bundle(bundle, QuantizeOptions(method=Method.of("max")), data())
     expected = {name: (bundle.path / name).read_bytes() for name in (INT8, CACHE)}
     (tmp_path / "cache.json").write_bytes(expected[CACHE])
     for given in (
         CalibrationData(cache=tmp_path / "cache.json"),
         CalibrationData(list(ROWS), cache=bundle.path / CACHE),
     ):
-        made = quantize_bundle(Bundle.open(bundle.path), Quantization(), given)  # the method is that of the cache
+        made = quantize_bundle(Bundle.open(bundle.path), QuantizeOptions(), given)  # the method is that of the cache
         assert {name: (bundle.path / name).read_bytes() for name in (INT8, CACHE)} == expected
         assert made.artifact.calibration is not None
         assert made.artifact.calibration.method == "max"
 
 
 def test_a_cache_of_something_else(bundle: Bundle, tmp_path: Path) -> None:
-    made = quantize_bundle(bundle, Quantization(), data()).bundle
+    made = quantize_bundle(bundle, QuantizeOptions(), data()).bundle
     cache = tmp_path / "cache.json"
     cache.write_bytes((bundle.path / CACHE).read_bytes())
     given = CalibrationData(cache=cache)
     other = make(tmp_path, "other", wh=normal(CLASSES, 32, seed=9))
-    refused(other, IntegrityError, "another model", Quantization(), given)
-    refused(made, IntegrityError, "another method", Quantization(method=Method.of("max")), given)
-    refused(made, IntegrityError, "no range of q, kt, v", Quantization(scheme="attention"), given)
-    refused(made, IntegrityError, "another data", Quantization(), CalibrationData(list(ROWS[:11]), cache=cache))
+    refused(other, IntegrityError, "another model", QuantizeOptions(), given)
+    refused(made, IntegrityError, "another method", QuantizeOptions(method=Method.of("max")), given)
+    refused(made, IntegrityError, "no range of q, kt, v", QuantizeOptions(scheme="attention"), given)
+    refused(made, IntegrityError, "another data", QuantizeOptions(), CalibrationData(list(ROWS[:11]), cache=cache))
     recipe = made.manifest.preprocessing
     assert recipe is not None
     sharper = dataclasses.replace(made.manifest, preprocessing=dataclasses.replace(recipe, crop_pct=0.5))
-    refused(Bundle(made.path, sharper), IntegrityError, "another preprocessing", Quantization(), given)
+    refused(Bundle(made.path, sharper), IntegrityError, "another preprocessing", QuantizeOptions(), given)
     cache.write_text("{")
-    refused(made, IntegrityError, "is no JSON", Quantization(), given)
-    refused(made, UsageError, "there is no calibration", Quantization(), CalibrationData(cache=tmp_path / "none"))
+    refused(made, IntegrityError, "is no JSON", QuantizeOptions(), given)
+    refused(made, UsageError, "there is no calibration", QuantizeOptions(), CalibrationData(cache=tmp_path / "none"))
 
 
 class Interruption(BaseException):
@@ -244,16 +244,16 @@ class Stops:
 
 def test_an_interrupted_calibration_goes_on(tmp_path: Path) -> None:
     straight = make(tmp_path / "straight")
-    quantize_bundle(straight, Quantization(), CalibrationData(Stops()))
+    quantize_bundle(straight, QuantizeOptions(), CalibrationData(Stops()))
     bundle = make(tmp_path / "stopped")
     before = files(bundle.path)
     with pytest.raises(Interruption):
-        quantize_bundle(bundle, Quantization(), CalibrationData(Stops(at=7)))
+        quantize_bundle(bundle, QuantizeOptions(), CalibrationData(Stops(at=7)))
     assert files(bundle.path) == before
     assert sorted(path.name for path in bundle.path.parent.iterdir()) == [".tiny.calibration.npz", "tiny"]
     assert find_bundles(bundle.path.parent) == [bundle.path]
     source = Stops()
-    made = quantize_bundle(bundle, Quantization(), CalibrationData(source))
+    made = quantize_bundle(bundle, QuantizeOptions(), CalibrationData(source))
     once = source.read.count(1)
     assert [source.read.count(i) for i in range(1, 12)] == [once] * 6 + [once + 1] * 5
     assert made.notes == (f"{bundle.path.parent / '.tiny.calibration.npz'}: continued after 7 samples",)
@@ -268,30 +268,35 @@ def test_the_state_is_nobody_elses_hidden_file(tmp_path: Path) -> None:
     bundles = [make(tmp_path, name) for name in names]
     for bundle in bundles:
         with pytest.raises(Interruption):
-            quantize_bundle(bundle, Quantization(), CalibrationData(Stops(at=3)))
+            quantize_bundle(bundle, QuantizeOptions(), CalibrationData(Stops(at=3)))
     states = {f".{name}.calibration.npz": (tmp_path / f".{name}.calibration.npz").read_bytes() for name in names}
     assert not states.keys() & set(names)
     assert list(interrupted(tmp_path)) == []
     assert find_bundles(tmp_path) == sorted(bundle.path for bundle in bundles)
-    quantize_bundle(bundles[0], Quantization(), data())  # a swap, which clears what dead writers left
+    quantize_bundle(bundles[0], QuantizeOptions(), data())  # a swap, which clears what dead writers left
     for name in names[1:]:
         assert (tmp_path / f".{name}.calibration.npz").read_bytes() == states[f".{name}.calibration.npz"]
     for bundle in bundles[1:]:
-        made = quantize_bundle(bundle, Quantization(), CalibrationData(Stops()))
+        made = quantize_bundle(bundle, QuantizeOptions(), CalibrationData(Stops()))
         assert "continued after 3 samples" in made.notes[0]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
 
 
 def test_broken_pictures(bundle: Bundle, tmp_path: Path) -> None:
     folder = pictures(tmp_path / "pictures", 200, broken=2)
-    made = quantize_bundle(bundle, Quantization(), CalibrationData(folder))
+    made = quantize_bundle(bundle, QuantizeOptions(), CalibrationData(folder))
     record = made.artifact.calibration
     assert record is not None
     assert record.skipped == ("class 0/000.png", "class 1/001.png")
     assert len(record.samples) == 200
     pictures(tmp_path / "pictures", 3, broken=3)
     error = refused(
-        made.bundle, UsageError, "3 of 200 samples cannot be read", Quantization(), CalibrationData(folder), late=True
+        made.bundle,
+        UsageError,
+        "3 of 200 samples cannot be read",
+        QuantizeOptions(),
+        CalibrationData(folder),
+        late=True,
     )
     assert "1 %" in error.expected
 
@@ -304,7 +309,7 @@ def test_nan_names_its_sample(bundle: Bundle, tmp_path: Path) -> None:
         bundle,
         UsageError,
         "sample 5 of 12 samples in",
-        Quantization(),
+        QuantizeOptions(),
         CalibrationData(tmp_path / "rows.npy"),
         late=True,
     )
@@ -312,8 +317,8 @@ def test_nan_names_its_sample(bundle: Bundle, tmp_path: Path) -> None:
 
 def test_activations_that_do_not_depend_on_the_data(tmp_path: Path) -> None:
     bundle = make(tmp_path, g2=np.zeros(32, np.float32), z2=np.full(32, 2, np.float32))
-    refused(bundle, NumericsError, "all values of n2 (2) are the same", Quantization(), data(), late=True)
-    made = quantize_bundle(bundle, Quantization(exclude=("fc1",)), data())  # as the message advises
+    refused(bundle, NumericsError, "all values of n2 (2) are the same", QuantizeOptions(), data(), late=True)
+    made = quantize_bundle(bundle, QuantizeOptions(exclude=("fc1",)), data())  # as the message advises
     assert "mlp.fc1/MatMul" not in made.artifact.quantized
 
 
@@ -322,9 +327,9 @@ def test_activations_that_do_not_depend_on_the_data(tmp_path: Path) -> None:
 
 def test_what_fp16_cannot_hold_is_not_hidden_by_int8(tmp_path: Path) -> None:
     bundle = make(tmp_path, g2=np.full(32, 1e5, np.float32), w1=1e-5 * normal(32, 64))
-    error = refused(bundle, NumericsError, "beyond FLOAT16, which ends at 65504", Quantization(), data(), late=True)
+    error = refused(bundle, NumericsError, "beyond FLOAT16, which ends at 65504", QuantizeOptions(), data(), late=True)
     assert "n2 (" in error.found
-    quantize_bundle(bundle, Quantization(around=Typing("bf16")), data())
+    quantize_bundle(bundle, QuantizeOptions(around=CastOptions("bf16")), data())
     quantize_bundle(Bundle.open(bundle.path), FP32, data())
 
 
@@ -334,26 +339,26 @@ def test_an_old_opset_is_refused_before_anything_is_read(tmp_path: Path) -> None
         for found in [n for n in model.graph if n.op_type == "Gelu"]:
             found.op_type = "Relu"
 
-    refused(make(tmp_path, change=old), UsageError, "opset 18", Quantization(), data())
+    refused(make(tmp_path, change=old), UsageError, "opset 18", QuantizeOptions(), data())
 
 
 @pytest.mark.parametrize(
     ("quantization", "found"),
     [
-        (Quantization(scheme="int4"), "there is no scheme 'int4'"),
-        (Quantization(exclude=("[",)), "'[' is no regular expression"),
-        (Quantization(exclude=("blokcs",)), "no operator has a name that 'blokcs' finds"),
-        (Quantization(around=Typing(keep=("blokcs",))), "no operator has a name that 'blokcs' finds"),
-        (Quantization(around=Typing(allow=frozenset({"mask"}))), "no rule 'mask'"),
-        (Quantization(exclude=(".",)), "nothing is left to quantise: 10 operators stay in high precision"),
+        (QuantizeOptions(scheme="int4"), "there is no scheme 'int4'"),
+        (QuantizeOptions(exclude=("[",)), "'[' is no regular expression"),
+        (QuantizeOptions(exclude=("blokcs",)), "no operator has a name that 'blokcs' finds"),
+        (QuantizeOptions(around=CastOptions(keep=("blokcs",))), "no operator has a name that 'blokcs' finds"),
+        (QuantizeOptions(around=CastOptions(allow=frozenset({"mask"}))), "no rule 'mask'"),
+        (QuantizeOptions(exclude=(".",)), "nothing is left to quantise: 10 operators stay in high precision"),
     ],
 )
-def test_arguments_that_do_not_fit(bundle: Bundle, quantization: Quantization, found: str) -> None:
+def test_arguments_that_do_not_fit(bundle: Bundle, quantization: QuantizeOptions, found: str) -> None:
     refused(bundle, UsageError, found, quantization, data())
 
 
 def test_what_is_kept_in_fp32_is_not_in_int8(bundle: Bundle) -> None:
-    made = quantize_bundle(bundle, Quantization(around=Typing(keep=("mlp.fc2/",))), data())
+    made = quantize_bundle(bundle, QuantizeOptions(around=CastOptions(keep=("mlp.fc2/",))), data())
     assert made.artifact.quantized == GEMMS[:-1]
     (fc2,) = (n for n in load_model(bundle.path / INT8).graph if n.name == "mlp.fc2/MatMul")
     assert {value.dtype for value in fc2.inputs if value is not None} == {ir.DataType.FLOAT}
@@ -361,7 +366,7 @@ def test_what_is_kept_in_fp32_is_not_in_int8(bundle: Bundle) -> None:
 
 def test_a_pair_has_the_type_of_its_reader_not_of_its_neighbour(bundle: Bundle) -> None:
     """The normalisation stays FP32, what reads it is INT8 with FP16 around it: no cast between pair and product."""
-    made = quantize_bundle(bundle, Quantization(around=Typing(keep=("norm",))), data())
+    made = quantize_bundle(bundle, QuantizeOptions(around=CastOptions(keep=("norm",))), data())
     assert made.artifact.quantized == GEMMS
     model = load_model(bundle.path / INT8)
     assert types_of(model, "DequantizeLinear") == {"FLOAT16"}
@@ -410,11 +415,11 @@ def ruined(root: Path, batch: int | None = None) -> Bundle:
     return make(root, batch=batch, b1=b1, w2=w2)
 
 
-@pytest.mark.parametrize(("around", "batch"), [(None, None), (None, 4), (Typing(), None)])
-def test_exactly_the_ruinous_layer_is_reverted(tmp_path: Path, around: Typing | None, batch: int | None) -> None:
+@pytest.mark.parametrize(("around", "batch"), [(None, None), (None, 4), (CastOptions(), None)])
+def test_exactly_the_ruinous_layer_is_reverted(tmp_path: Path, around: CastOptions | None, batch: int | None) -> None:
     bundle = ruined(tmp_path, batch)
     source = Pictures(bundle)
-    quantization = Quantization(around=around, method=Method.of("max"))
+    quantization = QuantizeOptions(around=around, method=Method.of("max"))
     plain = quantize_bundle(bundle, quantization, CalibrationData(list(source.rows)))
     steps: list[str] = []
     made = quantize_bundle(
@@ -455,7 +460,7 @@ def accuracy(made: Quantized, source: Pictures) -> int:
 def test_a_budget_that_nothing_meets(tmp_path: Path) -> None:
     bundle = ruined(tmp_path)
     source = Pictures(bundle)
-    quantization = Quantization(around=None, method=Method.of("max"), exclude=("attn", "fc1"))
+    quantization = QuantizeOptions(around=None, method=Method.of("max"), exclude=("attn", "fc1"))
     found = "mlp.fc2/MatMul, which hurts least of 1, alone in INT8 loses more than 1.00% of top-1"
     budget = AccuracyBudget(0.01, source)
     error = refused(bundle, NumericsError, found, quantization, CalibrationData(list(source.rows)), budget, late=True)
@@ -470,7 +475,7 @@ def test_labels_that_do_not_serve_are_refused_before_the_calibration(bundle: Bun
         (AccuracyBudget(0.1, [(ROWS[0], CLASSES)]), f"label {CLASSES}"),
         (AccuracyBudget(0.1, tmp_path / "nowhere"), "there is no folder or file"),
     ):
-        refused(bundle, UsageError, found, Quantization(), data(), budget)
+        refused(bundle, UsageError, found, QuantizeOptions(), data(), budget)
     made = quantize_bundle(
         bundle, FP32, CalibrationData(folder), budget=AccuracyBudget(1.0, labels="folders", limit=10)
     )
@@ -488,7 +493,7 @@ def test_a_trained_network_in_which_one_layer_was_made_ruinous(tmp_path: Path) -
     state["blocks.0.mlp.fc1.weight"] /= gain
     save_file(state, tmp_path / "ruined.safetensors")
     with registered():
-        bundle = export(ExportRequest("digits_vit", tmp_path, checkpoint=tmp_path / "ruined.safetensors"))
+        bundle = export(ExportOptions("digits_vit", tmp_path, checkpoint=tmp_path / "ruined.safetensors"))
     images, labels = arrays("test", 200)
     budget = AccuracyBudget(0.005, list(zip(images, labels.tolist(), strict=True)))
     made = quantize_bundle(bundle, FP32, CalibrationData(list(arrays("train", 32)[0])), budget=budget)

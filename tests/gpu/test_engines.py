@@ -9,11 +9,11 @@ import pytest
 
 from deploycli.exporters.bench.candidate import BenchOptions
 from deploycli.exporters.bench.run import bench
-from deploycli.exporters.build import EngineRequest, build_all
+from deploycli.exporters.build import EngineOptions, build_all
 from deploycli.exporters.bundle.bundle import Bundle
-from deploycli.exporters.export import ExportRequest, export
-from deploycli.exporters.precision.request import CalibrationData
-from deploycli.exporters.target.settings import ShapeRequest
+from deploycli.exporters.export import ExportOptions, export
+from deploycli.exporters.precision.options import CalibrationData
+from deploycli.exporters.target.settings import ShapeOptions
 from deploycli.exporters.tensorrt import library
 from deploycli.exporters.verify import VerifyOptions, verify
 from deploycli.models.errors import EnvironmentUnsuitable
@@ -39,13 +39,13 @@ def gpu() -> None:
 def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """A bundle with an FP16 and an INT8 engine."""
     folder: Path = tmp_path_factory.mktemp(request.param)
-    bundle = export(ExportRequest(request.param, folder))
+    bundle = export(ExportOptions(request.param, folder))
     (spec,) = bundle.manifest.spec.inputs
     noise = np.random.default_rng(0).standard_normal((16, *spec.shape), np.float32)
     np.save(folder / "noise.npy", noise)
-    asked = EngineRequest(
+    asked = EngineOptions(
         precisions=("int8",),
-        shapes=ShapeRequest((1, 4, 8)),
+        shapes=ShapeOptions((1, 4, 8)),
         data=CalibrationData(folder / "noise.npy"),
         timeout=3600,
     )

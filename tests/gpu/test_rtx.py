@@ -8,9 +8,9 @@ import pytest
 
 from deploycli.exporters.bench.candidate import BenchOptions
 from deploycli.exporters.bench.run import bench
-from deploycli.exporters.build import EngineRequest, build_all
+from deploycli.exporters.build import EngineOptions, build_all
 from deploycli.exporters.bundle.bundle import Bundle
-from deploycli.exporters.export import ExportRequest, export
+from deploycli.exporters.export import ExportOptions, export
 from deploycli.exporters.target.product import RTX
 from deploycli.exporters.target.targets import TARGETS
 from deploycli.exporters.tensorrt import library
@@ -31,8 +31,8 @@ def test_it_is_as_good_as_its_graph_and_loads_faster_with_its_kernels(tmp_path: 
         pytest.skip(f"needs an RTX GPU and TensorRT for RTX: {error.found}")
     if gpu.compute_capability not in TARGETS:
         pytest.skip(f"needs an RTX GPU, here is {gpu.name}")
-    path = export(ExportRequest("deit_t", tmp_path)).path
-    list(build_all([Bundle.open(path)], EngineRequest(product=RTX), progress=lambda *_: None))
+    path = export(ExportOptions("deit_t", tmp_path)).path
+    list(build_all([Bundle.open(path)], EngineOptions(product=RTX), progress=lambda *_: None))
     bundle = Bundle.open(path)
     assert verify(bundle, VerifyOptions(engines="all")).failures == ()
     assert len(list(path.glob("engines/*.kernels"))) == 1

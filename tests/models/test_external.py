@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from deploycli.exporters.export import ExportRequest, export
+from deploycli.exporters.export import ExportOptions, export
 from deploycli.models import codec
 from deploycli.models.build import build
 from deploycli.models.checkpoint import load
@@ -208,7 +208,7 @@ def test_a_transformers_folder_brings_its_weights(saved: tuple[Path, nn.Module])
 
 def test_other_weights_than_its_own_are_refused(saved: tuple[Path, nn.Module], tmp_path: Path) -> None:
     folder, _ = saved
-    request = ExportRequest(f"hf:{folder}", tmp_path / "artifacts", pretrained=HubFile("owner/name"))
+    request = ExportOptions(f"hf:{folder}", tmp_path / "artifacts", pretrained=HubFile("owner/name"))
     with pytest.raises(UsageError, match="brings its own weights"):
         export(request)
     assert not list((tmp_path / "artifacts").glob("*"))

@@ -24,8 +24,8 @@ from deploycli.exporters.bench.run import bench
 from deploycli.exporters.bundle.bundle import Bundle
 from deploycli.exporters.bundle.golden import load_golden
 from deploycli.exporters.cast import cast_bundle
-from deploycli.exporters.export import ExportRequest, export
-from deploycli.exporters.precision.request import Typing
+from deploycli.exporters.export import ExportOptions, export
+from deploycli.exporters.precision.options import CastOptions
 from deploycli.models.errors import EnvironmentUnsuitable, ExportError, IntegrityError, UsageError
 from deploycli.models.spec import Weights
 from tests.deploycli.conftest import registered, save_checkpoint
@@ -56,8 +56,8 @@ def swin(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The smallest Swin in FP32 and FP16; its weights are in a file beside it."""
     folder = tmp_path_factory.mktemp("swin")
     with registered() as name:
-        bundle = export(ExportRequest(name, folder, checkpoint=save_checkpoint(folder)))
-    return cast_bundle(bundle, Typing()).bundle
+        bundle = export(ExportOptions(name, folder, checkpoint=save_checkpoint(folder)))
+    return cast_bundle(bundle, CastOptions()).bundle
 
 
 @pytest.fixture
@@ -250,7 +250,7 @@ def test_quantized_graph_is_int8_on_a_cpu_and_not_on_a_gpu(tmp_path: Path) -> No
 
 def test_fp16_inputs_are_converted_before_they_are_timed(swin: Bundle, tmp_path: Path) -> None:
     copy = Bundle.open(shutil.copytree(swin.path, tmp_path / "copy"))
-    bundle = cast_bundle(copy, Typing(reduce_io=True)).bundle
+    bundle = cast_bundle(copy, CastOptions(reduce_io=True)).bundle
     report = bench(bundle, replace(QUICK, only=("ort-cpu",)))
     assert [row.measurement.candidate.precision for row in report.rows] == ["fp32", "fp16"]
 

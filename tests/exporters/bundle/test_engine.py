@@ -18,7 +18,7 @@ from deploycli.exporters.bundle.engine import (
     sidecars,
 )
 from deploycli.exporters.target.product import RTX, TENSORRT
-from deploycli.exporters.target.settings import BuildSettings, ShapeRange, ShapeRequest, parse_size
+from deploycli.exporters.target.settings import BuildSettings, ShapeOptions, ShapeRange, parse_size
 from deploycli.models.codec import decode
 from deploycli.models.errors import EnvironmentUnsuitable, IntegrityError, UsageError
 from deploycli.models.spec import TensorSpec
@@ -199,26 +199,26 @@ class TestShapes:
     INPUTS = (TensorSpec("images", (3, 8, 8)),)
 
     def test_the_default_and_what_replaces_it(self) -> None:
-        (found,) = ShapeRequest().profile(self.INPUTS, None).values()
+        (found,) = ShapeOptions().profile(self.INPUTS, None).values()
         assert (found.min[0], found.opt[0], found.max[0]) == (1, 8, 32)
-        request = ShapeRequest((2, 4, 8), opt={"images": (6, 3, 8, 8)})
+        request = ShapeOptions((2, 4, 8), opt={"images": (6, 3, 8, 8)})
         assert request.profile(self.INPUTS, None)["images"].opt == (6, 3, 8, 8)
 
     def test_a_fixed_batch(self) -> None:
-        (found,) = ShapeRequest().profile(self.INPUTS, 4).values()
+        (found,) = ShapeOptions().profile(self.INPUTS, 4).values()
         assert found.min == found.opt == found.max == (4, 3, 8, 8)
         with pytest.raises(UsageError, match="cannot have the shape 1x3x8x8") as caught:
-            ShapeRequest((1, 4, 8)).profile(self.INPUTS, 4)
+            ShapeOptions((1, 4, 8)).profile(self.INPUTS, 4)
         assert caught.value.expected == "4x3x8x8"
 
     def test_several_profiles(self) -> None:
-        request = ShapeRequest((1, 1, 1), more=((2, 8, 32),))
+        request = ShapeOptions((1, 1, 1), more=((2, 8, 32),))
         first, second = request.profiles(self.INPUTS, None)
         assert (first["images"].max[0], second["images"].min, second["images"].max[0]) == (1, (2, 3, 8, 8), 32)
         settings = BuildSettings(first, more_profiles=(second,))
         assert decode(json.dumps(settings.to_json()), BuildSettings, where="it", what="settings") == settings
         assert settings.profiles == (first, second)
-        ShapeRequest((1, 4, 8), more=((4, 8, 16), (9, 32, 64)))
+        ShapeOptions((1, 4, 8), more=((4, 8, 16), (9, 32, 64)))
 
     @pytest.mark.parametrize(
         ("batch", "more", "gap"),
@@ -226,9 +226,9 @@ class TestShapes:
     )
     def test_profiles_that_leave_a_gap(self, batch: Any, more: Any, gap: str) -> None:
         with pytest.raises(UsageError, match=f"no profile takes {gap}\n"):
-            ShapeRequest(batch, more=more)
+            ShapeOptions(batch, more=more)
         with pytest.raises(UsageError, match="beside several batches"):
-            ShapeRequest(batch, min={"images": (1, 3, 8, 8)}, more=more)
+            ShapeOptions(batch, min={"images": (1, 3, 8, 8)}, more=more)
 
     def test_the_batches_of_several_profiles(self, sidecar: Sidecar) -> None:
         second = {"images": ShapeRange((17, 12), (32, 12), (64, 12))}

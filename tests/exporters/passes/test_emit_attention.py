@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from deploycli.exporters.export import ExportRequest, export
+from deploycli.exporters.export import ExportOptions, export
 from deploycli.exporters.passes import emit_attention as onnx_attention
 from deploycli.exporters.passes.emit_attention import EmitAttention
 from deploycli.exporters.passes.pipeline import rewrite
@@ -139,7 +139,7 @@ def test_swapped_keys_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_export_that_cannot_have_it_is_a_usage_error(
     opset: int, rewritten: bool, message: str, tmp_path: Any
 ) -> None:
-    request = ExportRequest("swin_t", tmp_path, opset=opset, rewrite=rewritten, attention="onnx")
+    request = ExportOptions("swin_t", tmp_path, opset=opset, rewrite=rewritten, attention="onnx")
     with pytest.raises(UsageError, match=message):
         export(request)
 

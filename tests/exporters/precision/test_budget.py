@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from deploycli.exporters.data.samples import Batch
 from deploycli.exporters.precision.budget import Search, accuracy_of, fit, harm_of
-from deploycli.exporters.precision.request import Labelled
+from deploycli.exporters.precision.options import Labelled
 from deploycli.exporters.verification.evaluate import Accuracy
 from deploycli.models.errors import NumericsError, UsageError
 

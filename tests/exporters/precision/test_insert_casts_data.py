@@ -10,7 +10,7 @@ import pytest
 
 from deploycli.exporters.cast import cast_bundle
 from deploycli.exporters.precision.magnitudes import magnitudes
-from deploycli.exporters.precision.request import CalibrationData, Typing
+from deploycli.exporters.precision.options import CalibrationData, CastOptions
 from deploycli.models.errors import NumericsError, UsageError
 from tests.exporters.bundle import bundles
 from tests.exporters.precision.casts import Double, assert_close, source, typed, weights
@@ -94,20 +94,20 @@ def ones(count: int = 4) -> Callable[[], Any]:
 
 
 def reasons(bundle: Bundle, **options: Any) -> dict[str, str]:
-    derived = cast_bundle(bundle, Typing(**options.pop("typing", {})), **options)
+    derived = cast_bundle(bundle, CastOptions(**options.pop("typing", {})), **options)
     return {refusal.node: refusal.reason for step in derived.artifact.steps for refusal in step.refusals}
 
 
 def test_an_operator_whose_values_are_large_on_data_stays_fp32(bundle: Bundle) -> None:
     with pytest.raises(NumericsError, match="the fp16 graph gives no usable numbers") as caught:
-        cast_bundle(bundle, Typing())
+        cast_bundle(bundle, CastOptions())
     assert "--calibrate DATA to find them" in caught.value.hint
     found = reasons(bundle, data=CalibrationData(ones()()))
     expected = "range: b reaches 6.25e+04 in the data; FLOAT16 ends at 65504"
     assert found == {"block.1/Mul": expected, "block.2/Mul": expected}
     assert reasons(bundle, typing={"keep": ("block.[12]/",)}) == dict.fromkeys(found, "user: matches 'block.[12]/'")
     with pytest.raises(NumericsError):
-        cast_bundle(bundle, Typing(allow=frozenset({"range"})), data=CalibrationData(ones()()))
+        cast_bundle(bundle, CastOptions(allow=frozenset({"range"})), data=CalibrationData(ones()()))
     assert reasons(bundle, typing={"type": "bf16"}, data=CalibrationData(ones()())) == {}
 
 
@@ -117,8 +117,8 @@ def test_what_is_asked_is_checked_before_the_data_are_run(bundle: Bundle) -> Non
 
     data = CalibrationData(ones()())
     for typing, found in (
-        (Typing(keep=("(",)), "is no regular expression"),
-        (Typing(allow=frozenset({"x"})), "no rule"),
+        (CastOptions(keep=("(",)), "is no regular expression"),
+        (CastOptions(allow=frozenset({"x"})), "no rule"),
     ):
         with pytest.raises(UsageError, match=found):
             cast_bundle(bundle, typing, data=data, progress=forbidden)

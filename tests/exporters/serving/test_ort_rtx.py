@@ -20,7 +20,7 @@ from onnx import TensorProto, helper
 from deploycli.exporters.bundle.bundle import Bundle, write_bundle
 from deploycli.exporters.bundle.golden import load_golden
 from deploycli.exporters.serving import ort_rtx_load
-from deploycli.exporters.serving.ort_rtx import PACKAGE, PROVIDER, RtxOptions, prepare
+from deploycli.exporters.serving.ort_rtx import PACKAGE, PROVIDER, OrtRtxOptions, prepare
 from deploycli.exporters.target.settings import BuildSettings, ShapeRange
 from deploycli.exporters.target.targets import TARGETS
 from deploycli.exporters.verification.report import keep
@@ -49,7 +49,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def write(bundle: Bundle, root: Path, **options: Any) -> PackagedFolder:
-    return prepare(bundle, root, RtxOptions(**options)).write()
+    return prepare(bundle, root, OrtRtxOptions(**options)).write()
 
 
 def config_of(folder: Path) -> dict[str, Any]:
@@ -122,10 +122,10 @@ def test_every_profile_is_written_and_a_choice_of_shapes_is_the_users(bundle: Bu
     assert both.plan in caught.value.hint
     assert write(bundle, root, engine=other.plan).provider_options["nv_profile_max_shapes"] == "images:8x12"
     with pytest.raises(UsageError, match=r"holds no engine none\.plan"):
-        prepare(bundle, root, RtxOptions(engine="none.plan"))
+        prepare(bundle, root, OrtRtxOptions(engine="none.plan"))
     stale = engine(bundle, (1, 2, 2), capability=(7, 5), onnx_sha256="0" * 64)
     with pytest.raises(UsageError, match=r"was compiled from another file than model\.onnx is now"):
-        prepare(bundle, root, RtxOptions(engine=stale.plan))
+        prepare(bundle, root, OrtRtxOptions(engine=stale.plan))
 
 
 def test_a_fixed_batch_needs_no_shapes(tmp_path: Path, root: Path) -> None:
@@ -151,7 +151,7 @@ def test_a_name_that_the_options_cannot_hold(tmp_path: Path, root: Path) -> None
         ),
     )
     with pytest.raises(UsageError, match=r"the input 'a,b' has a sign that separates shapes"):
-        prepare(odd, root, RtxOptions(force=True))
+        prepare(odd, root, OrtRtxOptions(force=True))
 
 
 def test_every_option_is_one_of_the_provider(bundle: Bundle, root: Path) -> None:
@@ -187,13 +187,13 @@ class TestWhatIsRefused:
 
     def test_a_precision_that_is_not_there(self, bundle: Bundle, root: Path) -> None:
         with pytest.raises(UsageError, match="holds no fp16") as caught:
-            prepare(bundle, root, RtxOptions(precision="fp16"))
+            prepare(bundle, root, OrtRtxOptions(precision="fp16"))
         assert "deploycli cast" in caught.value.hint
 
     @pytest.mark.parametrize("name", [".hidden", "a/b", " linear"])
     def test_names_of_no_folder(self, bundle: Bundle, root: Path, name: str) -> None:
         with pytest.raises(UsageError, match="cannot name a model"):
-            prepare(bundle, root, RtxOptions(name=name))
+            prepare(bundle, root, OrtRtxOptions(name=name))
 
     def test_what_somebody_else_wrote_stays(self, bundle: Bundle, root: Path, tmp_path: Path) -> None:
         (root / "linear").mkdir(parents=True)
@@ -211,7 +211,7 @@ class TestWhatIsRefused:
             (bundle.path, None, "is a bundle"),
         ):
             with pytest.raises(UsageError, match=words):
-                prepare(bundle, where, RtxOptions(name=name, force=True))
+                prepare(bundle, where, OrtRtxOptions(name=name, force=True))
         assert (root / "linear/mine").is_file()
 
     def test_a_file_that_changes_meanwhile_leaves_the_old_folder(self, bundle: Bundle, root: Path) -> None:

@@ -17,7 +17,7 @@ from deploycli.exporters.bundle.bundle import Bundle, write_bundle
 from deploycli.exporters.bundle.golden import load_golden
 from deploycli.exporters.bundle.manifest import CalibrationRecord, FileRecord
 from deploycli.exporters.serving.triton import package, prepare
-from deploycli.exporters.serving.triton_config import Options
+from deploycli.exporters.serving.triton_config import TritonOptions
 from deploycli.exporters.target.settings import BuildSettings
 from deploycli.exporters.verification.report import keep
 from deploycli.exporters.verify import VerifyOptions, verify
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from deploycli.exporters.bundle.manifest import Manifest
 
-FORCED = Options(force=True)
+FORCED = TritonOptions(force=True)
 RANDOM = Weights("random", seed=3)
 
 
@@ -72,7 +72,9 @@ def variant(root: Path, change: Callable[[Manifest], Manifest], model: onnx.Mode
 
 
 def test_configuration_is_what_triton_reads(bundle: Bundle, models: Path) -> None:
-    packaged = package(bundle, models, Options(preferred_batch=(8, 4, 8), queue_delay=500, instances=2, kind="cpu"))
+    packaged = package(
+        bundle, models, TritonOptions(preferred_batch=(8, 4, 8), queue_delay=500, instances=2, kind="cpu")
+    )
     config = config_of(models)
     assert (config.name, config.backend, config.max_batch_size) == ("linear", "onnxruntime", 32)
     (images,) = config.input
@@ -127,7 +129,7 @@ def test_without_options_triton_does_not_wait(bundle: Bundle, models: Path) -> N
 
 
 def test_batches_of_one_are_not_gathered(bundle: Bundle, models: Path) -> None:
-    package(bundle, models, Options(max_batch=1))
+    package(bundle, models, TritonOptions(max_batch=1))
     config = config_of(models)
     assert (config.max_batch_size, config.HasField("dynamic_batching")) == (1, False)
     assert [warm.batch_size for warm in config.model_warmup] == [1]
@@ -185,7 +187,7 @@ def test_fixed_batch_is_part_of_the_dims(tmp_path: Path, models: Path) -> None:
     assert [list(tensor.dims) for tensor in (*config.input, *config.output)] == [[4, 12], [4, 5], [4, 5]]
     assert [(warm.batch_size, list(warm.inputs["pixels"].dims)) for warm in config.model_warmup] == [(1, [4, 12])]
     assert "fixed batch" in packaged.notes[0]
-    for options in (Options(max_batch=4), Options(preferred_batch=(2,)), Options(queue_delay=0)):
+    for options in (TritonOptions(max_batch=4), TritonOptions(preferred_batch=(2,)), TritonOptions(queue_delay=0)):
         with pytest.raises(UsageError, match="no variable batch axis"):
             package(bundle, models, replace(options, force=True))
 
@@ -210,7 +212,7 @@ def test_output_without_a_dimension_of_its_own_is_reshaped(tmp_path: Path, model
 
 @pytest.mark.parametrize("name", ['q"uote', "naïve 模型", "back`tick' 😀", "a.b-c+d"])
 def test_names_that_need_care(bundle: Bundle, models: Path, name: str) -> None:
-    package(bundle, models, Options(name=name))
+    package(bundle, models, TritonOptions(name=name))
     assert config_of(models, name).name == name
 
 
@@ -218,10 +220,10 @@ def test_names_that_need_care(bundle: Bundle, models: Path, name: str) -> None:
 def test_names_of_no_folder(bundle: Bundle, models: Path, name: str) -> None:
     if name:
         with pytest.raises(UsageError, match="cannot name a model"):
-            package(bundle, models, Options(name=name))
+            package(bundle, models, TritonOptions(name=name))
         assert not models.exists()
     else:
-        assert package(bundle, models, Options(name=name)).name == "linear"
+        assert package(bundle, models, TritonOptions(name=name)).name == "linear"
 
 
 def test_tensor_names_with_quotes(tmp_path: Path, models: Path) -> None:
@@ -234,7 +236,7 @@ def test_tensor_names_with_quotes(tmp_path: Path, models: Path) -> None:
 
 
 def test_onnx_runtime_with_tensorrt(bundle: Bundle, models: Path) -> None:
-    package(bundle, models, Options(onnx_tensorrt=True, kind="gpu"))
+    package(bundle, models, TritonOptions(onnx_tensorrt=True, kind="gpu"))
     (accelerator,) = config_of(models).optimization.execution_accelerators.gpu_execution_accelerator
     assert (accelerator.name, dict(accelerator.parameters)) == ("tensorrt", {"precision_mode": "FP32"})
 
@@ -242,17 +244,17 @@ def test_onnx_runtime_with_tensorrt(bundle: Bundle, models: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "what"),
     [
-        (Options(onnx_tensorrt=True, kind="cpu"), "--onnx-tensorrt with --kind cpu"),
-        (Options(flavour="tensorrt", onnx_tensorrt=True), "--onnx-tensorrt with --flavour tensorrt"),
-        (Options(flavour="tensorrt", kind="cpu"), "--kind cpu with --flavour tensorrt"),
-        (Options(engine="x.plan"), "--engine without --flavour tensorrt"),
-        (Options(max_batch=4, preferred_batch=(8,)), "preferred batches 8"),
-        (Options(precision="int8"), "holds no int8"),
-        (Options(version=0), "below 1"),
-        (Options(queue_delay=-1), "negative"),
+        (TritonOptions(onnx_tensorrt=True, kind="cpu"), "--onnx-tensorrt with --kind cpu"),
+        (TritonOptions(flavour="tensorrt", onnx_tensorrt=True), "--onnx-tensorrt with --flavour tensorrt"),
+        (TritonOptions(flavour="tensorrt", kind="cpu"), "--kind cpu with --flavour tensorrt"),
+        (TritonOptions(engine="x.plan"), "--engine without --flavour tensorrt"),
+        (TritonOptions(max_batch=4, preferred_batch=(8,)), "preferred batches 8"),
+        (TritonOptions(precision="int8"), "holds no int8"),
+        (TritonOptions(version=0), "below 1"),
+        (TritonOptions(queue_delay=-1), "negative"),
     ],
 )
-def test_options_that_do_not_fit(bundle: Bundle, models: Path, options: Options, what: str) -> None:
+def test_options_that_do_not_fit(bundle: Bundle, models: Path, options: TritonOptions, what: str) -> None:
     with pytest.raises(UsageError, match=what):
         package(bundle, models, options)
     assert not models.exists()
@@ -320,16 +322,16 @@ def test_second_packaging_is_version_2_and_the_first_stays(bundle: Bundle, model
     assert set(after) - set(before) == {"linear/2", "linear/2/model.onnx"}
     assert (models / "linear/1/model.onnx").stat() == first
     assert parameters_of(config_of(models))["deploycli_model_version"] == "2"
-    assert package(bundle, models, Options(version=10)).version == 10
+    assert package(bundle, models, TritonOptions(version=10)).version == 10
     assert package(bundle, models).version == 11
 
 
 @pytest.mark.parametrize(("version", "why"), [(3, "has a version 3 already"), (2, "would not be served")])
 def test_versions_are_never_overwritten(bundle: Bundle, models: Path, version: int, why: str) -> None:
-    package(bundle, models, Options(version=3))
+    package(bundle, models, TritonOptions(version=3))
     before = tree(models)
     with pytest.raises(UsageError, match=why):
-        package(bundle, models, Options(version=version, force=True))
+        package(bundle, models, TritonOptions(version=version, force=True))
     assert tree(models) == before
 
 
@@ -337,7 +339,7 @@ def test_versions_are_never_overwritten(bundle: Bundle, models: Path, version: i
 def test_of_two_at_once_one_is_refused(bundle: Bundle, models: Path, existing: bool) -> None:
     if existing:
         package(bundle, models)
-    first, second = prepare(bundle, models), prepare(bundle, models, Options(max_batch=7))
+    first, second = prepare(bundle, models), prepare(bundle, models, TritonOptions(max_batch=7))
     first.write()
     before = tree(models)
     with pytest.raises(UsageError, match="appeared while it was written"):
@@ -369,7 +371,7 @@ def test_interruption_leaves_the_repository_as_it_was(
     bundle = proven(write_bundle(tmp_path / "bundles", "linear", with_external_data))
     labels = tmp_path / "labels"
     labels.write_text("a\nb\nc\nd\ne\n")
-    options = Options(labels=labels)
+    options = TritonOptions(labels=labels)
     (models / "other").mkdir(parents=True)
     if existing:
         package(bundle, models, options)
@@ -594,7 +596,7 @@ def test_hand_tuned_configuration_of_ours_is_still_ours(bundle: Bundle, models: 
 def test_labels(bundle: Bundle, models: Path, tmp_path: Path, text: str) -> None:
     path = tmp_path / "classes"
     path.write_text(text, "utf-8", newline="")
-    package(bundle, models, Options(labels=path))
+    package(bundle, models, TritonOptions(labels=path))
     assert [output.label_filename for output in config_of(models).output] == ["labels.txt", ""]
     assert (models / "linear/labels.txt").read_bytes() == b"a\nb\nc\nd\ne\n"
 
@@ -602,7 +604,7 @@ def test_labels(bundle: Bundle, models: Path, tmp_path: Path, text: str) -> None
 def test_labels_may_hold_what_other_tools_take_for_line_breaks(bundle: Bundle, models: Path, tmp_path: Path) -> None:
     path = tmp_path / "classes"
     path.write_text('crane\ncrane\n"é"\x85x\u2028y\nd\ne\n', "utf-8")
-    package(bundle, models, Options(labels=path))
+    package(bundle, models, TritonOptions(labels=path))
     assert (models / "linear/labels.txt").read_text("utf-8").split("\n")[2] == '"é"\x85x\u2028y'
 
 
@@ -622,7 +624,7 @@ def test_labels_that_do_not_fit(bundle: Bundle, models: Path, tmp_path: Path, co
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UsageError, match=why):
-        package(bundle, models, Options(labels=path))
+        package(bundle, models, TritonOptions(labels=path))
     assert not models.exists()
 
 
@@ -640,7 +642,7 @@ def test_labels_of_what_has_no_classes(tmp_path: Path, models: Path) -> None:
 # --- engines
 
 
-TENSORRT = Options(flavour="tensorrt")
+TENSORRT = TritonOptions(flavour="tensorrt")
 
 
 def test_engine(bundle: Bundle, models: Path) -> None:
@@ -713,7 +715,7 @@ def test_of_several_engines_one_must_be_named(bundle: Bundle, models: Path) -> N
     ],
 )
 def test_engines_that_cannot_be_served(
-    bundle: Bundle, models: Path, changes: dict[str, Any], options: Options, error: type[DeployError], why: str
+    bundle: Bundle, models: Path, changes: dict[str, Any], options: TritonOptions, error: type[DeployError], why: str
 ) -> None:
     engines.build(bundle, **changes)
     engines.verify_engines(bundle, "fp16")

@@ -211,11 +211,11 @@ def test_the_real_library_is_given_the_plan_and_says_that_it_wants_a_gpu(
     pytest.importorskip("tensorrt_rtx", reason=WHY)
     if library.has_driver():
         pytest.skip("there is a driver: pytest -m gpu runs engines")
-    from deploycli.exporters.build import EngineRequest, build_all
+    from deploycli.exporters.build import EngineOptions, build_all
     from deploycli.exporters.bundle.bundle import Bundle
 
     bundle = bundles.make(tmp_path)
-    (built,) = build_all([Bundle.open(bundle.path)], EngineRequest(("fp32",), product=RTX), progress=lambda *_: None)
+    (built,) = build_all([Bundle.open(bundle.path)], EngineOptions(("fp32",), product=RTX), progress=lambda *_: None)
     monkeypatch.setattr(library, "has_driver", lambda: True)
     monkeypatch.setattr(library, "gpu", lambda: GpuRecord("NVIDIA L4", (8, 9), "550.54.14"))
     with pytest.raises(EnvironmentUnsuitable, match=r"TensorRT for RTX [\d.]+ cannot load .*cudaError 35"):

@@ -35,7 +35,7 @@ PROXY_SAMPLES = 32
 
 
 @dataclass(frozen=True)
-class Typing:
+class CastOptions:
     """How a graph is typed.
 
     Attributes:
@@ -52,7 +52,7 @@ class Typing:
 
 
 @dataclass(frozen=True)
-class Quantization:
+class QuantizeOptions:
     """How a graph is quantised.
 
     Attributes:
@@ -69,7 +69,7 @@ class Quantization:
     high_precision: frozenset[Stage] = DEFAULT_HIGH_PRECISION
     method: Method | None = None
     float_weights: bool = False
-    around: Typing | None = field(default_factory=Typing)
+    around: CastOptions | None = field(default_factory=CastOptions)
 
     @property
     def scale_type(self) -> ir.DataType:
