@@ -20,6 +20,7 @@ from deploycli.exporters.graph.analysis import Analysis
 from deploycli.exporters.graph.collector import free_memory
 from deploycli.exporters.graph.cost import constant_bytes, graph_cost
 from deploycli.exporters.graph.onnx_file import external_files, load_model, map_external
+from deploycli.exporters.graph.operators import DRAWN, QDQ
 from deploycli.exporters.graph.steps import GraphCost, Step
 from deploycli.exporters.graph.weigh import address_space, refuse_what_is_too_large
 from deploycli.exporters.graph_check import BATCHES, RUNNING_CANDIDATE, UNCHECKED, Check, check_graphs
@@ -36,10 +37,8 @@ if TYPE_CHECKING:
 
 Attention = Literal["4d", "5d", "onnx"]
 
-_RANDOM = frozenset(
-    {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
-)
-_QUANTIZED = frozenset({"DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear", "QLinearConv", "QLinearMatMul"})
+_RANDOM = DRAWN | {"Bernoulli", "Multinomial"}
+_QUANTIZED = frozenset({"DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", *QDQ})
 
 
 @dataclass(frozen=True)

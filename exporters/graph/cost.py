@@ -4,7 +4,7 @@ All figures are of one run on one sample: the batch axis is 1 long. What does no
 look-up of a bias, counts whole.
 
 **Movement** is the bytes that operators *write* which compute nothing: Transpose, Gather, Slice, Concat and the others
-of :data:`COPIES`. What they write they have read once as well, so the traffic is about twice the figure. Views are
+of `operators.COPIES`. What they write they have read once as well, so the traffic is about twice the figure. Views are
 free: Reshape, Squeeze, Unsqueeze, Flatten, Identity, and a Transpose that passes only axes of length 1. A compiler may
 fuse a copy into its reader; this counts the graph as it stands.
 
@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
+from deploycli.exporters.graph.operators import COPIES
 from deploycli.exporters.graph.products import COUNTED, UNCOUNTED, multiply_adds
 from deploycli.exporters.graph.shapes import elements
 from deploycli.exporters.graph.steps import GraphCost
@@ -33,13 +34,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from deploycli.exporters.graph.analysis import Analysis
-
-COPIES = frozenset(
-    {"CenterCropPad", "Compress", "Concat", "ConcatFromSequence", "DepthToSpace", "Expand", "Gather", "GatherElements",
-     "GatherND", "Pad", "ReverseSequence", "Scatter", "ScatterElements", "ScatterND", "Slice", "SpaceToDepth", "Split",
-     "SplitToSequence", "TensorScatter", "Tile", "Transpose", "Trilu"}
-)  # fmt: skip
-"""Operators of ONNX that write what they have read, and compute nothing."""
 
 
 def graph_cost(graph: ir.Graph, analysis: Analysis) -> GraphCost:

@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from deploycli.exporters.graph.movement_ops import is_movement, move
+from deploycli.exporters.graph.operators import DRAWN, QDQ
 from deploycli.exporters.graph.products import multiply_adds
 from deploycli.exporters.graph.shapes import INTEGERS, NodeShapes, Operand, item_bytes
 
@@ -24,12 +25,9 @@ if TYPE_CHECKING:
 
     from deploycli.exporters.graph.movement_ops import Array, Operands
 
-_RANDOM = frozenset(
-    # A Dropout that is still there at this point trains.
-    {"Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
-)
+_RANDOM = DRAWN | {"Bernoulli", "Dropout", "Multinomial"}  # a Dropout that is still there at this point trains
 
-_QUANTIZATION = frozenset({"DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear"})
+_QUANTIZATION = frozenset({"DynamicQuantizeLinear", *QDQ})
 """These say in which type a weight is kept: folding one would undo the quantization."""
 
 _NEVER = _RANDOM | _QUANTIZATION

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, BinaryIO, Literal
 import onnx
 import onnx_ir as ir
 
+from deploycli.exporters.graph.operators import QDQ
 from deploycli.models.errors import ExportError, IntegrityError, UsageError, first_line
 from deploycli.models.files import sha256_of
 
@@ -493,9 +494,7 @@ def write_outline(model: ir.Model, path: Path) -> None:
 def _decides(value: ir.Value) -> bool:
     """Whether the numbers of a constant may decide what becomes of a graph."""
     is_index = value.dtype in (ir.DataType.INT32, ir.DataType.INT64, ir.DataType.BOOL, ir.DataType.STRING)
-    return is_index or any(
-        use.node.op_type in ("QuantizeLinear", "DequantizeLinear") and use.idx for use in value.uses()
-    )
+    return is_index or any(use.node.op_type in QDQ and use.idx for use in value.uses())
 
 
 def _header(name: str, tensor: ir.TensorProtocol) -> onnx.TensorProto:

@@ -24,6 +24,7 @@ import numpy as np
 from deploycli.exporters.graph.analysis import dynamic_axes, reshape_target
 from deploycli.exporters.graph.index_map import IndexMap
 from deploycli.exporters.graph.index_sets import IndexSet, IndexSets, rows, rows_within, sizes, whole
+from deploycli.exporters.graph.operators import ELEMENTWISE, REDUCTIONS, SOFTMAX, TRAILING_NORMALIZATIONS, VIEWS
 from deploycli.exporters.graph.regions import moved
 
 if TYPE_CHECKING:
@@ -461,22 +462,12 @@ def _take(data: Dims, numbers: Sequence[IndexMap]) -> Relation | None:
 
 
 def _table() -> dict[str, Callable[[_Case], Relation | None]]:
-    elementwise = (
-        "Abs Acos Acosh Add And Asin Asinh Atan Atanh BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cast Ceil "
-        "Celu Clip Cos Cosh Div Elu Equal Erf Exp Floor Gelu Greater GreaterOrEqual HardSigmoid HardSwish Identity "
-        "IsInf IsNaN LeakyRelu Less LessOrEqual Log Max Mean Min Mish Mod Mul Neg Not Or PRelu Pow Reciprocal Relu "
-        "Round Selu Shrink Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Sub Sum Swish Tan Tanh ThresholdedRelu Where "
-        "Xor"
-    )
-    reductions = "ArgMax ArgMin ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin " + (
-        "ReduceProd ReduceSum ReduceSumSquare"
-    )
     return {
-        **dict.fromkeys(elementwise.split(), _elementwise),
-        **dict.fromkeys(reductions.split(), _reduction),
-        **dict.fromkeys(("LayerNormalization", "RMSNormalization"), _row_wise_before),
-        **dict.fromkeys(("Hardmax", "LogSoftmax", "LpNormalization", "Softmax"), _row_wise_beside),
-        **dict.fromkeys(("Flatten", "Reshape", "Squeeze", "Unsqueeze"), _view),
+        **dict.fromkeys((*ELEMENTWISE, "Identity"), _elementwise),
+        **dict.fromkeys((*REDUCTIONS, "ArgMax", "ArgMin"), _reduction),
+        **dict.fromkeys(TRAILING_NORMALIZATIONS, _row_wise_before),
+        **dict.fromkeys((*SOFTMAX, "Hardmax", "LpNormalization"), _row_wise_beside),
+        **dict.fromkeys(VIEWS - {"Identity"}, _view),
         **dict.fromkeys(("Slice", "Split"), _slice),  # a Split has a relation for each of its results
         "Attention": _attention,
         "Concat": _concat,

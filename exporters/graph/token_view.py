@@ -17,6 +17,7 @@ import numpy as np
 from deploycli.exporters.graph.index_map import IndexMap
 from deploycli.exporters.graph.lowerings import MOST_ROWS
 from deploycli.exporters.graph.movement_ops import NOWHERE
+from deploycli.exporters.graph.operators import ELEMENTWISE, REDUCTIONS, SOFTMAX, TRAILING_NORMALIZATIONS
 from deploycli.exporters.graph.regions import RegionMaps, find_regions
 from deploycli.exporters.graph.shapes import BATCH, elements, item_bytes
 
@@ -27,18 +28,6 @@ if TYPE_CHECKING:
     from deploycli.exporters.graph.movement_ops import Array
     from deploycli.exporters.graph.regions import Region
     from deploycli.exporters.graph.shapes import Dims
-
-_ELEMENTWISE = frozenset(
-    {
-        *("Abs", "Cast", "Ceil", "Celu", "Clip", "Cos", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid"),
-        *("HardSwish", "LeakyRelu", "Log", "Mish", "Neg", "Reciprocal", "Relu", "Round", "Selu", "Sigmoid", "Sign"),
-        *("Sin", "Softplus", "Softsign", "Sqrt", "Swish", "Tanh", "ThresholdedRelu"),
-        *("Add", "Div", "Max", "Min", "Mul", "Pow", "PRelu", "Sub", "Where"),
-    }
-)
-_NORMALIZATIONS = frozenset({"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"})
-REDUCTIONS = frozenset({"ReduceL1", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum"})
-"""Reductions whose axes are known where they are constant."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +71,7 @@ def row_wise(node: ir.Node, analysis: Analysis) -> RowWise | None:
     shape = rows_of(dims)
     if node.domain != "" or dims is None or shape is None or any(o.uses() for o in node.outputs[1:]):
         return None
-    if node.op_type in _ELEMENTWISE:
+    if node.op_type in ELEMENTWISE:
         return _elementwise(node, dims, analysis)
     first = analysis.dims(node.inputs[0]) if node.inputs else None
     if first is None or first[:-1] != dims[:-1] or rows_of(first) is None or _is_constant(node.inputs[0], analysis):
@@ -124,9 +113,9 @@ def _keeps_rows(node: ir.Node, dims: Dims, analysis: Analysis) -> bool:
     if node.op_type == "Gemm":
         transposed = node.attributes.get_int("transA", 0)
         return not transposed and all(c.ndim < 2 or len(c) == 1 for c in arrays[1:])
-    if node.op_type in _NORMALIZATIONS:
+    if node.op_type in TRAILING_NORMALIZATIONS:
         return node.attributes.get_int("axis", -1) in (-1, rank - 1) and all(c.ndim == 1 for c in arrays)
-    if node.op_type in ("Softmax", "LogSoftmax"):
+    if node.op_type in SOFTMAX:
         return node.attributes.get_int("axis", -1) in (-1, rank - 1)
     if node.op_type in REDUCTIONS:
         return reduced_axes(node, rank, analysis) == (rank - 1,) and node.attributes.get_int("keepdims", 1) == 1

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from deploycli.exporters.graph.operators import QDQ, is_onnx
 from deploycli.exporters.graph.shapes import BATCH
-from deploycli.exporters.lint.element_types import is_onnx
 from deploycli.exporters.lint.subject import operand
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def is_weight(value: ir.Value | None, subject: Subject) -> bool:
         if subject.stored(value) is not None:
             return True
         node = value.producer()
-        if node is None or not is_onnx(node, "Cast", "DequantizeLinear", "QuantizeLinear", *MOVES) or not node.inputs:
+        if node is None or not is_onnx(node, "Cast", *QDQ, *MOVES) or not node.inputs:
             return False
         value = node.inputs[0]
     return False

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from deploycli.exporters.lint.element_types import attribute, is_onnx
+from deploycli.exporters.graph.operators import QDQ, is_onnx
+from deploycli.exporters.lint.element_types import attribute
 from deploycli.exporters.lint.fusion import attention_blocks
 from deploycli.exporters.lint.report import listed, type_name, warning
 from deploycli.exporters.lint.subject import operand, pieces
@@ -86,7 +87,7 @@ def stored_numbers(subject: Subject) -> Iterator[Problem]:
     Source: IEEE 754 binary16: nothing above 65504, below 6.1e-5 fewer digits, below 3e-8 nothing. A mask of -inf gives
     NaN in a row that is masked throughout.
     """
-    scales = {operand(n, 1) for n in subject.nodes if is_onnx(n, "QuantizeLinear", "DequantizeLinear")}
+    scales = {operand(n, 1) for n in subject.nodes if is_onnx(n, *QDQ)}
     of_rule_6 = {value.name for value in scales if value is not None}
     for name, tensor in subject.tensors:
         if tensor.dtype not in FLOATS | {ir.DataType.DOUBLE} or name in of_rule_6:

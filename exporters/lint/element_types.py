@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import onnx
 import onnx_ir as ir
 
-from deploycli.exporters.lint.operators import ONNX_DOMAINS
+from deploycli.exporters.graph.operators import QDQ, WINDOWS, is_onnx
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,14 +42,7 @@ _TYPE_ATTRIBUTE = {
     "RandomUniformLike": "dtype",
 }
 
-_MAKES_FLOATS = frozenset(
-    {"BlackmanWindow", "HammingWindow", "HannWindow", "MelWeightMatrix", "RandomNormal", "RandomUniform"}
-)
-
-
-def is_onnx(node: ir.Node, *op_types: str) -> bool:
-    """Say whether a node is an operator of the ONNX domain, and one of those named, if any are."""
-    return node.domain in ONNX_DOMAINS and (not op_types or node.op_type in op_types)
+_MAKES_FLOATS = WINDOWS | {"MelWeightMatrix", "RandomNormal", "RandomUniform"}
 
 
 def attribute(node: ir.Node, name: str, default: T) -> T:
@@ -142,7 +135,7 @@ def _special(node: ir.Node, inputs: list[Type], type_of: TypeOf) -> list[Type]:
         value = node.attributes.get("value")
         is_tensor = value is not None and value.type == ir.AttributeType.TENSOR and value.value is not None
         return [value.value.dtype if is_tensor and value is not None else ir.DataType.FLOAT]
-    if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+    if node.op_type in QDQ:
         given = data_type(attribute(node, "output_dtype", 0))
         if node.op_type == "DequantizeLinear":
             return [given or (inputs[1] if len(inputs) > 1 else None)]

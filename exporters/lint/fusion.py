@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
+from deploycli.exporters.graph.operators import is_onnx
 from deploycli.exporters.lint.attention import (
     MOVES,
     Attention,
@@ -22,7 +23,7 @@ from deploycli.exporters.lint.attention import (
     quantized_type,
     requantized,
 )
-from deploycli.exporters.lint.element_types import attribute, is_onnx
+from deploycli.exporters.lint.element_types import attribute
 from deploycli.exporters.lint.report import AttentionBlock, listed, name_of, warning
 from deploycli.exporters.lint.subject import operand
 from deploycli.exporters.lint.types import attention_operator

@@ -19,8 +19,9 @@ import onnx_ir as ir
 
 from deploycli.exporters.graph.analysis import GROWTH
 from deploycli.exporters.graph.evaluate import can_evaluate, evaluate
+from deploycli.exporters.graph.operators import QDQ, is_onnx
 from deploycli.exporters.graph.shapes import BATCH, BATCHES, stays_affine
-from deploycli.exporters.lint.element_types import allowed_types, derive, formal, is_onnx, schema_of
+from deploycli.exporters.lint.element_types import allowed_types, derive, formal, schema_of
 from deploycli.exporters.target.settings import DEFAULT_BATCH
 from deploycli.models.errors import first_line
 
@@ -176,7 +177,7 @@ class Inference:
         usual = [None if x is None else _at(x, DEFAULT_BATCH[1]) for x in operands]
         if isinstance(_infer_outputs(schema, node, usual, _made_alike(schema, types), 0, self._opset), list):
             self.fitting.add(node)
-        if is_onnx(node, "QuantizeLinear", "DequantizeLinear") and operands and operands[0] is not None:
+        if is_onnx(node, *QDQ) and operands and operands[0] is not None:
             return [operands[0].extremes] * len(node.outputs)  # in an opset that lacks the type
         return None
 

@@ -24,8 +24,6 @@ OLDEST: Version = (10, 12)
 NEWEST_MAJOR = 11
 """All of its minor releases are accepted: what they add is additive."""
 
-ONNX_DOMAINS = frozenset({"", "ai.onnx"})
-
 PARSER_PLUGINS = frozenset(
     {
         "TRT_BlockQuantize",

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
+from deploycli.exporters.graph.operators import is_onnx
 from deploycli.exporters.lint.attention import dequantized, find_attention, is_weight, made_by, quantized_type
-from deploycli.exporters.lint.element_types import attribute, is_onnx
+from deploycli.exporters.lint.element_types import attribute
 from deploycli.exporters.lint.fusion import int8_limits
 from deploycli.exporters.lint.quantization import GEMMS, axis_of
 from deploycli.exporters.lint.report import warning

@@ -13,8 +13,9 @@ import numpy as np
 import onnx_ir as ir
 
 from deploycli.exporters.graph.analysis import dynamic_axes
+from deploycli.exporters.graph.operators import is_onnx
 from deploycli.exporters.lint.attention import dequantized
-from deploycli.exporters.lint.element_types import QUANTIZED, attribute, data_type, is_onnx
+from deploycli.exporters.lint.element_types import QUANTIZED, attribute, data_type
 from deploycli.exporters.lint.report import differs, error, type_name, warning
 from deploycli.exporters.lint.subject import operand
 from deploycli.exporters.lint.types import FLOATS

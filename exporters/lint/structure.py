@@ -11,9 +11,10 @@ import onnx_ir as ir
 
 from deploycli.exporters.graph.analysis import dynamic_axes
 from deploycli.exporters.graph.onnx_file import span
+from deploycli.exporters.graph.operators import BROADCASTING, ONNX_DOMAINS, QDQ, is_onnx
 from deploycli.exporters.graph.shapes import BATCH, grows
-from deploycli.exporters.lint.element_types import attribute, formal, is_onnx, schema_of
-from deploycli.exporters.lint.operators import ONNX_DOMAINS, PARSER_PLUGINS
+from deploycli.exporters.lint.element_types import attribute, formal, schema_of
+from deploycli.exporters.lint.operators import PARSER_PLUGINS
 from deploycli.exporters.lint.report import differs, error, listed, type_name, warning
 from deploycli.exporters.lint.restrictions import MAX_RANK, restriction
 from deploycli.exporters.lint.subject import operand
@@ -38,10 +39,7 @@ _NEEDED_OPSETS = {"LayerNormalization": 17, "Gelu": 20, "RMSNormalization": 23, 
 _BROADCASTING_OPSET = 7
 """The first with NumPy's broadcasting."""
 
-_ELEMENTWISE = (
-    *("Add", "And", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Mean", "Min", "Mul"),
-    *("Or", "Pow", "Sub", "Sum", "Xor"),
-)
+_VARIADIC = BROADCASTING - {"BitwiseAnd", "BitwiseOr", "BitwiseXor", "Mod", "Where"}
 """But for Pow the parser takes any number of operands, and returns one as it is."""
 
 _QUANTIZED_OPSETS = {
@@ -72,13 +70,13 @@ def opset_and_ir(subject: Subject) -> Iterator[Problem]:
         yield warning(where, f"IR version {version}", f"write IR version {NEWEST_IR}: the graph needs no newer one")
     for node in subject.nodes:
         needed = _NEEDED_OPSETS.get(node.op_type, 0) if is_onnx(node) else 0
-        if 0 < opset < _BROADCASTING_OPSET and is_onnx(node, *_ELEMENTWISE):
+        if 0 < opset < _BROADCASTING_OPSET and is_onnx(node, *_VARIADIC):
             found = f"{node.op_type} of opset {opset} has a broadcasting that the parser does not take"
             yield error(node, found, f"opset {_BROADCASTING_OPSET} or above")
         if opset < needed:
             found = f"{node.op_type} does not exist in opset {opset}: TensorRT reads it, ONNX Runtime does not"
             yield warning(node, found, f"opset {needed} or above")
-        elif is_onnx(node, "QuantizeLinear", "DequantizeLinear"):
+        elif is_onnx(node, *QDQ):
             yield from _opset_of_quantization(node, subject)
 
 
@@ -427,7 +425,7 @@ def _operands(node: ir.Node, subject: Subject) -> Iterator[Problem]:
     if schema is None:
         return
     if len(node.inputs) > schema.max_input:
-        is_absent = is_onnx(node, *_ELEMENTWISE) and None in node.inputs
+        is_absent = is_onnx(node, *_VARIADIC) and None in node.inputs
         make = error if is_absent or is_onnx(node, *_COUNTED) else warning
         yield make(node, f"it has {len(node.inputs)} operands", f"{node.op_type} takes {schema.max_input}")
         return
@@ -437,7 +435,7 @@ def _operands(node: ir.Node, subject: Subject) -> Iterator[Problem]:
     if is_onnx(node, "Resize"):  # opset 11 wants operands that it does not read
         missing = [name for name in missing if name == "X"]
     if missing:
-        is_lone = is_onnx(node, *_ELEMENTWISE) and not is_onnx(node, *_COUNTED) and len(node.inputs) == 1
+        is_lone = is_onnx(node, *_VARIADIC) and not is_onnx(node, *_COUNTED) and len(node.inputs) == 1
         make = differs if is_lone and operand(node, 0) is not None else error
         yield make(node, f"its operand {listed(missing)} is missing")
         return

@@ -10,9 +10,9 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from deploycli.exporters.graph.onnx_file import external_fault, inline_fault, root_of
-from deploycli.exporters.lint.element_types import is_onnx
+from deploycli.exporters.graph.operators import ONNX_DOMAINS, is_onnx
 from deploycli.exporters.lint.inference import Inference, constant_tensor
-from deploycli.exporters.lint.operators import ONNX_DOMAINS, Operators, Version, operators
+from deploycli.exporters.lint.operators import Operators, Version, operators
 from deploycli.models.errors import UsageError, first_line
 
 if TYPE_CHECKING:

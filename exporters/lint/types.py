@@ -8,8 +8,9 @@ import numpy as np
 import onnx_ir as ir
 
 from deploycli.exporters.graph.analysis import dynamic_axes
+from deploycli.exporters.graph.operators import DRAWN, QDQ, WINDOWS, is_onnx
 from deploycli.exporters.graph.shapes import BATCH
-from deploycli.exporters.lint.element_types import allowed_types, attribute, formal, is_onnx, schema_of
+from deploycli.exporters.lint.element_types import allowed_types, attribute, formal, schema_of
 from deploycli.exporters.lint.inference import declared_type
 from deploycli.exporters.lint.report import differs, error, listed, name_of, type_name, warning
 from deploycli.exporters.lint.subject import operand
@@ -29,8 +30,6 @@ PLAIN = FLOATS | {ir.DataType.INT8, ir.DataType.INT32, ir.DataType.INT64, ir.Dat
 LOW_BITS = frozenset({ir.DataType.INT4, ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT4E2M1})
 """Types that exist between Q and DQ only, and there may be moved."""
 
-_QDQ = ("QuantizeLinear", "DequantizeLinear")
-
 _MOVES = (
     *("Concat", "DepthToSpace", "Dropout", "Flatten", "Identity", "Reshape", "Shape", "Size", "SpaceToDepth"),
     "Transpose",
@@ -42,15 +41,12 @@ _MAKES_UINT8 = ("Cast", "CastLike", "Identity")
 _DATA_OPERAND = {"OneHot": 2, "Where": 1}
 """Position of the operand of which the table's element types speak, where it is not the first."""
 
-_MADE_BY_ATTRIBUTE = frozenset(
-    {"BlackmanWindow", "HammingWindow", "HannWindow"}
-    | {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
-)
+_MADE_BY_ATTRIBUTE = WINDOWS | DRAWN
 """Their type is an attribute, and the importer takes it for what it is: DOUBLE is not FP32 there."""
 
 _JUDGED_BY_OUTPUT = _MADE_BY_ATTRIBUTE | {"Constant", "ConstantOfShape", "EyeLike"}
 
-_NOT_JUDGED = frozenset({"DequantizeLinear", "If", "Loop", "QuantizeLinear", "Scan"})
+_NOT_JUDGED = frozenset({"If", "Loop", "Scan", *QDQ})
 
 
 def supported_types(subject: Subject) -> Iterator[Problem]:
@@ -104,8 +100,8 @@ def _type_of_value(value: ir.Value, dtype: ir.DataType | None, subject: Subject)
         yield error(where, f"{name} is {type_name(dtype)}, which TensorRT does not have", "Cast it before the export")
     elif dtype in LOW_BITS or is_stored:
         moves = () if is_stored else _MOVES
-        readers = [n for n in value.consumers() if is_onnx(n) and not is_onnx(n, *_QDQ, *moves)]
-        if producer is not None and is_onnx(producer) and not is_stored and not is_onnx(producer, *_QDQ, *moves):
+        readers = [n for n in value.consumers() if is_onnx(n) and not is_onnx(n, *QDQ, *moves)]
+        if producer is not None and is_onnx(producer) and not is_stored and not is_onnx(producer, *QDQ, *moves):
             yield error(where, f"{name} is {type_name(dtype)} that {producer.op_type} makes", _ONLY_QDQ)
         elif readers or (value.is_graph_output() and is_stored):
             by = f"is read by {listed(n.op_type for n in readers)}" if readers else "is an output"
@@ -120,13 +116,13 @@ def _uint8(value: ir.Value, where: ir.Node | str, *, is_stored: bool) -> Iterato
     """UINT8 may be an input, and an output that a Cast makes; which operators read it, the table says."""
     producer = value.producer()
     if is_stored:
-        readers = [n for n in value.consumers() if not is_onnx(n, "Cast", *_QDQ)]
+        readers = [n for n in value.consumers() if not is_onnx(n, "Cast", *QDQ)]
         is_fine = not readers and not value.is_graph_output()  # data or a zero point of Q/DQ: rule 6's
     else:
         is_fine = value.is_graph_input() or (
             value.is_graph_output() and producer is not None and is_onnx(producer, *_MAKES_UINT8)
         )
-    if not is_fine and not (producer is not None and is_onnx(producer, *_QDQ)):
+    if not is_fine and not (producer is not None and is_onnx(producer, *QDQ)):
         yield error(where, f"{value.name} is UINT8 inside the graph", "UINT8 may be an input or output that is cast")
 
 
@@ -144,7 +140,7 @@ def strong_typing(subject: Subject) -> Iterator[Problem]:
     dtype = subject.inference.dtype
     for node in subject.nodes:
         schema = schema_of(node, subject.opset)
-        if schema is None or node.op_type in _QDQ:  # those are rule 6's
+        if schema is None or node.op_type in QDQ:  # those are rule 6's
             continue
         groups: dict[str, list[tuple[str, ir.DataType]]] = {}
         for i, value in enumerate(node.inputs):

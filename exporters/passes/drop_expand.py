@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from deploycli.exporters.graph.operators import BROADCASTING
 from deploycli.exporters.graph.steps import Remark
 from deploycli.exporters.graph.unique import label
 from deploycli.exporters.passes.graph_pass import GraphPass
@@ -22,10 +23,6 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from deploycli.exporters.graph.analysis import Analysis
-
-_ELEMENTWISE = frozenset(
-    {"Add", "And", "Div", "Equal", "Greater", "Less", "Max", "Min", "Mul", "Or", "Pow", "Sub", "Where", "Xor"}
-)
 
 
 class DropExpand(GraphPass):
@@ -49,7 +46,7 @@ class DropExpand(GraphPass):
 
 def _is_implicit(reader: ir.Node, position: int, source: ir.Value, analysis: Analysis) -> bool:
     """Say whether a reader gives the same result where it reads the source itself."""
-    if reader.op_type not in _ELEMENTWISE or reader.domain != "":
+    if reader.op_type not in BROADCASTING or reader.domain != "":
         return False
     result = analysis.dims(reader.outputs[0])
     operands = [analysis.dims(source if i == position else value) for i, value in enumerate(reader.inputs)]

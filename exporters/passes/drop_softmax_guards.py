@@ -22,24 +22,16 @@ import numpy as np
 
 from deploycli.exporters.graph.builder import replace
 from deploycli.exporters.graph.movement_ops import MOVEMENT
+from deploycli.exporters.graph.operators import ARITHMETIC
 from deploycli.exporters.graph.steps import Remark
 from deploycli.exporters.graph.unique import label
 from deploycli.exporters.passes.graph_pass import GraphPass
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import onnx_ir as ir
 
     from deploycli.exporters.graph.analysis import Analysis
     from deploycli.exporters.graph.movement_ops import Array
-
-_ARITHMETIC: dict[str, Callable[[Array, Array], Array]] = {
-    "Add": np.add,
-    "Div": np.divide,
-    "Mul": np.multiply,
-    "Sub": np.subtract,
-}
 
 
 class DropSoftmaxGuards(GraphPass):
@@ -200,17 +192,17 @@ def _varying(node: ir.Node, analysis: Analysis) -> ir.Value | None:
     if node.op_type == "Cast" or (node.op_type != "Concat" and analysis.only_moves(node)):
         return node.inputs[0]
     varying = [value for value in node.inputs if analysis.constant(value) is None]
-    if node.op_type not in _ARITHMETIC or len(varying) != 1 or (node.op_type == "Div" and varying[0] is node.inputs[1]):
+    if node.op_type not in ARITHMETIC or len(varying) != 1 or (node.op_type == "Div" and varying[0] is node.inputs[1]):
         return None
     return varying[0]
 
 
 def _after(node: ir.Node, bounds: _Bounds, analysis: Analysis) -> _Bounds:
     """Return the bounds of what a node makes."""
-    if node.op_type in _ARITHMETIC:
+    if node.op_type in ARITHMETIC:
         operands = [analysis.constant(value) for value in node.inputs]
         ends = [
-            _ARITHMETIC[node.op_type](*(end if x is None else x.astype(np.float64) for x in operands))
+            ARITHMETIC[node.op_type](*(end if x is None else x.astype(np.float64) for x in operands))
             for end in (bounds.lower, bounds.upper)
         ]
         bounds = _Bounds(np.minimum(*ends), np.maximum(*ends))  # either is NaN where one is

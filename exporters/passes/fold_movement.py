@@ -28,6 +28,7 @@ from deploycli.exporters.graph.builder import Builder, remove, replace, replace_
 from deploycli.exporters.graph.index_map import IndexMap, concatenate
 from deploycli.exporters.graph.lowerings import LAUNCH, VIEW, Lowering, MovementOp, find_lowerings, find_view_lowerings
 from deploycli.exporters.graph.movement_ops import swaps_last_axes
+from deploycli.exporters.graph.operators import VIEWS
 from deploycli.exporters.graph.regions import RegionMaps, find_regions
 from deploycli.exporters.graph.shapes import elements, item_bytes
 from deploycli.exporters.graph.steps import Remark
@@ -42,8 +43,6 @@ if TYPE_CHECKING:
     from deploycli.exporters.graph.analysis import Analysis
     from deploycli.exporters.graph.regions import Region
     from deploycli.exporters.graph.shapes import Dims
-
-_VIEWS = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
 
 
 class FoldMovement(GraphPass):
@@ -166,7 +165,7 @@ class _Folder:
 
     def _node_cost(self, node: ir.Node) -> int:
         """Cost of an operator that stands in the graph, by the same measure as a move's."""
-        if node.op_type in _VIEWS:
+        if node.op_type in VIEWS:
             shape = node.inputs[1] if len(node.inputs) > 1 else None
             return VIEW if shape is None or self._analysis.constant(shape) is not None else VIEW + LAUNCH
         itemsize = self._itemsize(node.outputs[0])

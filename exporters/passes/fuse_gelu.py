@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deploycli.exporters.graph.builder import Builder, replace
+from deploycli.exporters.graph.operators import ARITHMETIC
 from deploycli.exporters.passes.common.fusion import Fusion, single_number
 
 if TYPE_CHECKING:
@@ -38,14 +39,7 @@ _SIGMOIDS: dict[str, tuple[str, Callable[[Array], Array]]] = {
     "Erf": ("none", np.vectorize(math.erf, otypes=[float])),
     "Tanh": ("tanh", np.tanh),
 }
-_ARITHMETIC: dict[str, Callable[..., Array]] = {
-    "Add": np.add,
-    "Div": np.divide,
-    "Mul": np.multiply,
-    "Neg": np.negative,
-    "Pow": np.power,
-    "Sub": np.subtract,
-}
+_ARITHMETIC: dict[str, Callable[..., Array]] = {**ARITHMETIC, "Neg": np.negative, "Pow": np.power}
 _MOST_ABOVE, _MOST_BELOW = 8, 4
 """Operators before and after the Erf or Tanh of a GELU that was written out."""
 

@@ -22,7 +22,8 @@ import onnx_ir as ir
 
 from deploycli.exporters.graph.analysis import reshape_target
 from deploycli.exporters.graph.builder import Builder, annotate
-from deploycli.exporters.graph.token_view import REDUCTIONS, row_wise
+from deploycli.exporters.graph.operators import REDUCTIONS
+from deploycli.exporters.graph.token_view import row_wise
 from deploycli.exporters.passes.graph_pass import GraphPass
 
 if TYPE_CHECKING:

@@ -20,6 +20,7 @@ import onnx_ir as ir
 from deploycli.exporters.graph.analysis import GROWTH, dynamic_axes
 from deploycli.exporters.graph.builder import Builder, replace
 from deploycli.exporters.graph.evaluate import can_evaluate, evaluate
+from deploycli.exporters.graph.operators import ARITHMETIC
 from deploycli.exporters.graph.shapes import BATCH, elements, grows
 from deploycli.exporters.graph.steps import Remark
 from deploycli.exporters.graph.unique import label
@@ -34,8 +35,7 @@ if TYPE_CHECKING:
 RUNS = (2, 3)
 """Batch sizes at which such a constant is computed. Not 1, where all samples are one."""
 
-_BINARY = frozenset({"Add", "Div", "Mul", "Sub"})
-_ELEMENTWISE = _BINARY | {"And", "Cast", "Equal", "Greater", "Less", "Neg", "Not", "Or", "Where"}
+_ELEMENTWISE = frozenset(ARITHMETIC) | {"And", "Cast", "Equal", "Greater", "Less", "Neg", "Not", "Or", "Where"}
 _SIZED = frozenset({"Expand", "Reshape"})
 """Movement whose result may grow with the batch by repetition alone."""
 
@@ -49,7 +49,7 @@ class UnrepeatConstants(GraphPass):
         modified = False
         self._hopeless = set[ir.Value]()  # asked in the order of the graph, so that no chain is followed twice
         for node in list(graph):
-            if node.op_type not in _BINARY or node.domain != "" or node.outputs[0].is_graph_output():
+            if node.op_type not in ARITHMETIC or node.domain != "" or node.outputs[0].is_graph_output():
                 continue
             for position in (0, 1):
                 block = self._block(node, position, analysis)

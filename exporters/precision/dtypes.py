@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import onnx
 import onnx_ir as ir
 
-from deploycli.exporters.lint.element_types import allowed_types, derive, formal, is_onnx
-from deploycli.exporters.lint.operators import ONNX_DOMAINS
+from deploycli.exporters.graph.operators import ONNX_DOMAINS, is_onnx
+from deploycli.exporters.lint.element_types import allowed_types, derive, formal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

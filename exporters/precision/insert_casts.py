@@ -23,9 +23,10 @@ from onnx_ir.passes import common
 
 from deploycli.exporters.graph.builder import initializer
 from deploycli.exporters.graph.movement_ops import MOVEMENT
+from deploycli.exporters.graph.operators import is_onnx
 from deploycli.exporters.graph.steps import Remark
 from deploycli.exporters.graph.unique import Names, value_names
-from deploycli.exporters.lint.element_types import derive, is_onnx
+from deploycli.exporters.lint.element_types import derive
 from deploycli.exporters.precision.constants import feeds_softmax, reduced
 from deploycli.exporters.precision.dtypes import (
     REDUCED,

@@ -17,9 +17,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from deploycli.exporters.graph.operators import PRODUCTS
 from deploycli.exporters.graph.steps import Remark
 from deploycli.exporters.graph.unique import Names
-from deploycli.exporters.precision.roles import PRODUCTS, Roles, Stage, Weight
+from deploycli.exporters.precision.roles import Roles, Stage, Weight
 
 if TYPE_CHECKING:
     import re

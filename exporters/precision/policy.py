@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from deploycli.exporters.graph.movement_ops import MOVEMENT
-from deploycli.exporters.lint.element_types import attribute, is_onnx, schema_of
+from deploycli.exporters.graph.operators import NORMALIZATIONS, QDQ, SOFTMAX, is_onnx
+from deploycli.exporters.lint.element_types import attribute, schema_of
 from deploycli.exporters.lint.operators import operators, parse_version
 from deploycli.exporters.lint.rules import DEFAULT_VERSION
 from deploycli.exporters.precision.constants import MASKING, NEAR_OVERFLOW, examine, feeds_softmax
@@ -29,18 +30,6 @@ if TYPE_CHECKING:
 REDUCED_TYPES: Mapping[str, ir.DataType] = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 """Precision -> element type."""
 
-_NORMALIZATIONS = frozenset(
-    {
-        "BatchNormalization",
-        "GroupNormalization",
-        "InstanceNormalization",
-        "LayerNormalization",
-        "LpNormalization",
-        "MeanVarianceNormalization",
-        "RMSNormalization",
-    }
-)
-_SOFTMAX = frozenset({"LogSoftmax", "Softmax"})
 _SUMS = frozenset({"AveragePool", "CumSum", "GlobalAveragePool", "GlobalLpPool", "LpPool"})
 _ORDER = frozenset({"ReduceMax", "ReduceMin"})  # they select, they do not add up
 _SQUARES = frozenset({"Mul", "Pow"})
@@ -48,7 +37,6 @@ _APPLIES_SUM = frozenset({"Add", "Clip", "Div", "Max", "Min", "Mul", "Pow", "Rec
 _COUNTS = frozenset(
     {"Abs", "Add", "Cast", "Ceil", "Clip", "Div", "Floor", "Max", "Min", "Mod", "Mul", "Neg", "Round", "Sub", *MOVEMENT}
 )
-_QDQ = ("QuantizeLinear", "DequantizeLinear")
 _TYPED_FREELY = ("Cast", "ConstantOfShape")  # their result has the type that an attribute says, and it can be changed
 
 
@@ -154,7 +142,7 @@ def _unsupported(node: ir.Node, policy: Policy) -> str | None:
         return f"{other.name} is no tensor"
     if untyped := next((v for v in values if v.name and v.dtype is None), None):
         return f"the element type of {untyped.name} is not known"
-    if name in _QDQ and opset < 19:
+    if name in QDQ and opset < 19:
         return f"its scale is FP32 in opset {opset}; from 19 on it may be FP16"
     floats = [i for i, value in enumerate(node.inputs) if value is not None and value.dtype == ir.DataType.FLOAT]
     if name == "BitCast":
@@ -175,7 +163,7 @@ def _unsupported(node: ir.Node, policy: Policy) -> str | None:
 
 
 def _normalization(node: ir.Node, _policy: Policy) -> str | None:
-    if node.op_type not in _NORMALIZATIONS:
+    if node.op_type not in NORMALIZATIONS:
         return None
     return "adds up squares of the residual stream; TensorRT computes it in the type of its input"
 
@@ -185,7 +173,7 @@ def _softmax(node: ir.Node, _policy: Policy) -> str | None:
     itself. TensorRT for RTX 1.7.1 makes the same kernels of an FP32 one, and the numbers are the same: scores and
     probabilities are FP16 in front of the Casts and behind them.
     """
-    if node.op_type in _SOFTMAX and not (node.op_type == "Softmax" and _weighs_values(node.outputs[0])):
+    if node.op_type in SOFTMAX and not (node.op_type == "Softmax" and _weighs_values(node.outputs[0])):
         return "exponentials and their sum"
     if node.op_type == "Exp" and any(_adds_up(reader) for reader in node.outputs[0].consumers()):
         return "exponentials for a sum"
@@ -201,7 +189,7 @@ def _weighs_values(value: ir.Value) -> bool:
 def _leads_to_values(node: ir.Node, position: int) -> bool:
     if is_onnx(node, "MatMul", "Einsum"):
         return len(node.inputs) == 2 and all(v is not None and v.const_value is None for v in node.inputs)
-    return position == 0 and is_onnx(node, "Dropout", *_QDQ, *MOVEMENT) and _weighs_values(node.outputs[0])
+    return position == 0 and is_onnx(node, "Dropout", *QDQ, *MOVEMENT) and _weighs_values(node.outputs[0])
 
 
 def _reduction(node: ir.Node, _policy: Policy) -> str | None:
@@ -239,7 +227,7 @@ def _constant(node: ir.Node, policy: Policy) -> str | None:
             return f"{rounding.overflowed} of {rounding.size} values of {value.name} are beyond {policy.largest:g}"
         if rounding.vanishes:
             return f"{value.name} ({rounding.largest:.3g}) would become zero"
-        if rounding.subnormal and position == 1 and node.op_type in _QDQ:
+        if rounding.subnormal and position == 1 and node.op_type in QDQ:
             return f"{rounding.subnormal} of {rounding.size} scales of {value.name} would lose their digits"
     return None
 

@@ -12,37 +12,17 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from deploycli.exporters.graph.analysis import Analysis, dynamic_axes
+from deploycli.exporters.graph.movement_ops import MOVEMENT
+from deploycli.exporters.graph.operators import ACTIVATIONS, ARITHMETIC, PRODUCTS, SOFTMAX
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PRODUCTS = frozenset({"Conv", "Gemm", "MatMul"})
-"""Operators that TensorRT runs in INT8, where their operands come from Q/DQ pairs."""
+MOVES = frozenset({"Cast", *MOVEMENT})
+"""Operators that move data, as far as a role is concerned."""
 
-MOVES = frozenset(
-    {
-        "Cast",
-        "Concat",
-        "Expand",
-        "Flatten",
-        "Gather",
-        "Identity",
-        "Pad",
-        "Reshape",
-        "Slice",
-        "Split",
-        "Squeeze",
-        "Transpose",
-        "Unsqueeze",
-    }
-)
-"""Operators that move data, as far as the networks here use them."""
-
-_ELEMENTWISE = frozenset({"Add", "Div", "Mul", "Sub"})
-_ENDINGS = frozenset({"LogSoftmax", "Sigmoid", "Softmax"})  # of a classifier that answers with probabilities
-_ACTIVATIONS = frozenset(
-    {"Celu", "Elu", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mish", "PRelu", "Relu", "Selu", "Swish"}
-)
+_ARITHMETIC = frozenset(ARITHMETIC)
+_ENDINGS = SOFTMAX | {"Sigmoid"}  # of a classifier that answers with probabilities
 _PARTS_OF_ACTIVATIONS = frozenset({"Erf", "Sigmoid", "Tanh"})  # a GELU or SiLU that was written out
 
 
@@ -137,7 +117,7 @@ class Roles:
         if not isinstance(weight, Weight):
             return None
         source = node.inputs[0]
-        pixels = self._origins(source, MOVES | _ELEMENTWISE)  # perhaps normalised inside the graph
+        pixels = self._origins(source, MOVES | _ARITHMETIC)  # perhaps normalised inside the graph
         if pixels and all(value.is_graph_input() for value in pixels):
             return Stage.PATCH_EMBED
         if self._leads_out(node.outputs[0]):
@@ -150,7 +130,7 @@ class Roles:
     def attention(self, softmax: ir.Node) -> Attention | str:
         """Return the attention around a Softmax, or why there is none."""
         source, result = softmax.inputs[0], softmax.outputs[0]
-        makers = (value.producer() for value in self._origins(source, MOVES | _ELEMENTWISE | {"Where"}))
+        makers = (value.producer() for value in self._origins(source, MOVES | _ARITHMETIC | {"Where"}))
         products = [n for n in makers if n is not None and n.op_type == "MatMul" and not self.constants(n)]
         if len(products) != 1:
             return f"no attention: it reads {len(products)} products of two activations"
@@ -189,7 +169,7 @@ class Roles:
             if node is None or node.op_type not in through:
                 found.append(value)
                 continue
-            operands = node.inputs if node.op_type in _ELEMENTWISE | {"Concat", "Where"} else node.inputs[:1]
+            operands = node.inputs if node.op_type in _ARITHMETIC | {"Concat", "Where"} else node.inputs[:1]
             waiting += [operand for operand in operands if operand not in seen]
             seen.update(operands)
         return found
@@ -204,10 +184,10 @@ class Roles:
         if not readers:
             return value.is_graph_output()
         for reader in readers:
-            if reader.op_type not in MOVES | _ELEMENTWISE | _ENDINGS:
+            if reader.op_type not in MOVES | _ARITHMETIC | _ENDINGS:
                 return False
             others = [v for v in reader.inputs if v is not None and v is not value and self._computed(v)]
-            if reader.op_type in _ELEMENTWISE and any(len(v.uses()) > 1 for v in others):
+            if reader.op_type in _ARITHMETIC and any(len(v.uses()) > 1 for v in others):
                 return False
         return all(self._leads_out(output) for reader in readers for output in reader.outputs)
 
@@ -239,7 +219,7 @@ class Roles:
             if node.op_type in PRODUCTS:
                 return path if self.constants(node) == (1,) else []
             operands = [v for v in node.inputs if v is not None and self._computed(v)]
-            if node.op_type not in MOVES | _ELEMENTWISE or len(operands) != 1:
+            if node.op_type not in MOVES | _ARITHMETIC or len(operands) != 1:
                 return []
             path.append(operands[0])
         return []
@@ -268,13 +248,13 @@ def _readers(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
 def _is_activation(node: ir.Node | None) -> bool:
     if node is None:
         return False
-    if node.op_type in _ACTIVATIONS:
+    if node.op_type in ACTIVATIONS - _PARTS_OF_ACTIVATIONS:
         return True
     if node.op_type != "Mul":
         return False
     near = [node]
     for _ in range(3):  # x * 0.5 * (1 + erf(x / sqrt(2)))
-        operands = [value for n in near if n.op_type in _ELEMENTWISE for value in n.inputs if value is not None]
+        operands = [value for n in near if n.op_type in _ARITHMETIC for value in n.inputs if value is not None]
         near = [producer for value in operands if (producer := value.producer()) is not None]
         if any(n.op_type in _PARTS_OF_ACTIVATIONS for n in near):
             return True

@@ -11,7 +11,8 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from deploycli.exporters.graph.analysis import Analysis
-from deploycli.exporters.graph.cost import COPIES, graph_cost
+from deploycli.exporters.graph.cost import graph_cost
+from deploycli.exporters.graph.operators import COPIES
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
 

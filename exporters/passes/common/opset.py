@@ -12,6 +12,7 @@ import onnx
 import onnx_ir as ir
 
 from deploycli.exporters.graph.builder import initializer
+from deploycli.exporters.graph.operators import REDUCTIONS
 from deploycli.exporters.graph.unique import Names, value_names
 
 OLDEST, NEWEST = 13, 23
@@ -31,12 +32,7 @@ _WIDENED = frozenset(
 )
 """Operators that take more types, or whose new attributes change nothing where they are absent."""
 
-_REDUCTIONS = frozenset(
-    {
-        *("ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin"),
-        *("ReduceProd", "ReduceSumSquare"),
-    }
-)
+_REDUCTIONS = REDUCTIONS - {"ReduceSum"}  # which takes its axes as an operand from 13 on
 _AXES_ARE_OPERANDS = 18
 
 

@@ -15,7 +15,8 @@ from hypothesis import given
 from onnx import helper
 
 from deploycli.exporters.graph.analysis import Analysis
-from deploycli.exporters.graph.cost import COPIES, graph_cost
+from deploycli.exporters.graph.cost import graph_cost
+from deploycli.exporters.graph.operators import COPIES
 from deploycli.exporters.graph.steps import GraphCost, Step
 from deploycli.exporters.passes.pipeline import rewrite
 from deploycli.models.codec import decode

@@ -9,12 +9,13 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from deploycli.exporters.graph.operators import PRODUCTS
 from deploycli.exporters.passes.pipeline import tidy
 from deploycli.exporters.precision.insert_casts import cast
 from deploycli.exporters.precision.insert_qdq import insert
 from deploycli.exporters.precision.placement import SCHEMES, place
 from deploycli.exporters.precision.policy import Policy
-from deploycli.exporters.precision.roles import PRODUCTS, Attention, Roles, Stage, Weight
+from deploycli.exporters.precision.roles import Attention, Roles, Stage, Weight
 from tests.exporters.precision.networks import (
     FAMILIES,
     HALF,
