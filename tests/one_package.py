@@ -31,11 +31,11 @@ def as_installed(path: Path) -> Path:
     return Path("deploycli") / relative if relative.parts[0] in MAPPED else relative
 
 
-def mypy(*options: str) -> "subprocess.CompletedProcess[str]":
+def mypy(*options: str, cache: Path = ROOT / ".mypy_cache") -> "subprocess.CompletedProcess[str]":
     """Run mypy on the package; its output is captured."""
     with tempfile.TemporaryDirectory() as folder:
-        config, cache = f"--config-file={ROOT / 'pyproject.toml'}", f"--cache-dir={ROOT / '.mypy_cache'}"
-        command = [sys.executable, "-m", "mypy", config, cache, *options]
+        config = f"--config-file={ROOT / 'pyproject.toml'}"
+        command = [sys.executable, "-m", "mypy", config, f"--cache-dir={cache}", *options]
         return subprocess.run(command, cwd=linked(Path(folder)), capture_output=True, text=True, check=False)
 
 

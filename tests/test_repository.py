@@ -14,6 +14,7 @@ import pytest
 from deploycli.cli import COMMANDS, cli
 from deploycli.exporters.passes.pipeline import PASSES
 from tests.one_package import as_installed, mypy
+from tests.tensorrt_api.bindings import locked
 from tests.transcripts import blocks, documents
 
 ROOT = Path(__file__).parents[1]
@@ -128,7 +129,9 @@ def test_ruff(arguments: list[str]) -> None:
 
 
 def test_mypy() -> None:
-    result = mypy()
+    """With the cache of tests.tensorrt_api.stubs, whose runs read the same files."""
+    with locked("mypy") as kept:
+        result = mypy(cache=kept / "mypy")
     assert result.returncode == 0, result.stdout + result.stderr
 
 

@@ -258,7 +258,8 @@ def check(stubs: str | Path, files: Sequence[Path]) -> list[str]:
 
     Args:
         stubs: one of `bindings.VERSIONS`, or a folder for ``MYPYPATH``.
-        files: what is checked; what they import is read, but not judged.
+        files: what is checked; what they import is read, but not judged. It is read as for the mypy of the whole
+            package, so that one cache serves both.
 
     Returns:
         mypy's lines about these files: ``path:line: error: ... [code]``. What else is not installed is not among them.
@@ -267,18 +268,18 @@ def check(stubs: str | Path, files: Sequence[Path]) -> list[str]:
         return []
     folder = stub_folder(stubs) if isinstance(stubs, str) else stubs
     with locked("mypy") as kept:
-        options = [f"--config-file={CONFIG}", "--strict", "--follow-imports=silent"]
+        options = [f"--config-file={CONFIG}", "--strict"]
         style = ["--no-error-summary", "--no-color-output", "--hide-error-context", "--no-pretty", "--show-error-codes"]
         command = [sys.executable, "-m", "mypy", *options, *style, f"--cache-dir={kept / 'mypy'}"]
         env = {**os.environ, "MYPYPATH": str(folder)}
         with tempfile.TemporaryDirectory() as top:
-            command += [str(as_installed(file)) if file.is_relative_to(ROOT) else str(file) for file in files]
+            names = [str(as_installed(file)) if file.is_relative_to(ROOT) else str(file) for file in files]
             result = subprocess.run(
-                command, cwd=linked(Path(top)), env=env, capture_output=True, text=True, check=False
+                [*command, *names], cwd=linked(Path(top)), env=env, capture_output=True, text=True, check=False
             )
     if result.returncode not in (0, 1):
         raise RuntimeError(result.stdout + result.stderr)
-    errors = [line for line in result.stdout.splitlines() if ": error: " in line]
+    errors = [line for line in result.stdout.splitlines() if ": error: " in line and line.partition(":")[0] in names]
     return [line for line in errors if not re.search(r"\[import-(not-found|untyped)\]$", line) or '"tensorrt' in line]
 
 

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import inspect
+import tempfile
 import textwrap
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 
 import pytest
 
-from tests.tensorrt_api import child, clients, stubs
+from tests.tensorrt_api import child, clients, names, stubs
 from tests.tensorrt_api.bindings import VERSIONS
 from tests.tensorrt_api.signatures import Kind, parse, signatures
 
@@ -120,21 +122,33 @@ WRONG = {
 }
 
 
-def errors_by_client(version: str, folder: Path) -> dict[str, list[str]]:
+@cache
+def errors(version: str) -> dict[str, list[str]]:
+    """mypy's lines by file, from one run on the product, the stub and the clients, which are called by their names."""
+    child.require(version)
     clients = {"good": GOOD} | {name: "    " + code + "\n    return None\n" for name, code in (REMOVED | WRONG).items()}
-    files = {name: folder / f"{name}_client.py" for name in clients}
-    for name, path in files.items():
-        path.write_text(FUNCTION + clients[name])
-    found = defaultdict(list)
-    for line in stubs.check(version, list(files.values())):
-        found[Path(line.partition(":")[0]).name.removesuffix("_client.py")].append(line)
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder, f"{name}_client.py") for name in clients]
+        for path, content in zip(files, clients.values(), strict=True):
+            path.write_text(FUNCTION + content)
+        found = defaultdict(list)
+        for line in stubs.check(version, [*names.product_files(), stub_of(version), *files]):
+            file = line.partition(":")[0]
+            found[Path(file).name.removesuffix("_client.py") if file.startswith(folder) else file].append(line)
     return found
 
 
+def stub_of(version: str) -> Path:
+    return stubs.stub_folder(version) / "tensorrt/__init__.pyi"
+
+
+def clients_in(found: dict[str, list[str]]) -> dict[str, list[str]]:
+    return {file: lines for file, lines in found.items() if "/" not in file}
+
+
 @each_version
-def test_mistakes_are_type_errors_and_nothing_else_is(version: str, tmp_path: Path) -> None:
-    child.require(version)
-    found = errors_by_client(version, tmp_path)
+def test_mistakes_are_type_errors_and_nothing_else_is(version: str) -> None:
+    found = clients_in(errors(version))
     assert found.pop("good", []) == []
     expected = set(WRONG) if version.startswith("10.") else set(WRONG | REMOVED)
     assert set(found) == expected
@@ -143,16 +157,15 @@ def test_mistakes_are_type_errors_and_nothing_else_is(version: str, tmp_path: Pa
 
 
 @each_version
-def test_the_stub_has_no_error_of_its_own(version: str) -> None:
-    child.require(version)
-    stub = stubs.stub_folder(version) / "tensorrt/__init__.pyi"
-    assert stubs.check(version, [stub]) == []
+def test_every_call_of_the_product_has_the_right_types_and_the_stub_no_error_of_its_own(version: str) -> None:
+    found = errors(version)
+    assert [line for file, lines in found.items() if file not in clients_in(found) for line in lines] == []
 
 
 @each_version
 def test_the_stub_has_every_name_and_no_docstring(version: str) -> None:
     child.require(version)
-    text = (stubs.stub_folder(version) / "tensorrt/__init__.pyi").read_text("utf-8")
+    text = stub_of(version).read_text("utf-8")
     assert '"""' not in text
     classes = set(child.call(version, clients.class_names))
     assert len(classes) > 150
