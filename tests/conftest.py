@@ -9,6 +9,8 @@ from copy import copy
 from functools import cache
 from typing import Any
 
+import pytest
+
 if "PYTEST_XDIST_WORKER" in os.environ:  # two tests at a time on two cores: what computes takes one thread in each
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when PyTorch is imported
 
@@ -17,6 +19,29 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what 
 
 _state = tempfile.TemporaryDirectory(prefix="deploycli-state-")  # not the user's own key
 os.environ["DEPLOYCLI_STATE"] = _state.name
+
+
+LONGEST = (
+    "test_attention_masks.py",
+    "test_foreign_export.py",
+    "test_digits.py",
+    "test_user_path.py",
+    "test_roles.py",
+    "test_lint.py",
+    "test_quantize.py",
+    "test_optimize.py",
+    "test_growth.py",
+    "test_repository.py",
+    "test_derive.py",
+)
+"""Files that take the longest, the longest first: at the end of a run no process waits for one of them."""
+
+
+@pytest.hookimpl(trylast=True)  # after the order was drawn
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take the longest."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 def pytest_runtest_setup() -> None:

@@ -19,6 +19,7 @@ import torch
 from hypothesis import given
 from onnx import TensorProto, helper, numpy_helper
 
+from deploycli.exporters import gate
 from deploycli.exporters import optimize as optimize_module
 from deploycli.exporters.bundle import model_place
 from deploycli.exporters.graph.onnx_file import write_model
@@ -48,13 +49,17 @@ pytestmark = pytest.mark.usefixtures("checked_here")
 
 @pytest.fixture
 def checked_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Graphs are run in this process; tests/deploycli/test_optimize.py runs them as the command does, in a child."""
+    """Graphs are run in this process, and NVIDIA's parser is not asked; in tests/deploycli/test_optimize.py the command
+    does both, each in a child.
+    """
 
     def here(function: Callable[..., Any], *arguments: Any, memory: int | None, **keywords: Any) -> Any:
         assert memory is not None
         return function(*arguments, **keywords)
 
     monkeypatch.setattr(optimize_module, "isolated", here)
+    monkeypatch.setattr(gate, "judging", None)
+    monkeypatch.setattr(gate.library, "is_installed", lambda _: False)
 
 
 CONSTANTS: dict[str, Any] = {"zero": [0], "one": [1], "three": [3], "end": [2**63 - 1]}
