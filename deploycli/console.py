@@ -6,15 +6,31 @@ are printed as they are, cells of tables, text with a style. No markup is read, 
 
 from __future__ import annotations
 
+import json
+import shlex
 import sys
-from typing import Any
+import time
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn
+from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
-from deploycli.ending import to_nowhere
+from deploycli.ending import note_step, to_nowhere
 from deploycli.escaping import escaped
+from deploycli.interruption import check
+from deploycli.options import DEFAULT_ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+
+    from deploycli.exporters.bundle.bundle import Bundle
+    from deploycli.exporters.bundle.manifest import Artifact
+    from deploycli.exporters.graph.steps import GraphCost, Step
+    from deploycli.models.spec import Weights
 
 
 class Output(Console):
@@ -77,7 +93,7 @@ def table_of(*columns: str) -> Rows:
     return table
 
 
-def facts() -> Rows:
+def fact_table() -> Rows:
     """Return an empty table of facts: what, and which."""
     table = Rows.grid(padding=(0, 2))
     table.add_column(style="dim")
@@ -88,3 +104,149 @@ def facts() -> Rows:
 
 def _escaped(value: Any) -> Any:
     return escaped(value) if isinstance(value, str) else value
+
+
+_LOG_EVERY_S = 5.0
+"""Seconds between two lines on the progress of one thing, where there is no terminal."""
+
+
+class Progress:
+    """A bar on a terminal; elsewhere some lines a step, so that a log shows where the time goes."""
+
+    def __init__(self) -> None:
+        self._console = stderr()
+        label = TextColumn("{task.description}", markup=False)
+        columns = (SpinnerColumn(), label, BarColumn(), MofNCompleteColumn())
+        self._bars = Bars(*columns, console=self._console, transient=True) if self._console.is_terminal else None
+        self._bar = None if self._bars is None else self._bars.add_task("", total=None)
+        self._printed = ("", 0.0)  # what was last said off a terminal, and when
+
+    def __call__(self, message: str) -> None:
+        """Show what runs now.
+
+        Raises:
+            Interrupted: what ran before was to be interrupted, and was not.
+        """
+        check()
+        note_step(message)
+        if self._bars is not None and self._bar is not None:
+            self._bars.update(self._bar, description=escaped(message), completed=0, total=None)
+        else:
+            self._console.whole_line(message)
+
+    def count(self, message: str, done: int, total: int) -> None:
+        """Show what runs now, and how far it is; off a terminal once in a while.
+
+        Raises:
+            Interrupted: see `__call__`.
+        """
+        check()
+        note_step(message)
+        if self._bars is not None and self._bar is not None:
+            self._bars.update(self._bar, description=escaped(message), completed=min(done + 1, total), total=total)
+            return
+        said, when = self._printed
+        now = time.monotonic()
+        if message != said or now - when >= _LOG_EVERY_S or done + 1 >= total:
+            self._console.whole_line(f"{message} ({min(done + 1, total)}/{total})")
+            self._printed = message, now
+
+    def warn_of(self, weights: Weights, *, chosen: bool = False) -> None:
+        """Say what of the weights a user should know, whatever is printed to stdout.
+
+        Args:
+            weights: where they came from.
+            chosen: the user said which of the file's sets of weights.
+        """
+        if weights.source == "random":
+            self.warn(f"weights: {weights.describe()}. Pass --checkpoint or --pretrained for real ones.")
+        if weights.others and not chosen:
+            others = ", ".join(map(repr, weights.others))
+            read = "EMA weights were read, as timm does" if weights.averaged else f"{weights.entry!r} was read"
+            self.warn(f"weights: {read}; the file also holds {others}: --weights-entry chooses.")
+        if resampled := weights.report.get("resampled"):
+            noun = "position embedding was" if resampled == 1 else f"{resampled} position embeddings were"
+            self.warn(f"weights: the {noun} resampled (bicubic) for this image size.")
+
+    def warn(self, message: str) -> None:
+        """Say what a user should know, whatever is printed to stdout."""
+        self._console.print(styled(message, "yellow"), soft_wrap=True)
+
+    def __enter__(self) -> Progress:
+        if self._bars is not None:
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+
+def print_json(data: Any) -> None:
+    """Print JSON to stdout."""
+    stdout().verbatim(json.dumps(data, indent=2).replace("\x7f", "\\u007f"))  # all else is ASCII
+
+
+def next_step(console: Output, bundle: Bundle) -> None:
+    """Print what to do with a new artifact."""
+    console.print(f"next: deploycli verify {_argument(bundle)}")
+
+
+def show_artifact(console: Output, bundle: Bundle, artifact: Artifact) -> None:
+    """Print one file of a bundle."""
+    size = artifact.file.size + sum(record.size for record in artifact.external)
+    batch = "dynamic" if artifact.batch is None else str(artifact.batch)
+    before, after = sum(artifact.ops_before.values()), sum(artifact.ops_after.values())
+    console.print(
+        styled(str(bundle.path / artifact.file.path), "bold"),
+        f"{size_text(size)}, {artifact.precision}, opset {artifact.opset}, batch {batch}",
+        soft_wrap=True,
+    )
+    refusals = sum(len(step.refusals) for step in artifact.steps)
+    show_remarks(console, artifact.steps)
+    if artifact.source:
+        console.print(f"  from {artifact.source}: {before} nodes before, {after} after")
+    else:
+        console.print(f"  {before} nodes traced, {after} written; {refusals} refusal{'s' * (refusals != 1)}")
+    if artifact.unreleasable:
+        console.print(styled(f"  NOT FOR RELEASE: {artifact.unreleasable}", "bold red"))
+
+
+def show_remarks(console: Output, steps: Sequence[Step]) -> None:
+    """Print what kept passes from acting on the graph as a whole."""
+    for remark in dict.fromkeys(step.remark for step in steps if step.remark):
+        console.print(styled(f"remark: {remark}", "yellow"), soft_wrap=True)
+
+
+def show_steps(console: Output, steps: Sequence[Step], *, refusals: bool = True) -> None:
+    """Print what was done, what the graph costs after it, and what was refused."""
+    table = table_of("step", "nodes", "moved MB", "GMACs", "constants MB", "seconds", "refusals")
+    for step in steps:
+        table.add_row(
+            step.name, str(step.nodes), *cost_cells(step.cost), f"{step.seconds:.2f}", str(len(step.refusals) or "")
+        )
+    console.print(table)
+    for step in steps if refusals else ():
+        for refusal in step.refusals:
+            console.print(f"  {step.name} left {refusal.node}: {refusal.reason}", soft_wrap=True)
+
+
+def cost_cells(cost: GraphCost | None) -> tuple[str, str, str]:
+    """Return bytes moved and multiply-adds, both for an image, and the bytes of the constants."""
+    if cost is None:
+        return "", "", ""
+    moved = "not known" if cost.movement_bytes is None else f"{cost.movement_bytes / 1e6:.1f}"
+    products = "not known" if cost.multiply_adds is None else f"{cost.multiply_adds / 1e9:.2f}"
+    return moved, products, f"{cost.constant_bytes / 1e6:.1f}"
+
+
+def size_text(size: int) -> str:
+    """Return a number of bytes in words."""
+    return f"{size / 1e6:.1f} MB" if size < 1e9 else f"{size / 1e9:.2f} GB"
+
+
+def _argument(bundle: Bundle) -> str:
+    path = bundle.path.name if bundle.path.parent == DEFAULT_ROOT else str(bundle.path)
+    return shlex.quote(path)

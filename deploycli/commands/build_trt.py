@@ -7,23 +7,32 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from deploycli.commands.inspect import counts_text, work_text
+from deploycli.commands.lint import show_fusable, show_lint
+from deploycli.console import Progress, next_step, print_json, size_text, stdout, styled
 from deploycli.options import (
     MOST_BATCH,
     Count,
     Number,
+    calibration_options,
+    expressions,
     gpu_option,
     json_option,
+    names,
     open_bundles,
     output_option,
     profile_shape,
+    scheme_option,
+    typing_options,
     whole,
 )
-from deploycli.precision_options import calibration_options, expressions, names, scheme_option, typing_options
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
+    from deploycli.exporters.build import BuiltEngine, PlannedEngine
     from deploycli.exporters.target.product import CompilerName
+
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
@@ -183,8 +192,6 @@ def command(
     from deploycli.exporters.target.targets import parse_targets
     from deploycli.exporters.tensorrt import library
     from deploycli.exporters.tensorrt.inspector import PrecisionAssertion
-    from deploycli.render import Progress, print_json
-    from deploycli.render_engines import show_built, show_planned
 
     targets = parse_targets(gpus)
     keep = expressions(keep_fp32, keep_fp32_file)
@@ -231,3 +238,53 @@ def command(
     else:
         show_built(built)
     return 0
+
+
+ATTENTION_RULE = 16
+"""The lint's rule on the form of attention."""
+
+
+def show_planned(engines: Sequence[PlannedEngine]) -> None:
+    """Print what would be built, and what the lint says of it."""
+    console = stdout()
+    for engine in engines:
+        show_lint([engine.report], verbose=False)
+        console.print(styled("would build", "bold"), engine.describe(), soft_wrap=True)
+
+
+def show_built(engines: Sequence[BuiltEngine]) -> None:
+    """Print engines, what their layers compute in, and what to do next."""
+    console = stdout()
+    for engine in engines:
+        sidecar, layers = engine.engine.sidecar, engine.layers
+        console.print(
+            styled(str(engine.engine.path), "bold"),
+            f"{size_text(sidecar.size)}, {sidecar.precision}, {sidecar.product.title} {sidecar.tensorrt}, "
+            f"{sidecar.runs_on}",
+            soft_wrap=True,
+        )
+        if engine.kept:
+            console.print(
+                "  is there already, by this compiler from this graph and with these settings: nothing was done"
+            )
+            continue
+        if layers.detailed:
+            console.print(
+                f"  {len(layers.judged)} products: {counts_text(layers.products_per_type)}; "
+                f"{layers.fused_attention} kernels of fused attention; "
+                f"{len(layers.computing)} layers compute: {counts_text(layers.per_type)}",
+                soft_wrap=True,
+            )
+            console.print(f"  {work_text(sidecar.totals)}", soft_wrap=True)
+        if sidecar.precision != "fp32":
+            show_fusable(console, engine.planned.report)
+            if slow := [f for f in engine.planned.report.warnings if f.rule == ATTENTION_RULE]:
+                console.print(styled(f"    try: {slow[0].hint}", "yellow"), soft_wrap=True)
+        if sidecar.assertions:
+            console.print(f"  {' and '.join(sidecar.assertions)} holds; built in {sidecar.seconds:.0f} s")
+        else:
+            console.print(styled("  not opened, for it holds host code: what it computes in is not proven", "yellow"))
+        if sidecar.unreleasable:
+            console.print(styled(f"  NOT FOR RELEASE: {sidecar.unreleasable}", "bold red"))
+    for bundle in {built.engine.bundle.path: built.engine.bundle for built in engines}.values():
+        next_step(console, bundle)

@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import click
 
-from deploycli.options import json_option, lint_option, open_bundles, output_option
-from deploycli.precision_options import expressions, names, samples_option, typing_options
+from deploycli.console import (
+    Output,
+    Progress,
+    next_step,
+    print_json,
+    show_artifact,
+    show_steps,
+    stdout,
+    styled,
+)
+from deploycli.options import (
+    expressions,
+    json_option,
+    lint_option,
+    names,
+    open_bundles,
+    output_option,
+    samples_option,
+    typing_options,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from deploycli.exporters.derive import Derived
 
 
 @click.command("cast")
@@ -56,8 +77,6 @@ def command(
     from deploycli.exporters.cast import cast_bundle
     from deploycli.exporters.precision.options import CalibrationData, CastOptions
     from deploycli.models.errors import UsageError
-    from deploycli.render import Progress, print_json
-    from deploycli.render_precision import show_derived
 
     if io_types not in ("fp32", precision):
         raise UsageError(
@@ -78,3 +97,33 @@ def command(
         for derived in made:
             show_derived(derived, verbose=verbose)
     return 0
+
+
+def show_derived(derived: Derived, *, verbose: bool) -> None:
+    """Print a new artifact of a bundle, what stays in higher precision, and how it compares."""
+    console = stdout()
+    show_work_on(console, derived, verbose=verbose)
+    next_step(console, derived.bundle)
+
+
+def show_work_on(console: Output, derived: Derived, *, verbose: bool) -> None:
+    """Print what was made of a graph, and how it compares on a few samples."""
+    from deploycli.exporters.precision.insert_casts import NOTES
+
+    artifact = derived.artifact
+    show_artifact(console, derived.bundle, artifact)
+    reasons = Counter(refusal.reason.partition(":")[0] for step in artifact.steps for refusal in step.refusals)
+    left = [f"{count} {rule}" for rule, count in reasons.items() if rule not in NOTES]
+    if left:
+        console.print(f"  left as it was: {', '.join(left)}")
+    for rule, what in NOTES.items():
+        if reasons[rule]:
+            console.print(f"  {reasons[rule]} {what}")
+    for comparison in derived.comparisons:
+        figures = f"cosine {comparison.cosine:.6f}, relative error {comparison.max_rel_error:.2g}"
+        samples = comparison.reference_shape[0] if comparison.reference_shape else 0
+        console.print(f"  {comparison.name}: {figures} to eager on {samples} golden samples ({derived.runtime})")
+        if comparison.reasons:
+            console.print(styled(f"  outside the budget: {'; '.join(comparison.reasons)}", "yellow"), soft_wrap=True)
+    if verbose:
+        show_steps(console, artifact.steps)

@@ -8,6 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from deploycli.console import (
+    Progress,
+    next_step,
+    print_json,
+    show_artifact,
+    show_steps,
+    stdout,
+)
 from deploycli.options import (
     MOST_SIDE,
     SEEDS,
@@ -26,6 +34,7 @@ from deploycli.options import (
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
+    from deploycli.exporters.bundle.bundle import Bundle
     from deploycli.models.spec import TensorSpec
 
 
@@ -141,7 +150,6 @@ def command(
     """
     from deploycli.exporters.export import ExportOptions, export
     from deploycli.models.hub import parse
-    from deploycli.render import Progress, print_json, show_export
 
     options = ExportOptions(
         model=model,
@@ -174,3 +182,18 @@ def command(
     else:
         show_export(bundle, verbose=verbose)
     return 0
+
+
+def show_export(bundle: Bundle, *, verbose: bool) -> None:
+    """Print what an export made, and what to do next."""
+    console = stdout()
+    manifest = bundle.manifest
+    if manifest.weights.source != "random":  # of which progress warns
+        told = manifest.weights.describe()
+        line = told if told.startswith("weights") else f"weights: {told}"
+        console.print(line, soft_wrap=True)
+    for artifact in manifest.artifacts:
+        show_artifact(console, bundle, artifact)
+    if verbose:
+        show_steps(console, manifest.artifacts[-1].steps)
+    next_step(console, bundle)

@@ -3,11 +3,37 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from deploycli.console import (
+    Output,
+    Rows,
+    cost_cells,
+    fact_table,
+    print_json,
+    show_artifact,
+    show_steps,
+    size_text,
+    stdout,
+    styled,
+    table_of,
+)
+from deploycli.exporters.bundle.kernels import KernelTotals, by_module, readable_depth
+from deploycli.exporters.target.settings import shapes_text
 from deploycli.models.errors import UsageError
 from deploycli.options import bundle_path, json_option, output_option
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from deploycli.exporters.bundle.bundle import Bundle, ModelFile, OnnxFile
+    from deploycli.exporters.bundle.engine import Sidecar
+    from deploycli.exporters.bundle.kernels import Kernel
+    from deploycli.exporters.inspect import OnnxSummary
+    from deploycli.models.spec import TensorInfo
+
 
 _ONNX, _PLAN = ".onnx", ".plan"
 
@@ -37,8 +63,6 @@ def command(path: str, root: Path, against: str | None, verbose: bool, as_json: 
     from dataclasses import asdict
 
     from deploycli.exporters.bundle.bundle import Bundle
-    from deploycli.render import print_json, show_bundle
-    from deploycli.render_engines import show_engine
 
     kinds = {Path(name).suffix for name in (path, against) if name is not None}
     if kinds == {_ONNX}:
@@ -72,7 +96,6 @@ def command(path: str, root: Path, against: str | None, verbose: bool, as_json: 
 
 def _files(paths: list[Path], as_json: bool) -> None:
     from deploycli.exporters.inspect import summarize
-    from deploycli.render import print_json, show_onnx, show_onnx_against
 
     summaries = [summarize(path) for path in paths]
     if as_json:
@@ -87,8 +110,6 @@ def _files(paths: list[Path], as_json: bool) -> None:
 def _engines(plans: list[Path], verbose: bool, as_json: bool) -> None:
     from deploycli.exporters.bundle.engine import sidecar_of_plan
     from deploycli.exporters.bundle.kernels import by_module, readable_depth
-    from deploycli.render import print_json
-    from deploycli.render_engines import show_against, show_engine
 
     engines = [(plan, sidecar_of_plan(plan)) for plan in plans]
     if as_json:
@@ -104,3 +125,206 @@ def _engines(plans: list[Path], verbose: bool, as_json: bool) -> None:
         show_against(engines)
     else:
         show_engine(*engines[0], verbose=verbose)
+
+
+def show_bundle(bundle: Bundle, files: Sequence[OnnxFile], *, verbose: bool) -> None:
+    """Print a bundle and its ONNX files, with whether they are verified."""
+    console = stdout()
+    manifest = bundle.manifest
+    console.print(styled(str(bundle.path), "bold"), f"(deploycli {manifest.tool_version}, all hashes match)")
+    facts = fact_table()
+    facts.add_row("model", f"{manifest.spec.name} ({manifest.spec.family})")
+    facts.add_row("weights", manifest.weights.describe())
+    if manifest.weights.report:
+        facts.add_row("", ", ".join(f"{count} {what}" for what, count in manifest.weights.report.items()))
+    for spec in manifest.spec.inputs:
+        facts.add_row("input", f"{spec.name} {spec.dtype} [batch, {', '.join(map(str, spec.shape))}]")
+    facts.add_row("output", ", ".join(manifest.spec.outputs))
+    if (recipe := manifest.preprocessing) is not None:
+        side = "x".join(map(str, recipe.size))
+        facts.add_row("images", f"crop {side}, {recipe.crop_pct:.3g} of the shorter side, {recipe.interpolation}")
+        facts.add_row("", f"mean {_triple(recipe.mean)}, std {_triple(recipe.std)}")
+    facts.add_row("versions", ", ".join(f"{name} {number}" for name, number in manifest.versions.items()))
+    console.print(facts)
+    for file in files:
+        console.print()
+        show_artifact(console, bundle, file.artifact)
+        _show_verdict(console, file)
+        console.print(_op_table(file.artifact.ops_before, file.artifact.ops_after))
+        show_steps(console, file.artifact.steps, refusals=verbose)
+    console.print()
+    records = table_of("file", "bytes", "sha256")
+    for record in manifest.records():
+        records.add_row(record.path, f"{record.size:,}", record.sha256)
+    console.print(records)
+
+
+def _show_verdict(console: Output, file: ModelFile) -> None:
+    verdict = file.verdict
+    if verdict.passed:
+        last = file.verification
+        console.print("  verified:", styled("ok", "green"), f"(reference: {last.reference}, {last.time})")
+    else:
+        style = "bold red" if verdict.status == "failed" else "yellow"
+        console.print("  verified:", styled(verdict.status, style), f"({verdict.reason})", soft_wrap=True)
+
+
+def show_onnx(summary: OnnxSummary) -> None:
+    """Print an ONNX file."""
+    console = stdout()
+    console.print(
+        styled(summary.path, "bold"), f"({size_text(summary.size)}, {summary.producer or 'unknown producer'})"
+    )
+    facts = fact_table()
+    for what, tensors in (("input", summary.inputs), ("output", summary.outputs)):
+        for tensor in tensors:
+            facts.add_row(what, _tensor(tensor))
+    facts.add_row("opset", f"{summary.opset}, IR version {summary.ir_version}")
+    facts.add_row("parameters", f"{summary.parameters:,}")
+    facts.add_row("nodes", f"{sum(summary.ops.values()):,}")
+    if summary.cost is not None:
+        moved, products, kept = cost_cells(summary.cost)
+        facts.add_row("costs", f"{moved} MB moved, {products} GMACs, {kept} MB of constants")
+    console.print(facts)
+    ops = table_of("operator", "nodes")
+    for op, count in summary.ops.items():
+        ops.add_row(op, str(count))
+    console.print(ops)
+    largest = table_of("largest constants", "bytes")
+    for name, size in summary.largest.items():
+        largest.add_row(name, f"{size:,}")
+    console.print(largest)
+
+
+def show_onnx_against(summaries: Sequence[OnnxSummary]) -> None:
+    """Print two ONNX files side by side: operators, costs and sizes."""
+    console = stdout()
+    table = table_of("operator", *(summary.path for summary in summaries))
+    for op in dict.fromkeys(op for summary in summaries for op in summary.ops):
+        table.add_row(op, *(str(summary.ops.get(op, "-")) for summary in summaries))
+    table.add_row("all nodes", *(f"{sum(summary.ops.values()):,}" for summary in summaries))
+    table.add_row("opset", *(str(summary.opset) for summary in summaries))
+    table.add_row("parameters", *(f"{summary.parameters:,}" for summary in summaries))
+    table.add_row("file", *(size_text(summary.size) for summary in summaries))
+    costs = [("?",) * 3 if summary.cost is None else cost_cells(summary.cost) for summary in summaries]
+    for what, cells in zip(("MB moved", "GMACs", "MB of constants"), zip(*costs, strict=True), strict=True):
+        table.add_row(what, *cells)
+    console.print(table)
+
+
+def _op_table(before: Mapping[str, int], after: Mapping[str, int]) -> Rows:
+    table = table_of("operator", "traced", "written")
+    for op in sorted({*before, *after}, key=lambda op: (-after.get(op, 0), -before.get(op, 0), op)):
+        table.add_row(op, str(before.get(op, "")), str(after.get(op, "")))
+    table.add_section()
+    table.add_row("all", str(sum(before.values())), str(sum(after.values())))
+    return table
+
+
+def _tensor(tensor: TensorInfo[str]) -> str:
+    return f"{tensor.name} {tensor.dtype} [{', '.join(tensor.shape)}]"
+
+
+def _triple(values: Sequence[float]) -> str:
+    return " ".join(f"{value:.3g}" for value in values)
+
+
+def show_engine(plan: Path, sidecar: Sidecar, *, verbose: bool, stale: bool = False) -> None:
+    """Print an engine: what it is, and its kernels by PyTorch module, or each of them.
+
+    Args:
+        plan: the file.
+        sidecar: what is known of it.
+        verbose: print every kernel.
+        stale: it was built from another graph than its bundle holds now.
+    """
+    console = stdout()
+    console.print(styled(str(plan), "bold"), f"({size_text(sidecar.size)}, deploycli {sidecar.tool_version})")
+    known = fact_table()
+    known.add_row("compiler", f"{sidecar.product.title} {sidecar.tensorrt}, in {sidecar.seconds:.0f} s")
+    known.add_row("for", sidecar.runs_on)
+    other = ", another than the bundle holds now" if stale else ""
+    known.add_row("from", f"{sidecar.onnx}, sha256 {sidecar.onnx_sha256}{other}")
+    for tensor in sidecar.io:
+        sizes = shapes_text(*(tensor.profile or (tensor.shape,)))
+        known.add_row(tensor.mode, f"{tensor.name} {tensor.dtype} {sizes}")
+    known.add_row("precision", f"{sidecar.precision}; {' and '.join(sidecar.assertions) or 'not proven'}")
+    for place, profile in enumerate(sidecar.settings.more_profiles, start=1):
+        hidden = "" if sidecar.kernels_of(place) else ", by other kernels than are shown"
+        for name, r in profile.items():
+            known.add_row("or", f"{name} {shapes_text(r.min, r.opt, r.max)}{hidden}")
+    if sidecar.kernels:
+        known.add_row("kernels", work_text(sidecar.totals))
+    console.print(known)
+    for place, profile in enumerate(sidecar.settings.profiles):
+        kernels = sidecar.kernels_of(place)
+        if place and kernels:
+            shapes = ", ".join(f"{name} {shapes_text(r.min, r.opt, r.max)}" for name, r in profile.items())
+            console.print()
+            console.print(styled(shapes, "bold"), work_text(KernelTotals.of(kernels)), soft_wrap=True)
+        if kernels or (verbose and not place):
+            console.print(_kernels(kernels) if verbose else _modules(kernels))
+
+
+def show_against(engines: Sequence[tuple[Path, Sidecar]]) -> None:
+    """Print the kernels of two engines by PyTorch module, side by side."""
+    first, second = (sidecar.first_kernels for _, sidecar in engines)
+    names = "A", "B"
+    console = stdout()
+    for letter, (plan, sidecar) in zip(names, engines, strict=True):
+        console.print(styled(f"{letter} {plan}", "bold"), work_text(sidecar.totals), soft_wrap=True)
+    columns = [f"{what} {letter}" for what in ("launches", "attention", "moved") for letter in names]
+    table = table_of("module", *columns)
+    depth = readable_depth(first, second)
+    sides = by_module(first, depth), by_module(second, depth)
+    none = KernelTotals.of(())
+    for module in dict.fromkeys(name for side in sides for name in side):
+        pair = [side.get(module, none) for side in sides]
+        cells = [f(totals) for f in (_launches, _attention, _megabytes) for totals in pair]
+        table.add_row(module or "-", *cells)
+    pair = [KernelTotals.of(kernels) for kernels in (first, second)]
+    table.add_row("all", *(f(totals) for f in (_launches, _attention, _megabytes) for totals in pair))
+    console.print(table)
+
+
+def _modules(kernels: Sequence[Kernel]) -> Rows:
+    table = table_of("module", "launches", "products", "attention", "moved")
+    for module, totals in by_module(kernels, readable_depth(kernels)).items():
+        products = counts_text(totals.products) or "-"
+        table.add_row(module or "-", _launches(totals), products, _attention(totals), _megabytes(totals))
+    return table
+
+
+def _kernels(kernels: Sequence[Kernel]) -> Rows:
+    table = table_of("kernel", "type", "reads", "writes", "moved", "ONNX nodes")
+    for kernel in kernels:
+        moved = _megabytes(KernelTotals.of((kernel,)))
+        shapes = ", ".join(kernel.reads), ", ".join(kernel.writes)
+        table.add_row(kernel.name, kernel.kind, *shapes, moved, ", ".join(kernel.nodes) or "-")
+    return table
+
+
+def _launches(totals: KernelTotals) -> str:
+    return str(totals.launches)
+
+
+def _attention(totals: KernelTotals) -> str:
+    return str(totals.attention or "-")
+
+
+def _megabytes(totals: KernelTotals) -> str:
+    if totals.unknown == totals.launches:
+        return "?" if totals.launches else "-"
+    return f"{totals.moved / 1e6:.2f} MB" + ("+" if totals.unknown else "")
+
+
+def work_text(totals: KernelTotals) -> str:
+    """Say what kernels do."""
+    moved = f"{size_text(totals.moved)} of activations for one image"
+    at_least = f"at least {moved} ({totals.unknown} are not known)" if totals.unknown else moved
+    return f"{totals.launches} launches move {at_least}"
+
+
+def counts_text(per_type: Mapping[str, int]) -> str:
+    """Return counts as ``12 fp16, 3 fp32``."""
+    return ", ".join(f"{count} {precision}" for precision, count in per_type.items())

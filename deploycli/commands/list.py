@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
+from deploycli.console import print_json, stdout, table_of
 from deploycli.options import json_option
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from deploycli.models.variants import Variant
 
 
 @click.command("list")
@@ -20,7 +28,6 @@ def command(pattern: str | None, as_json: bool) -> int:
     """
     from deploycli.models.errors import UsageError
     from deploycli.models.registry import variants
-    from deploycli.render import print_json, show_variants
 
     found = variants(pattern)
     if not found:
@@ -42,3 +49,12 @@ def command(pattern: str | None, as_json: bool) -> int:
     else:
         show_variants(found)
     return 0
+
+
+def show_variants(variants: Sequence[Variant]) -> None:
+    """Print the table of models."""
+    table = table_of("model", "summary", "image", "also called")
+    for variant in variants:
+        _, height, width = variant.spec.inputs[0].shape
+        table.add_row(variant.name, variant.summary, f"{height}x{width}", ", ".join(variant.aliases[:1]))
+    stdout().print(table)

@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 from click.core import ParameterSource
 
+from deploycli.commands.cast import show_work_on
+from deploycli.console import Output, Progress, next_step, print_json, stdout, table_of
 from deploycli.options import (
     Count,
     Number,
+    calibration_options,
+    expressions,
     json_option,
     labels_source,
     lint_option,
+    names,
     open_bundles,
     output_option,
+    scheme_option,
+    typing_options,
 )
-from deploycli.precision_options import calibration_options, expressions, names, scheme_option, typing_options
+
+if TYPE_CHECKING:
+    from deploycli.exporters.precision.budget import Search
+    from deploycli.exporters.quantize import Quantized
+    from deploycli.exporters.verification.evaluate import Accuracy
+
 
 _STAGES = "patch-embed, head, mlp.fc2, patch-merging"
 
@@ -136,8 +148,6 @@ def command(
         stages,
     )
     from deploycli.exporters.quantize import quantize_bundle
-    from deploycli.render import Progress, print_json
-    from deploycli.render_precision import show_quantized
 
     _check_options(click.get_current_context())
     cast = CastOptions(around, names(allow_fp16), expressions(keep_fp32, keep_fp32_file), io_types == "fp16")
@@ -188,3 +198,44 @@ def _check_options(context: click.Context) -> None:
         for option in options:
             if option in given and not is_served:
                 raise click.UsageError(f"--{option.replace('_', '-')} does nothing without {serves}")
+
+
+def show_quantized(quantized: Quantized, *, verbose: bool) -> None:
+    """Print an INT8 artifact, and what an accuracy budget led to."""
+    console = stdout()
+    show_work_on(console, quantized, verbose=verbose)
+    artifact = quantized.artifact
+    console.print(f"  {len(artifact.quantized)} products and attentions in INT8")
+    if (calibration := artifact.calibration) is not None:
+        skipped = f", {len(calibration.skipped)} skipped" if calibration.skipped else ""
+        console.print(
+            f"  calibrated by {calibration.method} on {calibration.data}{skipped} (sha256 {calibration.sha256[:12]})",
+            soft_wrap=True,
+        )
+    for note in quantized.notes:
+        console.print(f"  {note}", soft_wrap=True)
+    if quantized.search is not None:
+        _show_search(console, quantized.search)
+    next_step(console, quantized.bundle)
+
+
+def _show_search(console: Output, search: Search) -> None:
+    rows = table_of("graph", "labelled", "top-1", "95 % interval", "top-1 lost")
+    for name, accuracy in (
+        ("fp32", search.fp32),
+        ("all in INT8", search.quantized),
+        (f"{len(search.kept)} in INT8, {len(search.reverted)} reverted", search.result),
+    ):
+        rows.add_row(name, str(accuracy.samples), f"{accuracy.top1:.2%}", _interval(accuracy), _lost(search, accuracy))
+    console.print(rows)
+    for group in search.reverted:
+        console.print(f"  reverted {group}: alone in INT8 it moves the logits by {search.harm[group] ** 0.5:.2%}")
+
+
+def _interval(accuracy: Accuracy) -> str:
+    low, high = accuracy.top1_interval
+    return f"{low:.2%} to {high:.2%}"
+
+
+def _lost(search: Search, accuracy: Accuracy) -> str:
+    return "-" if accuracy is search.fp32 else f"{100 * (search.fp32.top1 - accuracy.top1):.2f} points"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
+from deploycli.console import Progress, Rows, print_json, stdout, styled, table_of
 from deploycli.options import (
     SEEDS,
     Count,
@@ -18,6 +19,12 @@ from deploycli.options import (
     tolerance,
     trust_option,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from deploycli.exporters.verification.evaluate import Evaluation
+    from deploycli.exporters.verification.report import Report, Stage
 
 
 @click.command("verify")
@@ -107,7 +114,6 @@ def command(
     from deploycli.exporters.verification.report import keep
     from deploycli.exporters.verify import VerifyOptions, verify
     from deploycli.models.errors import EnvironmentUnsuitable
-    from deploycli.render import Progress, print_json, show_reports
 
     options = VerifyOptions(
         batches=batches,
@@ -137,3 +143,78 @@ def command(
     else:
         show_reports(reports)
     return 0 if all(report.passed for report in reports) else 5
+
+
+def show_reports(reports: Sequence[Report]) -> None:
+    """Print the verdict on every bundle."""
+    console = stdout()
+    for report in reports:
+        console.print(styled(report.bundle, "bold"), f"({report.weights}; reference: {_reference(report)})")
+        table = table_of("artifact", "check", "output", "rel. error", "budget", "cosine", "top-1", "")
+        for stage in report.stages:
+            _add_stage(table, stage)
+        console.print(table)
+        if report.evaluations:
+            console.print(_accuracy_table(report.evaluations))
+        if report.skipped:
+            named = ", ".join(report.skipped[:3]) + (", ..." if len(report.skipped) > 3 else "")
+            console.print(
+                styled(f"{len(report.skipped)} skipped, could not be read: {named}", "yellow"), soft_wrap=True
+            )
+        for note in report.notes:
+            console.print(styled(note, "yellow"), soft_wrap=True)
+        for left_out in report.not_judged:
+            console.print(styled(f"NOT JUDGED {left_out.artifact}: {left_out.reason}", "bold yellow"), soft_wrap=True)
+            console.print(f"  {report.origin(left_out.engine)}", soft_wrap=True)
+        for why in report.unreleasable:
+            console.print(styled(f"NOT FOR RELEASE {why}", "bold red"), soft_wrap=True)
+        for failure in report.failures:
+            console.print(styled(f"FAILED {failure}", "bold red"), soft_wrap=True)
+        if report.passed:
+            count = len(report.not_judged)
+            left = f"; {count} engine{'s' * (count > 1)} not run here, and so not judged" if count else ""
+            console.print(styled("passed", "bold green"), f"{len(report.stages)} checks{left}")
+
+
+def _add_stage(table: Rows, stage: Stage) -> None:
+    for comparison in stage.comparisons:
+        error, cosine, top1 = comparison.max_rel_error, comparison.cosine, comparison.top1
+        table.add_row(
+            f"{stage.artifact} (simulated)" if "simulated" in stage.runtime else stage.artifact,
+            stage.check if stage.check.startswith("batch") else f"{stage.samples} {stage.check}",
+            comparison.name,
+            "-" if error is None else f"{error:.1e}",
+            f"{comparison.budget.max_rel_error:.0e}",
+            "-" if cosine is None else f"{cosine:.6f}",
+            "-" if top1 is None else f"{top1.agreed}/{top1.decided} ({top1.samples})",
+            styled("ok", "green") if comparison.passed else styled("FAILED", "bold red"),
+        )
+
+
+def _accuracy_table(evaluations: Sequence[Evaluation]) -> Rows:
+    table = table_of(
+        "model", "labelled", "top-1", "95 % interval", "top-5", "95 % interval", "top-1 lost", "budget", ""
+    )
+    for evaluation in evaluations:
+        found, lost, allowed = evaluation.accuracy, evaluation.top1_lost, evaluation.max_top1_drop
+        verdict = styled("FAILED", "bold red") if evaluation.reasons else styled("ok", "green")
+        table.add_row(
+            evaluation.artifact or "eager",
+            str(found.samples),
+            f"{found.top1:.2%}",
+            _interval(found.top1_interval),
+            "-" if found.top5 is None else f"{found.top5:.2%}",
+            "-" if found.top5_interval is None else _interval(found.top5_interval),
+            "-" if lost is None else f"{100 * lost:.2f} points",
+            "-" if allowed is None else f"{100 * allowed:.2f}",
+            "" if lost is None or allowed is None else verdict,
+        )
+    return table
+
+
+def _interval(shares: tuple[float, float]) -> str:
+    return f"{shares[0]:.2%} to {shares[1]:.2%}"
+
+
+def _reference(report: Report) -> str:
+    return report.reference_note or report.reference

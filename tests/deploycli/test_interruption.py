@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from deploycli.console import Progress
 from deploycli.interruption import Interrupted, check, interruptible
-from deploycli.render import Progress
 from tests.deploycli.commands import ENVIRONMENT, SCRIPT, SMALL, files, start
 from tests.exporters.bundle.bundles import SPEC, make
 

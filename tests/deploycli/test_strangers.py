@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from deploycli.commands.inspect import show_bundle
 from deploycli.exporters.bundle.bundle import Bundle
 from deploycli.exporters.bundle.engine import Sidecar, sidecar_of
 from deploycli.exporters.bundle.manifest import MANIFEST_NAME, CalibrationRecord, FileRecord
@@ -19,7 +20,6 @@ from deploycli.exporters.graph.steps import GraphCost
 from deploycli.exporters.precision.calibration_cache import CalibrationCache
 from deploycli.models.errors import DeployError, IntegrityError, UsageError
 from deploycli.models.spec import Preprocessing
-from deploycli.render import show_bundle
 from tests.exporters import engines
 from tests.exporters.bundle import bundles
 from tests.exporters.bundle.test_engine import SETTINGS

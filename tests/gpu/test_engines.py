@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from deploycli.commands.bench import show_benches
 from deploycli.exporters.bench.candidate import BenchOptions
 from deploycli.exporters.bench.run import bench
 from deploycli.exporters.build import EngineOptions, build_all
@@ -66,7 +67,6 @@ def test_every_engine_is_as_good_as_its_graph(built: Bundle) -> None:
 
 
 def test_the_table(built: Bundle, capfd: pytest.CaptureFixture[str]) -> None:
-    from deploycli.render_bench import show_benches
 
     report = bench(built, BenchOptions(only=("trt",), seconds=5))
     with capfd.disabled():
