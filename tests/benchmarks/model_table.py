@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.model_table [PATTERN ...] [--write]
 
-Each model is exported and verified in a process of its own, with random weights. `--write` puts the rows into the
-README; without a pattern, all of them.
+Each model is exported and verified in a process of its own, with random weights. `--write` puts the rows into
+RESULTS.md; without a pattern, all of them.
 """
 
 import argparse

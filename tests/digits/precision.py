@@ -1,4 +1,4 @@
-"""What FP16 and INT8 cost on the test pictures: every row of the README's table is one :class:`Row`."""
+"""What FP16 and INT8 cost on the test pictures: every row of their table in RESULTS.md is one :class:`Row`."""
 
 from __future__ import annotations
 
