@@ -43,7 +43,9 @@ def _requirement(text: str) -> Requirement:
 @click.command("bench")
 @click.argument("bundles", nargs=-1, metavar="[BUNDLE]...")
 @output_option
-@click.option("--batches", type=batch_sizes, metavar="N,N,...", help="Batch sizes; by default 1,8, or the one that was exported.")
+@click.option(
+    "--batches", type=batch_sizes, metavar="N,N,...", help="Batch sizes; by default 1,8, or the one that was exported."
+)
 @click.option(
     "--only",
     type=_names,
