@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from deploycli.__main__ import main
+from deploycli.exporters.bundle.bundle import Bundle
 from deploycli.exporters.export import ExportOptions, export
 from deploycli.models import registry
 from deploycli.models.spec import Preprocessing
@@ -19,8 +21,6 @@ from tests.models.swins import golden_state
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from deploycli.exporters.bundle.bundle import Bundle
 
 Command = Callable[..., Result]
 
@@ -105,9 +105,15 @@ def checkpoint(tmp_path: Path) -> Path:
     return save_checkpoint(tmp_path)
 
 
-@pytest.fixture(scope="module")
-def true_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """The smallest model with weights from a file, exported."""
+@pytest.fixture(scope="session")
+def exported_once(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The smallest model with weights from a file, exported: to be copied, never to be used."""
     folder = tmp_path_factory.mktemp("true")
     with registered() as name:
         return export(ExportOptions(name, folder, checkpoint=save_checkpoint(folder)))
+
+
+@pytest.fixture(scope="module")
+def true_bundle(exported_once: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A copy of it for the tests of one file."""
+    return Bundle.open(shutil.copytree(exported_once.path, tmp_path_factory.mktemp("true") / exported_once.path.name))
