@@ -14,15 +14,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from deploycli.exporters.graph.operators import is_onnx
-from deploycli.exporters.lint.attention import (
-    MOVES,
-    Attention,
-    Step,
-    find_attention,
-    is_fixed,
-    quantized_type,
-    requantized,
-)
+from deploycli.exporters.lint.attention import MOVES, attentions, is_fixed, quantized_type, requantized
 from deploycli.exporters.lint.element_types import attribute
 from deploycli.exporters.lint.report import AttentionBlock, listed, name_of, warning
 from deploycli.exporters.lint.subject import operand
@@ -31,6 +23,7 @@ from deploycli.exporters.lint.types import attention_operator
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from deploycli.exporters.graph.attention import Attention, Step
     from deploycli.exporters.graph.shapes import Dims
     from deploycli.exporters.lint.inference import Known
     from deploycli.exporters.lint.report import Problem
@@ -52,22 +45,8 @@ _FLAT: Capability = (8, 9)
 _HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 _BEFORE = (
-    *(
-        "Abs",
-        "Add",
-        "Cast",
-        "Clip",
-        "DequantizeLinear",
-        "Div",
-        "Dropout",
-        "Exp",
-        "Gelu",
-        "Identity",
-        "Max",
-        "Min",
-        "Mul",
-    ),
-    *("Neg", "Sqrt", "Sub", "Where"),
+    *("Abs", "Add", "Cast", "Clip", "DequantizeLinear", "Div", "Dropout", "Exp", "Gelu", "Identity", "Max", "Min"),
+    *("Mul", "Neg", "Sqrt", "Sub", "Where"),
 )
 """Operators that the kernel computes between the first product and the Softmax."""
 
@@ -104,7 +83,7 @@ def attention_form(subject: Subject) -> Iterator[Problem]:
     Source: what TensorRT for RTX 1.7.1 compiles; TensorRT documentation, "Transformers and Fused Attention" (11.x) and
     release notes of 10.14 (head sizes); issues 2981 and 4167 of NVIDIA/TensorRT (INT8).
     """
-    for found in find_attention(subject):
+    for found in attentions(subject):
         for reason in _reasons(found, subject):
             if reason.is_finding:
                 yield warning(found.softmax, f"the attention does not become one kernel: {reason.text}", reason.hint)
@@ -112,7 +91,7 @@ def attention_form(subject: Subject) -> Iterator[Problem]:
 
 def attention_blocks(subject: Subject) -> list[AttentionBlock]:
     """Return every attention block with the verdict of rules 7 and 16 on it."""
-    blocks = {found.softmax: _block(found, subject) for found in find_attention(subject)}
+    blocks = {found.softmax: _block(found, subject) for found in attentions(subject)}
     problems = [p for p in attention_operator(subject) if p.level == "error"]
     for node in subject.nodes:
         if is_onnx(node, "Attention"):
@@ -289,7 +268,7 @@ def _is_number(value: ir.Value | None, subject: Subject) -> bool:
 
 def _of_sharing(found: Attention) -> Iterator[Reason]:
     inside = [found.scores, *(s.node for s in found.before), found.softmax, *(s.node for s in found.after)]
-    for node, reader in zip(inside, [*inside[1:], found.context], strict=True):
+    for node, reader in zip(inside, [*inside[1:], found.mix], strict=True):
         value = node.outputs[0]
         is_twice = node is found.scores and len(value.uses()) > 1
         if is_twice or value.is_graph_output() or any(use.node is not reader for use in value.uses()):
@@ -312,7 +291,7 @@ def _of_quantization(found: Attention, subject: Subject) -> Iterator[Reason]:
         yield Reason(
             f"it is quantized, its {listed(missing, 4)} are not", "a Q/DQ pair at each operand of both products"
         )
-    elif types[0] == ir.DataType.INT8 and not requantized(found.context.outputs[0]):
+    elif types[0] == ir.DataType.INT8 and not requantized(found.mix.outputs[0]):
         yield Reason("it is quantized, its result is not", "a Q/DQ pair after the second product")
 
 
@@ -337,7 +316,7 @@ def _of_size(found: Attention, subject: Subject) -> Iterator[Reason]:
         if subject.inference.dims(query) is not None and _is_contracted_last(found.scores):
             yield Reason("the channels of its heads are not constant", "give the heads a fixed size")
     else:
-        values = subject.inference.dims(found.context.outputs[0])
+        values = subject.inference.dims(found.mix.outputs[0])
         if values and values[-1] != size:
             text = f"its heads have {size} channels, their values {_text(values[-1:])[1:-1]}"
             yield Reason(text, "as many channels in both", is_half)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from deploycli.exporters.graph.operators import is_onnx
-from deploycli.exporters.lint.attention import dequantized, find_attention, is_weight, made_by, quantized_type
+from deploycli.exporters.lint.attention import attentions, dequantized, is_weight, made_by, quantized_type
 from deploycli.exporters.lint.element_types import attribute
 from deploycli.exporters.lint.fusion import int8_limits
 from deploycli.exporters.lint.quantization import GEMMS, axis_of
@@ -162,7 +162,7 @@ def _repeated(subject: Subject) -> Iterator[Problem]:
 
 
 def _attention(subject: Subject) -> Iterator[Problem]:
-    for found in find_attention(subject):
+    for found in attentions(subject):
         types = [quantized_type(value, subject) for value in found.operands]
         products = [all(types[:2]), all(types[2:])]
         if products[0] != products[1]:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deploycli.exporters.graph.analysis import GROWTH, dynamic_axes
+from deploycli.exporters.graph.attention import masked_scores
 from deploycli.exporters.graph.builder import Builder, replace
 from deploycli.exporters.graph.movement_ops import swaps_last_axes
 from deploycli.exporters.graph.steps import Remark
@@ -106,11 +107,10 @@ def _read(softmax: ir.Node, analysis: Analysis) -> _Attention | str | None:
             return "its mask would have to be spelled out for every batch size"
         if (size := math.prod((*mask.shape[:-2], *dims[2:])) * mask.itemsize) > mask.nbytes + GROWTH:
             return f"{size} bytes of constants from {mask.nbytes}"
-        scores_value = add.inputs[1] if constants[1] is None else add.inputs[0]
-    scores = maker(scores_value, "MatMul")
-    mix = mixes[0].node
-    if scores is None:
+    above = masked_scores(softmax, analysis)
+    if above is None or [step.node for step in above.steps] != ([] if add is None else [add]):
         return "its scores are no product, or something stands between"
+    scores, mix = above.node, mixes[0].node
     query, keys, values = scores.inputs[0], scores.inputs[1], mix.inputs[1]
     if query is None or keys is None or values is None:
         return None

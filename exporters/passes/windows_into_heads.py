@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deploycli.exporters.graph.analysis import GROWTH, dynamic_axes
+from deploycli.exporters.graph.attention import masked_scores
 from deploycli.exporters.graph.builder import Builder, remove, replace
 from deploycli.exporters.graph.steps import Remark
 from deploycli.exporters.graph.unique import label
@@ -77,22 +78,20 @@ class WindowsIntoHeads(GraphPass):
         return modified
 
     def _read(self, softmax: ir.Node, analysis: Analysis) -> _WindowedAttention | None:
-        join = _producer(softmax, 0, "Reshape")
-        add = None if join is None else _producer(join, 0, "Add")
-        if join is None or add is None:
+        above = masked_scores(softmax, analysis)
+        between = () if above is None else tuple(step.node for step in above.steps)
+        if above is None or [node.op_type for node in between] != ["Reshape", "Add", "Reshape"]:
             return None
-        sides = [i for i, value in enumerate(add.inputs) if analysis.constant(value) is not None]
-        split = _producer(add, 1 - sides[0], "Reshape") if len(sides) == 1 else None
-        scores = None if split is None else _producer(split, 0, "MatMul")
+        scores, (split, add, join) = above.node, between
         dims, folded = analysis.dims(add.outputs[0]), analysis.dims(join.outputs[0])
-        if split is None or scores is None or dims is None or folded is None or len(dims) != _SCORES_RANK:
+        if dims is None or folded is None or len(dims) != _SCORES_RANK:
             return None
         batch, windows, heads, *_ = dims
         if dynamic_axes(dims[1:]):
             return None
         if analysis.dims(scores.outputs[0]) != folded or folded != (batch * windows, *dims[2:]):
             return None
-        constant = analysis.constant(add.inputs[sides[0]])
+        constant = analysis.constant(add.inputs[1 - above.steps[1].position])
         if constant is None or np.broadcast_shapes(constant.shape, (1, *dims[1:])) != (1, *dims[1:]):
             return None
         if (size := math.prod(dims[1:]) * constant.itemsize) > constant.nbytes + GROWTH:
@@ -110,13 +109,6 @@ class WindowsIntoHeads(GraphPass):
             self.remarks.append(Remark(label(softmax), "its windows and heads are not the outer axes of q, k and v"))
             return None
         return _WindowedAttention(scores, split, add, join, softmax, mix, dims, constant)
-
-
-def _producer(node: ir.Node, position: int, op_type: str) -> ir.Node | None:
-    """Return the operator of this type that makes an operand."""
-    value = node.inputs[position]
-    producer = None if value is None else value.producer()
-    return producer if producer is not None and producer.op_type == op_type and producer.domain == "" else None
 
 
 def _fold(attention: _WindowedAttention, builder: Builder) -> None:

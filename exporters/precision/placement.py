@@ -168,15 +168,16 @@ class _Chooser:
         if isinstance(found, str):
             self.refuse(softmax, f"form: {found}")
             return
-        shape = f"{found.queries} x {found.keys} tokens, head size {found.head_size}"
+        queries, keys, head_size = self._roles.sizes(found)
+        shape = f"{queries} x {keys} tokens, head size {head_size}"
         reasons = (self._excluded(node) for node in (softmax, found.scores, found.mix))
         if (reason := next(filter(None, reasons), None)) is not None:
             self.refuse(softmax, reason)
         elif found.scores in self._sites or found.mix in self._sites:
             self.refuse(softmax, "form: it shares a product with another attention")
-        elif found.head_size not in INT8_HEAD_SIZES or found.queries is None or found.keys is None:
+        elif head_size not in INT8_HEAD_SIZES or queries is None or keys is None:
             self.refuse(softmax, f"attention: {shape}; fused INT8 attention takes head sizes {INT8_HEAD_SIZES}")
-        elif max(found.queries, found.keys) > INT8_LONGEST_SEQUENCE:
+        elif max(queries, keys) > INT8_LONGEST_SEQUENCE:
             self.refuse(softmax, f"attention: {shape}; fused INT8 attention ends at {INT8_LONGEST_SEQUENCE} tokens")
         else:
             group = self._groups.unique(_name(softmax))

@@ -7,21 +7,24 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import onnx_ir as ir
 
 from deploycli.exporters.graph.analysis import Analysis, dynamic_axes
+from deploycli.exporters.graph.attention import joined, makers, readers
 from deploycli.exporters.graph.movement_ops import MOVEMENT
 from deploycli.exporters.graph.operators import ACTIVATIONS, ARITHMETIC, PRODUCTS, SOFTMAX
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from deploycli.exporters.graph.attention import Attention
 
 MOVES = frozenset({"Cast", *MOVEMENT})
 """Operators that move data, as far as a role is concerned."""
 
 _ARITHMETIC = frozenset(ARITHMETIC)
+_OF_SEVERAL = _ARITHMETIC | {"Concat", "Where"}
+"""Operators all of whose operands are data."""
 _ENDINGS = SOFTMAX | {"Sigmoid"}  # of a classifier that answers with probabilities
 _PARTS_OF_ACTIVATIONS = frozenset({"Erf", "Sigmoid", "Tanh"})  # a GELU or SiLU that was written out
 
@@ -57,22 +60,15 @@ class Weight:
     columns: int
 
 
-@dataclass(frozen=True)
-class Attention:
-    """Softmax(q k^T + bias) v.
+class Sizes(NamedTuple):
+    """How large an attention is; None where that is not static.
 
     Attributes:
-        scores: the product of queries and keys.
-        mix: the product of probabilities and values.
-        probability: operand position of the probabilities in the latter.
-        queries: tokens that ask, or None where that is not static.
-        keys: tokens that answer, or None.
-        head_size: channels of a head, or None.
+        queries: tokens that ask.
+        keys: tokens that answer.
+        head_size: channels of a head.
     """
 
-    scores: ir.Node
-    mix: ir.Node
-    probability: int
     queries: int | None
     keys: int | None
     head_size: int | None
@@ -130,21 +126,22 @@ class Roles:
     def attention(self, softmax: ir.Node) -> Attention | str:
         """Return the attention around a Softmax, or why there is none."""
         source, result = softmax.inputs[0], softmax.outputs[0]
-        makers = (value.producer() for value in self._origins(source, MOVES | _ARITHMETIC | {"Where"}))
-        products = [n for n in makers if n is not None and n.op_type == "MatMul" and not self.constants(n)]
-        if len(products) != 1:
-            return f"no attention: it reads {len(products)} products of two activations"
-        readers = list(_readers(result))
-        if len(readers) != 1 or readers[0][0].op_type != "MatMul" or self.constants(readers[0][0]):
+        above = [end for end in makers(source, self._leads_to_scores) if self._multiplies_activations(end.node)]
+        if len(above) != 1:
+            return f"no attention: it reads {len(above)} products of two activations"
+        below = list(readers(result, _leads_from_probabilities))
+        if len(below) != 1 or not self._multiplies_activations(below[0].node):
             return "no attention: its result is not read by one product of two activations alone"
-        (mix, probability), scores = readers[0], products[0]
         shape = self._analysis.dims(source)
         axis = softmax.attributes.get_int("axis", -1)
         if axis != -1 and (shape is None or axis != len(shape) - 1):
             return f"its axis is {axis}; the keys of a fused attention are on the last one"
-        return Attention(
-            scores, mix, probability, self._size(source, -2), self._size(source, -1), self._size(scores.inputs[0], -1)
-        )
+        return joined(above[0], softmax, below[0])
+
+    def sizes(self, attention: Attention) -> Sizes:
+        """Return how large an attention is."""
+        scores = attention.softmax.inputs[0]
+        return Sizes(self._size(scores, -2), self._size(scores, -1), self._size(attention.operands[0], -1))
 
     def residual_branch(self, node: ir.Node) -> int | None:
         """Return the operand of an addition that comes from a product, where the other is the stream it joins."""
@@ -156,6 +153,16 @@ class Roles:
         if len(found) == 2:  # the stream ends in one too, such as a patch merging: it is what others read as well
             found = [i for i in found if all(len(value.uses()) == 1 for value in paths[i])]
         return found[0] if len(found) == 1 else None
+
+    def _leads_to_scores(self, node: ir.Node) -> tuple[int, ...] | None:
+        """Return the operands of arithmetic and movement that are computed."""
+        if node.op_type not in MOVES | _ARITHMETIC | {"Where"}:
+            return None
+        count = len(node.inputs) if node.op_type in _OF_SEVERAL else 1
+        return tuple(i for i, value in enumerate(node.inputs[:count]) if value is not None and self._computed(value))
+
+    def _multiplies_activations(self, node: ir.Node) -> bool:
+        return node.op_type == "MatMul" and not self.constants(node)
 
     def _origins(self, value: ir.Value | None, through: frozenset[str]) -> list[ir.Value]:
         """Return the values that a value is made of by these operators; constants are left out."""
@@ -169,7 +176,7 @@ class Roles:
             if node is None or node.op_type not in through:
                 found.append(value)
                 continue
-            operands = node.inputs if node.op_type in _ARITHMETIC | {"Concat", "Where"} else node.inputs[:1]
+            operands = node.inputs if node.op_type in _OF_SEVERAL else node.inputs[:1]
             waiting += [operand for operand in operands if operand not in seen]
             seen.update(operands)
         return found
@@ -235,14 +242,8 @@ class Roles:
         return dims[axis]
 
 
-def _readers(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
-    """Yield the operators that read a value, and at which position; movement is looked through."""
-    for node, position in value.uses():
-        if node.op_type in MOVES:
-            for output in node.outputs:
-                yield from _readers(output)
-        else:
-            yield node, position
+def _leads_from_probabilities(node: ir.Node) -> range | None:
+    return range(len(node.inputs)) if node.op_type in MOVES else None
 
 
 def _is_activation(node: ir.Node | None) -> bool:

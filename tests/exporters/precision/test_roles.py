@@ -9,13 +9,14 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from deploycli.exporters.graph.attention import Attention
 from deploycli.exporters.graph.operators import PRODUCTS
 from deploycli.exporters.passes.pipeline import tidy
 from deploycli.exporters.precision.insert_casts import cast
 from deploycli.exporters.precision.insert_qdq import insert
 from deploycli.exporters.precision.placement import SCHEMES, place
 from deploycli.exporters.precision.policy import Policy
-from deploycli.exporters.precision.roles import Attention, Roles, Stage, Weight
+from deploycli.exporters.precision.roles import Roles, Stage, Weight
 from tests.exporters.precision.networks import (
     FAMILIES,
     HALF,
@@ -88,8 +89,9 @@ def test_attentions_and_residual_additions(name: str) -> None:
     attentions = [a for a in found if isinstance(a, Attention)]
     blocks, tokens, sizes = ATTENTIONS[name]
     assert len(attentions) == len(found) == blocks
-    assert {a.queries for a in attentions} | {a.keys for a in attentions} == tokens
-    assert {a.head_size for a in attentions} == sizes
+    found_sizes = [roles.sizes(a) for a in attentions]
+    assert {s.queries for s in found_sizes} | {s.keys for s in found_sizes} == tokens
+    assert {s.head_size for s in found_sizes} == sizes
     assert {a.probability for a in attentions} == {0}
     pairs = [n for n in model.graph if n.op_type in PRODUCTS and roles.weight(n) is None]
     assert pairs == [n for a in attentions for n in (a.scores, a.mix)]
@@ -314,29 +316,30 @@ NO_SCORES = {
 }
 
 
-def attention(before: str, after: str) -> Attention | str:
+def attention(before: str, after: str) -> tuple[Attention | str, Roles]:
     outputs = "(float[] y, float[] z)" if " z = Identity" in after else "(float[] y)"
     model = graph(
         HEADS.replace("(float[] y)", outputs) + f" {{ s = MatMul(q, k) {before} {after} }}",
         four=np.float32(4), low=np.float32(-100), bias=normal(1, 1, 2, 8, 8), w=normal(8, 8),
         five=np.array([-1, 1, 2, 8, 8], np.int64), back=np.array([-1, 2, 8, 8], np.int64),
     )  # fmt: skip
-    return Roles(model.graph).attention(node(model, "Softmax"))
+    roles = Roles(model.graph)
+    return roles.attention(node(model, "Softmax")), roles
 
 
 @pytest.mark.parametrize("name", SCORES)
 def test_attention(name: str) -> None:
-    found = attention(*SCORES[name])
+    found, roles = attention(*SCORES[name])
     assert isinstance(found, Attention), found
     assert (found.scores.name, found.mix.name) == ("MatMul", "MatMul_1")
     assert found.probability == int(name == "values first")
-    assert (found.queries, found.keys, found.head_size) == (8, 8, 16)
+    assert roles.sizes(found) == (8, 8, 16)
 
 
 @pytest.mark.parametrize("name", NO_SCORES)
 def test_no_attention(name: str) -> None:
     before, after, reason = NO_SCORES[name]
-    found = attention(before, after)
+    found, _ = attention(before, after)
     assert isinstance(found, str)
     assert reason in found
 
@@ -347,9 +350,10 @@ def test_queries_and_keys_may_differ_and_grow_with_the_batch() -> None:
             s = MatMul(q, k) p = Softmax<axis=-1>(s) y = MatMul(p, v)
         }"""
     )
-    found = Roles(model.graph).attention(node(model, "Softmax"))
+    roles = Roles(model.graph)
+    found = roles.attention(node(model, "Softmax"))
     assert isinstance(found, Attention)
-    assert (found.queries, found.keys, found.head_size) == (None, 8, 16)
+    assert roles.sizes(found) == (None, 8, 16)
 
 
 def test_residual_additions_of_a_block() -> None:
