@@ -33,11 +33,11 @@ def guarded(run: Callable[[], NoReturn]) -> None:
     """
     if sys.platform != "linux":  # elsewhere a process cannot tell who sent a signal
         return
-    from deploycli.exporters.bundle import atomic
+    from deploycli.exporters.bundle import files
     from deploycli.exporters.runtime.isolated import die_with
 
     notes = os.memfd_create("deploycli-notes", os.MFD_CLOEXEC)
-    atomic.note_temporaries(notes)
+    files.note_temporaries(notes)
     parent = os.getpid()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {*_PASSED_ON, signal.SIGCHLD})
     try:
@@ -51,7 +51,7 @@ def guarded(run: Callable[[], NoReturn]) -> None:
         try:
             run()
         finally:
-            atomic.note(_DONE)
+            files.note(_DONE)
     status = _status(child)
     if status >= 0 and _DONE in _notes(notes):
         os._exit(status)

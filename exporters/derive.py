@@ -7,8 +7,8 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from deploycli.exporters.bundle.atomic import temporary_folder
 from deploycli.exporters.bundle.bundle import Bundle, OnnxFile, extend_bundle
+from deploycli.exporters.bundle.files import temporary_folder
 from deploycli.exporters.bundle.golden import load_golden
 from deploycli.exporters.bundle.manifest import Artifact, FileRecord
 from deploycli.exporters.gate import require_readable
@@ -136,18 +136,17 @@ class Derivation:
         """
         self.require_readable()
         name = f"model.{self.precision}.onnx"
-        results: list[tuple[str, tuple[Comparison, ...]]] = []
-
-        def make(folder: Path) -> Artifact:
+        with extend_bundle(self.bundle) as draft:
+            folder = draft.folder
             external: ExternalData = "always" if self.source.external else "auto"
             files = write_model(self.model, folder / name, external)
             ops = Counter(node.op_type for node in self.model.graph)
             del self.model  # it is in the file now, and a large one leaves no room to run it
             free_memory()
-            results.append(_run(folder / name, self.bundle.golden, self.precision, self.source.artifact.batch))
+            runtime, comparisons = _run(folder / name, self.bundle.golden, self.precision, self.source.artifact.batch)
             free_memory()  # an engine may be built from it next
             record, *data = (FileRecord.of(folder, file.name) for file in files)
-            return Artifact(
+            artifact = Artifact(
                 file=record,
                 external=tuple(data),
                 precision=self.precision,
@@ -161,11 +160,10 @@ class Derivation:
                 quantized=quantized,
                 reverted=reverted,
             )
-
-        bundle = extend_bundle(self.bundle, make)
-        file = bundle.onnx_file(name)
-        assert file is not None, "extend_bundle added it"
-        return Derived(file, *results[0])
+            draft.add(artifact)
+        file = draft.bundle.onnx_file(name)
+        assert file is not None, "it was added"
+        return Derived(file, runtime, comparisons)
 
 
 def fp32_file(bundle: Bundle) -> OnnxFile:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Literal
 
-from deploycli.exporters.bundle.bundle import Bundle, write_bundle
+from deploycli.exporters.bundle.bundle import new_bundle
 from deploycli.exporters.bundle.golden import GOLDEN_NAME, require_comparable, save_golden, synthetic_inputs
 from deploycli.exporters.bundle.manifest import SCHEMA_VERSION, Artifact, FileRecord, Manifest
 from deploycli.exporters.bundle.trust import sign
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from torch import nn
 
+    from deploycli.exporters.bundle.bundle import Bundle
     from deploycli.exporters.graph.onnx_file import ExternalData
     from deploycli.models.sources import Source
     from deploycli.models.spec import ModelSpec, TensorSpec, Weights
@@ -124,16 +125,51 @@ def export(
             it.
         EnvironmentUnsuitable: the folder cannot be written, or the hub cannot be reached.
     """
-    with collector_paused():
-        return _export(options, progress, told, warn)
+    variant = _variant(options)
+    name = options.name or variant.name
+    model = None if options.replace else variant.spec
+    with collector_paused(), set_aside(), new_bundle(options.root, name, model=model) as draft:
+        progress("building the model")
+        module, spec, weights = _weighted(options, variant)
+        told(weights)
+        progress("running it in PyTorch")
+        inputs = synthetic_inputs(spec, max(GOLDEN_SAMPLES, options.batch or 0))
+        with EagerRuntime(module, [i.name for i in spec.inputs], spec.outputs, poison=False) as eager:
+            outputs = eager.run(inputs)
+        require_comparable(inputs, outputs)
+        save_golden(draft.folder / GOLDEN_NAME, inputs, outputs)
+        artifact = _write_onnx(draft.folder, module, spec, options, progress)
+        del module
+        free_memory()  # traced programs are cycles, and hold the weights: the check needs their room
+        progress("checking the file in ONNX Runtime")
+        size = options.batch or CHECK_BATCH
+        feed, truth = ({name: array[:size] for name, array in arrays.items()} for arrays in (inputs, outputs))
+        if remark := _check(draft.folder / artifact.file.path, feed, truth, lambda: _exact(options, variant, feed)):
+            warn(remark)
+        signature, unsigned = sign(spec)
+        if unsigned:
+            warn(f"the function is not signed, and verify will ask for --trust-factory: {unsigned}")
+        draft.manifest = Manifest(
+            schema_version=SCHEMA_VERSION,
+            tool_version=_version("deploycli"),
+            name=name,
+            spec=spec,
+            weights=weights,
+            preprocessing=variant.preprocessing,
+            artifacts=(artifact,),
+            golden=FileRecord.of(draft.folder, GOLDEN_NAME),
+            versions={package: _version(package) for package in (*_PACKAGES, *_library(spec))},
+            factory_signature=signature,
+        )
+    return draft.bundle
 
 
-def _export(
-    options: ExportOptions,
-    progress: Callable[[str], None],
-    told: Callable[[Weights], None],
-    warn: Callable[[str], None],
-) -> Bundle:
+def _variant(options: ExportOptions) -> Variant:
+    """Return what is exported.
+
+    Raises:
+        UsageError, EnvironmentUnsuitable: see `export`.
+    """
     try:
         from deploycli.exporters.trace import check_opset
     except (ImportError, OSError, SystemError) as error:  # a shared library is missing; there is no memory for it
@@ -156,14 +192,7 @@ def _export(
     if options.batch is not None and options.batch < 1:
         raise UsageError(f"a batch of {options.batch}", expected="a positive number, or dynamic")
     source = parse_source(options.model)
-    variant = _registered(options) if source is None else _foreign(options, source)
-    with set_aside():
-        return write_bundle(
-            options.root,
-            options.name or variant.name,
-            lambda folder: _fill(folder, options, variant, progress, told, warn),
-            model=None if options.replace else variant.spec,
-        )
+    return _registered(options) if source is None else _foreign(options, source)
 
 
 def _registered(options: ExportOptions) -> Variant:
@@ -189,48 +218,6 @@ def _foreign(options: ExportOptions, source: Source) -> Variant:
         )
     kwargs = with_classes(source, options.model_kwargs, options.num_classes)
     return describe(source, kwargs, inputs=options.inputs, img_size=options.img_size)
-
-
-def _fill(
-    folder: Path,
-    options: ExportOptions,
-    variant: Variant,
-    progress: Callable[[str], None],
-    told: Callable[[Weights], None],
-    warn: Callable[[str], None],
-) -> Manifest:
-    progress("building the model")
-    module, spec, weights = _weighted(options, variant)
-    told(weights)
-    progress("running it in PyTorch")
-    inputs = synthetic_inputs(spec, max(GOLDEN_SAMPLES, options.batch or 0))
-    with EagerRuntime(module, [i.name for i in spec.inputs], spec.outputs, poison=False) as eager:
-        outputs = eager.run(inputs)
-    require_comparable(inputs, outputs)
-    save_golden(folder / GOLDEN_NAME, inputs, outputs)
-    artifact = _write_onnx(folder, module, spec, options, progress)
-    del module
-    free_memory()  # traced programs are cycles, and hold the weights: the check needs their room
-    progress("checking the file in ONNX Runtime")
-    size = options.batch or CHECK_BATCH
-    feed, truth = ({name: array[:size] for name, array in arrays.items()} for arrays in (inputs, outputs))
-    if remark := _check(folder / artifact.file.path, feed, truth, lambda: _exact(options, variant, feed)):
-        warn(remark)
-    signature, unsigned = sign(spec)
-    if unsigned:
-        warn(f"the function is not signed, and verify will ask for --trust-factory: {unsigned}")
-    return Manifest(
-        schema_version=SCHEMA_VERSION,
-        tool_version=_version("deploycli"),
-        name=options.name or variant.name,
-        spec=spec,
-        weights=weights,
-        preprocessing=variant.preprocessing,
-        artifacts=(artifact,),
-        golden=FileRecord.of(folder, GOLDEN_NAME),
-        versions={package: _version(package) for package in (*_PACKAGES, *_library(spec))},
-        factory_signature=signature,
-    )
 
 
 def _weighted(options: ExportOptions, variant: Variant) -> tuple[nn.Module, ModelSpec, Weights]:

@@ -6,20 +6,21 @@ The same graph always gives the same bytes, however its nodes were sorted, and a
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import onnx_ir as ir
 
-from deploycli.exporters.bundle.atomic import place, regular_file, unwritable
-from deploycli.exporters.bundle.model_place import folder_beside, same_file, write_beside
+from deploycli.exporters.bundle.files import place, regular_file, scratch_folder, temporary_folder, unwritable
 from deploycli.exporters.export import ATTENTION_OPSET
 from deploycli.exporters.gate import require_readable
 from deploycli.exporters.graph.analysis import Analysis
 from deploycli.exporters.graph.collector import free_memory
 from deploycli.exporters.graph.cost import constant_bytes, graph_cost
-from deploycli.exporters.graph.onnx_file import external_files, load_model, map_external
+from deploycli.exporters.graph.onnx_file import INLINE_LIMIT, external_files, load_model, map_external, write_model
 from deploycli.exporters.graph.operators import DRAWN, QDQ
 from deploycli.exporters.graph.steps import GraphCost, Step
 from deploycli.exporters.graph.weigh import address_space, refuse_what_is_too_large
@@ -30,7 +31,7 @@ from deploycli.exporters.runtime.isolated import Died, isolated
 from deploycli.models.errors import EnvironmentUnsuitable, NumericsError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from deploycli.exporters.graph.onnx_file import ExternalData
@@ -168,18 +169,19 @@ def optimize(options: OptimizeOptions, *, progress: Callable[[str], None] = lamb
             hint=UNCHECKED,
         )
     budget, (nodes, ops), opset = _budget(model), _count(model), model.opset_imports.get("", 0)
-    with folder_beside(real) as folder:
+    with _folder_beside(real) as folder:
         name = (options.target or options.source).name
         progress("writing")
-        files = write_beside(model, folder / name, options.external)
+        files = _write_beside(model, folder / name, options.external)
         after = Side(nodes, ops, sum(path.stat().st_size for path in files), opset, cost)
         del model
         free_memory()  # graphs are cycles, and hold the weights: the check needs their room
         check = None
         if options.check:
             check = _checked(options, files[0], budget, size + after.size, progress)
-        replaced = data if options.target is not None and same_file(options.source, options.target) else ()
-        placed = () if options.target is None else place(files, options.target)
+        target = options.target
+        replaced = data if target is not None and target.exists() and options.source.samefile(target) else ()
+        placed = () if target is None else place(files, target)
     left = tuple(path for path in replaced if path.name not in {file.name for file in placed})
     return Optimized(options.source, placed, before, after, tuple(steps), check, left)
 
@@ -238,6 +240,47 @@ def load(path: Path) -> ir.Model:
         model.opset_imports[""] = model.opset_imports.pop("ai.onnx")
     map_external(model)
     return model
+
+
+# --- written where nobody sees it, until it takes its place -----------------------------------------------------------
+
+
+def _write_beside(model: ir.Model, path: Path, external: ExternalData) -> list[Path]:
+    """Write a model; a data file carries a hash of its content in its name, so that no other file's is replaced.
+
+    Raises:
+        UsageError: external data was forbidden and the model is above 2 GiB.
+        EnvironmentUnsuitable: it cannot be written, or the disk is full.
+    """
+    tensors = [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
+    try:
+        if external == "always" or (external == "auto" and sum(tensor.nbytes for tensor in tensors) > INLINE_LIMIT):
+            digest = hashlib.sha256()
+            for tensor in tensors:
+                digest.update(tensor.tobytes())
+            return write_model(model, path, "always", data_name=f"{path.name}.{digest.hexdigest()[:12]}.data")
+        return write_model(model, path, external)
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+@contextmanager
+def _folder_beside(target: Path | None) -> Iterator[Path]:
+    """Yield a folder beside the target, or anywhere if there is none; it vanishes.
+
+    Raises:
+        EnvironmentUnsuitable: it cannot be made.
+    """
+    if target is None:
+        with temporary_folder() as anywhere:
+            yield anywhere
+        return
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(scratch_folder(target))
+        except OSError as error:
+            raise unwritable(target, error) from error
+        yield folder
 
 
 # --- what is in a graph ----------------------------------------------------------------------------------------------

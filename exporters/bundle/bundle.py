@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deploycli.exporters.bundle.atomic import interrupted, locked, recover, replaced_folder
 from deploycli.exporters.bundle.engine import ENGINES, sidecars
+from deploycli.exporters.bundle.files import interrupted, locked, recover, replaced_folder
 from deploycli.exporters.bundle.manifest import MANIFEST_NAME, FileRecord, Manifest
 from deploycli.exporters.bundle.verification import Verification
 from deploycli.models.errors import DeployError, EnvironmentUnsuitable, IntegrityError, UsageError
@@ -250,16 +250,50 @@ def find_bundles(root: Path) -> list[Path]:
     )
 
 
-def write_bundle(root: Path, name: str, fill: Callable[[Path], Manifest], *, model: ModelSpec | None = None) -> Bundle:
-    """Write the bundle ``root / name``, replacing an existing one whole, or not at all.
+class Draft:
+    """A bundle, or a file more in one, while it is written.
 
-    Where the exported graph is that of the bundle which is replaced, byte for byte, all that was made from it stays:
-    other precisions, engines, reports.
+    Args:
+        folder: for the files.
+        base: manifest of the bundle that is extended, or None.
+
+    Attributes:
+        folder: for the files.
+        manifest: what they are; who writes them sets it, or calls `add`.
+    """
+
+    def __init__(self, folder: Path, base: Manifest | None = None) -> None:
+        self.folder = folder
+        self.manifest: Manifest | None = None
+        self._base = base
+        self._bundle: Bundle | None = None
+
+    def add(self, artifact: Artifact) -> None:
+        """Say which artifact was written for a bundle that is extended."""
+        assert self._base is not None, "a new bundle has a manifest of its own"
+        self.manifest = replace(self._base, artifacts=(artifact,))
+
+    @property
+    def bundle(self) -> Bundle:
+        """The bundle that it has become, once the block has ended."""
+        assert self._bundle is not None, "it is not written yet"
+        return self._bundle
+
+    def written(self, bundle: Bundle) -> None:
+        """Set the bundle that it has become."""
+        self._bundle = bundle
+
+
+@contextmanager
+def new_bundle(root: Path, name: str, *, model: ModelSpec | None = None) -> Iterator[Draft]:
+    """Yield a draft that becomes the bundle ``root / name`` when the block ends, or nothing where it raises.
+
+    An existing bundle is replaced whole. Where the exported graph is that of the bundle which is replaced, byte for
+    byte, all that was made from it stays: other precisions, engines, reports.
 
     Args:
         root: folder of bundles; made where it is missing.
         name: name of the bundle.
-        fill: writes every file of the bundle into the folder it is given, and returns the manifest.
         model: what the bundle is of: one of another model is not replaced. None replaces any.
 
     Raises:
@@ -289,25 +323,23 @@ def write_bundle(root: Path, name: str, fill: Callable[[Path], Manifest], *, mod
         if root.exists() and not root.is_dir():
             raise UsageError(f"{root} is no folder", expected="a folder of bundles", hint="another --output")
         check()
-        return _write(target, fill, merge)
+        with _draft(target, merge) as draft:
+            yield draft
 
 
-def extend_bundle(bundle: Bundle, make: Callable[[Path], Artifact]) -> Bundle:
-    """Add an artifact to a bundle, or replace the one of the same file name; on disk all of it happens, or nothing.
+@contextmanager
+def extend_bundle(bundle: Bundle) -> Iterator[Draft]:
+    """Yield a draft whose artifact is added to a bundle, or replaces the one of the same file name, or nothing is done.
 
     What else is in the folder is kept, and so is what others added to it meanwhile.
 
     Args:
         bundle: an opened bundle.
-        make: writes the artifact's files into the empty folder it is given.
 
     Raises:
         IntegrityError: meanwhile another model was exported in its place.
         EnvironmentUnsuitable: the folder cannot be written, or the disk is full.
     """
-
-    def fill(folder: Path) -> Manifest:
-        return replace(bundle.manifest, artifacts=(make(folder),))
 
     def merge(made: Manifest) -> Manifest:
         (artifact,) = made.artifacts
@@ -324,32 +356,33 @@ def extend_bundle(bundle: Bundle, make: Callable[[Path], Artifact]) -> Bundle:
     path = bundle.path
     if path.is_symlink() or path.name in ("", ".."):  # neither has a name that could be given to another folder
         path = path.resolve()
-    with _disk_errors(path):
-        return _write(path, fill, merge)
+    with _disk_errors(path), _draft(path, merge, bundle.manifest) as draft:
+        yield draft
 
 
-def _write(target: Path, fill: Callable[[Path], Manifest], merge: Callable[[Manifest], Manifest | None]) -> Bundle:
-    """Write a bundle and let it take the place of what is there.
+@contextmanager
+def _draft(target: Path, merge: Callable[[Manifest], Manifest | None], base: Manifest | None = None) -> Iterator[Draft]:
+    """Yield a draft that takes the place of what is there.
 
     Args:
         target: the bundle.
-        fill: writes what is new, and returns the manifest of that.
-        merge: is given that manifest while nobody else replaces the bundle, and returns the one that it will have;
-            None where nothing of the old bundle stays.
+        merge: is given the manifest of what was written while nobody else replaces the bundle, and returns the one that
+            it will have; None where nothing of the old bundle stays.
+        base: the manifest of the bundle that is extended.
     """
-    written: list[Bundle] = []
     left_out: set[str] = set()
 
     def settle(folder: Path) -> None:
-        merged = merge(made)
+        assert draft.manifest is not None
+        merged = merge(draft.manifest)
         if merged is not None:
             left_out.update({MANIFEST_NAME, *_recorded(target)} - {record.path for record in merged.records()})
             _take_over(target, folder, left_out)
-        manifest = merged or made
+        manifest = merged or draft.manifest
         for record in manifest.records():
             record.check(folder, content=False)
         (folder / MANIFEST_NAME).write_text(manifest.dumps(), "utf-8")
-        written.append(Bundle(target, manifest, _gone(target, folder)))
+        draft.written(Bundle(target, manifest, _gone(target, folder)))
 
     def late(old: Path) -> None:
         if left_out:  # what a build that runs wrote into its folder since
@@ -357,10 +390,11 @@ def _write(target: Path, fill: Callable[[Path], Manifest], merge: Callable[[Mani
                 _take_over(old, target, left_out)
 
     with replaced_folder(target, settle=settle, late=late) as folder:
-        made = fill(folder)
-        for record in (record for artifact in made.artifacts for record in artifact.records()):
+        draft = Draft(folder, base)
+        yield draft
+        assert draft.manifest is not None, "who writes a bundle says what is in it"
+        for record in (record for artifact in draft.manifest.artifacts for record in artifact.records()):
             record.check(folder, content=False)  # before a file of the old bundle could take its place
-    return written[0]
 
 
 def _derived(target: Path, made: Manifest) -> tuple[Artifact, ...] | None:
@@ -489,7 +523,7 @@ def _disk_errors(target: Path) -> Iterator[None]:
 
 
 def _concerns_disk(error: OSError, root: Path) -> bool:
-    """Whether writing below ``root`` failed, as against a checkpoint that ``fill`` could not read or download."""
+    """Whether writing below ``root`` failed, as against a checkpoint that could not be read or downloaded."""
     if error.errno in _DISK_ERRORS:
         return True
     if isinstance(error.filename, str | Path):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from msgspec import Meta
 
-from deploycli.exporters.bundle.atomic import write_whole
+from deploycli.exporters.bundle.files import write_whole
 from deploycli.exporters.bundle.kernels import Kernel, KernelTotals
 from deploycli.exporters.bundle.manifest import Precision
 from deploycli.exporters.target.product import PRODUCTS, RTX, TENSORRT, CompilerName, Product

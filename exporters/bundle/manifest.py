@@ -25,6 +25,7 @@ EXPORT_AGAIN = "export the model again, or restore the folder from where it was 
 Precision = Annotated[str, Meta(pattern=r"^(fp32|fp16|bf16|int8)\Z")]
 
 _LONGEST_NAME, _LONGEST_PATH = 255, 4096
+_CHUNK = 1 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,32 @@ class FileRecord:
                 f"{file} has changed: {found} bytes, sha256 {digest}",
                 expected=f"{self.size} bytes, sha256 {self.sha256}",
                 hint=EXPORT_AGAIN,
+            )
+
+    def copy(self, folder: Path, target: Path) -> None:
+        """Copy the file, and check that what was copied is what was recorded.
+
+        Args:
+            folder: the bundle's folder.
+            target: the new file; its folder is made where it is missing.
+
+        Raises:
+            IntegrityError: it is another one.
+            OSError: from the file system.
+        """
+        target.parent.mkdir(parents=True, exist_ok=True)
+        digest = hashlib.sha256()
+        with (folder / self.path).open("rb") as source, target.open("xb") as copy:
+            while chunk := source.read(_CHUNK):
+                digest.update(chunk)
+                copy.write(chunk)
+            copy.flush()
+            os.fsync(copy.fileno())
+        if digest.hexdigest() != self.sha256:
+            raise IntegrityError(
+                f"{folder / self.path} changed while it was packaged: sha256 {digest.hexdigest()}",
+                expected=f"sha256 {self.sha256}",
+                hint="package it again",
             )
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from deploycli.exporters.bundle.atomic import temporary_folder
+from deploycli.exporters.bundle.files import temporary_folder
 from deploycli.exporters.graph.onnx_file import quiet, read, write_outline
 from deploycli.exporters.lint.economy import hard_to_fuse, redundant_pairs, stored_numbers, unused_and_repeated
 from deploycli.exporters.lint.fusion import attention_blocks, attention_form

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from msgspec import Meta
 
-from deploycli.exporters.bundle.atomic import write_whole
+from deploycli.exporters.bundle.files import write_whole
 from deploycli.exporters.precision.methods import Method
 from deploycli.exporters.precision.ranges import check_ranges, listed
 from deploycli.models.codec import Positive, Sha256, load

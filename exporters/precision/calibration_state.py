@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deploycli.exporters.bundle.atomic import write_whole
+from deploycli.exporters.bundle.files import write_whole
 from deploycli.exporters.precision.histogram import BINS, Histogram
 from deploycli.models.codec import Count, decode
 from deploycli.models.errors import IntegrityError, first_line

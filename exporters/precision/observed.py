@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import onnx
 
-from deploycli.exporters.bundle.atomic import temporary_folder
+from deploycli.exporters.bundle.files import temporary_folder
 from deploycli.exporters.graph.onnx_file import external_files, load_model
 from deploycli.exporters.runtime.runtimes import OrtRuntime
 from deploycli.models.errors import EnvironmentUnsuitable, UsageError

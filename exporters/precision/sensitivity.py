@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from deploycli.exporters.bundle.atomic import temporary_folder
+from deploycli.exporters.bundle.files import temporary_folder
 from deploycli.exporters.graph.onnx_file import write_model
 from deploycli.exporters.graph.unique import Names, value_names
 from deploycli.exporters.precision.insert_qdq import Inserter

@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from deploycli.exporters.bundle.atomic import temporary_folder
+from deploycli.exporters.bundle.files import temporary_folder
 from deploycli.exporters.graph.movement_ops import MOVEMENT
 from deploycli.exporters.graph.onnx_file import load_model, map_external, write_model
 from deploycli.exporters.graph.unique import Names, value_names

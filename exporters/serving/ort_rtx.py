@@ -20,11 +20,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deploycli.exporters.bundle.atomic import replaced_folder
+from deploycli.exporters.bundle.files import replaced_folder
 from deploycli.exporters.serving.release import (
     cannot_write,
     choose,
-    copy_file,
     names,
     not_for_release,
     place,
@@ -135,9 +134,9 @@ class FolderDelivery:
                 (staged / CONFIG_NAME).write_text(self.config, "utf-8")
                 (staged / LOADER_NAME).write_bytes(_LOADER.read_bytes())
                 file = self.servable.file
-                copy_file(file.bundle.path, file.record, staged / MODEL_NAME)
+                file.record.copy(file.bundle.path, staged / MODEL_NAME)
                 for record in file.external:
-                    copy_file(file.bundle.path, record, staged / record.path)
+                    record.copy(file.bundle.path, staged / record.path)
         except OSError as error:
             raise cannot_write(folder, error, "--ort-rtx") from error
         return self.packaged

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, TypeVar
 
 from deploycli.exporters.bundle.manifest import MANIFEST_NAME
-from deploycli.models.errors import EnvironmentUnsuitable, IntegrityError, NumericsError, UsageError
+from deploycli.models.errors import EnvironmentUnsuitable, NumericsError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from deploycli.exporters.bundle.bundle import Bundle, ModelFile
-    from deploycli.exporters.bundle.manifest import FileRecord
     from deploycli.exporters.serving.servable import Servable
 
     File = TypeVar("File", bound=ModelFile)
 
 _SMALLEST_FIRST = ("int8", "fp16", "bf16", "fp32")
 _MAKE = {"fp16": "deploycli cast", "bf16": "deploycli cast", "int8": "deploycli quantize"}
-_CHUNK = 1 << 20  # bytes
 
 
 def choose(bundle: Bundle, found: Sequence[File], precision: str, make: str = "") -> list[File]:
@@ -119,29 +115,6 @@ def provenance(served: Servable, forced: Sequence[str]) -> dict[str, str]:
     if forced:
         found["not_for_release"] = "; ".join(forced)
     return found
-
-
-def copy_file(folder: Path, record: FileRecord, target: Path) -> None:
-    """Copy a file of a bundle, and check that what was copied is what was recorded.
-
-    Raises:
-        IntegrityError: it is not.
-        OSError: from the file system.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    digest = hashlib.sha256()
-    with (folder / record.path).open("rb") as source, target.open("xb") as copy:
-        while chunk := source.read(_CHUNK):
-            digest.update(chunk)
-            copy.write(chunk)
-        copy.flush()
-        os.fsync(copy.fileno())
-    if digest.hexdigest() != record.sha256:
-        raise IntegrityError(
-            f"{folder / record.path} changed while it was packaged: sha256 {digest.hexdigest()}",
-            expected=f"sha256 {record.sha256}",
-            hint="package it again",
-        )
 
 
 def place(root: Path, name: str, config: str, *, wanted: str, foreign: str, option: str) -> Path:

@@ -7,19 +7,16 @@ own or is refused, and the configuration is the later one's.
 
 from __future__ import annotations
 
-import secrets
-import shutil
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from deploycli.exporters.bundle.atomic import replaced_folder, write_whole
-from deploycli.exporters.serving.release import cannot_write, copy_file
+from deploycli.exporters.bundle.files import replaced_folder, write_whole
+from deploycli.exporters.serving.release import cannot_write
 from deploycli.exporters.serving.triton_config import CONFIG_NAME, LABELS_NAME, interface
 from deploycli.models.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
     from deploycli.exporters.serving.servable import Servable
@@ -106,7 +103,7 @@ class Delivery:
         return self.packaged
 
     def _add_model(self) -> None:
-        with _new_folder(self.folder) as staged:
+        with replaced_folder(self.folder, replace=False) as staged:
             (staged / str(self.packaged.version)).mkdir()
             self._copy(staged / str(self.packaged.version))
             for name, text in self._texts().items():
@@ -116,7 +113,8 @@ class Delivery:
         """Add the version, then replace labels and configuration beside it; where that fails, take it all back."""
         texts = {self.folder / name: text for name, text in self._texts().items()}
         before = {path: path.read_bytes() if path.is_file() else None for path in texts}
-        with _new_folder(self.folder / str(self.packaged.version), then=lambda: _replace(texts, before)) as staged:
+        version = self.folder / str(self.packaged.version)
+        with replaced_folder(version, replace=False, late=lambda _: _replace(texts, before)) as staged:
             self._copy(staged)
 
     def _texts(self) -> dict[str, bytes]:
@@ -127,31 +125,9 @@ class Delivery:
     def _copy(self, folder: Path) -> None:
         """Copy the model under Triton's name; external data keeps its own, which the model refers to."""
         file = self.servable.file
-        copy_file(file.bundle.path, file.record, folder / _MODEL_FILES[self.packaged.flavour])
+        file.record.copy(file.bundle.path, folder / _MODEL_FILES[self.packaged.flavour])
         for record in file.external:
-            copy_file(file.bundle.path, record, folder / record.path)
-
-
-@contextmanager
-def _new_folder(target: Path, then: Callable[[], None] = lambda: None) -> Iterator[Path]:
-    """Yield an empty folder that becomes ``target``, which must not exist, when the block ends.
-
-    Args:
-        target: the folder.
-        then: done once it is there; where that fails, or anything else after the rename, it is gone again.
-    """
-    made = None
-    try:
-        with replaced_folder(target, replace=False) as staged:
-            made = staged.stat().st_ino
-            yield staged
-        then()
-    except BaseException:
-        if target.exists() and target.stat().st_ino == made:  # else it is somebody else's
-            hidden = target.with_name(f".{target.name}.tmp-{secrets.token_hex(4)}")
-            target.rename(hidden)
-            shutil.rmtree(hidden, ignore_errors=True)
-        raise
+            record.copy(file.bundle.path, folder / record.path)
 
 
 def _replace(texts: Mapping[Path, bytes], before: Mapping[Path, bytes | None]) -> None:

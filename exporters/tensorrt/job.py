@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deploycli.exporters.bundle.atomic import write_whole
 from deploycli.exporters.bundle.engine import GpuRecord, IoTensor
+from deploycli.exporters.bundle.files import write_whole
 from deploycli.exporters.target.product import PRODUCTS, CompilerName, Product
 from deploycli.exporters.target.settings import BuildSettings
 from deploycli.exporters.target.targets import Capability

@@ -14,8 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from deploycli.exporters.bundle.atomic import write_whole
 from deploycli.exporters.bundle.engine import PLAN_SUFFIX
+from deploycli.exporters.bundle.files import write_whole
 from deploycli.exporters.tensorrt import library
 from deploycli.models.errors import DeployError
 

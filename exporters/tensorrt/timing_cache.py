@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
-from deploycli.exporters.bundle.atomic import write_whole
+from deploycli.exporters.bundle.files import write_whole
 from deploycli.models.errors import BuildError, DeployError, EnvironmentUnsuitable, IntegrityError
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from deploycli.exporters.bundle.atomic import write_whole
+from deploycli.exporters.bundle.files import write_whole
 from deploycli.exporters.bundle.verification import SCHEMA_VERSION, Judged, report_path
 from deploycli.exporters.verification.compare import BUDGETS
 

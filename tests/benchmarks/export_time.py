@@ -43,7 +43,7 @@ OURS = (
     ("writing", "deploycli.exporters.export:save_golden"),
     ("writing", "deploycli.exporters.graph.onnx_file:write_model"),
     ("writing", "deploycli.exporters.export:FileRecord.of"),
-    ("writing", "deploycli.exporters.bundle.atomic:_sync_tree"),
+    ("writing", "deploycli.exporters.bundle.files:_sync_tree"),
     ("checking in ONNX Runtime", "deploycli.exporters.export:_check"),
 )
 PLAIN = (

@@ -21,7 +21,6 @@ from onnx import TensorProto, helper, numpy_helper
 
 from deploycli.exporters import gate
 from deploycli.exporters import optimize as optimize_module
-from deploycli.exporters.bundle import model_place
 from deploycli.exporters.graph.onnx_file import write_model
 from deploycli.exporters.optimize import Optimized, OptimizeOptions, load, optimize
 from deploycli.exporters.passes import any_model
@@ -665,7 +664,7 @@ def test_an_interruption_leaves_the_folder_as_it_was(
         plain = Path.replace
         monkeypatch.setattr(Path, "replace", lambda a, b: interrupt() if a.suffix == ".onnx" else plain(a, b))
     else:
-        monkeypatch.setattr(model_place if when == "write_model" else optimize_module, when, interrupt)
+        monkeypatch.setattr(optimize_module, when, interrupt)
     for target in (source, tmp_path / "out.onnx"):
         with pytest.raises(KeyboardInterrupt):
             optimize(OptimizeOptions(source, target, external=external))

@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from deploycli.exporters.bundle.atomic import interrupted
 from deploycli.exporters.bundle.bundle import Bundle, find_bundles
+from deploycli.exporters.bundle.files import interrupted
 from deploycli.exporters.export import ExportOptions, export
 from deploycli.exporters.graph.onnx_file import load_model
 from deploycli.exporters.precision.calibration_cache import CalibrationCache

@@ -12,7 +12,7 @@ from onnx import helper, numpy_helper
 from PIL import Image
 from safetensors.torch import save_file
 
-from deploycli.exporters.bundle.bundle import Bundle, write_bundle
+from deploycli.exporters.bundle.bundle import Bundle
 from deploycli.exporters.bundle.golden import GOLDEN_NAME, save_golden, synthetic_inputs
 from deploycli.exporters.bundle.manifest import MANIFEST_NAME, SCHEMA_VERSION, Artifact, FileRecord, Manifest
 from deploycli.exporters.runtime.runtimes import EagerRuntime
@@ -22,7 +22,7 @@ from deploycli.models.build import build
 from deploycli.models.errors import IntegrityError, UsageError
 from deploycli.models.files import sha256_of
 from deploycli.models.spec import ModelSpec, Preprocessing, TensorSpec, Weights
-from tests.exporters.bundle.bundles import checks, failing_outputs, record_again
+from tests.exporters.bundle.bundles import checks, failing_outputs, record_again, write_bundle
 
 if TYPE_CHECKING:
     from collections.abc import Callable

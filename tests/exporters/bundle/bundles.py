@@ -10,7 +10,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from deploycli.exporters.bundle.bundle import Bundle, ModelFile, write_bundle
+from deploycli.exporters.bundle.bundle import Bundle, ModelFile, new_bundle
+from deploycli.exporters.bundle.bundle import extend_bundle as extending
 from deploycli.exporters.bundle.golden import GOLDEN_NAME, save_golden, synthetic_inputs
 from deploycli.exporters.bundle.manifest import MANIFEST_NAME, SCHEMA_VERSION, Artifact, FileRecord, Manifest
 from deploycli.exporters.bundle.verification import Verification
@@ -98,6 +99,20 @@ def with_external_data(folder: Path) -> Manifest:
     return replace(
         manifest, artifacts=(replace(artifact, file=FileRecord.of(folder, "model.onnx"), external=external),)
     )
+
+
+def write_bundle(root: Path, name: str, fill: Callable[[Path], Manifest], *, model: ModelSpec | None = None) -> Bundle:
+    """Write a bundle that ``fill`` makes in the folder it is given."""
+    with new_bundle(root, name, model=model) as draft:
+        draft.manifest = fill(draft.folder)
+    return draft.bundle
+
+
+def extend_bundle(bundle: Bundle, write: Callable[[Path], Artifact]) -> Bundle:
+    """Add the artifact that ``write`` makes in the folder it is given."""
+    with extending(bundle) as draft:
+        draft.add(write(draft.folder))
+    return draft.bundle
 
 
 def make(root: Path, name: str = "linear", model: onnx.ModelProto | None = None, **options: object) -> Bundle:

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from onnx import helper
 
-from deploycli.exporters.bundle.atomic import write_whole
-from deploycli.exporters.bundle.bundle import Bundle, extend_bundle, find_bundles, write_bundle
+from deploycli.exporters.bundle.bundle import Bundle, find_bundles
+from deploycli.exporters.bundle.files import write_whole
 from deploycli.exporters.bundle.golden import load_golden
 from deploycli.exporters.bundle.manifest import MANIFEST_NAME, Artifact, FileRecord
 from deploycli.models.errors import EnvironmentUnsuitable, IntegrityError, UsageError
 from deploycli.models.spec import ModelSpec, TensorSpec, Weights
-from tests.exporters.bundle.bundles import SPEC, filler, graph, make
+from tests.exporters.bundle.bundles import SPEC, extend_bundle, filler, graph, make, write_bundle
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -335,8 +335,7 @@ def test_two_writers_at_once_the_later_one_wins_whole(tmp_path: Path) -> None:
     slow = """
 import sys
 from pathlib import Path
-from deploycli.exporters.bundle.bundle import write_bundle
-from tests.exporters.bundle.bundles import filler
+from tests.exporters.bundle.bundles import filler, write_bundle
 def fill(folder):
     print("writing", flush=True)
     sys.stdin.readline()

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 import onnx
 import pytest
 
-from deploycli.exporters.bundle.bundle import Bundle, OnnxFile, extend_bundle, write_bundle
+from deploycli.exporters.bundle.bundle import Bundle, OnnxFile
 from deploycli.exporters.bundle.manifest import FileRecord
 from deploycli.exporters.bundle.verification import REPORT_NAME, Verification
 from deploycli.exporters.verification.report import keep
 from deploycli.exporters.verify import VerifyOptions, verify
 from deploycli.models.errors import EnvironmentUnsuitable
 from tests.exporters import engines
-from tests.exporters.bundle.bundles import graph, make, record_again, with_external_data
+from tests.exporters.bundle.bundles import extend_bundle, graph, make, record_again, with_external_data, write_bundle
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from deploycli.exporters.bundle.bundle import Bundle, write_bundle
 from deploycli.exporters.bundle.golden import GOLDEN_NAME, save_golden, synthetic_inputs
 from deploycli.exporters.bundle.manifest import SCHEMA_VERSION, Artifact, FileRecord, Manifest
 from deploycli.exporters.graph.onnx_file import write_model
 from deploycli.exporters.runtime.runtimes import OrtRuntime
 from deploycli.models.spec import ModelSpec, Preprocessing, TensorSpec, Weights
+from tests.exporters.bundle.bundles import write_bundle
 from tests.exporters.precision.networks import BLOCK_TEXT, block, graph, normal
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import onnx_ir as ir
+
+    from deploycli.exporters.bundle.bundle import Bundle
 
 CLASSES = 5
 SPEC = ModelSpec("tiny", "by-hand", {}, (TensorSpec("images", (3, 8, 8)),), ("logits",))

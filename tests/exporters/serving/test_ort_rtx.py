@@ -17,7 +17,6 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from deploycli.exporters.bundle.bundle import Bundle, write_bundle
 from deploycli.exporters.bundle.golden import load_golden
 from deploycli.exporters.serving import ort_rtx_load
 from deploycli.exporters.serving.ort_rtx import PACKAGE, PROVIDER, OrtRtxOptions, prepare
@@ -29,9 +28,10 @@ from deploycli.models.errors import EnvironmentUnsuitable, IntegrityError, Numer
 from deploycli.models.spec import Weights
 from tests.exporters import engines
 from tests.exporters.bundle import bundles
-from tests.exporters.bundle.bundles import proven, with_external_data
+from tests.exporters.bundle.bundles import proven, with_external_data, write_bundle
 
 if TYPE_CHECKING:
+    from deploycli.exporters.bundle.bundle import Bundle
     from deploycli.exporters.bundle.engine import Sidecar
     from deploycli.exporters.serving.ort_rtx import PackagedFolder
 

@@ -13,7 +13,6 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from deploycli.exporters.bundle.bundle import Bundle, write_bundle
 from deploycli.exporters.bundle.golden import load_golden
 from deploycli.exporters.bundle.manifest import CalibrationRecord, FileRecord
 from deploycli.exporters.serving.triton import package, prepare
@@ -26,12 +25,13 @@ from deploycli.models.errors import DeployError, EnvironmentUnsuitable, Integrit
 from deploycli.models.spec import Preprocessing, Weights
 from tests.exporters import engines
 from tests.exporters.bundle import bundles
-from tests.exporters.bundle.bundles import proven, with_external_data
+from tests.exporters.bundle.bundles import proven, with_external_data, write_bundle
 from tests.exporters.serving.triton_schema import parse
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from deploycli.exporters.bundle.bundle import Bundle
     from deploycli.exporters.bundle.manifest import Manifest
 
 FORCED = TritonOptions(force=True)

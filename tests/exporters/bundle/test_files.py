@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from deploycli.exporters.bundle.atomic import place, regular_file, scratch_folder, temporary_folder, write_whole
+from deploycli.exporters.bundle.files import place, regular_file, scratch_folder, temporary_folder, write_whole
 from deploycli.models.errors import EnvironmentUnsuitable, UsageError
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def test_a_model_is_not_parted_from_its_data_by_a_link(tmp_path: Path) -> None:
 KILLED = """
 import os, sys
 from pathlib import Path
-from deploycli.exporters.bundle.atomic import place
+from deploycli.exporters.bundle.files import place
 plain, calls = Path.replace, []
 def replace(path, target):
     calls.append(path)
@@ -131,7 +131,7 @@ def run(code: str, *arguments: object) -> None:
 DIES = """
 import os, sys
 from pathlib import Path
-from deploycli.exporters.bundle.atomic import scratch_folder
+from deploycli.exporters.bundle.files import scratch_folder
 with scratch_folder(Path(sys.argv[1])) as folder:
     (folder / "half").touch()
     os.kill(os.getpid(), 9)
@@ -151,7 +151,7 @@ def test_what_a_killed_writer_left_goes_and_what_another_holds_stays(tmp_path: P
 TEMPORARY = """
 import os, sys
 from pathlib import Path
-from deploycli.exporters.bundle.atomic import temporary_folder
+from deploycli.exporters.bundle.files import temporary_folder
 near = Path(sys.argv[1]) if len(sys.argv) > 1 else None
 with temporary_folder(near) as folder:
     (folder / "half").touch()

@@ -85,7 +85,8 @@ def replaced_folder(
         replace: whether a folder that is there may be replaced.
         settle: is given the new folder under the lock, just before the swap: ``target`` is then what it replaces, and
             nobody else replaces it.
-        late: is given the old folder just after the swap, before it is deleted.
+        late: is given the old folder, if there was one, just after the swap and before it is deleted; where it raises,
+            the swap is undone.
 
     Raises:
         FileExistsError: ``target`` exists, and may not be replaced.
@@ -309,12 +310,13 @@ def _swap(temporary: Path, target: Path, late: Callable[[Path], None]) -> None:
         if target.exists():
             target.rename(old)
         temporary.rename(target)
+        _sync(target.parent)
+        late(old)
     except BaseException:
+        if not temporary.exists():
+            target.rename(temporary)
         _recover_locked(target)
         raise
-    _sync(target.parent)
-    if old.exists():
-        late(old)
     shutil.rmtree(old, ignore_errors=True)
 
 
