@@ -86,7 +86,7 @@ def _set_modules_aside() -> None:
     product calls where memory is wanted back, would look through them each time: half a second.
     """
     global _looked_through
-    if len(sys.modules) > _looked_through + 200 or gc.get_freeze_count() == 0:
+    if len(sys.modules) > _looked_through + 200:
         _looked_through = len(sys.modules)
         gc.unfreeze()
         gc.collect()

@@ -34,6 +34,7 @@ def collector() -> Iterator[None]:
     yield
     gc.unfreeze()
     gc.enable()
+    gc.freeze()  # as tests/conftest.py does, for those that follow
 
 
 def test_the_collector_pauses_and_goes_on() -> None:
