@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from deploycli.exporters.bundle.bundle import Engine
 from deploycli.exporters.bundle.engine import ENGINES, Sidecar, engine_name, sidecar_of
 from deploycli.exporters.bundle.kernels import KernelTotals
-from deploycli.exporters.bundle.manifest import Manifest
+from deploycli.exporters.bundle.manifest import PRECISIONS, Manifest
 from deploycli.exporters.cast import cast_bundle
 from deploycli.exporters.derive import fp32_file
 from deploycli.exporters.gate import require_passed
@@ -52,8 +52,6 @@ if TYPE_CHECKING:
     from deploycli.exporters.tensorrt.traffic import Reading
 
     Progress = Callable[[str, int, int], None]
-
-PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 
 @dataclass(frozen=True)

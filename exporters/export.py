@@ -5,12 +5,11 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Literal
 
 from deploycli.exporters.bundle.bundle import new_bundle
 from deploycli.exporters.bundle.golden import GOLDEN_NAME, require_comparable, save_golden, synthetic_inputs
-from deploycli.exporters.bundle.manifest import SCHEMA_VERSION, Artifact, FileRecord, Manifest
+from deploycli.exporters.bundle.manifest import SCHEMA_VERSION, Artifact, FileRecord, Manifest, version_of
 from deploycli.exporters.bundle.trust import sign
 from deploycli.exporters.graph.collector import collector_paused, free_memory, set_aside
 from deploycli.exporters.graph.steps import Step
@@ -151,14 +150,14 @@ def export(
             warn(f"the function is not signed, and verify will ask for --trust-factory: {unsigned}")
         draft.manifest = Manifest(
             schema_version=SCHEMA_VERSION,
-            tool_version=_version("deploycli"),
+            tool_version=version_of("deploycli"),
             name=name,
             spec=spec,
             weights=weights,
             preprocessing=variant.preprocessing,
             artifacts=(artifact,),
             golden=FileRecord.of(draft.folder, GOLDEN_NAME),
-            versions={package: _version(package) for package in (*_PACKAGES, *_library(spec))},
+            versions={package: version_of(package) for package in (*_PACKAGES, *_library(spec))},
             factory_signature=signature,
         )
     return draft.bundle
@@ -369,10 +368,3 @@ def _exact(options: ExportOptions, variant: Variant, feed: Arrays) -> Arrays | N
 
 def _library(spec: ModelSpec) -> tuple[str, ...]:
     return (LIBRARIES[spec.family],) if spec.family in LIBRARIES else ()
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:  # run from a source tree
-        return "unknown"

@@ -35,7 +35,7 @@ IMPORTS = {
     "passes": "models graph",
     "tensorrt": "models graph bundle runtime target lint",
     "journeys": "models graph bundle data runtime verification target lint precision passes tensorrt",
-    "bench": "models graph bundle verification target precision tensorrt",
+    "bench": "models graph bundle runtime verification target precision tensorrt",
     "serving": "models graph bundle target",
     "deploycli": "models graph bundle runtime verification target lint precision tensorrt journeys bench serving",
 }

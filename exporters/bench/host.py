@@ -6,9 +6,10 @@ import os
 import platform
 import subprocess
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from deploycli.exporters.bundle.manifest import version_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -62,6 +63,7 @@ class Host:
 
 def describe_host() -> Host:
     """Describe this machine, as it is now."""
+    found = {package: number for package in _PACKAGES if (number := version_of(package, ""))}
     affinity = getattr(os, "sched_getaffinity", None)
     return Host(
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -69,7 +71,7 @@ def describe_host() -> Host:
         cores=len(affinity(0)) if affinity is not None else os.cpu_count() or 1,
         load=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         gpus=_gpus(),
-        versions={"python": platform.python_version(), **_versions()},
+        versions={"python": platform.python_version(), **found},
     )
 
 
@@ -90,14 +92,3 @@ def _gpus() -> tuple[Mapping[str, str], ...]:
         return ()
     rows = (line.split(", ") for line in done.stdout.splitlines())
     return tuple(dict(zip(_GPU_FIELDS, row, strict=True)) for row in rows if len(row) == len(_GPU_FIELDS))
-
-
-def _versions() -> dict[str, str]:
-    return {package: number for package in _PACKAGES if (number := _version(package))}
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""

@@ -11,7 +11,8 @@ import onnx_ir as ir
 from deploycli.exporters.bench.candidate import Candidate, Prepared
 from deploycli.exporters.graph.onnx_file import load_model
 from deploycli.exporters.precision.simulate import reduced_type
-from deploycli.models.errors import EnvironmentUnsuitable, ExportError, first_line
+from deploycli.exporters.runtime.runtimes import PROVIDERS, OrtRuntime
+from deploycli.models.errors import ExportError, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 
     from deploycli.exporters.bench.candidate import Arrays, BenchOptions, Prepare
     from deploycli.exporters.bundle.bundle import Bundle, ModelFile
-
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 def ort_candidates(bundle: Bundle, options: BenchOptions) -> Iterator[Candidate]:
@@ -45,51 +44,25 @@ def _emulated(file: ModelFile, device: str) -> str:
 
 @contextmanager
 def _open(path: Path, device: str, options: BenchOptions) -> Iterator[Prepare]:
-    try:
-        import onnxruntime as ort
-    except ImportError as error:
-        raise EnvironmentUnsuitable(
-            f"ONNX Runtime cannot be imported: {error}", hint="pip install onnxruntime"
-        ) from error
-    provider = PROVIDERS[device]
-    if provider not in ort.get_available_providers():
-        raise EnvironmentUnsuitable(
-            f"this ONNX Runtime has no {provider}", expected=provider, hint="pip install onnxruntime-gpu"
-        )
-    settings = ort.SessionOptions()
-    settings.log_severity_level = 3  # errors only: they are raised as well
-    settings.intra_op_num_threads = options.threads or 0
-    # Its threads wait for work by spinning, which would slow down whoever runs next.
-    settings.add_session_config_entry("session.force_spinning_stop", "1")
     load_model(path)  # it is judged as for every other command
-    given: dict[str, str] = {"use_tf32": "0"} if device == "cuda" else {}
-    try:
-        session = ort.InferenceSession(path, settings, providers=[(provider, given)])
-    except Exception as error:  # its exceptions share no base class
-        raise ExportError(f"ONNX Runtime {ort.__version__} cannot load {path.name}: {first_line(error)}") from error
-    if provider not in session.get_providers():  # it falls back on the CPU where a CUDA library is missing
-        raise EnvironmentUnsuitable(
-            f"ONNX Runtime could not start its {provider}", hint="the CUDA and cuDNN that this onnxruntime-gpu is for"
-        )
-    yield partial(_prepare, session, device, options)
+    with OrtRuntime(path, threads=options.threads, device=device, timed=True) as runtime:
+        yield partial(_prepare, runtime, device, options)
 
 
-def _prepare(session: Any, device: str, options: BenchOptions, inputs: Arrays) -> Prepared:
-    half = {node.name for node in session.get_inputs() if node.type == "tensor(float16)"}
-    feed = {name: array.astype("float16") if name in half else array for name, array in inputs.items()}
+def _prepare(runtime: OrtRuntime, device: str, options: BenchOptions, inputs: Arrays) -> Prepared:
     try:
-        run, outputs = (_host_run if device == "cpu" else _bound_run)(session, device, feed)
+        run, outputs = (_host_run if device == "cpu" else _bound_run)(runtime, device, runtime.feed(inputs))
         run()
     except Exception as error:  # its exceptions share no base class
-        raise ExportError(f"ONNX Runtime failed: {first_line(error)}") from error
+        raise ExportError(f"{runtime.name} failed: {first_line(error)}") from error
     if device == "cpu":
         return Prepared(run, outputs, threads=options.threads)
     notes = ("TF32 off", "what has no CUDA kernel runs on the CPU")
     return Prepared(run, outputs, transfers="excluded", notes=notes)
 
 
-def _host_run(session: Any, _device: str, feed: Arrays) -> tuple[Any, Any]:
-    names = [node.name for node in session.get_outputs()]
+def _host_run(runtime: OrtRuntime, _device: str, feed: Arrays) -> tuple[Any, Any]:
+    session, names = runtime.session, [info.name for info in runtime.outputs]
     last: list[Any] = []
 
     def run() -> None:
@@ -98,11 +71,11 @@ def _host_run(session: Any, _device: str, feed: Arrays) -> tuple[Any, Any]:
     return run, lambda: dict(zip(names, last, strict=True))
 
 
-def _bound_run(session: Any, device: str, feed: Arrays) -> tuple[Any, Any]:
+def _bound_run(runtime: OrtRuntime, device: str, feed: Arrays) -> tuple[Any, Any]:
     """Inputs and outputs stay on the device; a run returns when it has finished there."""
     import onnxruntime as ort
 
-    names = [node.name for node in session.get_outputs()]
+    session, names = runtime.session, [info.name for info in runtime.outputs]
     binding = session.io_binding()
     for name, array in feed.items():
         binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array, device, 0))

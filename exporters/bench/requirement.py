@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from deploycli.exporters.bench.measurement import Absence, Measurement, Speedup, speedup
+from deploycli.exporters.bundle.manifest import PRECISIONS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from deploycli.exporters.bench.candidate import Candidate
-
-PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 
 @dataclass(frozen=True)

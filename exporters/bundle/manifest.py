@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Annotated, Any
 
@@ -22,7 +23,10 @@ SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 EXPORT_AGAIN = "export the model again, or restore the folder from where it was copied"
 
-Precision = Annotated[str, Meta(pattern=r"^(fp32|fp16|bf16|int8)\Z")]
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+"""What a model file can be made as, the most exact first."""
+
+Precision = Annotated[str, Meta(pattern=rf"^({'|'.join(PRECISIONS)})\Z")]
 
 _LONGEST_NAME, _LONGEST_PATH = 255, 4096
 _CHUNK = 1 << 20  # bytes
@@ -263,6 +267,14 @@ class Manifest:
                 hint="deploycli export MODEL --fmt onnx",
             )
         return load(path, cls, what="a manifest", hint=EXPORT_AGAIN, version=SCHEMA_VERSION)
+
+
+def version_of(package: str, otherwise: str = "unknown") -> str:
+    """Return the version of an installed package; one that runs from a source tree has none."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return otherwise
 
 
 def _can_be_a_name(path: str) -> bool:

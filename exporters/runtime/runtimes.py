@@ -148,27 +148,43 @@ def _exact_arithmetic(poison: bool) -> Iterator[None]:
         torch.set_float32_matmul_precision(precision)
 
 
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+"""Device -> what ONNX Runtime calls that which runs on it."""
+
+
 class OrtRuntime:
-    """An ONNX file in ONNX Runtime's CPU provider.
+    """An ONNX file in ONNX Runtime.
 
     Args:
         path: the ONNX file.
         optimize: let ONNX Runtime rewrite the graph; off, it runs node by node as written.
         threads: threads within an operator; None leaves the choice to ONNX Runtime.
+        device: of `PROVIDERS`.
+        timed: for the clock: kernels need not be deterministic, and threads do not wait for work by spinning, which
+            would slow down whoever runs next.
 
     Attributes:
         inputs: graph inputs; in shapes a text is a symbolic axis, None an unknown one.
         outputs: graph outputs, likewise.
+        session: ONNX Runtime's.
 
     Raises:
-        EnvironmentUnsuitable: ONNX Runtime is not installed.
+        EnvironmentUnsuitable: ONNX Runtime is not installed, or has not what runs on the device.
         UsageError: the file's name is not in UTF-8.
         ExportError: it cannot load the file.
     """
 
     name = "ONNX Runtime"
 
-    def __init__(self, path: Path, *, optimize: bool = True, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        optimize: bool = True,
+        threads: int | None = None,
+        device: str = "cpu",
+        timed: bool = False,
+    ) -> None:
         try:
             import onnxruntime as ort
         except ImportError as error:
@@ -181,31 +197,47 @@ class OrtRuntime:
             raise UsageError(
                 f"{path} is no name in UTF-8, and ONNX Runtime opens no other", hint="rename it"
             ) from error
+        provider = PROVIDERS[device]
+        if provider not in ort.get_available_providers():
+            raise EnvironmentUnsuitable(
+                f"this ONNX Runtime has no {provider}", expected=provider, hint="pip install onnxruntime-gpu"
+            )
         options = ort.SessionOptions()
         options.log_severity_level = 4  # errors are raised as well, and warnings are not ours to act on
-        options.use_deterministic_compute = True
+        options.use_deterministic_compute = not timed
         options.intra_op_num_threads = threads or 0
+        if timed:
+            options.add_session_config_entry("session.force_spinning_stop", "1")
         level = ort.GraphOptimizationLevel
         options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
+        given: dict[str, str] = {"use_tf32": "0"} if device == "cuda" else {}
         try:
-            self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            self.session = ort.InferenceSession(path, options, providers=[(provider, given)])
         except Exception as error:  # its exceptions share no base class
             raise ExportError(
                 f"ONNX Runtime {ort.__version__} cannot load {path}: {first_line(error)}",
                 hint="an opset that this version knows, or a newer onnxruntime",
             ) from error
+        if provider not in self.session.get_providers():  # it falls back on the CPU where a CUDA library is missing
+            raise EnvironmentUnsuitable(
+                f"ONNX Runtime could not start its {provider}",
+                hint="the CUDA and cuDNN that this onnxruntime-gpu is for",
+            )
         self.path = path
-        self.inputs = tuple(_tensor_info(node) for node in self._session.get_inputs())
-        self.outputs = tuple(_tensor_info(node) for node in self._session.get_outputs())
+        self.inputs = tuple(_tensor_info(node) for node in self.session.get_inputs())
+        self.outputs = tuple(_tensor_info(node) for node in self.session.get_outputs())
+
+    def feed(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Return what the graph reads of arrays: those in FP32 are rounded where it reads FP16."""
+        half = {info.name for info in self.inputs if info.dtype == "float16"}
+        return {name: array.astype("float16") if name in half else array for name, array in inputs.items()}
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Run one batch; see `Runtime.run`. FP32 arrays are rounded where the graph reads FP16."""
+        """Run one batch; see `Runtime.run` and `feed`."""
         names = [info.name for info in self.outputs]
         _check_names(self.name, [info.name for info in self.inputs], inputs)
-        half = {info.name for info in self.inputs if info.dtype == "float16"}
-        feed = {name: array.astype("float16") if name in half else array for name, array in inputs.items()}
         try:
-            return dict(zip(names, self._session.run(names, feed), strict=True))
+            return dict(zip(names, self.session.run(names, self.feed(inputs)), strict=True))
         except Exception as error:  # its exceptions share no base class
             shapes = ", ".join(f"{name}:{_described(array)}" for name, array in inputs.items())
             raise ExportError(f"{self.name} failed on {shapes}: {first_line(error)}") from error
@@ -216,7 +248,7 @@ class OrtRuntime:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        del self._session
+        del self.session
 
 
 def _described(array: Any) -> str:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploycli.exporters.bundle.files import replaced_folder
+from deploycli.exporters.bundle.manifest import version_of
 from deploycli.exporters.serving.release import (
     cannot_write,
     choose,
@@ -29,7 +30,6 @@ from deploycli.exporters.serving.release import (
     place,
     provenance,
     smallest_proven,
-    tool_version,
 )
 from deploycli.exporters.serving.servable import VARIABLE, servable
 from deploycli.exporters.target.product import RTX
@@ -189,7 +189,7 @@ def prepare(bundle: Bundle, root: Path, options: OrtRtxOptions | None = None) ->
         "provider_options": given,
         "inputs": [asdict(tensor) for tensor in served.inputs],
         "outputs": [asdict(tensor) for tensor in served.outputs],
-        "deploycli": {"version": tool_version(), **provenance(served, forced)},
+        "deploycli": {"version": version_of("deploycli"), **provenance(served, forced)},
     }
     packaged = PackagedFolder(
         str(bundle.path),

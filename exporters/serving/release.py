@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, TypeVar
 
 from deploycli.exporters.bundle.manifest import MANIFEST_NAME
@@ -176,11 +175,3 @@ def _check_name(name: str) -> None:
         raise UsageError(
             f"{name!r} cannot name a model", expected="a folder's name, not beginning with a dot", hint="--name NAME"
         )
-
-
-def tool_version() -> str:
-    """Return the version of this program."""
-    try:
-        return version("deploycli")
-    except PackageNotFoundError:  # run from a source tree
-        return "unknown"

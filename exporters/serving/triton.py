@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from deploycli.exporters.bundle.manifest import version_of
 from deploycli.exporters.serving.release import (
     choose,
     names,
@@ -19,7 +20,6 @@ from deploycli.exporters.serving.release import (
     place,
     provenance,
     smallest_proven,
-    tool_version,
 )
 from deploycli.exporters.serving.servable import servable, served_engines
 from deploycli.exporters.serving.triton_config import CONFIG_NAME, MARK, TritonOptions, config_text
@@ -73,7 +73,7 @@ def prepare(bundle: Bundle, root: Path, options: TritonOptions | None = None) ->
     label_output, labels = _labels(served, options.labels)
     number = next_version(folder, options.version)
     source = provenance(served, forced)
-    parameters = {MARK: tool_version(), "deploycli_model_version": str(number)}
+    parameters = {MARK: version_of("deploycli"), "deploycli_model_version": str(number)}
     parameters |= {f"deploycli_{key}": text for key, text in source.items()}
     if tolerances := parameters.get("deploycli_proof_tolerances"):
         notes.append(f"verified with a looser budget: {tolerances}")

@@ -6,10 +6,10 @@ import json
 import platform
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from deploycli.exporters.bundle.files import write_whole
+from deploycli.exporters.bundle.manifest import version_of
 from deploycli.exporters.bundle.verification import SCHEMA_VERSION, Judged, report_path
 from deploycli.exporters.verification.compare import BUDGETS
 
@@ -202,10 +202,10 @@ def keep(bundle: Bundle, report: Report) -> Path:
         stages.setdefault(stage.artifact, []).append(stage)
     data = report.to_json() | {
         "schema_version": SCHEMA_VERSION,
-        "tool_version": _version("deploycli"),
+        "tool_version": version_of("deploycli", ""),
         "time": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "host": {"name": platform.node(), "system": platform.platform(), "python": platform.python_version()},
-        "versions": {name: found for name in _PACKAGES if (found := _version(name))},
+        "versions": {name: found for name in _PACKAGES if (found := version_of(name, ""))},
         "judged": [asdict(_judged(found)) for found in stages.values()],
     }
     path = report_path(bundle.path)
@@ -231,10 +231,3 @@ def _judged(stages: Sequence[Stage]) -> Judged:
         tuple(dict.fromkeys(stage.runtime for stage in stages)),
         tolerances,
     )
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""

@@ -26,6 +26,7 @@ from deploycli.exporters.bundle.golden import load_golden
 from deploycli.exporters.cast import cast_bundle
 from deploycli.exporters.export import ExportOptions, export
 from deploycli.exporters.precision.options import CastOptions
+from deploycli.exporters.runtime.runtimes import OrtRuntime
 from deploycli.models.errors import EnvironmentUnsuitable, ExportError, IntegrityError, UsageError
 from deploycli.models.spec import Weights
 from tests.deploycli.conftest import registered, save_checkpoint
@@ -258,13 +259,13 @@ def test_fp16_inputs_are_converted_before_they_are_timed(swin: Bundle, tmp_path:
 @pytest.mark.parametrize("how", [ort_module._host_run, ort_module._bound_run])
 def test_outputs_are_of_the_last_run(linear: Bundle, how: Any) -> None:
     """Bound memory too, which is meant for a GPU, can lie on the host."""
-    session = ort.InferenceSession(linear.path / "model.onnx", providers=["CPUExecutionProvider"])
-    run, outputs = how(session, "cpu", {"images": IMAGES})
-    for _ in range(3):
-        run()
-    assert set(outputs()) == set(SPEC.outputs)
-    for name, expected in truth(IMAGES).items():
-        np.testing.assert_allclose(outputs()[name], expected, rtol=1e-5, atol=1e-6)
+    with OrtRuntime(linear.path / "model.onnx") as runtime:
+        run, outputs = how(runtime, "cpu", {"images": IMAGES})
+        for _ in range(3):
+            run()
+        assert set(outputs()) == set(SPEC.outputs)
+        for name, expected in truth(IMAGES).items():
+            np.testing.assert_allclose(outputs()[name], expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("threads", "expected"), [(None, 0), (3, 3)])

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from deploycli.exporters.bundle.bundle import Bundle, find_bundles
+from deploycli.exporters.bundle.bundle import Bundle, Engine, OnnxFile, find_bundles
 from deploycli.exporters.bundle.golden import load_golden, save_golden
 from deploycli.exporters.bundle.manifest import MANIFEST_NAME, FileRecord, Manifest
 from deploycli.models.codec import decode
 from deploycli.models.errors import IntegrityError, UsageError
 from deploycli.models.spec import Preprocessing
+from tests.exporters import engines
 from tests.exporters.bundle.bundles import make
 
 if TYPE_CHECKING:
@@ -44,6 +45,30 @@ def test_round_trip(bundle: Bundle) -> None:
 def test_preprocessing_round_trip(bundle: Bundle) -> None:
     manifest = replace(bundle.manifest, preprocessing=Preprocessing((224, 224)))
     assert decode(manifest.dumps(), Manifest, where="it", what="a manifest", version=1) == manifest
+
+
+def test_the_list_of_model_files(bundle: Bundle) -> None:
+    """ONNX files and engines, each with all that a command asks of it."""
+    sidecar = engines.build(bundle)
+    assert [file.verdict.status for file in bundle.files()] == ["not verified"] * 2
+    engines.verify_engines(bundle, "fp16")
+    onnx, engine = bundle.files()
+    assert isinstance(onnx, OnnxFile)
+    assert isinstance(engine, Engine)
+    assert ([onnx.name], [engine.name]) == ([f.name for f in bundle.onnx_files()], [f.name for f in bundle.engines()])
+    assert (onnx.name, onnx.precision, onnx.batches) == ("model.onnx", "fp32", None)
+    assert (engine.name, engine.precision, engine.batches) == (f"engines/{sidecar.plan}", "fp16", (1, 16))
+    for file in (onnx, engine):
+        assert file.record == FileRecord.of(bundle.path, file.name)
+        assert (file.path, file.size, file.unreleasable) == (bundle.path / file.name, file.record.size, "")
+        assert file.verdict.passed
+    assert bundle.onnx_file("model.onnx") is not None
+    assert bundle.onnx_file("model.fp16.onnx") is None
+    assert engine.stale == "was built from another model.onnx than the bundle holds now"
+    engine.check()
+    engine.path.write_bytes(b"another")
+    with pytest.raises(IntegrityError, match="has changed"):
+        engine.check()
 
 
 @pytest.mark.parametrize("file", ["model.onnx", "golden.npz"])

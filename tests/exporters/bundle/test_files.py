@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from deploycli.exporters.bundle.files import place, regular_file, scratch_folder, temporary_folder, write_whole
+from deploycli.exporters.bundle.files import (
+    place,
+    regular_file,
+    replaced_folder,
+    scratch_folder,
+    temporary_folder,
+    write_whole,
+)
 from deploycli.models.errors import EnvironmentUnsuitable, UsageError
 
 if TYPE_CHECKING:
@@ -173,3 +180,19 @@ def test_temporary_folders_of_the_dead_go(tmp_path: Path, monkeypatch: pytest.Mo
         with temporary_folder(*place) as other:
             assert set(tmp_path.iterdir()) == {held, other}
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_swap_is_undone_where_what_comes_after_it_fails(tmp_path: Path) -> None:
+    def late(old: Path) -> None:
+        assert [(tmp_path / "it" / "new").exists(), old.exists()] == [True, (tmp_path / "was").exists()]
+        raise KeyboardInterrupt
+
+    for replaces in (False, True):
+        if replaces:
+            (tmp_path / "it").mkdir()
+            (tmp_path / "was").touch()
+            (tmp_path / "it" / "old").touch()
+        with pytest.raises(KeyboardInterrupt), replaced_folder(tmp_path / "it", late=late) as folder:
+            (folder / "new").touch()
+        found = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*"))
+        assert found == (["it", "it/old", "was"] if replaces else [])
