@@ -89,9 +89,12 @@ class TensorInfo(Generic[Size]):
 
 
 def numpy_name(element_type: str) -> str:
-    """Return NumPy's name of an element type, which ONNX calls ``FLOAT`` and ONNX Runtime ``float``."""
+    """Return NumPy's name of an element type, which ONNX and TensorRT call ``FLOAT``, and ONNX Runtime ``float``.
+
+    TensorRT also has ``HALF`` and ``BF16``. What NumPy does not have keeps its name, in small letters.
+    """
     name = element_type.lower()
-    return {"float": "float32", "double": "float64"}.get(name, name)
+    return {"float": "float32", "double": "float64", "half": "float16", "bf16": "bfloat16"}.get(name, name)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from deploycli.exporters.bundle.engine import IoTensor
 from deploycli.models.errors import BuildError
+from deploycli.models.spec import numpy_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,19 +17,6 @@ if TYPE_CHECKING:
 
     from deploycli.exporters.target.settings import BuildSettings
     from deploycli.exporters.tensorrt.callbacks import Log
-
-
-NUMPY_NAMES: Mapping[str, str] = {
-    "FLOAT": "float32",
-    "HALF": "float16",
-    "BF16": "bfloat16",
-    "INT8": "int8",
-    "UINT8": "uint8",
-    "INT32": "int32",
-    "INT64": "int64",
-    "BOOL": "bool",
-}
-"""Name of a ``tensorrt.DataType`` -> NumPy's. As text: the child that builds has no need of NumPy."""
 
 
 @dataclass(frozen=True)
@@ -90,11 +78,11 @@ def network_io(network: trt.INetworkDefinition, settings: BuildSettings) -> tupl
     profiles = settings.profile
     return (
         *(
-            IoTensor(t.name, "input", _dtype(t.dtype), tuple(t.shape), (p.min, p.opt, p.max))
+            IoTensor(t.name, "input", numpy_name(t.dtype.name), tuple(t.shape), (p.min, p.opt, p.max))
             for t in inputs
             for p in [profiles[t.name]]
         ),
-        *(IoTensor(t.name, "output", _dtype(t.dtype), tuple(t.shape)) for t in outputs),
+        *(IoTensor(t.name, "output", numpy_name(t.dtype.name), tuple(t.shape)) for t in outputs),
     )
 
 
@@ -111,16 +99,10 @@ def _io(engine: trt.ICudaEngine, name: str) -> IoTensor:
     return IoTensor(
         name,
         "input" if is_input else "output",
-        _dtype(engine.get_tensor_dtype(name)),
+        numpy_name(engine.get_tensor_dtype(name).name),
         tuple(engine.get_tensor_shape(name)),
         tuple(tuple(shape) for shape in shapes),
     )
-
-
-def _dtype(dtype: trt.DataType) -> str:
-    """Return NumPy's name of an element type, TensorRT's where NumPy has none."""
-    name = str(dtype.name)
-    return NUMPY_NAMES.get(name, name.lower())
 
 
 def _facts(engine: trt.ICudaEngine) -> dict[str, Any]:

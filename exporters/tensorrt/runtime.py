@@ -21,6 +21,7 @@ from deploycli.exporters.target.settings import shapes_text
 from deploycli.exporters.tensorrt import library
 from deploycli.exporters.tensorrt.device import Device
 from deploycli.models.errors import DeployError, EnvironmentUnsuitable, ExportError, IntegrityError, UsageError
+from deploycli.models.spec import numpy_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -36,15 +37,9 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[Any]
 
-NUMPY_TYPES: Mapping[str, Any] = {
-    "FLOAT": np.float32,
-    "HALF": np.float16,
-    "BF16": ml_dtypes.bfloat16,
-    "INT8": np.int8,
-    "UINT8": np.uint8,
-    "INT32": np.int32,
-    "INT64": np.int64,
-    "BOOL": np.bool_,
+NUMPY_TYPES: Mapping[str, np.dtype[Any]] = {
+    name: np.dtype(ml_dtypes.bfloat16 if name == "BF16" else numpy_name(name))
+    for name in ("FLOAT", "HALF", "BF16", "INT8", "UINT8", "INT32", "INT64", "BOOL")
 }
 """Name of a ``tensorrt.DataType`` -> NumPy type. ``tensorrt.nptype`` knows no BF16."""
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from deploycli.exporters.bundle.engine import IoTensor
-from deploycli.exporters.tensorrt.readback import NUMPY_NAMES, inspect_engine
+from deploycli.exporters.tensorrt.readback import inspect_engine
 from deploycli.exporters.tensorrt.runtime import NUMPY_TYPES
 from deploycli.models.errors import BuildError
 from tests.exporters.tensorrt import builds
@@ -119,7 +119,16 @@ def test_what_is_read_back(bench: Bench) -> None:
 
 
 def test_element_types_are_those_that_the_runtime_knows() -> None:
-    assert {name: np.dtype(dtype).name for name, dtype in NUMPY_TYPES.items()} == NUMPY_NAMES
+    assert {name: np.dtype(dtype).name for name, dtype in NUMPY_TYPES.items()} == {
+        "FLOAT": "float32",
+        "HALF": "float16",
+        "BF16": "bfloat16",
+        "INT8": "int8",
+        "UINT8": "uint8",
+        "INT32": "int32",
+        "INT64": "int64",
+        "BOOL": "bool",
+    }
 
 
 def test_host_code_is_not_allowed_even_to_inspect(bench: Bench) -> None:
