@@ -7,6 +7,7 @@ import io
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 _CHUNK = 1 << 20  # bytes; hashing a 1 GB file must not hold it in memory
@@ -21,6 +22,11 @@ def sha256_of(path: Path) -> str:
         while chunk := stream.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def sha256_of_several(digests: Sequence[str]) -> str:
+    """Return one hash for several files: that of the only one, or the hash of theirs, in order."""
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def text_of(path: Path, encoding: str = "utf-8") -> str:

@@ -16,7 +16,7 @@ from msgspec import Meta
 from deploycli.exporters.graph.steps import Step
 from deploycli.models.codec import Count, Positive, Sha256, load
 from deploycli.models.errors import IntegrityError, InvalidValue, UsageError
-from deploycli.models.files import sha256_of
+from deploycli.models.files import sha256_of, sha256_of_several
 from deploycli.models.spec import ModelSpec, Preprocessing, Weights
 
 SCHEMA_VERSION = 1
@@ -187,9 +187,9 @@ class Artifact:
 
     @property
     def sha256(self) -> str:
-        """What `deploycli.exporters.precision.observed.model_sha256` returns for the file as it was recorded."""
-        digests = [self.file.sha256, *(r.sha256 for r in sorted(self.external, key=lambda record: record.path))]
-        return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+        """What `deploycli.exporters.graph.onnx_file.model_sha256` returns for the file as it was recorded."""
+        external = sorted(self.external, key=lambda record: record.path)
+        return sha256_of_several([self.file.sha256, *(record.sha256 for record in external)])
 
     @property
     def unreleasable(self) -> str:

@@ -14,7 +14,6 @@ Sources: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto and docs/Externa
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import warnings
@@ -27,7 +26,7 @@ import onnx_ir as ir
 
 from deploycli.exporters.graph.operators import QDQ
 from deploycli.models.errors import ExportError, IntegrityError, UsageError, first_line
-from deploycli.models.files import sha256_of
+from deploycli.models.files import sha256_of, sha256_of_several
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -185,10 +184,7 @@ def model_sha256(path: Path) -> str:
         IntegrityError: it is no ONNX file, or its external data is missing or outside its folder.
     """
     files = external_files(load_model(path))
-    if not files:
-        return sha256_of(path)
-    digests = [sha256_of(path), *(sha256_of(path.parent / file) for file in files)]
-    return hashlib.sha256("".join(digests).encode()).hexdigest()
+    return sha256_of_several([sha256_of(path), *(sha256_of(path.parent / file) for file in files)])
 
 
 def map_external(model: ir.Model) -> None:
