@@ -14,9 +14,8 @@ from deploycli.models.codec import load
 from deploycli.models.errors import DeployError, UsageError, first_line
 from deploycli.models.external import CLASSES, transformers_folder
 from deploycli.models.hub import parse
-from deploycli.models.masks import is_mask
 from deploycli.models.outputs import answers_numbers, output_names
-from deploycli.models.spec import INTERPOLATIONS, Hides, ModelSpec, Preprocessing, Scale, TensorSpec
+from deploycli.models.spec import INTERPOLATIONS, Hides, ModelSpec, Preprocessing, Scale, TensorSpec, is_mask
 from deploycli.models.variants import INPUT_NAME, HubFile, Variant
 
 if TYPE_CHECKING:

@@ -210,3 +210,13 @@ class Weights:
         if self.classes is not None:
             facts.append(f"{self.classes} class{'' if self.classes == 1 else 'es'}")
         return ", ".join(facts)
+
+
+# --- Which inputs of a model are masks
+
+_NAMES = re.compile(r"mask|keep|pad|valid|visible|hide", re.IGNORECASE)
+
+
+def is_mask(spec: TensorSpec) -> bool:
+    """Say whether an input is one that hides parts of another: it is boolean, or named so."""
+    return spec.dtype == "bool" or bool(_NAMES.search(spec.name))

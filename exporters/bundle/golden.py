@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from deploycli.models.errors import ExportError, IntegrityError
-from deploycli.models.masks import is_mask
 from deploycli.models.npy import claims
+from deploycli.models.spec import is_mask
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -125,7 +125,7 @@ def _as_recorded(manifest: Manifest, mapped: int = 0) -> Iterator[None]:
     Raises:
         IntegrityError: the arguments in the manifest make no model, or a far larger one than the bundle holds.
     """
-    from deploycli.models.limits import memory_that_is_left, weights_at_most
+    from deploycli.models.memory import memory_that_is_left, weights_at_most
 
     spec = manifest.spec
     where = f"{MANIFEST_NAME} names arguments at $.spec.config that make no {spec.family}"

@@ -13,9 +13,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from deploycli.exporters.data.base import Array, Labels, Reader, check_kind, numbered
+from deploycli.exporters.data.base import Array, Labels, Reader, check_kind, numbered, pick
 from deploycli.exporters.data.labels import check_labels
-from deploycli.exporters.data.picks import pick
 from deploycli.models.errors import UsageError, first_line
 from deploycli.models.npy import array_header
 

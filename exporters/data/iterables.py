@@ -21,9 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deploycli.exporters.data.base import Array, Labels, Reader, numbered
+from deploycli.exporters.data.base import Array, Labels, Reader, numbered, pick
 from deploycli.exporters.data.labels import check_labels
-from deploycli.exporters.data.picks import pick
 from deploycli.models.errors import DeployError, IntegrityError, UsageError, first_line
 from deploycli.models.factory import call_factory, contained, raised_at
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from deploycli.exporters.data.base import Array, Labels, Reader
+from deploycli.exporters.data.base import Array, Labels, Reader, pick
 from deploycli.exporters.data.labels import csv_labels, folder_labels
-from deploycli.exporters.data.picks import pick
 from deploycli.models.errors import UsageError
 from deploycli.models.files import sha256_of
 from deploycli.models.preprocess import image_files, load_image

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from deploycli.exporters.bundle.golden import synthetic_inputs
 from deploycli.exporters.data.arrays import ArrayFile
-from deploycli.exporters.data.base import Batch, Samples
+from deploycli.exporters.data.base import Array, Batch, Reader, Samples, numbered
 from deploycli.exporters.data.iterables import IterableSamples, made_by_factory
-from deploycli.exporters.data.noise import RandomSamples
 from deploycli.models.errors import UsageError
+from deploycli.models.spec import ModelSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Generator, Iterable, Iterator, Sequence
 
     from deploycli.models.spec import Preprocessing, TensorSpec
 
@@ -79,3 +81,28 @@ def random_samples(inputs: Sequence[TensorSpec], count: int, seed: int) -> Sampl
         UsageError: a count below 1.
     """
     return RandomSamples(inputs, count, seed)
+
+
+# --- Samples that are made up
+
+
+class RandomSamples(Reader):
+    """Seeded normal noise. Each sample has a seed of its own: any of them can be made without the others."""
+
+    random = True
+
+    def __init__(self, inputs: Sequence[TensorSpec], count: int, seed: int) -> None:
+        if count < 1:
+            raise UsageError(f"{count} random samples", expected="1 or more")
+        super().__init__(numbered(range(count)), f"{count} random samples, seed {seed}", inputs, None)
+        self._spec = ModelSpec("random", "random", {}, self._inputs)
+        self._seed = seed
+
+    def _read(self, start: int) -> Generator[dict[str, Array], None, None]:
+        for index in range(start, len(self.names)):
+            arrays = synthetic_inputs(self._spec, 1, (self._seed << 32) + index)
+            yield {name: array[0] for name, array in arrays.items()}
+
+    def _digests(self) -> Iterator[bytes]:
+        for sample in self._read(0):
+            yield hashlib.sha256(b"".join(array.tobytes() for array in sample.values())).digest()

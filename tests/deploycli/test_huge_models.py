@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from deploycli.models.errors import IntegrityError
-from deploycli.models.limits import memory_that_is_left, weights_at_most
+from deploycli.models.memory import memory_that_is_left, weights_at_most
 from deploycli.models.spec import Weights
 from tests.deploycli.commands import assert_refused
 from tests.deploycli.conftest import SMALLEST
@@ -57,7 +57,7 @@ def test_weights_are_counted_before_they_have_values() -> None:
 
 def test_memory_that_is_not_there_is_an_exception(monkeypatch: pytest.MonkeyPatch) -> None:
     before = resource.getrlimit(resource.RLIMIT_AS)
-    monkeypatch.setattr("deploycli.models.limits.available", lambda: 0)
+    monkeypatch.setattr("deploycli.models.memory.available", lambda: 0)
     with pytest.raises(RuntimeError, match="allocate"), memory_that_is_left():
         torch.empty(2**33, dtype=torch.uint8)  # untouched, it takes addresses only
     assert resource.getrlimit(resource.RLIMIT_AS) == before

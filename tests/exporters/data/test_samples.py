@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from deploycli.exporters.data.picks import evenly, pick
+from deploycli.exporters.data.base import evenly, pick
 from deploycli.exporters.data.samples import Samples, open_samples, random_samples
 from deploycli.models.errors import UsageError
 from deploycli.models.preprocess import load_image
