@@ -1,6 +1,6 @@
 """A graph at the level of tokens: which operators compute every token by itself, and what moves, reduces or reads them.
 
-A value of shape ``[B, *tokens, C]`` is, for one sample, a tokens of rows, one a token, with C channels. An operator is
+A value of shape ``[B, *tokens, C]`` is, for one sample, a matrix of rows, one a token, with C channels. An operator is
 row-wise if row i of its result depends on row i of its operands alone: it computes the same numbers in whichever layout
 the rows stand. Every other operator either permutes rows, reduces groups of them, or needs them as they stand.
 """
@@ -16,9 +16,10 @@ import numpy as np
 
 from deploycli.exporters.graph.index_map import IndexMap
 from deploycli.exporters.graph.lowerings import MOST_ROWS
-from deploycli.exporters.graph.movement_ops import NOWHERE
-from deploycli.exporters.graph.operators import ELEMENTWISE, REDUCTIONS, SOFTMAX, TRAILING_NORMALIZATIONS
+from deploycli.exporters.graph.movement_ops import MOVEMENT, NOWHERE
+from deploycli.exporters.graph.operators import REDUCTIONS
 from deploycli.exporters.graph.regions import RegionMaps, find_regions
+from deploycli.exporters.graph.row_relations import Links, relations
 from deploycli.exporters.graph.shapes import BATCH, elements, item_bytes
 
 if TYPE_CHECKING:
@@ -66,75 +67,38 @@ def rows_of(dims: Dims | None) -> tuple[int, int] | None:
 
 
 def row_wise(node: ir.Node, analysis: Analysis) -> RowWise | None:
-    """Read a node as a row-wise operator, or return None."""
+    """Read a node as a row-wise operator, or return None: by its relation, all axes but the last are row-wise."""
     dims = analysis.dims(node.outputs[0]) if node.outputs else None
-    shape = rows_of(dims)
-    if node.domain != "" or dims is None or shape is None or any(o.uses() for o in node.outputs[1:]):
+    if dims is None or rows_of(dims) is None or node.op_type in MOVEMENT:
         return None
-    if node.op_type in ELEMENTWISE:
-        return _elementwise(node, dims, analysis)
-    first = analysis.dims(node.inputs[0]) if node.inputs else None
-    if first is None or first[:-1] != dims[:-1] or rows_of(first) is None or _is_constant(node.inputs[0], analysis):
+    related, *_ = relations(node, analysis)
+    if not isinstance(related, Links) or not related.free.issuperset(range(len(dims) - 1)):
         return None
-    return RowWise(node, (0,)) if _keeps_rows(node, first, analysis) else None
-
-
-def _elementwise(node: ir.Node, dims: Dims, analysis: Analysis) -> RowWise | None:
     operands, varying = [], []
-    for i, value in enumerate(node.inputs):
+    for i, (value, linked) in enumerate(zip(node.inputs, related.inputs, strict=True)):
         if value is None:
             continue
         shape = analysis.dims(value)
-        if shape is None:
-            return None
-        if not _is_constant(value, analysis):
-            if shape[:-1] != dims[:-1] or shape[-1] not in (1, dims[-1]):
+        assert shape is not None, "it has a relation"
+        places = zip(shape[:-1], linked[:-1], range(len(dims) - len(shape), len(dims) - 1), strict=True)
+        is_aligned = all(dim == 1 or axis == place for dim, axis, place in places)
+        if analysis.constant(value) is None:
+            if not is_aligned or shape[:-1] != dims[:-1] or rows_of(shape) is None:
                 return None
             operands.append(i)
-        elif any(d != 1 for d in shape[:-1]):
-            # Without a symbolic batch the first axis is one of rows.
-            whole = (1, *dims[1:-1]) if dims[0] == BATCH else dims[:-1]
-            fits = shape[:-1] == whole or (whole[0] == 1 and shape[:-1] == whole[1:])
-            if (dims[0] % BATCH == 0 and dims[0] != BATCH) or not fits:
-                return None  # it repeats itself: in another layout it would have to be spelled out
+        elif any(axis is not None and axis < len(dims) - 1 for axis in linked):
+            if not is_aligned or not _is_one_row_each(shape, dims):
+                return None
             varying.append(i)
     return RowWise(node, tuple(operands), tuple(varying)) if operands else None
 
 
-def _keeps_rows(node: ir.Node, dims: Dims, analysis: Analysis) -> bool:
-    """Say whether an operator whose first operand has rows works on its last axis alone."""
-    rank = len(dims)
-    constant = [analysis.constant(value) for value in node.inputs[1:] if value is not None]
-    if any(c is None for c in constant):
-        return False
-    arrays = [c for c in constant if c is not None]
-    if node.op_type == "MatMul":
-        return arrays[0].ndim == 2
-    if node.op_type == "Gemm":
-        transposed = node.attributes.get_int("transA", 0)
-        return not transposed and all(c.ndim < 2 or len(c) == 1 for c in arrays[1:])
-    if node.op_type in TRAILING_NORMALIZATIONS:
-        return node.attributes.get_int("axis", -1) in (-1, rank - 1) and all(c.ndim == 1 for c in arrays)
-    if node.op_type in SOFTMAX:
-        return node.attributes.get_int("axis", -1) in (-1, rank - 1)
-    if node.op_type in REDUCTIONS:
-        return reduced_axes(node, rank, analysis) == (rank - 1,) and node.attributes.get_int("keepdims", 1) == 1
-    return False
-
-
-def reduced_axes(node: ir.Node, rank: int, analysis: Analysis) -> tuple[int, ...] | None:
-    """Return the axes that a reduction sums over, ascending; None where they are not known."""
-    if node.domain != "" or node.op_type not in REDUCTIONS:
-        return None
-    axes = analysis.constant(node.inputs[1]) if len(node.inputs) > 1 and node.inputs[1] is not None else None
-    listed = node.attributes.get_ints("axes", None) if axes is None else [int(a) for a in axes.reshape(-1)]
-    if (len(node.inputs) > 1 and node.inputs[1] is not None and axes is None) or not listed:
-        return None
-    return tuple(sorted(a % rank for a in listed))
-
-
-def _is_constant(value: ir.Value | None, analysis: Analysis) -> bool:
-    return analysis.constant(value) is not None
+def _is_one_row_each(constant: Dims, dims: Dims) -> bool:
+    """Say whether a constant has one row for each of a sample's; what repeats itself would have to be spelled out."""
+    # Without a symbolic batch the first axis is one of rows.
+    whole = (1, *dims[1:-1]) if dims[0] == BATCH else dims[:-1]
+    fits = constant[:-1] == whole or (whole[0] == 1 and constant[:-1] == whole[1:])
+    return fits and (dims[0] % BATCH != 0 or dims[0] == BATCH)
 
 
 # --- the view --------------------------------------------------------------------------------------------------------
@@ -317,7 +281,12 @@ class _Reader:
 
     def _reduce(self, tokens: Tokens, node: ir.Node) -> Reduce | None:
         """Read a node as a reduction over groups of whole rows that follow one another."""
-        axes = reduced_axes(node, len(tokens.dims), self._analysis)
-        if axes is None or axes[0] == 0 or axes != tuple(range(axes[0], len(tokens.dims) - 1)):
+        if node.op_type not in REDUCTIONS:
+            return None
+        related, *_ = relations(node, self._analysis)
+        if not isinstance(related, Links):
+            return None
+        axes = [i for i, axis in enumerate(related.inputs[0]) if axis is None]
+        if axes[0] == 0 or axes != list(range(axes[0], len(tokens.dims) - 1)):
             return None
         return Reduce(tokens, math.prod(tokens.dims[axes[0] : -1]), node)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from deploycli.exporters.graph.analysis import Analysis
     from deploycli.exporters.graph.shapes import Dims
 
-_OF_ONE_RANK = frozenset({"Gemm", *REDUCTIONS})
+_OF_ONE_RANK = frozenset({"ArgMax", "ArgMin", "Gemm", *REDUCTIONS})
 """Row-wise operators that count axes from the front, or take two."""
 
 _ROUNDS = 8

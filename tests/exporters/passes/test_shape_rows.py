@@ -226,4 +226,4 @@ def test_the_property_finds_a_fault(mutant: str, monkeypatch: pytest.MonkeyPatch
         except Exception:  # an operator that no runtime takes is a report, too
             return True
 
-    find(networks(), is_reported, settings=SEARCH)  # raises where nothing is reported
+    find(networks(), is_reported, settings=settings(SEARCH, max_examples=600))  # raises where nothing is reported
