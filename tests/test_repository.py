@@ -91,10 +91,6 @@ def test_folders_are_in_no_circle() -> None:
 EXPECTED_CIRCLES = {
     "deploycli.exporters.tensorrt.rtx_runtime",
     "deploycli.exporters.tensorrt.runtime",
-    "deploycli.models.crossformer_variants",
-    "deploycli.models.registry",
-    "deploycli.models.variants",
-    "deploycli.models.vit_variants",
 }
 
 

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 import onnx
 import onnx_ir as ir
 
+from deploycli.exporters.graph.builder import inner_graphs
 from deploycli.exporters.graph.operators import ONNX_DOMAINS, is_onnx
 from deploycli.exporters.lint.element_types import allowed_types, derive, formal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
 REDUCED = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 
@@ -24,7 +25,7 @@ def fill_types(model: ir.Model) -> None:
 
 def _fill(graph: ir.Graph, version: int) -> None:
     for node in graph:
-        for body in subgraphs(node):
+        for body in inner_graphs(node):
             _fill(body, version)
         for output, dtype in zip(node.outputs, derive(node, type_of, version), strict=True):
             if output.type is None and dtype is not None:
@@ -49,15 +50,6 @@ def drop_idle_casts(graph: ir.Graph) -> None:
         else:
             node.outputs[0].replace_all_uses_with(node.inputs[0])
             graph.remove(node, safe=True)
-
-
-def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
-    """Yield the graphs that a node's attributes hold."""
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            yield from attribute.as_graphs()
 
 
 def opset_of(node: ir.Node) -> int:

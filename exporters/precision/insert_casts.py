@@ -21,7 +21,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from deploycli.exporters.graph.builder import initializer
+from deploycli.exporters.graph.builder import initializer, inner_graphs
 from deploycli.exporters.graph.movement_ops import MOVEMENT
 from deploycli.exporters.graph.operators import is_onnx
 from deploycli.exporters.graph.steps import Remark
@@ -33,7 +33,6 @@ from deploycli.exporters.precision.dtypes import (
     drop_idle_casts,
     fill_types,
     opset_of,
-    subgraphs,
     takes,
     type_of,
 )
@@ -210,7 +209,7 @@ class _Caster:
 
     def _feed_high(self, node: ir.Node) -> None:
         """A node that stays as it is reads FP32, and so do the graphs inside it."""
-        inner = (n for graph in subgraphs(node) for n in graph.all_nodes())
+        inner = (n for graph in inner_graphs(node) for n in graph.all_nodes())
         for reader in (*(() if _reads_any_type(node) else (node,)), *inner):
             for i, value in enumerate(reader.inputs):
                 if value is not None and value.graph is self._graph and value.dtype == self._target:

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
+from deploycli.exporters.graph.builder import inner_graphs
 from deploycli.exporters.graph.movement_ops import MOVEMENT
 from deploycli.exporters.graph.operators import NORMALIZATIONS, QDQ, SOFTMAX, is_onnx
 from deploycli.exporters.lint.element_types import attribute, schema_of
 from deploycli.exporters.lint.operators import operators, parse_version
 from deploycli.exporters.lint.rules import DEFAULT_VERSION
 from deploycli.exporters.precision.constants import MASKING, NEAR_OVERFLOW, examine, feeds_softmax
-from deploycli.exporters.precision.dtypes import makes, opset_of, subgraphs, takes
+from deploycli.exporters.precision.dtypes import makes, opset_of, takes
 from deploycli.models.errors import UsageError
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def _user(node: ir.Node, policy: Policy) -> str | None:
 
 
 def _control_flow(node: ir.Node, _policy: Policy) -> str | None:
-    return f"the graphs inside {node.op_type} are left as they are" if any(subgraphs(node)) else None
+    return f"the graphs inside {node.op_type} are left as they are" if any(inner_graphs(node)) else None
 
 
 def _unsupported(node: ir.Node, policy: Policy) -> str | None:
