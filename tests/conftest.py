@@ -20,6 +20,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what 
 _state = tempfile.TemporaryDirectory(prefix="deploycli-state-")  # not the user's own key
 os.environ["DEPLOYCLI_STATE"] = _state.name
 
+if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers have the folder of the process that began the run
+    _shared = tempfile.TemporaryDirectory(prefix="deploycli-tests-")
+    os.environ["DEPLOYCLI_TESTS"] = _shared.name  # see tests/shared.py
+
 
 LONGEST = (
     "test_attention_masks.py",

@@ -24,6 +24,7 @@ from tests.models.crossformers import tiny_crossformer, tiny_crossformer_pp
 from tests.models.swins import tiny_swin
 from tests.models.vits import tiny_vit
 from tests.peers import import_timm
+from tests.shared import shared
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -222,6 +223,10 @@ FAMILIES: dict[str, tuple[Callable[[], nn.Module], tuple[int, int]]] = {
 
 @cache
 def _exported(name: str) -> bytes:
+    return shared(f"{name}.onnx", lambda: _export(name))
+
+
+def _export(name: str) -> bytes:
     make, size = FAMILIES[name]
     module, inputs = make(), [TensorSpec("images", (3, *size))]
     model = trace(module, inputs, output_names(module, inputs), opset=20)
