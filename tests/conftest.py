@@ -2,6 +2,7 @@
 
 import gc
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -17,25 +18,35 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # two tests at a time on two cores: wha
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what runs in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests of Ctrl-C need one, and so do their children
 
-_state = tempfile.TemporaryDirectory(prefix="deploycli-state-")  # not the user's own key
+_state = tempfile.TemporaryDirectory(
+    prefix="tests-of-deploycli-"
+)  # not the user's own key, nor what the product sweeps
 os.environ["DEPLOYCLI_STATE"] = _state.name
 
 if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers have the folder of the process that began the run
-    _shared = tempfile.TemporaryDirectory(prefix="deploycli-tests-")
-    os.environ["DEPLOYCLI_TESTS"] = _shared.name  # see tests/shared.py
+    os.environ["DEPLOYCLI_TESTS"] = tempfile.mkdtemp(prefix="tests-of-deploycli-")  # see tests/shared.py
+
+
+def pytest_unconfigure() -> None:
+    """Remove it; a process that a test forks does not come here."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        shutil.rmtree(os.environ["DEPLOYCLI_TESTS"])
 
 
 LONGEST = (
+    "test_transcripts.py",
     "test_attention_masks.py",
     "test_foreign_export.py",
-    "test_digits.py",
     "test_user_path.py",
+    "test_judging.py",
+    "test_repository.py",
+    "test_digits.py",
     "test_roles.py",
+    "test_scorecard.py",
     "test_lint.py",
     "test_quantize.py",
     "test_optimize.py",
     "test_growth.py",
-    "test_repository.py",
     "test_derive.py",
 )
 """Files that take the longest, the longest first: at the end of a run no process waits for one of them."""
