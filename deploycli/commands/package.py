@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     from deploycli.exporters.bundle.bundle import Bundle
     from deploycli.exporters.serving.ort_rtx import PackagedFolder
-    from deploycli.exporters.serving.triton_repository import Packaged
+    from deploycli.exporters.serving.release import Packaged
+    from deploycli.exporters.serving.triton_repository import PackagedVersion
 
 
 POSITIVE = Count()
@@ -211,14 +212,14 @@ def _opened(root: Path, given: tuple[str, ...], name: str | None) -> list[Bundle
     return bundles
 
 
-def show_packaged(packaged: Sequence[Packaged], repository: Path) -> None:
+def show_packaged(packaged: Sequence[PackagedVersion], repository: Path) -> None:
     """Print the versions that were written, and how to serve them."""
     console = stdout()
     for version in packaged:
         batch = f"batches up to {version.max_batch_size}" if version.max_batch_size else "a fixed batch"
         console.print(
             styled(version.path, "bold"),
-            f"{size_text(version.size)}, {version.flavour} {version.precision}, {batch}",
+            f"{size_text(version.file.size)}, {version.flavour} {version.file.precision}, {batch}",
             soft_wrap=True,
         )
         _show_source(version)
@@ -234,7 +235,7 @@ def show_folders(folders: Sequence[PackagedFolder]) -> None:
     for folder in folders:
         console.print(
             styled(folder.path, "bold"),
-            f"{size_text(folder.size)}, {folder.precision}, for ONNX Runtime with the TensorRT RTX provider",
+            f"{size_text(folder.file.size)}, {folder.file.precision}, for ONNX Runtime with the TensorRT RTX provider",
             soft_wrap=True,
         )
         _show_source(folder)
@@ -247,11 +248,11 @@ def show_folders(folders: Sequence[PackagedFolder]) -> None:
         console.print(f"next: python {shlex.quote(folder.path + '/load.py')}", soft_wrap=True)
 
 
-def _show_source(packaged: Packaged | PackagedFolder) -> None:
-    line = f"  from {packaged.bundle}/{packaged.artifact}, verified: {packaged.verified}"
+def _show_source(packaged: Packaged) -> None:
+    line = f"  from {packaged.file.path}, verified: {packaged.file.verdict.status}"
     stdout().print(line, soft_wrap=True)
 
 
-def _show_forced(packaged: Packaged | PackagedFolder) -> None:
+def _show_forced(packaged: Packaged) -> None:
     for why in packaged.forced:
         stdout().print(styled(f"  NOT FOR RELEASE: {why}", "bold red"), soft_wrap=True)

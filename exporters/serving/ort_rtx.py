@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from deploycli.exporters.bundle.files import replaced_folder
 from deploycli.exporters.bundle.manifest import version_of
 from deploycli.exporters.serving.release import (
+    Packaged,
     cannot_write,
     choose,
     names,
@@ -75,36 +76,20 @@ class OrtRtxOptions:
 
 
 @dataclass(frozen=True)
-class PackagedFolder:
+class PackagedFolder(Packaged):
     """A folder that was written.
 
     Attributes:
-        bundle: the folder it came from.
-        path: the folder.
-        precision: of the file.
-        artifact: the file of the bundle.
-        sha256: of that file.
-        size: bytes, external data included.
         provider_options: of the provider.
         engine: the engine whose shapes they have, or an empty string.
-        verified: ``ok``, or what the proof says instead.
-        forced: why it is not for release; empty unless that was forced.
     """
 
-    bundle: str
-    path: str
-    precision: str
-    artifact: str
-    sha256: str
-    size: int
     provider_options: Mapping[str, str]
     engine: str
-    verified: str
-    forced: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
-        return asdict(self)
+        return super().to_json() | {"provider_options": dict(self.provider_options), "engine": self.engine}
 
 
 @dataclass(frozen=True)
@@ -191,18 +176,7 @@ def prepare(bundle: Bundle, root: Path, options: OrtRtxOptions | None = None) ->
         "outputs": [asdict(tensor) for tensor in served.outputs],
         "deploycli": {"version": version_of("deploycli"), **provenance(served, forced)},
     }
-    packaged = PackagedFolder(
-        str(bundle.path),
-        str(folder),
-        file.precision,
-        file.name,
-        file.record.sha256,
-        file.size,
-        given,
-        engine,
-        file.verdict.status,
-        forced,
-    )
+    packaged = PackagedFolder(file, str(folder), forced, given, engine)
     return FolderDelivery(served, json.dumps(config, indent=2, allow_nan=False) + "\n", packaged)
 
 

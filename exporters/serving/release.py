@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from deploycli.exporters.bundle.manifest import MANIFEST_NAME
 from deploycli.models.errors import EnvironmentUnsuitable, NumericsError, UsageError
@@ -19,6 +20,34 @@ if TYPE_CHECKING:
 
 _SMALLEST_FIRST = ("int8", "fp16", "bf16", "fp32")
 _MAKE = {"fp16": "deploycli cast", "bf16": "deploycli cast", "int8": "deploycli quantize"}
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """A model file that was delivered.
+
+    Attributes:
+        file: the file of the bundle.
+        path: the folder that it was written into.
+        forced: why it is not for release; empty unless that was forced.
+    """
+
+    file: ModelFile
+    path: str
+    forced: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return {
+            "bundle": str(self.file.bundle.path),
+            "path": self.path,
+            "precision": self.file.precision,
+            "artifact": self.file.name,
+            "sha256": self.file.record.sha256,
+            "size": self.file.size,
+            "verified": self.file.verdict.status,
+            "forced": list(self.forced),
+        }
 
 
 def choose(bundle: Bundle, found: Sequence[File], precision: str, make: str = "") -> list[File]:

@@ -23,7 +23,7 @@ from deploycli.exporters.serving.release import (
 )
 from deploycli.exporters.serving.servable import servable, served_engines
 from deploycli.exporters.serving.triton_config import CONFIG_NAME, MARK, TritonOptions, config_text
-from deploycli.exporters.serving.triton_repository import Delivery, Packaged, check_existing, next_version
+from deploycli.exporters.serving.triton_repository import Delivery, PackagedVersion, check_existing, next_version
 from deploycli.models.errors import UsageError
 from deploycli.models.files import text_of
 
@@ -37,7 +37,7 @@ DEFAULT_MAX_BATCH = 32
 """Of a file that takes any batch."""
 
 
-def package(bundle: Bundle, root: Path, options: TritonOptions | None = None) -> Packaged:
+def package(bundle: Bundle, root: Path, options: TritonOptions | None = None) -> PackagedVersion:
     """Write a version of a model into a Triton repository; see `prepare` for arguments and errors."""
     return prepare(bundle, root, options).write()
 
@@ -90,21 +90,8 @@ def prepare(bundle: Bundle, root: Path, options: TritonOptions | None = None) ->
         warnings=[f"NOT FOR RELEASE: {why}" for why in forced],
     )
     check_existing(folder / CONFIG_NAME, config, force=options.force)
-    packaged = Packaged(
-        str(bundle.path),
-        str(folder / str(number)),
-        name,
-        number,
-        options.flavour,
-        file.precision,
-        file.name,
-        file.record.sha256,
-        file.size,
-        max_batch,
-        file.verdict.status,
-        forced,
-        tuple(notes),
-    )
+    path = str(folder / str(number))
+    packaged = PackagedVersion(file, path, forced, name, number, options.flavour, max_batch, tuple(notes))
     return Delivery(folder, served, config, labels, packaged)
 
 

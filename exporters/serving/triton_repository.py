@@ -7,11 +7,11 @@ own or is refused, and the configuration is the later one's.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from deploycli.exporters.bundle.files import replaced_folder, write_whole
-from deploycli.exporters.serving.release import cannot_write
+from deploycli.exporters.serving.release import Packaged, cannot_write
 from deploycli.exporters.serving.triton_config import CONFIG_NAME, LABELS_NAME, interface
 from deploycli.models.errors import UsageError
 
@@ -25,42 +25,32 @@ _MODEL_FILES = {"onnx": "model.onnx", "tensorrt": "model.plan"}
 
 
 @dataclass(frozen=True)
-class Packaged:
+class PackagedVersion(Packaged):
     """A version of a model in a repository.
 
     Attributes:
-        bundle: the folder it came from.
-        path: the folder of the version.
         name: of the model.
         version: its number.
         flavour: ``onnx`` or ``tensorrt``.
-        precision: of the file.
-        artifact: the file of the bundle.
-        sha256: of that file.
-        size: bytes, external data included.
         max_batch_size: the largest batch, or 0 where the file has a fixed one.
-        verified: ``ok``, or what the proof says instead.
-        forced: why it is not for release; empty unless that was forced.
         notes: what the user should know.
     """
 
-    bundle: str
-    path: str
     name: str
     version: int
     flavour: str
-    precision: str
-    artifact: str
-    sha256: str
-    size: int
     max_batch_size: int
-    verified: str
-    forced: tuple[str, ...]
     notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
-        return asdict(self)
+        return super().to_json() | {
+            "name": self.name,
+            "version": self.version,
+            "flavour": self.flavour,
+            "max_batch_size": self.max_batch_size,
+            "notes": list(self.notes),
+        }
 
 
 @dataclass(frozen=True)
@@ -79,9 +69,9 @@ class Delivery:
     servable: Servable
     config: str
     labels: str | None
-    packaged: Packaged
+    packaged: PackagedVersion
 
-    def write(self) -> Packaged:
+    def write(self) -> PackagedVersion:
         """Write the version.
 
         Raises:

@@ -90,7 +90,7 @@ def test_it_holds_the_verified_file_and_the_shapes_of_its_engine(bundle: Bundle,
             "nv_profile_max_shapes": "images:16x12",
         }
     )
-    assert (packaged.engine, packaged.verified, packaged.forced) == (sidecar.plan, "ok", ())
+    assert (packaged.engine, packaged.file.verdict.status, packaged.forced) == (sidecar.plan, "ok", ())
     assert config["inputs"] == [{"name": "images", "dtype": "float32", "shape": [-1, 12]}]
     assert config["deploycli"]["proof"] == "ok"
     assert config["deploycli"]["bundle"] == "linear"

@@ -97,7 +97,7 @@ def test_configuration_is_what_triton_reads(bundle: Bundle, models: Path) -> Non
     assert all(warm.inputs["images"].zero_data for warm in config.model_warmup)
     assert not config.HasField("optimization")
     assert packaged.to_json()["max_batch_size"] == 32
-    assert (packaged.version, packaged.verified, packaged.forced) == (1, "ok", ())
+    assert (packaged.version, packaged.file.verdict.status, packaged.forced) == (1, "ok", ())
 
 
 def test_configuration_says_where_the_model_came_from(tmp_path: Path, models: Path) -> None:
@@ -286,7 +286,7 @@ def test_external_data_is_copied_under_the_name_that_the_model_refers_to(tmp_pat
     bundle = proven(write_bundle(tmp_path, "linear", with_external_data))
     packaged = package(bundle, models)
     assert sorted(path.name for path in (models / "linear/1").iterdir()) == ["model.onnx", "model.onnx.data"]
-    assert packaged.size == sum(path.stat().st_size for path in (models / "linear/1").iterdir())
+    assert packaged.file.size == sum(path.stat().st_size for path in (models / "linear/1").iterdir())
     assert "deploycli_sha256 model.onnx.data" in parameters_of(config_of(models))
 
 
@@ -682,12 +682,12 @@ def test_smallest_verified_engine_is_taken(bundle: Bundle, models: Path) -> None
     for precision in ("fp32", "fp16", "int8"):
         engines.build(bundle, precision)
     engines.verify_engines(bundle, "fp32", "fp16")
-    assert package(bundle, models, TENSORRT).precision == "fp16"
+    assert package(bundle, models, TENSORRT).file.precision == "fp16"
     engines.verify_engines(bundle, "fp32", "fp16", "int8")
-    assert package(bundle, models, TENSORRT).precision == "int8"
+    assert package(bundle, models, TENSORRT).file.precision == "int8"
     engines.build(bundle, "int8", unreleasable="calibrated on random data")
     engines.verify_engines(bundle, "fp32", "fp16", "int8")
-    assert package(bundle, models, TENSORRT).precision == "fp16"
+    assert package(bundle, models, TENSORRT).file.precision == "fp16"
     with pytest.raises(UsageError, match="calibrated on random data"):
         package(bundle, models, replace(TENSORRT, precision="int8"))
 
@@ -700,7 +700,7 @@ def test_of_several_engines_one_must_be_named(bundle: Bundle, models: Path) -> N
         package(bundle, models, TENSORRT)
     name = "fp16-sm80-trt10.13.3.9.plan"
     assert name in caught.value.hint
-    assert package(bundle, models, replace(TENSORRT, engine=name)).artifact == f"engines/{name}"
+    assert package(bundle, models, replace(TENSORRT, engine=name)).file.name == f"engines/{name}"
     with pytest.raises(UsageError, match=r"holds no x\.plan"):
         package(bundle, models, replace(TENSORRT, engine="x.plan"))
 
