@@ -9,13 +9,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torch.nn.modules.module import register_module_parameter_registration_hook
-from torch.nn.parameter import is_lazy
-
 from deploycli.models.errors import IntegrityError, first_line
+
+if sys.platform != "win32":
+    import resource
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from torch import nn
 
 # PyTorch on the CPU and on a GPU, ONNX Runtime, C++, glibc, protobuf. Those that raise MemoryError need no words.
 _WORDS = re.compile(
@@ -93,14 +95,6 @@ def available() -> int | None:
 
 # --- Limits for a model that a stranger's arguments make: how many weights, and how much memory
 
-if sys.platform != "win32":
-    import resource
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from torch import nn
-
 _ASIDE = 2**31
 """Address space that libraries and threads take while a model is made, bytes; most of it is never touched."""
 
@@ -116,6 +110,10 @@ def weights_at_most(count: int, where: str) -> Iterator[None]:
     Raises:
         IntegrityError: there are more.
     """
+    # Here, for a machine without PyTorch asks how much memory was wanted, too.
+    from torch.nn.modules.module import register_module_parameter_registration_hook
+    from torch.nn.parameter import is_lazy
+
     made = 0
 
     def weigh(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> None:
