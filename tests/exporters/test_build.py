@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import onnx_ir as ir
 import pytest
 
@@ -15,7 +14,6 @@ from deploycli.exporters.build import EngineOptions
 from deploycli.exporters.lint import lint
 from deploycli.exporters.target.settings import BuildSettings
 from deploycli.exporters.tensorrt.inspector import PrecisionAssertion
-from deploycli.exporters.verification.loaded import LoadedFile, budgets
 from deploycli.exporters.verify import VerifyOptions, verify
 from deploycli.models.errors import NumericsError, UsageError
 from tests.exporters.bundle import bundles
@@ -109,31 +107,7 @@ def test_engines_are_left_alone(bundle: Bundle) -> None:
     assert (report.not_judged, report.notes, {stage.artifact for stage in report.stages}) == ((), (), {"model.onnx"})
 
 
-class TestLoadedFile:
-    @staticmethod
-    def of(batches: tuple[int, int] | None) -> LoadedFile:
-        return LoadedFile(bundles.model_file("model.onnx", batches=batches), None, *budgets("fp32", {}))  # type: ignore[arg-type]
-
-    @pytest.mark.parametrize(
-        ("batches", "sizes"),
-        [(None, [1, 3, 8]), ((1, 8), [1, 3, 8]), ((2, 4), [3]), ((4, 4), [4]), ((16, 32), [16])],
-    )
-    def test_sizes(self, batches: tuple[int, int] | None, sizes: list[int]) -> None:
-        assert self.of(batches).sizes((8, 3, 1, 3)) == sizes
-
-    @pytest.mark.parametrize("batches", [None, (1, 4), (2, 4), (3, 3), (16, 32), (1, 1)])
-    @pytest.mark.parametrize("held", [1, 5, 9])
-    def test_portions(self, batches: tuple[int, int] | None, held: int) -> None:
-        portions = list(self.of(batches).portions(held))
-        assert np.concatenate([wanted for wanted, _ in portions]).tolist() == list(range(held))
-        low, high = batches or (1, held)
-        for wanted, filled in portions:
-            assert low <= len(filled) <= high
-            assert filled[: len(wanted)].tolist() == wanted.tolist()
-            assert set(filled[len(wanted) :].tolist()) <= {held - 1}
-
-
-def test_what_a_request_asks_for() -> None:
+def test_what_the_options_ask_for() -> None:
     assert EngineOptions(("int8",)).ordered == ("fp16", "int8")
     assert EngineOptions(("int8", "fp16", "fp32")).ordered == ("fp32", "fp16", "int8")
     report = lint(ir.from_proto(bundles.graph()))
