@@ -170,8 +170,6 @@ def show_benches(reports: Sequence[BenchReport]) -> None:
             console.print(line, soft_wrap=True)
         for why in report.unreleasable:
             console.print(styled(f"NOT FOR RELEASE {why}", "bold red"), soft_wrap=True)
-        for advice in report.advice:
-            console.print(styled(advice, "yellow"), soft_wrap=True)
         for verdict in report.verdicts:
             style, word = ("bold green", "met") if verdict.met else ("bold red", "NOT MET")
             console.print(styled(f"{word} {verdict.requirement}", style), verdict.reason, soft_wrap=True)

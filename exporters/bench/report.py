@@ -67,11 +67,6 @@ class BenchReport:
     unreleasable: tuple[str, ...] = ()
 
     @property
-    def advice(self) -> tuple[str, ...]:
-        """Files of a lower precision that are no faster than their FP32 or FP16 neighbour: they cost accuracy only."""
-        return tuple(filter(None, (_advice(row, self.rows) for row in self.rows)))
-
-    @property
     def wrong(self) -> tuple[str, ...]:
         """One line for every file of the bundle whose outputs are outside the budget."""
         found = (a for a in self.absences if a.wrong and a.candidate.artifact)
@@ -87,7 +82,6 @@ class BenchReport:
             "options": self.options.to_json(),
             "measurements": [row.to_json() for row in self.rows],
             "absent": [absence.to_json() for absence in self.absences],
-            "advice": list(self.advice),
             "requirements": [verdict.to_json() for verdict in self.verdicts],
             "unreleasable": list(self.unreleasable),
         }
@@ -109,29 +103,3 @@ def failure_of(reports: Sequence[BenchReport]) -> DeployError | None:
             expected="speedups of " + ", ".join(dict.fromkeys(str(verdict.requirement) for _, verdict in broken)),
         )
     return None
-
-
-_LOSSY = {"fp32": 0, "fp16": 1, "bf16": 1, "int8": 2}
-
-
-def _advice(row: Row, rows: Sequence[Row]) -> str:
-    own = row.measurement
-    if not own.candidate.artifact or own.candidate.emulated:
-        return ""
-    better = [
-        other.measurement
-        for other in rows
-        if other.measurement.batch == own.batch
-        and other.measurement.candidate.artifact
-        and (other.measurement.candidate.name, other.measurement.candidate.device)
-        == (own.candidate.name, own.candidate.device)
-        and _LOSSY[other.measurement.candidate.precision] < _LOSSY[own.candidate.precision]
-        and other.measurement.median <= own.median
-    ]
-    if not better:
-        return ""
-    best = min(better, key=lambda m: m.median)
-    return (
-        f"{own.candidate.label} is {best.median / own.median:.2f} times as fast as {best.candidate.precision} at batch "
-        f"{own.batch}: use {best.candidate.precision}"
-    )

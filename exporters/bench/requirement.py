@@ -90,14 +90,13 @@ class _Trial:
         """At the batch size where it gains least; 0 where it was not judged everywhere."""
         return 0.0 if self.fault else min(found.ratio for found in self.speedups.values())
 
-    def describe(self, ratio: float) -> str:
+    def __str__(self) -> str:
         where = f"{self.candidate.artifact} in {self.candidate.name}"
         if self.fault:
             return f"{where}: {self.fault}"
         found = self.speedups.items()
         text = ", ".join(f"{speedup} over {self.baselines[batch]} at batch {batch}" for batch, speedup in found)
-        noise = [str(batch) for batch, speedup in found if speedup.low < ratio < speedup.high]
-        return f"{where}: {text}" + (f"; within the noise at batch {', '.join(noise)}" if noise else "")
+        return f"{where}: {text}"
 
 
 def judge(
@@ -117,7 +116,7 @@ def judge(
     if not trials:
         return Verdict(requirement, False, _why_nothing(requirement, measurements, absences), {})
     best = max(trials, key=lambda trial: trial.ratio)
-    return Verdict(requirement, best.ratio >= requirement.ratio, best.describe(requirement.ratio), best.speedups)
+    return Verdict(requirement, best.ratio >= requirement.ratio, str(best), best.speedups)
 
 
 def _counts(candidate: Candidate, requirement: Requirement) -> bool:

@@ -93,7 +93,6 @@ def test_json(linear: Bundle, deploycli: Command) -> None:
         "options",
         "measurements",
         "absent",
-        "advice",
         "requirements",
         "unreleasable",
     }

@@ -268,14 +268,6 @@ def test_emulated_precision_meets_no_requirement() -> None:
     assert "ort-cuda fp16: no CUDA" in verdict.reason
 
 
-def test_ratio_within_the_noise_is_said() -> None:
-    rng = np.random.default_rng(0)
-    slow, fast = (1.1 + rng.exponential(0.5, 30), 1.0 + rng.exponential(0.5, 30))
-    found = [measured(FP32_CUDA, *slow), measured(FP16, *fast)]
-    assert "within the noise at batch 1" in judge(Requirement(1.05, "fp16"), found, []).reason
-    assert "within the noise" not in judge(Requirement(0.5, "fp16"), found, []).reason
-
-
 # --- the report ---
 
 
@@ -284,18 +276,6 @@ def report(*rows: Measurement, absences: tuple[Absence, ...] = (), met: bool | N
     return BenchReport(
         "bundle", "random", HOST, BenchOptions(), tuple(Row(m, "", None) for m in rows), absences, verdicts
     )
-
-
-def test_lower_precision_that_gains_nothing_is_advised_against() -> None:
-    int8, slower = candidate("trt", "int8", device="cuda"), candidate("trt", "bf16", device="cuda")
-    found = report(measured(ENGINE, 3.0), measured(FP16, 2.0), measured(int8, 2.5), measured(slower, 3.5))
-    assert found.advice == (
-        "trt int8 is 0.80 times as fast as fp16 at batch 1: use fp16",
-        "trt bf16 is 0.86 times as fast as fp32 at batch 1: use fp32",
-    )
-    assert report(measured(ENGINE, 3.0), measured(FP16, 2.0), measured(int8, 1.0)).advice == ()
-    emulated = candidate(precision="fp16", emulated="in FP32")
-    assert report(measured(FP32, 1.0), measured(emulated, 2.0)).advice == ()
 
 
 def test_wrong_outputs_weigh_more_than_a_broken_promise() -> None:
