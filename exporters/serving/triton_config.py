@@ -1,4 +1,4 @@
-"""config.pbtxt: what Triton is told of a model, and what an existing one says.
+"""config.pbtxt: what Triton is told of a model, and what an existing one of ours says.
 
 Sources: https://github.com/triton-inference-server/common/blob/main/protobuf/model_config.proto, and of the warm-up and
 the CUDA graphs `backend_model_instance.cc` of the core and `instance_state.cc` of the TensorRT backend: a warm-up of
@@ -8,11 +8,12 @@ its batch.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from deploycli.exporters.serving.servable import VARIABLE
-from deploycli.exporters.serving.text_proto import Symbol, comment, dumps, loads
+from deploycli.exporters.serving.text_proto import Symbol, comment, dumps
 from deploycli.models.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from deploycli.exporters.serving.servable import Servable
-    from deploycli.exporters.serving.text_proto import Message, Parsed
+    from deploycli.exporters.serving.text_proto import Message
     from deploycli.models.spec import TensorInfo
 
 Flavour = Literal["onnx", "tensorrt"]
@@ -31,7 +32,6 @@ MARK = "deploycli_version"
 """The parameter that tells our configurations from those that people wrote."""
 
 BACKENDS: Mapping[Flavour, str] = {"onnx": "onnxruntime", "tensorrt": "tensorrt"}
-_PLATFORMS = {"onnxruntime_onnx": "onnxruntime", "tensorrt_plan": "tensorrt"}
 _TYPES = {  # NumPy's name -> Triton's
     "bool": "TYPE_BOOL",
     "uint8": "TYPE_UINT8",
@@ -48,6 +48,12 @@ _TYPES = {  # NumPy's name -> Triton's
     "string": "TYPE_STRING",
     "bfloat16": "TYPE_BF16",
 }
+
+
+_TENSOR = re.compile(
+    r'^(input|output) \{\n  name: "((?:[^"\\\n]|\\.)*)"\n  data_type: (\w+)\n  dims: (\[[^]]*\])', re.MULTILINE
+)
+"""An input or an output as `dumps` writes it."""
 
 
 @dataclass(frozen=True)
@@ -93,13 +99,11 @@ class Interface:
         backend: what runs it.
         batched: whether a batch axis stands before the dims.
         tensors: ``input`` or ``output``, name, type and dims of each.
-        ours: whether this tool wrote the configuration.
     """
 
     backend: str
     batched: bool
     tensors: frozenset[str]
-    ours: bool
 
     def differences(self, other: Interface) -> list[str]:
         """Return what another one has otherwise, a line each."""
@@ -159,31 +163,16 @@ def config_text(
     return "".join(map(comment, warnings)) + dumps(message)
 
 
-def interface(text: str) -> Interface:
-    """Return what a configuration says of inputs and outputs; what else it says is passed over.
+def interface(text: str) -> Interface | None:
+    """Return what a configuration of ours says of inputs and outputs, or None where the configuration is not ours.
 
-    Raises:
-        ValueError: it is no configuration.
+    It is read as it was written, see `config_text`: one whose inputs were edited may have another interface than it had.
     """
-    config = loads(text)
-    tensors = (
-        f"{kind} {_only(tensor, 'name')} {_only(tensor, 'data_type')} {tensor.get('dims', [])}"
-        for kind in ("input", "output")
-        for tensor in config.get(kind, ())
-        if isinstance(tensor, dict)
-    )
-    platform = _only(config, "platform")
-    return Interface(
-        _only(config, "backend") or _PLATFORMS.get(platform, platform),
-        _only(config, "max_batch_size") not in ("", "0"),
-        frozenset(tensors),
-        any(isinstance(entry, dict) and _only(entry, "key") == MARK for entry in config.get("parameters", ())),
-    )
-
-
-def _only(message: Parsed, field: str) -> str:
-    """Return the text of a field, or an empty string; of several the last one counts."""
-    return str(message[field][-1]) if message.get(field) else ""
+    if f'"{MARK}"' not in text:
+        return None
+    backend, batch = (re.search(rf'^{field}: "?(\w+)', text, re.MULTILINE) for field in ("backend", "max_batch_size"))
+    tensors = (f"{kind} {name} {dtype} {dims}" for kind, name, dtype, dims in _TENSOR.findall(text))
+    return Interface(backend[1] if backend else "", batch is not None and batch[1] != "0", frozenset(tensors))
 
 
 def _tensor(tensor: TensorInfo[int], max_batch: int) -> dict[str, Any]:

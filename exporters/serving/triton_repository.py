@@ -166,13 +166,13 @@ def check_existing(path: Path, config: str, *, force: bool) -> None:
         old, new = interface(path.read_text("utf-8")), interface(config)
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} cannot be read: {error}", expected="a model configuration", hint="--force") from error
-    if not old.ours:
+    if old is None:
         raise UsageError(
             f"{path} was not written by deploycli, and would be replaced",
             expected="a model of this tool's",
             hint="another --name, or --force",
         )
-    if differences := new.differences(old):
+    if new is not None and (differences := new.differences(old)):
         raise UsageError(
             f"{path} describes another interface; the new one has {'; '.join(differences)}",
             expected="the inputs and outputs that clients of the model know",

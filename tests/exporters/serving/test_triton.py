@@ -544,11 +544,17 @@ FOREIGN = 'name: "linear" backend: "python" instance_group [ { kind: KIND_CPU } 
 
 
 @pytest.mark.parametrize(
-    ("text", "why"), [(FOREIGN, "not written by deploycli"), ("name: {", "cannot be read"), ("", "not written by")]
+    ("text", "why"),
+    [
+        (FOREIGN, "not written by deploycli"),
+        ("name: {", "not written by deploycli"),
+        ("", "not written by"),
+        ("\xff", "cannot be read"),
+    ],
 )
 def test_configuration_of_somebody_else(bundle: Bundle, models: Path, text: str, why: str) -> None:
     (models / "linear/1").mkdir(parents=True)
-    (models / "linear/config.pbtxt").write_text(text)
+    (models / "linear/config.pbtxt").write_bytes(text.encode("latin-1"))
     before = tree(models)
     with pytest.raises(UsageError, match=why):
         package(bundle, models)
