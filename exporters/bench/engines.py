@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 
 from deploycli.exporters.bench.candidate import Candidate, FirstLoad, Prepared
 from deploycli.exporters.target.product import RTX
-from deploycli.exporters.tensorrt.kernel_cache import InMemory
-from deploycli.exporters.tensorrt.runtime import open_engine
+from deploycli.exporters.tensorrt.open_engine import open_engine
 from deploycli.models.errors import DeployError
 
 if TYPE_CHECKING:
@@ -70,7 +69,7 @@ def _prepare(
 
 
 def _first_load(engine: Engine, inputs: Arrays) -> FirstLoad:
-    from deploycli.exporters.tensorrt.rtx_runtime import RtxRuntime
+    from deploycli.exporters.tensorrt.rtx_runtime import InMemory, RtxRuntime
 
     cache, seconds = InMemory(), []
     for _ in range(2):

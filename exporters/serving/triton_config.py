@@ -166,7 +166,7 @@ def config_text(
 def interface(text: str) -> Interface | None:
     """Return what a configuration of ours says of inputs and outputs, or None where the configuration is not ours.
 
-    It is read as it was written, see `config_text`: one whose inputs were edited may have another interface than it had.
+    It is read as `config_text` writes it: one whose inputs were edited may have another interface than it had.
     """
     if f'"{MARK}"' not in text:
         return None

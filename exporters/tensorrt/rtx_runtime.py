@@ -1,9 +1,12 @@
 """Run a plan of TensorRT for RTX: what it does otherwise than TensorRT.
 
 Its kernels are finished on the GPU, when a context is made and when a shape is first seen. Those for a shape are made
-before it is run (eager), not while slower ones stand in: so `verify` judges the kernels that `bench` times. They are
-kept, see `deploycli.exporters.tensorrt.kernel_cache`. CUDA graphs are the library's: it knows when its kernels are
-ready.
+before it is run (eager), not while slower ones stand in: so `verify` judges the kernels that `bench` times. CUDA graphs
+are the library's: it knows when its kernels are ready.
+
+Finished kernels are kept beside the engine for the next load. They are for one engine, version, GPU and driver, whose
+key stands in the file; what does not fit it, or is damaged, is as good as no file. They only save time: a cache that
+cannot be read or written is no error. The file is no part of what a bundle vouches for, as the engine is not.
 
 Sources: TensorRT for RTX 1.7, Python API; "Working with runtime cache", "Working with dynamic shapes", "Working with
 RTX CUDA graphs"; NVIDIA/TensorRT-RTX, samples/apiUsage/python/api_usage.py and demo/utils/engine.py.
@@ -11,11 +14,16 @@ RTX CUDA graphs"; NVIDIA/TensorRT-RTX, samples/apiUsage/python/api_usage.py and 
 
 from __future__ import annotations
 
+import hashlib
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from deploycli.exporters.tensorrt.kernel_cache import kernel_cache
+from deploycli.exporters.bundle.engine import PLAN_SUFFIX
+from deploycli.exporters.bundle.files import write_whole
+from deploycli.exporters.tensorrt import library
 from deploycli.exporters.tensorrt.runtime import TensorRtRuntime
-from deploycli.models.errors import ExportError
+from deploycli.models.errors import DeployError, ExportError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +33,14 @@ if TYPE_CHECKING:
     import tensorrt as trt
 
     from deploycli.exporters.bundle.engine import Sidecar
-    from deploycli.exporters.tensorrt.kernel_cache import KernelCache
+
+
+SUFFIX = ".kernels"
+
+SIZE_LIMIT = 1 << 28
+"""Largest file, bytes."""
+
+_DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 class RtxRuntime(TensorRtRuntime):
@@ -50,7 +65,7 @@ class RtxRuntime(TensorRtRuntime):
         sidecar: Sidecar,
         *,
         cuda_graph: bool = False,
-        cache: KernelCache | None = None,
+        cache: OnDisk | InMemory | None = None,
     ) -> None:
         self._cuda_graph = cuda_graph
         self._cache = cache
@@ -94,7 +109,7 @@ class RtxRuntime(TensorRtRuntime):
         context: trt.IExecutionContext | None = engine.create_execution_context(config)
         return context
 
-    def _kept(self) -> KernelCache:
+    def _kept(self) -> OnDisk | InMemory:
         """Return where kernels are kept; asked for once the GPU is open."""
         if self._cache is None:
             self._cache = kernel_cache(*self._place)
@@ -112,3 +127,71 @@ class RtxRuntime(TensorRtRuntime):
         kernels = b"" if memory is None else bytes(memory)
         if kernels and kernels != self._found:
             self._kept().write(kernels)
+
+
+class InMemory:
+    """No kernels at first, and no file."""
+
+    def __init__(self) -> None:
+        self._kernels = b""
+
+    def read(self) -> bytes:
+        """Return what was written last."""
+        return self._kernels
+
+    def write(self, kernels: bytes) -> None:
+        """Keep them as long as this object lives."""
+        self._kernels = kernels
+
+
+@dataclass(frozen=True)
+class OnDisk:
+    """A file: the SHA-256 of the key and the kernels, and the kernels.
+
+    Attributes:
+        path: of the file.
+        key: what the kernels are for.
+    """
+
+    path: Path
+    key: str
+
+    def read(self) -> bytes:
+        """Return the kernels; nothing where there is no file, or one that is damaged or for something else."""
+        if not self._is_ours():
+            return b""
+        try:
+            with self.path.open("rb") as stream:
+                content = stream.read(SIZE_LIMIT + 1)
+        except OSError:
+            return b""
+        digest, kernels = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
+        return kernels if len(content) <= SIZE_LIMIT and digest == self._digest(kernels) else b""
+
+    def write(self, kernels: bytes) -> None:
+        """Replace the file, whole or not at all, where that is possible."""
+        if self._is_ours() and len(kernels) <= SIZE_LIMIT - _DIGEST_BYTES:
+            with suppress(DeployError):
+                write_whole(self.path, self._digest(kernels) + kernels)
+
+    def _is_ours(self) -> bool:
+        """Whether a file is here, or may be: a link, which is followed, may lead anywhere, and a pipe never ends."""
+        return not self.path.is_symlink() and (self.path.is_file() or not self.path.exists())
+
+    def _digest(self, kernels: bytes) -> bytes:
+        return hashlib.sha256(self.key.encode() + b"\0" + kernels).digest()
+
+
+def kernel_cache(folder: Path, sidecar: Sidecar) -> OnDisk:
+    """Return where the kernels of an engine are kept: ``fp16-rtx1.7.1.116.sm89-nvidia-geforce-rtx-4090.kernels``.
+
+    Args:
+        folder: of the engine.
+        sidecar: of the engine.
+
+    Raises:
+        EnvironmentUnsuitable: there is no GPU, or no TensorRT for RTX.
+    """
+    gpu = library.gpu()
+    key = "\n".join((sidecar.sha256, library.version(sidecar.product), gpu.slug, gpu.driver))
+    return OnDisk(folder / f"{sidecar.plan.removesuffix(PLAN_SUFFIX)}.{gpu.slug}{SUFFIX}", key)

@@ -2,7 +2,7 @@
 
 What can fail in TensorRT tells so by what it returns, None or False, and not by an exception: each return value is
 looked at, and TensorRT's own words are in the message. `deploycli.exporters.tensorrt.rtx_runtime` is what TensorRT
-for RTX does otherwise; `open_engine` chooses.
+for RTX does otherwise; `deploycli.exporters.tensorrt.open_engine` chooses.
 
 Sources: TensorRT, Python API of 10.13 to 11.4; "Performing inference"; "Refitting an engine"; "Security".
 """
@@ -42,24 +42,6 @@ NUMPY_TYPES: Mapping[str, np.dtype[Any]] = {
     for name in ("FLOAT", "HALF", "BF16", "INT8", "UINT8", "INT32", "INT64", "BOOL")
 }
 """Name of a ``tensorrt.DataType`` -> NumPy type. ``tensorrt.nptype`` knows no BF16."""
-
-
-def open_engine(
-    folder: Path, sidecar: Sidecar, *, allow_host_code: bool = False, cuda_graph: bool = False
-) -> TensorRtRuntime:
-    """Load an engine into the runtime of its product; see `TensorRtRuntime`.
-
-    Args:
-        folder: where plan and sidecar are, in the bundle.
-        sidecar: the sidecar.
-        allow_host_code: see `check_host`.
-        cuda_graph: `TensorRtRuntime.capture` will be called.
-    """
-    if sidecar.product is RTX:
-        from deploycli.exporters.tensorrt.rtx_runtime import RtxRuntime
-
-        return RtxRuntime(folder, sidecar, cuda_graph=cuda_graph)
-    return TensorRtRuntime(folder, sidecar, allow_host_code=allow_host_code)
 
 
 def check_host(sidecar: Sidecar, *, allow_host_code: bool = False) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from deploycli.exporters.runtime.isolated import die_with, what_ended
 from deploycli.exporters.target.product import RTX
 from deploycli.exporters.target.settings import DEFAULT_BATCH, BuildSettings, ShapeRange
-from deploycli.exporters.tensorrt.listing import LISTING
+from deploycli.exporters.tensorrt.compilers.rtx import LISTING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,8 +44,8 @@ class Verdict:
     Attributes:
         kind: ``accepted``: there is an engine; ``unparsed`` and ``unbuilt``: the parser, or the builder, refuses it.
         message: why it is refused, in NVIDIA's words: the parser's errors with their nodes, or the builder's last.
-        layers: the builder's list of the engine's layers, see `deploycli.exporters.tensorrt.listing`; empty where it
-            made none.
+        layers: the builder's list of the engine's layers, see `deploycli.exporters.tensorrt.compilers.rtx`; empty where
+            it made none.
     """
 
     kind: Kind

@@ -12,10 +12,9 @@ from deploycli.exporters.bench.candidate import BenchOptions
 from deploycli.exporters.bench.run import bench
 from deploycli.exporters.bundle.engine import GpuRecord
 from deploycli.exporters.target.product import RTX
-from deploycli.exporters.tensorrt import kernel_cache, library
-from deploycli.exporters.tensorrt.kernel_cache import InMemory, OnDisk
-from deploycli.exporters.tensorrt.rtx_runtime import RtxRuntime
-from deploycli.exporters.tensorrt.runtime import open_engine
+from deploycli.exporters.tensorrt import library, rtx_runtime
+from deploycli.exporters.tensorrt.open_engine import open_engine
+from deploycli.exporters.tensorrt.rtx_runtime import InMemory, OnDisk, RtxRuntime
 from deploycli.exporters.verify import VerifyOptions, verify
 from deploycli.models.errors import EnvironmentUnsuitable, ExportError
 from tests.exporters.bundle import bundles
@@ -92,7 +91,7 @@ def test_kernels_that_do_not_fit_are_thrown_away(
     if spoiled == "another driver":
         monkeypatch.setenv("FAKE_DRIVER", "570.86.15")
     elif spoiled == "too large":
-        monkeypatch.setattr(kernel_cache, "SIZE_LIMIT", len(good) - 1)
+        monkeypatch.setattr(rtx_runtime, "SIZE_LIMIT", len(good) - 1)
     elif spoiled == "another engine":
         OnDisk(file, "another engine's key").write(good[32:])
     else:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
+from deploycli.exporters.tensorrt.compilers.rtx import as_inspector_json
 from deploycli.exporters.tensorrt.inspector import parse_layers
-from deploycli.exporters.tensorrt.listing import as_inspector_json
 from tests.exporters.lint.corpus import Sample, records
 from tests.exporters.lint.corpus.records import Record, digest_of
 

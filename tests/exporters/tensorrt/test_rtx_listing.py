@@ -8,8 +8,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deploycli.exporters.tensorrt.compilers.rtx import LISTING, PlainNames, as_inspector_json
 from deploycli.exporters.tensorrt.inspector import parse_layers
-from deploycli.exporters.tensorrt.listing import LISTING, PlainNames, as_inspector_json
 
 PIECES = (
     "attn",
