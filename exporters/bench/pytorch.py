@@ -23,21 +23,15 @@ _TYPES = {"fp32": "float32", "fp16": "float16"}
 
 def pytorch_candidates(bundle: Bundle, options: BenchOptions) -> Iterator[Candidate]:
     """Return eager and compiled PyTorch: on a GPU where there is one, in FP16 as well; else on the CPU."""
-    device = "cuda" if _has_cuda() else "cpu"
+    import torch  # slow
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     models = _Models(bundle, options, device)
     for precision in _TYPES if device == "cuda" else ("fp32",):
         for name in ("eager", "compile"):
             yield Candidate(
                 name, precision, device, partial(_open, models, precision, options, compiled=name == "compile")
             )
-
-
-def _has_cuda() -> bool:
-    try:
-        import torch
-    except (ImportError, OSError):  # OSError: installed, but a shared library is missing
-        return False
-    return torch.cuda.is_available()
 
 
 class _Models:
@@ -178,11 +172,8 @@ def torch_threads(threads: int | None) -> Iterator[None]:
     if threads is None:
         yield
         return
-    try:
-        import torch
-    except (ImportError, OSError):
-        yield
-        return
+    import torch  # slow
+
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

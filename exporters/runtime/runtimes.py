@@ -169,7 +169,7 @@ class OrtRuntime:
         session: ONNX Runtime's.
 
     Raises:
-        EnvironmentUnsuitable: ONNX Runtime is not installed, or has not what runs on the device.
+        EnvironmentUnsuitable: ONNX Runtime has not what runs on the device.
         UsageError: the file's name is not in UTF-8.
         ExportError: it cannot load the file.
     """
@@ -185,12 +185,8 @@ class OrtRuntime:
         device: str = "cpu",
         timed: bool = False,
     ) -> None:
-        try:
-            import onnxruntime as ort
-        except ImportError as error:
-            raise EnvironmentUnsuitable(
-                f"ONNX Runtime cannot be imported: {error}", hint="pip install onnxruntime"
-            ) from error
+        import onnxruntime as ort  # slow
+
         try:
             str(path).encode()
         except UnicodeEncodeError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 import warnings
 from contextlib import ExitStack
 from dataclasses import replace
@@ -173,17 +172,6 @@ def test_no_cpp_compiler_is_a_reason(swin: Bundle, monkeypatch: pytest.MonkeyPat
     assert "\n" not in reason
 
 
-def test_without_pytorch_the_files_are_timed(swin: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torch", None)
-    report = bench(swin, replace(QUICK, threads=1))
-    assert {row.measurement.candidate.name for row in report.rows} == {"ort-cpu"}
-    reasons = {a.candidate.name: a.reason for a in report.absences}
-    assert "PyTorch cannot be imported" in reasons["eager"]
-    assert "PyTorch cannot be imported" in reasons["compile"]
-    with pytest.raises(EnvironmentUnsuitable, match="PyTorch cannot be imported"):
-        bench(swin, replace(QUICK, only=("eager",)))
-
-
 def test_another_checkpoint_is_refused(swin: Bundle, tmp_path: Path) -> None:
     (tmp_path / "other.pth").write_bytes(b"other weights")
     with pytest.raises(IntegrityError, match="is not the checkpoint"):
@@ -303,12 +291,6 @@ def test_silent_fall_back_on_the_cpu_is_refused(linear: Bundle, monkeypatch: pyt
     with pytest.raises(EnvironmentUnsuitable, match="could not start its CUDAExecutionProvider"):
         pick(ort_candidates(linear, OPTIONS), "ort-cuda").open().__enter__()
     assert asked == [("CUDAExecutionProvider", {"use_tf32": "0"})]
-
-
-def test_no_onnx_runtime_is_a_reason(linear: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(EnvironmentUnsuitable, match="ONNX Runtime cannot be imported"):
-        bench(linear, replace(QUICK, only=("ort-cpu",)))
 
 
 def test_file_that_does_not_load_or_run_is_a_reason(linear: Bundle) -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,7 +8,7 @@ import torch
 from onnx import helper
 
 from deploycli.exporters.runtime.runtimes import EagerRuntime, OrtRuntime, Runtime, TensorInfo
-from deploycli.models.errors import EnvironmentUnsuitable, ExportError, UsageError
+from deploycli.models.errors import ExportError, UsageError
 from tests.exporters.bundle.bundles import CLASSES, FEATURES, WEIGHT, graph, truth
 
 if TYPE_CHECKING:
@@ -133,12 +132,6 @@ def test_input_that_does_not_fit_is_one_message(model_file: Path) -> None:
     with OrtRuntime(model_file) as ort, pytest.raises(ExportError, match="failed on images:3x2 float32") as caught:
         ort.run({"images": IMAGES[:, :2]})
     assert "\n" not in caught.value.found
-
-
-def test_missing_onnxruntime_says_what_to_install(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(EnvironmentUnsuitable, match="pip install onnxruntime"):
-        OrtRuntime(model_file)
 
 
 class Careless(torch.nn.Module):
