@@ -250,11 +250,6 @@ def input_shape(text: str) -> tuple[str, tuple[int, ...]]:
     return _named_dims(text, "no shape of an input; write name:1x3x224x224", least=0)
 
 
-def profile_shape(text: str) -> tuple[str, tuple[int, ...]]:
-    """Read ``images:1x3x224x224``, as trtexec writes it."""
-    return _named_dims(text, "no shape; write images:1x3x224x224")
-
-
 def _named_dims(text: str, otherwise: str, *, least: int = 1, shown: str = "") -> tuple[str, tuple[int, ...]]:
     name, _, shape = text.rpartition(":")
     written = shape.lower().split("x")

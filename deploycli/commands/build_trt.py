@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
@@ -21,20 +21,16 @@ from deploycli.options import (
     names,
     open_bundles,
     output_option,
-    profile_shape,
     scheme_option,
     typing_options,
     whole,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from deploycli.exporters.build import BuiltEngine, PlannedEngine
     from deploycli.exporters.target.product import CompilerName
-
-
-F = TypeVar("F", bound="Callable[..., Any]")
 
 
 def _batch_range(text: str) -> tuple[int, int, int]:
@@ -45,16 +41,6 @@ def _batch_range(text: str) -> tuple[int, int, int]:
         raise click.BadParameter(f"{text!r} is no range of batches; write MIN:OPT:MAX, such as 1:8:32")
     low, best, high = sizes * (3 // len(sizes))
     return low, best, high
-
-
-def _shapes(which: str) -> Callable[[F], F]:
-    return click.option(
-        f"--{which}-shapes",
-        type=profile_shape,
-        multiple=True,
-        metavar="NAME:SHAPE",
-        help=f"{which.capitalize()} shape of an input, in place of --batch: images:1x3x224x224. Repeatable.",
-    )
 
 
 @click.command("build-trt")
@@ -84,9 +70,6 @@ def _shapes(which: str) -> Callable[[F], F]:
     metavar="MIN:OPT:MAX",
     help="Batches to take; repeatable, each with kernels of its own.  [default: 1:8:32, or the one that was exported]",
 )
-@_shapes("min")
-@_shapes("opt")
-@_shapes("max")
 @click.option("--workspace", metavar="SIZE", help="Scratch memory of a layer: 4G, 512M.  [default: all of the GPU]")
 @click.option(
     "--builder-optimization-level",
@@ -143,9 +126,6 @@ def command(
     gpus: tuple[str, ...],
     precisions: tuple[str, ...],
     batches: tuple[tuple[int, int, int], ...],
-    min_shapes: tuple[tuple[str, tuple[int, ...]], ...],
-    opt_shapes: tuple[tuple[str, tuple[int, ...]], ...],
-    max_shapes: tuple[tuple[str, tuple[int, ...]], ...],
     workspace: str | None,
     builder_optimization_level: int | None,
     hardware_compatibility: str,
@@ -199,9 +179,7 @@ def command(
     given = calibrate is not None or cache is not None or allow_random_calibration
     options = EngineOptions(
         precisions=precisions,
-        shapes=ShapeOptions(
-            batches[0] if batches else None, dict(min_shapes), dict(opt_shapes), dict(max_shapes), batches[1:]
-        ),
+        shapes=ShapeOptions(batches[0] if batches else None, batches[1:]),
         settings=BuildSettings(
             {},
             workspace=None if workspace is None else parse_size(workspace),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from deploycli.models.codec import Count
@@ -122,24 +122,16 @@ class ShapeOptions:
 
     Attributes:
         batch: smallest, best and largest batch; None for `DEFAULT_BATCH`, or for the one that the graph has.
-        min: input name -> smallest shape, in place of the batch's.
-        opt: the same for the best.
-        max: the same for the largest.
         more: further batches, each for a profile of its own.
     """
 
     batch: tuple[int, int, int] | None = None
-    min: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    opt: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    max: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     more: tuple[tuple[int, int, int], ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse profiles that leave out a batch between them, or shapes of which it is not known whose they are."""
+        """Refuse profiles that leave out a batch between them."""
         if not self.more:
             return
-        if self.min or self.opt or self.max:
-            raise UsageError("shapes of inputs were given beside several batches", expected="one --batch, or none")
         ranges = sorted((low, high) for low, _, high in (*filter(None, (self.batch,)), *self.more))
         reached = ranges[0][1]
         for low, high in ranges[1:]:
@@ -164,26 +156,16 @@ class ShapeOptions:
             fixed_batch: the batch that the graph was exported with, or None where it is symbolic.
 
         Raises:
-            UsageError: an unknown input, or shapes that the graph does not take.
+            UsageError: a batch that the graph does not take.
         """
-        names = {i.name for i in inputs}
-        if unknown := sorted({*self.min, *self.opt, *self.max} - names):
-            raise UsageError(f"the model has no input {unknown[0]!r}", expected=", ".join(sorted(names)))
         batch = self.batch or (DEFAULT_BATCH if fixed_batch is None else (fixed_batch,) * 3)
-        profile = {}
-        for i in inputs:
-            given = (self.min, self.opt, self.max)
-            shapes = [shape.get(i.name, (size, *i.shape)) for shape, size in zip(given, batch, strict=True)]
-            wrong = [s for s in shapes if s[1:] != i.shape or (fixed_batch is not None and s[0] != fixed_batch)]
-            if wrong:
-                first = "batch" if fixed_batch is None else str(fixed_batch)
-                raise UsageError(
-                    f"the input {i.name} cannot have the shape {'x'.join(map(str, wrong[0]))}",
-                    expected="x".join([first, *map(str, i.shape)]),
-                    hint="export the model with another --img-size or --batch",
-                )
-            profile[i.name] = ShapeRange(*shapes)
-        return profile
+        if fixed_batch is not None and (wrong := [size for size in batch if size != fixed_batch]):
+            raise UsageError(
+                f"the graph was exported with batch {fixed_batch}, and cannot have batch {wrong[0]}",
+                expected=f"batch {fixed_batch}",
+                hint="export the model with another --batch",
+            )
+        return {i.name: ShapeRange(*((size, *i.shape) for size in batch)) for i in inputs}
 
 
 def parse_size(text: str) -> int:

@@ -63,14 +63,7 @@ def test_it_builds_and_says_what_the_engines_compute_in(bundle: Path, deploycli:
 @pytest.mark.usefixtures("tensorrt")
 def test_every_option_reaches_the_builder(bundle: Path, deploycli: Command, tmp_path: Path) -> None:
     options = (
-        *(
-            "--min-shapes",
-            "images:2x3x16x16",
-            "--opt-shapes",
-            "images:4x3x16x16",
-            "--max-shapes",
-            "images:6x3x16x16",
-        ),
+        *("--batch", "2:4:6"),
         *("--workspace", "512M", "--builder-optimization-level", "4", "--hardware-compatibility", "ampere+"),
         *("--max-aux-streams", "2", "--tf32", "--strip-weights", "--timing-cache", "timings/", "--timeout", "60"),
         *("--assert-precision", "fp16>=70%", "--io-types", "fp16", "--keep-fp32", "head"),
@@ -151,10 +144,6 @@ def test_a_dry_run_writes_the_graph_and_shows_the_plan(bundle: Path, deploycli: 
         (["--assert-precision", "int8>=50%"], "no such engine is built"),
         (["--assert-precision", "fp16>=50%", "--version-compatible"], "holds host code"),
         (["--batch", "8:2:1"], "are no range"),
-        (["--opt-shapes", "images:64x3x16x16"], "are no range"),
-        (["--min-shapes", "pixels:1x3x16x16"], "no input 'pixels'"),
-        (["--max-shapes", "images:8x3x32x32"], "cannot have the shape 8x3x32x32"),
-        (["--max-shapes", "images"], "is no shape"),
         (["--batch", "0:1:2"], "is no range of batches"),
         (["--workspace", "lots"], "is no size"),
         (["--error-on-timing-cache-miss"], "--timing-cache DIR"),
