@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tests.exporters.lint.texts import Graph
 
 _EVERY = 1 if "DEPLOYCLI_WHOLE_CORPUS" in os.environ else 3
-"""Of each half, one form in so many is looked at."""
+"""Of each half, one form in so many is looked at; all of them where ``$DEPLOYCLI_WHOLE_CORPUS`` is set."""
 
 _LIVE = 4
 """Graphs that are judged anew."""
