@@ -267,13 +267,13 @@ class Analysis:
         return all(value is None or self.is_zero(value) for value in moved) and self.only_moves(node)
 
 
-def unknowns(graph: ir.Graph, facts: Analysis) -> str:
+def unknowns(graph: ir.Graph, analysis: Analysis) -> str:
     """Say in one line what is not known of a graph that passes would have to know; empty where nothing is missing."""
     found = []
-    shapes = [f"{value.name} {_shape_text(value, facts)}" for value in graph.inputs if not value.is_initializer()
-              and facts.dims(value) is None]  # fmt: skip
+    shapes = [f"{value.name} {_shape_text(value, analysis)}" for value in graph.inputs if not value.is_initializer()
+              and analysis.dims(value) is None]  # fmt: skip
     if shapes:
-        blind = sum(any(output.name and facts.dims(output) is None for output in node.outputs) for node in graph)
+        blind = sum(any(output.name and analysis.dims(output) is None for output in node.outputs) for node in graph)
         found.append(
             f"not all axes of {_first(shapes)} are known, so the shapes of {blind} of {graph.num_nodes()} operators "
             "are not: passes that need them left these alone"
@@ -291,9 +291,9 @@ def _first(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _shape_text(value: ir.Value, facts: Analysis) -> str:
+def _shape_text(value: ir.Value, analysis: Analysis) -> str:
     """Return a shape with a question mark where an axis is not known."""
-    axes = facts.axes(value)
+    axes = analysis.axes(value)
     if value.shape is None or axes is None:
         return "of unknown shape"
     known = (str(dim) if axis is not None else f"{_symbol(value, i) or ''}?" for i, (dim, axis) in

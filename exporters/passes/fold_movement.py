@@ -6,7 +6,7 @@ Before -> after, for Swin's shifted window partition::
     -> Gather(rows), Reshape
 
 A region is a maximal set of movement operators with one source. It has a meaning of its own, an index map, whatever
-operators spell it; so no operator is matched against a pattern. The map is written in its cheapest form, where that
+operators spell it; so no operator is matched against a pattern. The map is lowered in the cheapest way, where that
 is cheaper than what stands there. Several results of one source may be moved at once and split at the end,
 as query, key and value of an attention are::
 
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 
 class FoldMovement(GraphPass):
-    """Write every movement region in its cheapest form. Bit-equal: no number is computed."""
+    """Write every movement region in its cheapest lowering. Bit-equal: no number is computed."""
 
     def transform(self, graph: ir.Graph, analysis: Analysis) -> bool:
         """Run the pass; see the module's documentation."""
