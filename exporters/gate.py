@@ -48,7 +48,7 @@ def require_passed(report: LintReport, what: str, hint: str) -> None:
     if not report.errors:
         _require_taken(report, what, hint)
         return
-    kinds: dict[tuple[int, str, str], list[str]] = {}
+    kinds: dict[tuple[str, str, str], list[str]] = {}
     for finding in report.errors:
         kinds.setdefault((finding.rule, finding.message, finding.hint), []).append(finding.node)
     lines = [

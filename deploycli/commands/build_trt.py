@@ -218,7 +218,7 @@ def command(
     return 0
 
 
-ATTENTION_RULE = 16
+ATTENTION_RULE = "attention-form"
 """The lint's rule on the form of attention."""
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     metavar="VERSION",
     help="Version to judge for, from 10.12.",
 )
-@click.option("--rules", metavar="N,N,...", help="Apply these rules only.  [default: all]")
+@click.option("--rules", metavar="RULE,...", help="Apply these rules only, by name or by number.  [default: all]")
 @click.option(
     "--plugin", "plugins", multiple=True, metavar="OP", help="An operator that a plugin provides. Repeatable."
 )
@@ -66,7 +66,7 @@ def command(
     Examples:
       deploycli lint swin_t
       deploycli lint model.onnx --tensorrt 10.13 -v
-      deploycli lint model.onnx --rules 4,6 --json
+      deploycli lint model.onnx --rules strong-typing,quantization --json
       deploycli lint model.onnx --parser rtx
     """
     from deploycli.exporters.bundle.bundle import Bundle, find_bundles
@@ -78,10 +78,7 @@ def command(
     from deploycli.models.errors import EnvironmentUnsuitable, ExportError
 
     targets = parse_targets(gpus)
-    try:
-        numbers = None if rules is None else {int(number) for number in rules.split(",")}
-    except ValueError:
-        raise click.BadParameter(f"{rules!r}: write numbers as 4,6", param_hint="--rules") from None
+    chosen = None if rules is None else {int(rule) if rule.isdecimal() else rule for rule in rules.split(",")}
     files: list[Path] = []
     for path in paths or [str(found) for found in find_bundles(root)]:
         if path.endswith(".onnx"):
@@ -89,12 +86,12 @@ def command(
         else:
             bundle = Bundle.open(bundle_path(root, path))
             files += [file.path for file in bundle.onnx_files()]
-    asks = parser == "rtx" or (parser == "auto" and numbers is None and library.is_installed(RTX))
+    asks = parser == "rtx" or (parser == "auto" and chosen is None and library.is_installed(RTX))
     if parser == "rtx":
         library.require_installed(RTX)
     judge = judging if asks else None
     reports = [
-        lint(file, version=version, rules=numbers, plugins=plugins, targets=targets, parser=judge) for file in files
+        lint(file, version=version, rules=chosen, plugins=plugins, targets=targets, parser=judge) for file in files
     ]
     if as_json:
         print_json([report.to_json() for report in reports])
@@ -148,7 +145,7 @@ def _show_parser(console: Output, report: LintReport) -> None:
 
 def _show(console: Output, findings: Sequence[Finding], level: str, style: str, *, verbose: bool) -> None:
     """Print what was found, once for all nodes of which the same is to be said."""
-    alike: dict[tuple[int, str, str], list[Finding]] = {}
+    alike: dict[tuple[str, str, str], list[Finding]] = {}
     for i, finding in enumerate(findings):
         where = str(i) if verbose else ""  # every node by itself
         alike.setdefault((finding.rule, finding.message, where), []).append(finding)
@@ -156,7 +153,7 @@ def _show(console: Output, findings: Sequence[Finding], level: str, style: str, 
     shown = groups if verbose else groups[:_SHOWN]
     for first, *rest in shown:
         others = f" and {len(rest)} more" if rest else ""
-        line = assembled((f"  {level} {first.rule} ", style), f"{first.node}{others}: {first.message}")
+        line = assembled((f"  {level} {first.rule} ({first.number}) ", style), f"{first.node}{others}: {first.message}")
         console.print(line, soft_wrap=True)
         if first.hint:
             console.print(f"    try: {first.hint}", soft_wrap=True)

@@ -73,7 +73,7 @@ class Finding:
     """One place where a graph breaks a rule.
 
     Attributes:
-        rule: number of the rule, 1 to 20.
+        rule: name of the rule, such as ``strong-typing``.
         level: ``error`` where the parser or the builder refuses the graph or gives a tensor the wrong type,
             ``warning`` where the engine is slower or less exact than it could be.
         node: name of the node, which carries the PyTorch module path; of the tensor, where the finding is about one;
@@ -81,14 +81,16 @@ class Finding:
         message: what was found.
         hint: what to do.
         silent: an error with which there is an engine all the same, that computes something else than ONNX.
+        number: what the rule was called before it had a name, 1 to 20; kept for one release.
     """
 
-    rule: int
+    rule: str
     level: Level
     node: str
     message: str
     hint: str = ""
     silent: bool = False
+    number: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Return the finding as JSON values."""
@@ -134,9 +136,9 @@ class LintReport:
     Attributes:
         model: the file, or the name of a graph in memory.
         tensorrt: the TensorRT version that it was judged for.
-        rules: numbers of the rules that were applied, in order.
-        findings: by rule, then in the order of the graph.
-        attention: every attention block, in the order of the graph; empty where rule 16 was not applied.
+        rules: names of the rules that were applied, in order.
+        findings: rule by rule, then in the order of the graph.
+        attention: every attention block, in the order of the graph; empty without attention-form.
         features: what the graph has and not every GPU computes, of `deploycli.exporters.target.targets.NEEDS`.
         quantized_share: of its matrix products and convolutions, how many read quantized operands, 0 to 1.
         parser: what NVIDIA's own parser says of the graph; None where it was not asked.
@@ -144,7 +146,7 @@ class LintReport:
 
     model: str
     tensorrt: str
-    rules: tuple[int, ...]
+    rules: tuple[str, ...]
     findings: tuple[Finding, ...]
     attention: tuple[AttentionBlock, ...]
     features: tuple[str, ...] = ()
@@ -181,7 +183,7 @@ class LintReport:
             return f"the rules find no error, and the parser refuses {self.parser.refusals[0]}"
         loud = sorted({finding.rule for finding in self.errors if not finding.silent})
         if loud and self.parser is not None and self.parser.is_taken:
-            rules = ", ".join(map(str, loud))
+            rules = ", ".join(loud)
             return (
                 f"rule {rules} finds errors for TensorRT {self.tensorrt}, and the parser takes the graph: another "
                 "version, or the builder, may refuse it"

@@ -60,12 +60,17 @@ class Rule:
     """One rule.
 
     Attributes:
-        number: its number in reports.
-        check: yields what breaks it.
+        number: what it was called before rules had names; reports have both for one release.
+        check: yields what breaks it, and has its name.
     """
 
     number: int
     check: Callable[[Subject], Iterator[Problem]]
+
+    @property
+    def name(self) -> str:
+        """Its name in reports, such as ``strong-typing``."""
+        return self.check.__name__.replace("_", "-")
 
     @property
     def summary(self) -> str:
@@ -96,8 +101,6 @@ RULES: tuple[Rule, ...] = (
     Rule(20, hardware),
 )
 
-_ATTENTION_RULE = 16
-
 _JUDGED: dict[str, Verdict] = {}
 """Hash of an outline -> what NVIDIA's parser says of it, in a process of its own that takes 0.2 s to load it."""
 
@@ -106,7 +109,7 @@ def lint(
     model: str | os.PathLike[str] | ir.Model,
     *,
     version: str = DEFAULT_VERSION,
-    rules: Collection[int] | None = None,
+    rules: Collection[int | str] | None = None,
     plugins: Collection[str] = (),
     profiled: Collection[str] = (),
     targets: Sequence[Capability] = (),
@@ -117,7 +120,7 @@ def lint(
     Args:
         model: an ONNX file, whose external data lie beside it, or a model in memory, which is not changed.
         version: TensorRT version, 10.12 to 11.x.
-        rules: numbers of the rules to apply; all by default.
+        rules: names, or numbers, of the rules to apply; all by default.
         plugins: operators that the engine will find as plugins.
         profiled: symbolic axes beside the batch for which there will be an optimization profile.
         targets: compute capabilities of the GPUs that the engine is for; none where that is not known.
@@ -143,19 +146,19 @@ def lint(
             inlined(model), target, plugins=plugins, profiled=profiled, wrong_entries=wrong_entries, targets=targets
         )
         findings = [
-            Finding(rule.number, problem.level, problem.where, problem.message, problem.hint, problem.silent)
+            Finding(rule.name, problem.level, problem.where, problem.message, problem.hint, problem.silent, rule.number)
             for rule in chosen
             for problem in rule.check(subject)
         ]
-        numbers = tuple(rule.number for rule in chosen)
-        attention = tuple(attention_blocks(subject)) if _ATTENTION_RULE in numbers else ()
+        names = tuple(rule.name for rule in chosen)
+        attention = tuple(attention_blocks(subject)) if any(rule.check is attention_form for rule in chosen) else ()
         features = tuple(sorted(hardware_features(subject)))
         share = quantized_share(subject)
         found = None
         if verdict is not None:
             elsewhere = {node.op_type for node in subject.nodes if lacking_in_rtx(node)}
             found = verdict().excusing(elsewhere.union(plugins))
-    return LintReport(name, version, numbers, tuple(dict.fromkeys(findings)), attention, features, share, found)
+    return LintReport(name, version, names, tuple(dict.fromkeys(findings)), attention, features, share, found)
 
 
 @contextmanager
@@ -183,12 +186,11 @@ def _judging(model: str | os.PathLike[str] | ir.Model, parser: Parser) -> Iterat
             yield remembered
 
 
-def _choose(numbers: Collection[int] | None) -> list[Rule]:
-    if numbers is None:
+def _choose(wanted: Collection[int | str] | None) -> list[Rule]:
+    if wanted is None:
         return list(RULES)
-    known = {rule.number for rule in RULES}
-    unknown = sorted(set(numbers) - known)
-    if unknown or not numbers:
-        found = f"no rule {', '.join(map(str, unknown))}" if unknown else "no rules to apply"
-        raise UsageError(found, expected=f"numbers from {min(known)} to {max(known)}")
-    return [rule for rule in RULES if rule.number in numbers]
+    unknown = sorted({str(rule) for rule in wanted} - {str(key) for rule in RULES for key in (rule.name, rule.number)})
+    if unknown or not wanted:
+        found = f"no rule {', '.join(unknown)}" if unknown else "no rules to apply"
+        raise UsageError(found, expected=", ".join(rule.name for rule in RULES), hint=f"or 1 to {len(RULES)}")
+    return [rule for rule in RULES if rule.name in wanted or rule.number in wanted]

@@ -162,7 +162,7 @@ def test_errors_of_the_lint_end_it(tmp_path: Path, deploycli: Command) -> None:
     bad = [helper.make_node("Det", ["raw.logits"], ["features"])]
     made = bundles.make(tmp_path / "artifacts", model=bundles.graph(bad))
     dry = deploycli("build-trt", "--compiler", "tensorrt", "--dry-run", "--precision", "fp32")
-    assert_refused(dry, 3, "cannot read ", "rule 2: ", "Det")
+    assert_refused(dry, 3, "cannot read ", "rule operator-support: ", "Det")
     assert not (made.path / "reports").exists()
 
 

@@ -75,7 +75,7 @@ def test_errors_are_exit_3_and_name_rule_node_and_remedy(deploycli: Command, tmp
     onnx.save(model, tmp_path / "bad.onnx")
     result = deploycli("lint", "bad.onnx")
     assert result.code == 3
-    assert "error 6 layers.0.mlp/QuantizeLinear" in result.out
+    assert "error quantization (6) layers.0.mlp/QuantizeLinear" in result.out
     assert "try: " in result.out
     assert "FAILED" in result.out
     assert deploycli("lint", "bad.onnx", "--rules", "4,8").code == 0

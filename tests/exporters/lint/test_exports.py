@@ -61,7 +61,7 @@ def test_an_export_has_no_errors(exported: dict[str, Path], name: str, version: 
     report = lint(exported[name], version=version)
     assert report.errors == ()
     assert report.passed
-    assert {f.rule for f in report.warnings} <= {11, 16, 17}
+    assert {f.number for f in report.warnings} <= {11, 16, 17}
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -92,7 +92,7 @@ def test_fp32_is_a_reason_against_a_plain_attention(exported: dict[str, Path], n
         assert block.head_dim == 32
         assert block.reasons[-1] == "its products are FP32; fused kernels are FP16, BF16, INT8 and FP8"
         assert set(block.reasons[:-1]) <= {ONE_HEAD}
-    assert len([f for f in report.findings if f.rule == 16]) == (name == "crossformer")
+    assert len([f for f in report.findings if f.number == 16]) == (name == "crossformer")
 
 
 def to_fp16(path: Path) -> onnx.ModelProto:
@@ -151,9 +151,9 @@ def test_uint8_of_onnxruntime_is_refused(exported: dict[str, Path], tmp_path: Pa
     path = quantized(exported["vit"], tmp_path / "uint8.onnx", activation_type=QuantType.QUInt8)
     report = lint(path)
     assert not report.passed
-    messages = {f.message for f in report.errors if f.rule == 6}
+    messages = {f.message for f in report.errors if f.number == 6}
     assert {"its zero point is not 0", "it dequantizes UINT8", "it dequantizes INT32"} <= messages
-    warned = {f.message for f in report.warnings if f.rule == 15}
+    warned = {f.message for f in report.warnings if f.number == 15}
     assert {
         "the input of LayerNormalization is quantized",
         "the input of Softmax is quantized",
@@ -184,11 +184,11 @@ def test_int8_of_onnxruntime_as_tensorrt_wants_it(exported: dict[str, Path], tmp
     )
     report = lint(path)
     assert report.errors == ()
-    assert not [f for f in report.findings if f.rule in (15, 16)]
+    assert not [f for f in report.findings if f.number in (15, 16)]
     assert [(block.precision, block.fusable) for block in report.attention] == [("int8", True)] * 2
 
 
 def test_a_plain_trace_is_judged_too() -> None:
     model = trace(tiny_vit(depth=1), [TensorSpec("images", (3, 32, 32))], ["logits"])
     report = lint(copy.copy(model))
-    assert {f.rule for f in report.findings} <= {11, 12, 16}  # its nodes have no names yet
+    assert {f.number for f in report.findings} <= {11, 12, 16}  # its nodes have no names yet

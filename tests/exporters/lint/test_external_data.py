@@ -44,7 +44,7 @@ def write(folder: Path, *entries: dict[str, str], content: int = 2 * BYTES) -> P
 
 
 def said(report: LintReport) -> list[str]:
-    return [f"{f.node}: {f.message}" for f in report.errors if f.rule == 13]
+    return [f"{f.node}: {f.message}" for f in report.errors if f.number == 13]
 
 
 def test_sound_data_are_read(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_what_lies_outside_is_never_read(tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(np.full(SIZE * SIZE, np.nan, np.float32).tobytes())
     report = lint(path)
     assert len(said(report)) == 1
-    assert [f.message for f in report.findings if f.rule == 14] == ["its numbers cannot be read and were not checked"]
+    assert [f.message for f in report.findings if f.number == 14] == ["its numbers cannot be read and were not checked"]
 
 
 def test_a_link_that_leaves_the_folder_is_an_error(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_tensors_that_overlap_are_an_error(tmp_path: Path) -> None:
 
 def test_tensors_may_share_their_data(tmp_path: Path) -> None:
     report = lint(write(tmp_path, ALL, ALL))
-    assert {f.rule for f in report.findings} == {18}  # it is a waste in the engine, not a fault
+    assert {f.number for f in report.findings} == {18}  # it is a waste in the engine, not a fault
 
 
 def test_inline_data_must_have_the_length_of_their_shape(tmp_path: Path) -> None:

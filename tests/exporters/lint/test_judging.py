@@ -157,7 +157,9 @@ class TestDisagreement:
     def test_the_parser_finds_nothing(self) -> None:
         report = lint(ATTENTION.model(), rules=[2], version="10.13", parser=judging)
         assert report.errors
-        assert report.disagreement.startswith("rule 2 finds errors for TensorRT 10.13, and the parser takes the graph")
+        assert report.disagreement.startswith(
+            "rule operator-support finds errors for TensorRT 10.13, and the parser takes the graph"
+        )
         assert report.to_json()["parser"]["taken"] is True
         assert not report.passed
 
