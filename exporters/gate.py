@@ -8,8 +8,8 @@ import onnx_ir as ir
 
 from deploycli.exporters.lint.report import listed
 from deploycli.exporters.lint.rules import lint
-from deploycli.exporters.lint.verdict import shown
 from deploycli.exporters.target.product import RTX
+from deploycli.exporters.target.verdict import shown
 from deploycli.exporters.tensorrt import library
 from deploycli.exporters.tensorrt.parser import judging
 from deploycli.models.errors import ExportError

@@ -15,9 +15,9 @@ from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deploycli.exporters.lint.verdict import Verdict
 from deploycli.exporters.runtime.isolated import die_with
 from deploycli.exporters.target.product import RTX
+from deploycli.exporters.target.verdict import Verdict
 from deploycli.exporters.tensorrt import parser
 
 if TYPE_CHECKING:

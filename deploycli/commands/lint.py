@@ -125,7 +125,7 @@ def show_lint(reports: Sequence[LintReport], *, verbose: bool) -> None:
 
 def _show_parser(console: Output, report: LintReport) -> None:
     """Print what NVIDIA's parser says, where it was asked, and how that differs from what the rules say."""
-    from deploycli.exporters.lint.verdict import shown
+    from deploycli.exporters.target.verdict import shown
 
     if report.parser is None:
         return

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
-    from deploycli.exporters.lint.verdict import Verdict
+    from deploycli.exporters.target.verdict import Verdict
 
 Level = Literal["error", "warning"]
 

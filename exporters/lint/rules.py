@@ -49,8 +49,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
 
     from deploycli.exporters.lint.report import Problem
-    from deploycli.exporters.lint.verdict import Parser, Verdict
     from deploycli.exporters.target.targets import Capability
+    from deploycli.exporters.target.verdict import Parser, Verdict
 
 DEFAULT_VERSION = "11.4"
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from deploycli.exporters.bundle.engine import HEADER_BYTES, plan_header
 from deploycli.exporters.bundle.files import write_whole
-from deploycli.exporters.lint.verdict import shown
+from deploycli.exporters.target.verdict import shown
 from deploycli.exporters.tensorrt import library
 from deploycli.exporters.tensorrt.job import LAYERS, LOG, PLAN, BuildResult, Progress
 from deploycli.exporters.tensorrt.network import fill, make_builder, make_network

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from deploycli.exporters.lint.verdict import MOST_REFUSALS, Refusal
+from deploycli.exporters.target.verdict import MOST_REFUSALS, Refusal
 from deploycli.models.errors import BuildError, EnvironmentUnsuitable, first_line
 
 if TYPE_CHECKING:

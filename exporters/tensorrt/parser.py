@@ -9,9 +9,9 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from deploycli.exporters.lint.verdict import Verdict
 from deploycli.exporters.runtime.isolated import Died, begun
 from deploycli.exporters.target.product import RTX
+from deploycli.exporters.target.verdict import Verdict
 from deploycli.exporters.tensorrt import library
 from deploycli.models.errors import DeployError
 from deploycli.models.memory import available, size

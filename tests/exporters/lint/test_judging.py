@@ -13,8 +13,8 @@ from onnx import TensorProto, helper
 
 from deploycli.exporters.graph.onnx_file import write_model, write_outline
 from deploycli.exporters.lint import lint
-from deploycli.exporters.lint.verdict import MOST_REFUSALS, Verdict
 from deploycli.exporters.target.product import RTX
+from deploycli.exporters.target.verdict import MOST_REFUSALS, Verdict
 from deploycli.exporters.tensorrt.parser import judge, judging
 from tests.exporters.lint.rtx import WHY
 from tests.exporters.lint.texts import F16, Graph, attention, weight

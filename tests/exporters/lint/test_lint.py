@@ -188,7 +188,7 @@ print(json.dumps([lint(path).to_json() for path in sorted(Path(sys.argv[1]).glob
         for seed in ("1", "2")
     ]
     assert outputs[0] == outputs[1]
-    assert '"rule": 16' in outputs[0]
+    assert '"rule": "attention-form"' in outputs[0]
 
 
 BASES = [graph.proto() for graph in (*(c.bad for c in CASES), *(c.good for c in TWINS if c.good is not None))]

@@ -80,6 +80,4 @@ def assert_no_new_errors(graph: Typed) -> None:
     assert after.errors == before.errors == ()
     warnings = [[finding.number for finding in report.warnings] for report in (before, after)]
     rules = Counter(warnings[1]) - Counter(warnings[0])
-        finding.number for finding in before.warnings
-    )
     assert set(rules) <= {14, 16}  # weights that are subnormal; heads that are narrow
