@@ -24,7 +24,7 @@ from deploycli.interruption import check
 from deploycli.options import DEFAULT_ROOT
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from types import TracebackType
 
     from deploycli.exporters.bundle.bundle import Bundle
@@ -83,6 +83,11 @@ def styled(text: str, style: str = "") -> Text:
 def assembled(*parts: str | tuple[str, str]) -> Text:
     """Return text in pieces, some of them with a style, escaped."""
     return Text.assemble(*(escaped(p) if isinstance(p, str) else (escaped(p[0]), p[1]) for p in parts))
+
+
+def stacked(lines: Iterable[str]) -> Text:
+    """Return lines for one cell, each escaped."""
+    return Text("\n").join(map(styled, lines))
 
 
 def table_of(*columns: str) -> Rows:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from deploycli.console import Progress, Rows, print_json, stdout, styled, table_of
+from deploycli.console import Progress, Rows, print_json, stacked, stdout, styled, table_of
 from deploycli.options import (
     SEEDS,
     Count,
@@ -145,6 +145,10 @@ def command(
     return 0 if all(report.passed for report in reports) else 5
 
 
+_WIDE = 100
+"""Columns from which on the longest rows stand in one line."""
+
+
 def show_reports(reports: Sequence[Report]) -> None:
     """Print the verdict on every bundle."""
     console = stdout()
@@ -152,7 +156,7 @@ def show_reports(reports: Sequence[Report]) -> None:
         console.print(styled(report.bundle, "bold"), f"({report.weights}; reference: {_reference(report)})")
         table = table_of("artifact", "check", "output", "rel. error", "budget", "cosine", "top-1", "")
         for stage in report.stages:
-            _add_stage(table, stage)
+            _add_stage(table, stage, narrow=console.width < _WIDE)
         console.print(table)
         if report.evaluations:
             console.print(_accuracy_table(report.evaluations))
@@ -176,12 +180,15 @@ def show_reports(reports: Sequence[Report]) -> None:
             console.print(styled("passed", "bold green"), f"{len(report.stages)} checks{left}")
 
 
-def _add_stage(table: Rows, stage: Stage) -> None:
+def _add_stage(table: Rows, stage: Stage, *, narrow: bool) -> None:
+    """Add a row for each output; on a narrow terminal remarks stand in a line of their own, so that no name is cut."""
+    place = stacked if narrow else " ".join
+    check = stage.check if stage.check.startswith("batch") else f"{stage.samples} {stage.check}"
     for comparison in stage.comparisons:
         error, cosine, top1 = comparison.max_rel_error, comparison.cosine, comparison.top1
         table.add_row(
-            f"{stage.artifact} (simulated)" if "simulated" in stage.runtime else stage.artifact,
-            stage.check if stage.check.startswith("batch") else f"{stage.samples} {stage.check}",
+            place([stage.artifact, *(["(simulated)"] if "simulated" in stage.runtime else [])]),
+            place([check.removesuffix(" shuffled"), *(["shuffled"] if check.endswith(" shuffled") else [])]),
             comparison.name,
             "-" if error is None else f"{error:.1e}",
             f"{comparison.budget.max_rel_error:.0e}",
