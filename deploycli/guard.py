@@ -15,6 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from deploycli.interruption import process_is_the_command
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -48,6 +50,7 @@ def guarded(run: Callable[[], NoReturn]) -> None:
     if child == 0:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         die_with(parent)
+        process_is_the_command()
         try:
             run()
         finally:

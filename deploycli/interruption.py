@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 _received: list[int] = []
 _when: list[float] = []
 _MOMENT_S = 0.5
+_process_is_the_command: list[bool] = []
+
+
+def process_is_the_command() -> None:
+    """From now on this process ends with the command that it runs: a signal that comes twice finds it ending already."""
+    _process_is_the_command[:] = [True]
 
 
 class Interrupted(BaseException):
@@ -42,8 +48,9 @@ def interruptible() -> Iterator[None]:
     try:
         yield
     finally:
+        ending = bool(_received and _process_is_the_command)
         for number, handler in heeded.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if ending else handler)
 
 
 def check() -> None:
