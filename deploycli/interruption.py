@@ -21,7 +21,7 @@ _process_is_the_command: list[bool] = []
 
 
 def process_is_the_command() -> None:
-    """From now on this process ends with the command that it runs: a signal that comes twice finds it ending already."""
+    """From now on this process ends with the command that it runs: a signal that comes twice finds it ending."""
     _process_is_the_command[:] = [True]
 
 

@@ -279,12 +279,10 @@ def check(stubs: str | Path, files: Sequence[Path]) -> list[str]:
             )
     if result.returncode not in (0, 1):
         raise RuntimeError(result.stdout + result.stderr)
-    judged = {file.name for file in files}  # what mypy kept of an earlier run has the folder of that run
-    errors = [
-        line
-        for line in result.stdout.splitlines()
-        if ": error: " in line and Path(line.partition(":")[0]).name in judged
-    ]
+    strange = {file.name for file in files if not file.is_relative_to(ROOT)}  # their folder may be an earlier run's
+    lines = [line for line in result.stdout.splitlines() if ": error: " in line]
+    places = [Path(line.partition(":")[0]) for line in lines]
+    errors = [line for line, place in zip(lines, places, strict=True) if str(place) in names or place.name in strange]
     return [line for line in errors if not re.search(r"\[import-(not-found|untyped)\]$", line) or '"tensorrt' in line]
 
 
