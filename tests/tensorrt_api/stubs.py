@@ -13,6 +13,7 @@ import hashlib
 import inspect
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -253,6 +254,19 @@ def rtx_stubs(folder: Path) -> Path:
     return folder
 
 
+def copied(file: Path) -> bool:
+    """Whether a file is neither of the product nor a stub."""
+    return not file.is_relative_to(ROOT) and file.suffix != ".pyi"
+
+
+def _place(file: Path, top: Path) -> str:
+    """Return where mypy reads a file, seen from ``top``; a stranger's is copied there: mypy's cache goes by the path."""
+    if copied(file):
+        shutil.copy(file, top)
+        return file.name
+    return str(as_installed(file)) if file.is_relative_to(ROOT) else str(file)
+
+
 def check(stubs: str | Path, files: Sequence[Path]) -> list[str]:
     """Run mypy on product files against stubs.
 
@@ -273,16 +287,14 @@ def check(stubs: str | Path, files: Sequence[Path]) -> list[str]:
         command = [sys.executable, "-m", "mypy", *options, *style, f"--cache-dir={kept / 'mypy'}"]
         env = {**os.environ, "MYPYPATH": str(folder)}
         with tempfile.TemporaryDirectory() as top:
-            names = [str(as_installed(file)) if file.is_relative_to(ROOT) else str(file) for file in files]
+            shown = {_place(file, Path(top)): file for file in files}
             result = subprocess.run(
-                [*command, *names], cwd=linked(Path(top)), env=env, capture_output=True, text=True, check=False
+                [*command, *shown], cwd=linked(Path(top)), env=env, capture_output=True, text=True, check=False
             )
     if result.returncode not in (0, 1):
         raise RuntimeError(result.stdout + result.stderr)
-    strange = {file.name for file in files if not file.is_relative_to(ROOT)}  # their folder may be an earlier run's
-    lines = [line for line in result.stdout.splitlines() if ": error: " in line]
-    places = [Path(line.partition(":")[0]) for line in lines]
-    errors = [line for line, place in zip(lines, places, strict=True) if str(place) in names or place.name in strange]
+    lines = [line.partition(":") for line in result.stdout.splitlines() if ": error: " in line]
+    errors = [f"{shown[place] if copied(shown[place]) else place}:{rest}" for place, _, rest in lines if place in shown]
     return [line for line in errors if not re.search(r"\[import-(not-found|untyped)\]$", line) or '"tensorrt' in line]
 
 

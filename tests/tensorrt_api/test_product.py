@@ -52,8 +52,7 @@ def test_another_name_or_call_would_be_found(rtx: Path, tmp_path: Path) -> None:
     arguments = "engine: trt.ICudaEngine, config: trt.IRuntimeConfig, cache: trt.IRuntimeCache"
     file = tmp_path / "wrong.py"
     lines = "\n".join(f"    {wrong}" for wrong in WRONG)
-    head = f"import tensorrt_rtx as trt  # {file}: else mypy's cache answers with the path of an earlier run"
-    file.write_text(f"{head}\ndef wrong({arguments}) -> None:\n{lines}\n")
+    file.write_text(f"import tensorrt_rtx as trt\ndef wrong({arguments}) -> None:\n{lines}\n")
     found = stubs.check(rtx, [file])
     assert len(found) == len(WRONG)
     for line, (number, words) in zip(found, enumerate(WRONG.values(), 3), strict=True):
