@@ -260,7 +260,7 @@ def copied(file: Path) -> bool:
 
 
 def _place(file: Path, top: Path) -> str:
-    """Return where mypy reads a file, seen from ``top``; a stranger's is copied there: mypy's cache goes by the path."""
+    """Return where mypy reads a file, seen from ``top``: a stranger's is copied there, for its cache goes by paths."""
     if copied(file):
         shutil.copy(file, top)
         return file.name

@@ -186,7 +186,8 @@ def test_what_is_not_installed_is_not_counted_but_tensorrt_is(tmp_path: Path, mo
     monkeypatch.setattr(stubs, "stub_folder", lambda version: tmp_path / "empty")
     monkeypatch.setattr(stubs, "CONFIG", tmp_path / "none.toml")
     (tmp_path / "none.toml").write_text("[tool.mypy]\n")
-    (error,) = stubs.check(VERSIONS[-1], [tmp_path / "absent_client.py"])
+    (tmp_path / "stubless_client.py").write_text("import no_such_package\nimport tensorrt\n")
+    (error,) = stubs.check(VERSIONS[-1], [tmp_path / "stubless_client.py"])
     assert '"tensorrt"' in error
 
 
