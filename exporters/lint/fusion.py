@@ -118,7 +118,7 @@ def _of_operator(query: Known, size: int | None, heads: int, is_masked: bool) ->
         yield f"it is {_PRECISIONS.get(query.dtype, query.dtype.name).upper()}, for which there is no kernel"
     if size is not None and size not in HEAD_DIMS:
         yield f"its heads have {size} channels"
-    if query.dims is None:
+    if query.dims is None or query.rank not in (3, 4):  # what else it is, the rule on the operator says
         return
     batch, count = query.dims[:2] if query.rank == 4 else (query.dims[0], heads)
     if batch == count == 1:

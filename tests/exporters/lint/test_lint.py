@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from deploycli.exporters.graph.onnx_file import quiet, read
@@ -196,6 +196,7 @@ BASES = [graph.proto() for graph in (*(c.bad for c in CASES), *(c.good for c in 
 
 @settings(max_examples=400, deadline=None)
 @given(st.integers(0, len(BASES) - 1), st.integers(0, 2**32), st.booleans())
+@example(79, 480, False)  # an Attention of scalars
 def test_a_damaged_model_gives_a_report_or_a_refusal(base: int, seed: int, in_memory: bool) -> None:
     model = onnx.ModelProto()
     model.CopyFrom(BASES[base])
