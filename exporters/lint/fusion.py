@@ -165,7 +165,8 @@ def _tokens(dims: Dims | None) -> tuple[int, int] | None:
 
 def _bytes(value: ir.Value | None, subject: Subject) -> int:
     tensor = subject.stored(value)
-    return 0 if tensor is None or tensor.dtype.is_string() else int(tensor.nbytes)
+    sized = tensor is not None and tensor.dtype not in (ir.DataType.STRING, ir.DataType.UNDEFINED)
+    return int(tensor.nbytes) if tensor is not None and sized else 0
 
 
 def _other(step: Step) -> ir.Value | None:

@@ -507,7 +507,9 @@ def _resize(node: ir.Node, subject: Subject) -> str | None:
     rounding = attribute(node, "nearest_mode", "round_prefer_floor")
     if coordinates == "tf_half_pixel_for_nn" and rounding != "round_prefer_floor":  # asked in every mode
         return f"Resize with coordinates tf_half_pixel_for_nn and nearest_mode {rounding}"
-    before, after = (subject.inference[value].dims for value in (node.inputs[0], node.outputs[0]))
+    if not node.outputs:  # the checker says so
+        return None
+    before, after = (subject.inference[value].dims for value in (operand(node, 0), node.outputs[0]))
     if before is None or after is None or len(before) != len(after):
         return None
     growing = dynamic_axes(before)

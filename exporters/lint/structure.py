@@ -203,7 +203,8 @@ def constant_operands(subject: Subject) -> Iterator[Problem]:
                 yield error(node, f"operand {position} of {name} grows with the batch", "make it a constant")
         if name == "TopK":
             known = subject.inference[operand(node, 1)].constant
-            k = attribute(node, "k", 0) if known is None or not known.size else int(known.reshape(-1)[0])
+            is_number = known is not None and known.size > 0 and known.dtype.kind in "iu"
+            k = int(known.reshape(-1)[0]) if known is not None and is_number else attribute(node, "k", 0)
             if k > MAX_TOP_K:
                 yield error(node, f"K is {k}", f"at most {MAX_TOP_K}")
 

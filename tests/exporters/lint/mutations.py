@@ -91,6 +91,8 @@ def _result(model: onnx.ModelProto, draw: random.Random) -> None:
 
 def _fewer(model: onnx.ModelProto, draw: random.Random) -> None:
     fields = [f for f in (model.graph.node, model.graph.initializer, model.graph.input, model.graph.output) if f]
+    if not fields:
+        return
     field = draw.choice(fields)
     del field[draw.randrange(len(field))]
 

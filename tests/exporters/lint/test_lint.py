@@ -197,6 +197,7 @@ BASES = [graph.proto() for graph in (*(c.bad for c in CASES), *(c.good for c in 
 @settings(max_examples=400, deadline=None)
 @given(st.integers(0, len(BASES) - 1), st.integers(0, 2**32), st.booleans())
 @example(79, 480, False)  # an Attention of scalars
+@example(156, 53412, False)  # a mask of no type
 def test_a_damaged_model_gives_a_report_or_a_refusal(base: int, seed: int, in_memory: bool) -> None:
     model = onnx.ModelProto()
     model.CopyFrom(BASES[base])
