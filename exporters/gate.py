@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from deploycli.exporters.lint.report import listed
+from deploycli.exporters.graph.unique import listed
 from deploycli.exporters.lint.rules import lint
 from deploycli.exporters.target.product import RTX
 from deploycli.exporters.target.verdict import shown

@@ -14,6 +14,7 @@ from deploycli.exporters.cast import patterns
 from deploycli.exporters.derive import Derivation, Derived
 from deploycli.exporters.graph.onnx_file import load_model, model_sha256
 from deploycli.exporters.graph.steps import Remark
+from deploycli.exporters.graph.unique import listed
 from deploycli.exporters.precision.budget import Search, accuracy_of, fit, harm_of
 from deploycli.exporters.precision.calibrate import calibrate
 from deploycli.exporters.precision.calibration_cache import CalibrationCache
@@ -23,7 +24,7 @@ from deploycli.exporters.precision.methods import Method
 from deploycli.exporters.precision.options import DEFAULT_METHOD
 from deploycli.exporters.precision.placement import SCHEMES, Placement, place
 from deploycli.exporters.precision.policy import REDUCED_TYPES, Policy
-from deploycli.exporters.precision.ranges import listed
+from deploycli.exporters.precision.ranges import MOST_NAMES
 from deploycli.exporters.precision.sensitivity import GatedRuntime
 from deploycli.exporters.runtime.runtimes import OrtRuntime
 from deploycli.models.errors import NumericsError, UsageError
@@ -192,7 +193,7 @@ def _check_type(placement: Placement, ranges: CalibrationCache, dtype: ir.DataTy
     beyond = [f"{name} ({amax:.4g})" for name in placement.calibrated if (amax := ranges.ranges[name]) > largest]
     if beyond:
         raise NumericsError(
-            f"beyond {dtype.name}, which ends at {largest:g}: {listed(beyond)}",
+            f"beyond {dtype.name}, which ends at {largest:g}: {listed(beyond, MOST_NAMES)}",
             expected="activations that the type around INT8 can hold",
             hint="--around bf16, or --around fp32",
         )

@@ -32,6 +32,7 @@ from deploycli.exporters.graph.shapes import (
     stays_affine,
     substitute,
 )
+from deploycli.exporters.graph.unique import listed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -172,9 +173,7 @@ class Analysis:
                 return
             facts.append(fact)
             # A shape that is not known ends inference, but not the evaluation of constants.
-            operands.append(
-                None if fact is None or fact.axes is None else Operand(fact.dtype, fact.axes, fact.extremes)
-            )
+            operands.append(None if fact is None else fact.operand)
         values = self._evaluate(node, facts)
         if values is not None:
             self._note_values(node, values, facts)
@@ -275,20 +274,16 @@ def unknowns(graph: ir.Graph, analysis: Analysis) -> str:
     if shapes:
         blind = sum(any(output.name and analysis.dims(output) is None for output in node.outputs) for node in graph)
         found.append(
-            f"not all axes of {_first(shapes)} are known, so the shapes of {blind} of {graph.num_nodes()} operators "
+            f"not all axes of {listed(shapes)} are known, so the shapes of {blind} of {graph.num_nodes()} operators "
             "are not: passes that need them left these alone"
         )
     defaults = [value.name or "" for value in graph.inputs if value.is_initializer()]
     if defaults:
         found.append(
-            f"{len(defaults)} constants are inputs too, and a caller may pass others: none of {_first(defaults)} was "
+            f"{len(defaults)} constants are inputs too, and a caller may pass others: none of {listed(defaults)} was "
             "taken for a constant"
         )
     return "; ".join(found)
-
-
-def _first(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _shape_text(value: ir.Value, analysis: Analysis) -> str:

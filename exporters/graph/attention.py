@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import onnx_ir as ir
 
+from deploycli.exporters.graph.operators import operand
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
@@ -122,7 +124,7 @@ def makers(value: ir.Value | None, leads: Leads, most: int = MOST_STEPS) -> Iter
         if positions is None:
             yield End(node, 0, steps)
             continue
-        further = [(_operand(node, i), left - 1, (Step(node, i), *steps)) for i in positions]
+        further = [(operand(node, i), left - 1, (Step(node, i), *steps)) for i in positions]
         waiting += reversed(further)
 
 
@@ -147,7 +149,3 @@ def readers(value: ir.Value, leads: Leads, most: int = MOST_STEPS) -> Iterator[E
         seen.add(node)
         for output in reversed(node.outputs):
             wait(output, left, (*steps, Step(node, position)))
-
-
-def _operand(node: ir.Node, position: int) -> ir.Value | None:
-    return node.inputs[position] if position < len(node.inputs) else None

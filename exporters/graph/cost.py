@@ -27,7 +27,7 @@ import onnx_ir as ir
 
 from deploycli.exporters.graph.operators import COPIES
 from deploycli.exporters.graph.products import COUNTED, UNCOUNTED, multiply_adds
-from deploycli.exporters.graph.shapes import elements
+from deploycli.exporters.graph.shapes import elements, item_bytes
 from deploycli.exporters.graph.steps import GraphCost
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def _moved(node: ir.Node, analysis: Analysis) -> int | None:
     for output in node.outputs:
         fact = analysis[output]
         if fact is not None and fact.dims is not None and not fact.dtype.is_string():
-            total += math.ceil(elements(fact.dims) * fact.dtype.bitwidth / 8)
+            total += math.ceil(elements(fact.dims) * item_bytes(fact.dtype))
         elif output.name:  # an optional output that is absent has no name
             return None
     return 0 if node.op_type == "Transpose" and _keeps_order(node, analysis) else total

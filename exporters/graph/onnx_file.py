@@ -41,7 +41,7 @@ takes time with their square."""
 DEEPEST_CALL = 100
 """Functions that call each other, one in the other."""
 
-_GRAPHS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
+GRAPHS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
 
 ExternalData = Literal["auto", "always", "never"]
 
@@ -415,7 +415,7 @@ def _nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
     for node in nodes:
         yield node
         for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs) if attribute.type in _GRAPHS else ():
+            for inner in (attribute.g, *attribute.graphs) if attribute.type in GRAPHS else ():
                 yield from _nodes(inner.node)
 
 

@@ -28,6 +28,16 @@ def is_onnx(node: ir.Node, *op_types: str) -> bool:
     return node.domain in ONNX_DOMAINS and (not op_types or node.op_type in op_types)
 
 
+def operand(node: ir.Node, position: int) -> ir.Value | None:
+    """Return an operand, or None where it is absent."""
+    return node.inputs[position] if position < len(node.inputs) else None
+
+
+def opset(imports: Mapping[str, int]) -> int:
+    """Return the version of the ONNX operator set, which has two names; 0 where a file imports none."""
+    return next((version for domain, version in imports.items() if domain in ONNX_DOMAINS), 0)
+
+
 # --- numbers one by one ----------------------------------------------------------------------------------------------
 
 ARITHMETIC: Mapping[str, Callable[[Array, Array], Array]] = {

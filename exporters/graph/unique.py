@@ -47,3 +47,10 @@ def value_names(graph: ir.Graph) -> set[str]:
         values = [*g.inputs, *g.initializers.values(), *(output for node in g for output in node.outputs)]
         names.update(value.name for value in values if value.name)
     return names
+
+
+def listed(names: Iterable[str], most: int = 3) -> str:
+    """Return names for a message: the first few, and how many more there are."""
+    found = list(names)
+    more = f" and {len(found) - most} more" if len(found) > most else ""
+    return ", ".join(found[:most]) + more

@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 from deploycli.exporters.graph.cost import constant_bytes
-from deploycli.exporters.graph.shapes import item_bytes
+from deploycli.exporters.graph.shapes import elements, item_bytes
 from deploycli.models.errors import EnvironmentUnsuitable
 from deploycli.models.memory import available, size
 
@@ -84,5 +84,6 @@ def _nodes(graph: ir.Graph) -> Iterator[tuple[ir.Node, bool]]:
 
 def _bytes(value: ir.Value, analysis: Analysis, batch: int) -> int:
     fact = analysis[value]
-    shape = None if fact is None else fact.shape(batch)
-    return 0 if fact is None or shape is None else math.ceil(math.prod(shape) * item_bytes(fact.dtype))
+    if fact is None or fact.dims is None:
+        return 0
+    return math.ceil(elements(fact.dims, batch) * item_bytes(fact.dtype))

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from deploycli.exporters.graph.attention import find_attention
-from deploycli.exporters.graph.operators import ARITHMETIC, QDQ, VIEWS, is_onnx
+from deploycli.exporters.graph.operators import ARITHMETIC, QDQ, VIEWS, is_onnx, operand
 from deploycli.exporters.graph.shapes import BATCH
-from deploycli.exporters.lint.subject import operand
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from deploycli.exporters.graph.operators import is_onnx
+from deploycli.exporters.graph.operators import is_onnx, operand
+from deploycli.exporters.graph.unique import listed
 from deploycli.exporters.lint.attention import MOVES, attentions, is_fixed, quantized_type, requantized
 from deploycli.exporters.lint.element_types import attribute
-from deploycli.exporters.lint.report import AttentionBlock, listed, name_of, warning
-from deploycli.exporters.lint.subject import operand
+from deploycli.exporters.lint.report import AttentionBlock, name_of, warning
 from deploycli.exporters.lint.types import attention_operator
 
 if TYPE_CHECKING:

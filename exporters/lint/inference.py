@@ -20,7 +20,7 @@ import onnx_ir as ir
 from deploycli.exporters.graph.analysis import GROWTH
 from deploycli.exporters.graph.evaluate import can_evaluate, evaluate
 from deploycli.exporters.graph.operators import QDQ, is_onnx
-from deploycli.exporters.graph.shapes import BATCH, BATCHES, stays_affine
+from deploycli.exporters.graph.shapes import BATCH, BATCHES, grows, stays_affine
 from deploycli.exporters.lint.element_types import allowed_types, derive, formal, schema_of
 from deploycli.exporters.target.settings import DEFAULT_BATCH
 from deploycli.models.errors import first_line
@@ -29,9 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from deploycli.exporters.graph.movement_ops import Array
-    from deploycli.exporters.graph.shapes import Dims
-
-    Extremes = tuple[Array, Array]
+    from deploycli.exporters.graph.shapes import Dims, Extremes
 
 _VALUE_LIMIT = 4096
 """Largest value that is kept, elements: shapes, axes and scales are shorter."""
@@ -58,7 +56,7 @@ class Known:
     @property
     def constant(self) -> Array | None:
         """The value, where it is small and the same at every batch size."""
-        return None if self.values is None or self.values[0] is not self.values[1] else self.values[0]
+        return None if self.values is None or grows(self.values) else self.values[0]
 
 
 UNKNOWN = Known(None)
@@ -205,7 +203,7 @@ class Inference:
         values = [None if x is None else x.values for x in operands]
         if any(x is not None and x.values is None for x in operands):
             return None
-        is_constant = all(v is None or v[0] is v[1] for v in values)
+        is_constant = not any(map(grows, values))
         if any(not _is_integer(v) for v in values) and not (is_constant and is_onnx(node, "Cast")):
             return None
         try:

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from deploycli.exporters.graph.operators import is_onnx
+from deploycli.exporters.graph.operators import is_onnx, operand
 from deploycli.exporters.lint.attention import attentions, dequantized, is_weight, made_by, quantized_type
 from deploycli.exporters.lint.element_types import attribute
 from deploycli.exporters.lint.fusion import int8_limits
-from deploycli.exporters.lint.quantization import GEMMS, axis_of
+from deploycli.exporters.lint.quantization import FOUR_BITS, GEMMS, axis_of
 from deploycli.exporters.lint.report import warning
-from deploycli.exporters.lint.subject import operand
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from deploycli.exporters.lint.subject import Subject
 
 _NORMS = ("GroupNormalization", "InstanceNormalization", "LayerNormalization", "RMSNormalization")
-_FOUR_BITS = (ir.DataType.INT4, ir.DataType.FLOAT4E2M1)
 
 
 def quantization_placement(subject: Subject) -> Iterator[Problem]:
@@ -68,7 +66,7 @@ def _gemm(node: ir.Node, subject: Subject) -> Iterator[Problem]:
     types = [quantized_type(value, subject) for value in pair]
     if None in types and types != [None, None]:
         stored = next(dtype for dtype in types if dtype is not None)
-        if stored not in _FOUR_BITS:  # these quantize weights alone, on purpose
+        if stored not in FOUR_BITS:  # these quantize weights alone, on purpose
             found = f"operand {types.index(None)} of {node.op_type} is not quantized, the other is"
             yield warning(node, found, "quantize both: half a quantized GEMM runs in floating point")
     for i, value in enumerate(pair):

@@ -13,11 +13,10 @@ import numpy as np
 import onnx_ir as ir
 
 from deploycli.exporters.graph.analysis import dynamic_axes
-from deploycli.exporters.graph.operators import is_onnx
+from deploycli.exporters.graph.operators import QDQ, is_onnx, operand
 from deploycli.exporters.lint.attention import dequantized
 from deploycli.exporters.lint.element_types import QUANTIZED, attribute, data_type
 from deploycli.exporters.lint.report import differs, error, type_name, warning
-from deploycli.exporters.lint.subject import operand
 from deploycli.exporters.lint.types import FLOATS
 
 if TYPE_CHECKING:
@@ -36,12 +35,12 @@ _SMALLEST_NORMAL = {
 }
 """By the types that a scale may have."""
 
-Q, DQ = "QuantizeLinear", "DequantizeLinear"
+Q, DQ = QDQ
 
 GEMMS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """Operators that multiply matrices."""
 
-_FOUR_BITS = (ir.DataType.INT4, ir.DataType.FLOAT4E2M1)
+FOUR_BITS = (ir.DataType.INT4, ir.DataType.FLOAT4E2M1)
 
 _SYMMETRIC = "quantize symmetrically, to INT8 with zero point 0"
 
@@ -80,7 +79,7 @@ def _product(node: ir.Node, subject: Subject) -> Iterator[Problem]:
     """
     sources = [dequantized(operand(node, i)) for i in (0, 1)]
     first, second = (None if dq is None else subject.inference.dtype(operand(dq, 0)) for dq in sources)
-    if first is None or second is None or (first == second and first not in _FOUR_BITS):
+    if first is None or second is None or (first == second and first not in FOUR_BITS):
         return
     scales = [subject.inference[operand(dq, 1)].dims for dq in sources if dq is not None]
     is_blocked = any(scale is not None and len(scale) > 1 for scale in scales)
@@ -237,7 +236,7 @@ def _types(node: ir.Node, subject: Subject) -> Iterator[Problem]:
         quantized = data
     dims = subject.inference[operand(node, 0)].dims
     is_static = dims is not None and not dynamic_axes(dims)
-    if quantized in _FOUR_BITS and is_static and math.prod(dims or ()) % 2:
+    if quantized in FOUR_BITS and is_static and math.prod(dims or ()) % 2:
         yield error(node, f"{type_name(quantized)} needs an even number of elements", "pad the tensor")
 
 

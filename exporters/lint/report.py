@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from deploycli.exporters.graph.shapes import BATCH
 from deploycli.exporters.graph.unique import label
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     import onnx_ir as ir
 
+    from deploycli.exporters.graph.shapes import Dims
     from deploycli.exporters.target.verdict import Verdict
 
 Level = Literal["error", "warning"]
@@ -58,11 +58,9 @@ def type_name(dtype: ir.DataType | None) -> str:
     return "an unknown type" if dtype is None else dtype.name
 
 
-def listed(names: Iterable[str], most: int = 3) -> str:
-    """Return names for a message: the first few, and how many more there are."""
-    found = list(names)
-    more = f" and {len(found) - most} more" if len(found) > most else ""
-    return ", ".join(found[:most]) + more
+def shape_text(dims: Dims) -> str:
+    """Return what to call a shape."""
+    return str([f"{d // BATCH}*batch" if d and d % BATCH == 0 else d for d in dims])
 
 
 # --- what a lint found ---

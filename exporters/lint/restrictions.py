@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from deploycli.exporters.graph.analysis import dynamic_axes
+from deploycli.exporters.graph.operators import operand
 from deploycli.exporters.graph.shapes import BATCH
+from deploycli.exporters.graph.unique import listed
 from deploycli.exporters.lint.element_types import attribute
-from deploycli.exporters.lint.report import listed, type_name
-from deploycli.exporters.lint.subject import operand
+from deploycli.exporters.lint.report import type_name
 from deploycli.exporters.lint.types import FLOATS
 from deploycli.exporters.target.settings import DEFAULT_BATCH
 

@@ -11,13 +11,13 @@ import onnx_ir as ir
 
 from deploycli.exporters.graph.analysis import dynamic_axes
 from deploycli.exporters.graph.onnx_file import span
-from deploycli.exporters.graph.operators import BROADCASTING, ONNX_DOMAINS, QDQ, is_onnx
-from deploycli.exporters.graph.shapes import BATCH, grows
+from deploycli.exporters.graph.operators import BROADCASTING, ONNX_DOMAINS, QDQ, is_onnx, operand
+from deploycli.exporters.graph.shapes import grows
+from deploycli.exporters.graph.unique import listed
 from deploycli.exporters.lint.element_types import attribute, formal, schema_of
 from deploycli.exporters.lint.operators import PARSER_PLUGINS
-from deploycli.exporters.lint.report import differs, error, listed, type_name, warning
+from deploycli.exporters.lint.report import differs, error, shape_text, type_name, warning
 from deploycli.exporters.lint.restrictions import MAX_RANK, restriction
-from deploycli.exporters.lint.subject import operand
 from deploycli.models.errors import first_line
 
 if TYPE_CHECKING:
@@ -333,8 +333,8 @@ def _declared_shape(value: ir.Value, subject: Subject) -> Iterator[Problem]:
     if len(declared) != len(dims) or any(
         d is not None and (i in growing or d != dims[i]) for i, d in enumerate(declared)
     ):
-        found = [f"{d // BATCH}*batch" if i in growing else d for i, d in enumerate(dims)]
-        yield warning(value.name or "", f"its declared shape is {list(value.shape)}, it has {found}", "infer it anew")
+        found = f"its declared shape is {list(value.shape)}, it has {shape_text(dims)}"
+        yield warning(value.name or "", found, "infer it anew")
 
 
 _INFERENCE_ERROR = "InferenceError"

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from deploycli.exporters.graph.onnx_file import external_fault, inline_fault, root_of
-from deploycli.exporters.graph.operators import ONNX_DOMAINS, is_onnx
+from deploycli.exporters.graph.operators import is_onnx, opset
 from deploycli.exporters.lint.inference import Inference, constant_tensor
 from deploycli.exporters.lint.operators import Operators, Version, operators
 from deploycli.models.errors import UsageError, first_line
@@ -59,7 +59,7 @@ class Subject:
         self.profiled = frozenset(profiled)
         self.targets = tuple(targets)
         self.graph = model.graph
-        self.opset = next((v for domain, v in model.opset_imports.items() if domain in ONNX_DOMAINS), 0)
+        self.opset = opset(model.opset_imports)
         self.nodes = tuple(node for node in model.graph.all_nodes() if node.outputs)
         self.name = model.graph.name or "graph"
         self._wrong_entries = wrong_entries or {}
@@ -131,11 +131,6 @@ def pieces(array: Array) -> Iterator[Array]:
     flat = array.reshape(-1)
     for start in range(0, max(flat.size, 1), CHUNK):
         yield flat[start : start + CHUNK]
-
-
-def operand(node: ir.Node, position: int) -> ir.Value | None:
-    """Return an operand, or None where it is absent."""
-    return node.inputs[position] if position < len(node.inputs) else None
 
 
 def inlined(model: ir.Model) -> ir.Model:

@@ -8,12 +8,11 @@ import numpy as np
 import onnx_ir as ir
 
 from deploycli.exporters.graph.analysis import dynamic_axes
-from deploycli.exporters.graph.operators import DRAWN, QDQ, WINDOWS, is_onnx
-from deploycli.exporters.graph.shapes import BATCH
+from deploycli.exporters.graph.operators import DRAWN, QDQ, WINDOWS, is_onnx, operand
+from deploycli.exporters.graph.unique import listed
 from deploycli.exporters.lint.element_types import allowed_types, attribute, formal, schema_of
 from deploycli.exporters.lint.inference import declared_type
-from deploycli.exporters.lint.report import differs, error, listed, name_of, type_name, warning
-from deploycli.exporters.lint.subject import operand
+from deploycli.exporters.lint.report import differs, error, name_of, shape_text, type_name, warning
 from deploycli.exporters.target.targets import NEEDS, dotted, lacking, named, shown
 
 if TYPE_CHECKING:
@@ -315,7 +314,9 @@ def _attention_shapes(node: ir.Node, subject: Subject) -> Iterator[Problem]:
         return
     query, key, value = (shape for shape in shapes if shape is not None)
     if key != value:
-        yield error(node, f"K has shape {_shown(key)}, V has {_shown(value)}", "TensorRT takes one shape for both")
+        yield error(
+            node, f"K has shape {shape_text(key)}, V has {shape_text(value)}", "TensorRT takes one shape for both"
+        )
         return
     if key[1] and query[1] % key[1]:
         yield error(node, f"{query[1]} heads of Q for {key[1]} of K", "a multiple")
@@ -328,8 +329,8 @@ def _attention_shapes(node: ir.Node, subject: Subject) -> Iterator[Problem]:
     if mask is not None and len(mask) <= len(scores):
         pairs = zip(reversed(mask), reversed(scores), strict=False)
         if any(size not in (1, wanted) for size, wanted in pairs):
-            found = f"its mask has shape {_shown(mask)}"
-            yield error(node, found, f"broadcastable to {_shown(scores)}: batch, heads, queries, keys")
+            found = f"its mask has shape {shape_text(mask)}"
+            yield error(node, found, f"broadcastable to {shape_text(scores)}: batch, heads, queries, keys")
 
 
 def _by_head(node: ir.Node, position: int, subject: Subject) -> Dims | None:
@@ -341,10 +342,6 @@ def _by_head(node: ir.Node, position: int, subject: Subject) -> Dims | None:
     if len(dims) != 3 or heads <= 0 or dims[2] % heads:
         return None
     return dims[0], heads, dims[1], dims[2] // heads
-
-
-def _shown(dims: Dims) -> str:
-    return str([f"{d // BATCH}*batch" if d and d % BATCH == 0 else d for d in dims])
 
 
 _FACTORS_TYPED_SINCE = (11,)

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from deploycli.exporters.graph.analysis import Analysis
-from deploycli.exporters.graph.onnx_file import root_of, without_initializers
+from deploycli.exporters.graph.onnx_file import GRAPHS, root_of, without_initializers
 from deploycli.exporters.passes.common.names import known_names, name_what_is_new, put_in_order
 from deploycli.exporters.passes.pipeline import rewrite
 from deploycli.models.errors import ExportError, first_line
@@ -139,11 +139,8 @@ def _fill_in(graph: onnx.GraphProto) -> None:
             value.type.tensor_type.shape.SetInParent()
     for node in graph.node:
         for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs) if attribute.type in _GRAPHS else ():
+            for inner in (attribute.g, *attribute.graphs) if attribute.type in GRAPHS else ():
                 _fill_in(inner)
-
-
-_GRAPHS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
 
 
 def _give_constants_a_place(model: ir.Model) -> None:

@@ -25,6 +25,7 @@ from deploycli.exporters.graph.movement_ops import MOVEMENT
 from deploycli.exporters.graph.operators import ARITHMETIC
 from deploycli.exporters.graph.steps import Remark
 from deploycli.exporters.graph.unique import label
+from deploycli.exporters.passes.common.fusion import maker
 from deploycli.exporters.passes.graph_pass import GraphPass
 
 if TYPE_CHECKING:
@@ -58,12 +59,8 @@ def _guarded(node: ir.Node, analysis: Analysis) -> ir.Value | None:
     if node.op_type != "Where" or node.domain != "" or node.outputs[0].is_graph_output():
         return None
     condition, zero, value = node.inputs
-    test = None if condition is None else condition.producer()
-    softmax = None if value is None else value.producer()
-    zeros = analysis.constant(zero)
-    if test is None or test.op_type != "IsNaN" or test.domain != "" or test.inputs[0] is not value:
-        return None
-    if softmax is None or softmax.op_type != "Softmax" or softmax.domain != "" or zeros is None or zeros.any():
+    test, softmax, zeros = maker(condition, "IsNaN"), maker(value, "Softmax"), analysis.constant(zero)
+    if test is None or test.inputs[0] is not value or softmax is None or zeros is None or zeros.any():
         return None
     return value if analysis.dims(node.outputs[0]) == analysis.dims(value) else None
 

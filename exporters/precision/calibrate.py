@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from deploycli.exporters.graph.unique import listed
 from deploycli.exporters.precision.calibration_state import Measured, load_state, save_state
 from deploycli.exporters.precision.histogram import Histogram
 from deploycli.exporters.precision.observed import observed
-from deploycli.exporters.precision.ranges import check_ranges, check_varied, listed
+from deploycli.exporters.precision.ranges import MOST_NAMES, check_ranges, check_varied
 from deploycli.models.errors import DeployError, NumericsError, UsageError
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ def _measure(runtime: OrtRuntime, batch: Batch, samples: Samples, measured: Meas
     after = measured.plus(histograms, batch.stop, batch.skipped)
     if len(after.skipped) * 100 > len(samples.names):  # those before an interruption are known here only
         raise UsageError(
-            f"{len(after.skipped)} of {len(samples.names)} samples cannot be read: {listed(after.skipped)}",
+            f"{len(after.skipped)} of {len(samples.names)} samples cannot be read: {listed(after.skipped, MOST_NAMES)}",
             expected="at most 1 % that cannot be read",
         )
     return after
@@ -184,7 +185,7 @@ def _check_finite(histograms: Mapping[str, Histogram], names: Sequence[str]) -> 
     wrong = [f"{name} ({h.nonfinite} of {h.nonfinite + h.count})" for name, h in histograms.items() if h.nonfinite]
     if wrong:
         raise NumericsError(
-            f"NaN or Inf in {listed(wrong)}, with the samples {listed(names)}",
+            f"NaN or Inf in {listed(wrong, MOST_NAMES)}, with the samples {listed(names, MOST_NAMES)}",
             expected="finite activations in the FP32 model",
             hint="check the preprocessing and these samples, or leave them out",
         )

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from msgspec import Meta
 
 from deploycli.exporters.bundle.files import write_whole
+from deploycli.exporters.graph.unique import listed
 from deploycli.exporters.precision.methods import Method
-from deploycli.exporters.precision.ranges import check_ranges, listed
+from deploycli.exporters.precision.ranges import MOST_NAMES, check_ranges
 from deploycli.models.codec import Positive, Sha256, load
 from deploycli.models.errors import EnvironmentUnsuitable, IntegrityError, UsageError
 
@@ -159,7 +160,7 @@ class CalibrationCache:
             self._compare("data", self.data.sha256, data)
         if missing := [name for name in tensors if name not in self.ranges]:
             raise IntegrityError(
-                f"the calibration has no range of {listed(missing)}",
+                f"the calibration has no range of {listed(missing, MOST_NAMES)}",
                 expected="a range of every tensor that becomes INT8",
                 hint=_CALIBRATE_AGAIN,
             )

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING
 
 import onnx
 import onnx_ir as ir
 
 from deploycli.exporters.graph.builder import inner_graphs
-from deploycli.exporters.graph.operators import ONNX_DOMAINS, is_onnx
+from deploycli.exporters.graph.operators import is_onnx, opset
 from deploycli.exporters.lint.element_types import allowed_types, derive, formal
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 REDUCED = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 
@@ -57,11 +53,6 @@ def opset_of(node: ir.Node) -> int:
     graph = node.graph
     assert isinstance(graph, ir.Graph), "nodes of functions are not asked for"
     return opset(graph.opset_imports)
-
-
-def opset(imports: Mapping[str, int]) -> int:
-    """Return the version of the ONNX operator set, which has two names; 0 where a file imports none."""
-    return next((version for domain, version in imports.items() if domain in ONNX_DOMAINS), 0)
 
 
 def takes(node: ir.Node, position: int, dtype: ir.DataType) -> bool:

@@ -19,6 +19,7 @@ import onnx_ir as ir
 
 from deploycli.exporters.graph.builder import initializer
 from deploycli.exporters.graph.unique import Names, value_names
+from deploycli.exporters.precision.constants import reduced
 from deploycli.models.errors import UsageError
 
 if TYPE_CHECKING:
@@ -218,6 +219,5 @@ def _held_as(dtype: ir.DataType, array: Array) -> Array:
     """
     if dtype == ir.DataType.FLOAT:
         return array
-    with np.errstate(over="ignore", under="ignore"):
-        rounded: Array = array.astype(dtype.numpy()).astype(np.float32)
+    rounded = reduced(array, dtype).astype(np.float32)
     return np.where(np.isfinite(rounded), rounded, array)

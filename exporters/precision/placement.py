@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from deploycli.exporters.graph.operators import PRODUCTS
 from deploycli.exporters.graph.steps import Remark
 from deploycli.exporters.graph.unique import Names
+from deploycli.exporters.lint.fusion import INT8_HEAD_DIMS, INT8_KEYS
 from deploycli.exporters.precision.roles import Roles, Stage, Weight
 
 if TYPE_CHECKING:
@@ -33,10 +34,6 @@ SCHEMES = ("gemm", "attention", "full")
 
 SMALLEST_GEMM = 16
 """INT8 tensor cores work on at least so many channels; below, quantising costs more than it saves."""
-
-INT8_HEAD_SIZES = (16, 32, 64)
-INT8_LONGEST_SEQUENCE = 512
-"""What TensorRT's fused INT8 attention takes: head sizes, and tokens."""
 
 PROBABILITY_MAX = 1.0
 """A softmax ends at 1: its range needs no data."""
@@ -175,10 +172,10 @@ class _Chooser:
             self.refuse(softmax, reason)
         elif found.scores in self._sites or found.mix in self._sites:
             self.refuse(softmax, "form: it shares a product with another attention")
-        elif head_size not in INT8_HEAD_SIZES or queries is None or keys is None:
-            self.refuse(softmax, f"attention: {shape}; fused INT8 attention takes head sizes {INT8_HEAD_SIZES}")
-        elif max(queries, keys) > INT8_LONGEST_SEQUENCE:
-            self.refuse(softmax, f"attention: {shape}; fused INT8 attention ends at {INT8_LONGEST_SEQUENCE} tokens")
+        elif head_size not in INT8_HEAD_DIMS or queries is None or keys is None:
+            self.refuse(softmax, f"attention: {shape}; fused INT8 attention takes head sizes {INT8_HEAD_DIMS}")
+        elif max(queries, keys) > INT8_KEYS:
+            self.refuse(softmax, f"attention: {shape}; fused INT8 attention ends at {INT8_KEYS} tokens")
         else:
             group = self._groups.unique(_name(softmax))
             known = {found.probability: PROBABILITY_MAX}

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from deploycli.exporters.graph.unique import listed
 from deploycli.models.errors import NumericsError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from deploycli.exporters.precision.histogram import Histogram
 
@@ -17,7 +18,9 @@ LARGEST = float(np.finfo(np.float32).max)
 SMALLEST = 127 * float(np.finfo(np.float32).tiny)
 """Below it the scale, ``amax / 127``, is no normal float32."""
 
-_SHOWN = 5
+MOST_NAMES = 5
+"""Tensors that a message names."""
+
 _HINT = "exclude them from INT8, or calibrate with data that the model was made for"
 
 
@@ -29,12 +32,14 @@ def check_ranges(ranges: Mapping[str, float]) -> None:
     """
     if wrong := [f"{name} ({amax:g})" for name, amax in ranges.items() if not SMALLEST <= amax <= LARGEST]:
         raise NumericsError(
-            f"the INT8 range of {listed(wrong)} is degenerate", expected="a finite amax above zero", hint=_HINT
+            f"the INT8 range of {listed(wrong, MOST_NAMES)} is degenerate",
+            expected="a finite amax above zero",
+            hint=_HINT,
         )
     if len(ranges) > 1 and len(set(ranges.values())) == 1:
         (amax,) = set(ranges.values())
         raise NumericsError(
-            f"the INT8 ranges of all {len(ranges)} tensors are the same, {amax:g}: {listed(ranges)}",
+            f"the INT8 ranges of all {len(ranges)} tensors are the same, {amax:g}: {listed(ranges, MOST_NAMES)}",
             expected="ranges that were measured, which differ",
             hint="calibrate with data that the model was made for",
         )
@@ -49,14 +54,7 @@ def check_varied(histograms: Mapping[str, Histogram]) -> None:
     constant = [f"{name} ({h.lowest:g})" for name, h in histograms.items() if h.count > 1 and h.lowest == h.highest]
     if constant:
         raise NumericsError(
-            f"all values of {listed(constant)} are the same",
+            f"all values of {listed(constant, MOST_NAMES)} are the same",
             expected="activations that depend on the input",
             hint=_HINT,
         )
-
-
-def listed(names: Iterable[str]) -> str:
-    """Return the first few names, and how many more there are."""
-    names = list(names)
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
