@@ -130,7 +130,7 @@ def _user(node: ir.Node, policy: Policy) -> str | None:
 
 
 def _control_flow(node: ir.Node, _policy: Policy) -> str | None:
-    return f"the graphs inside {node.op_type} are left as they are" if any(inner_graphs(node)) else None
+    return f"the graphs inside {node.op_type} are left as they are" if [*inner_graphs(node)] else None
 
 
 def _unsupported(node: ir.Node, policy: Policy) -> str | None:

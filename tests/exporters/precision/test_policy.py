@@ -47,6 +47,13 @@ KEPT: dict[str, list[tuple[str, dict[str, str], dict[str, Any]]]] = {
             {"If": "control-flow"},
             {},
         ),
+        (  # a graph without nodes is false
+            "(bool c) => (float[2] y) { y = If (c) <"
+            " then_branch = a () => (float[2] p) <float[2] p = {1, 2}> { },"
+            " else_branch = b () => (float[2] q) <float[2] q = {3, 4}> { }> }",
+            {"If": "control-flow"},
+            {},
+        ),
         (
             "(float[4] x, int64 n) => (float[4] y) { y = Loop (n, , x) <"
             " body = b (int64 i, bool c, float[4] t) => (bool d, float[4] u) { d = Identity (c) u = Abs (t) }> }",
