@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from deploycli.exporters.bundle.golden import load_golden
 from deploycli.exporters.bundle.manifest import Artifact, FileRecord
 from deploycli.exporters.gate import require_readable
 from deploycli.exporters.graph.collector import free_memory
+from deploycli.exporters.graph.cost import operator_counts
 from deploycli.exporters.graph.onnx_file import load_model, map_external, write_model
 from deploycli.exporters.graph.steps import Step
 from deploycli.exporters.precision.simulate import open_runtime
@@ -20,10 +20,9 @@ from deploycli.exporters.verification.compare import BUDGETS, Comparison, compar
 from deploycli.models.errors import NumericsError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
     from pathlib import Path
 
-    import numpy.typing as npt
     import onnx_ir as ir
 
     from deploycli.exporters.bundle.manifest import CalibrationRecord
@@ -31,8 +30,6 @@ if TYPE_CHECKING:
     from deploycli.exporters.graph.steps import Remark
     from deploycli.exporters.precision.simulate import SimulatedRuntime
     from deploycli.exporters.runtime.runtimes import OrtRuntime
-
-    Arrays = Mapping[str, npt.NDArray[Any]]
 
 CHECK_SAMPLES = 2
 """Golden samples that a new artifact is run on before it is written."""
@@ -140,7 +137,7 @@ class Derivation:
             folder = draft.folder
             external: ExternalData = "always" if self.source.external else "auto"
             files = write_model(self.model, folder / name, external)
-            ops = Counter(node.op_type for node in self.model.graph)
+            ops = operator_counts(self.model)
             del self.model  # it is in the file now, and a large one leaves no room to run it
             free_memory()
             runtime, comparisons = _run(folder / name, self.bundle.golden, self.precision, self.source.artifact.batch)
@@ -153,7 +150,7 @@ class Derivation:
                 opset=self.source.artifact.opset,
                 batch=self.source.artifact.batch,
                 ops_before=self.source.artifact.ops_after,
-                ops_after=dict(ops.most_common()),
+                ops_after=ops,
                 steps=tuple(self.steps),
                 source=self.source.name,
                 calibration=None if calibration is None else calibration(folder),

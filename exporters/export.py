@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from deploycli.exporters.bundle.bundle import new_bundle
 from deploycli.exporters.bundle.golden import GOLDEN_NAME, require_comparable, save_golden, synthetic_inputs
 from deploycli.exporters.bundle.manifest import SCHEMA_VERSION, Artifact, FileRecord, Manifest, version_of
 from deploycli.exporters.bundle.trust import sign
 from deploycli.exporters.graph.collector import collector_paused, free_memory, set_aside
+from deploycli.exporters.graph.cost import operator_counts
+from deploycli.exporters.graph.operators import ATTENTION_OPSET
 from deploycli.exporters.graph.steps import Step
 from deploycli.exporters.runtime.runtimes import EagerRuntime, OrtRuntime
 from deploycli.exporters.verification.compare import BUDGETS, compare
@@ -26,11 +27,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import numpy.typing as npt
-    import onnx_ir as ir
     from torch import nn
 
     from deploycli.exporters.bundle.bundle import Bundle
     from deploycli.exporters.graph.onnx_file import ExternalData
+    from deploycli.exporters.passes.pipeline import Attention
     from deploycli.models.sources import Source
     from deploycli.models.spec import ModelSpec, TensorSpec, Weights
 
@@ -46,9 +47,6 @@ TIMES_OWN, MOST_OWN = 4, 0.1
 
 CHECK_BATCH = 3
 """Batch of the check after the export: neither 1 nor the batch that was traced."""
-
-ATTENTION_OPSET = 23
-"""The first opset with an Attention operator."""
 
 _PACKAGES = ("deploycli", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "torch")
 
@@ -95,7 +93,7 @@ class ExportOptions:
     opset: int = 20
     batch: int | None = None
     rewrite: bool = True
-    attention: Literal["4d", "5d", "onnx"] = "4d"
+    attention: Attention = "4d"
     external: ExternalData = "auto"
     replace: bool = False
     lint: bool = True
@@ -276,19 +274,18 @@ def _write_onnx(
     from deploycli.exporters.gate import require_readable
     from deploycli.exporters.graph.onnx_file import write_model
     from deploycli.exporters.passes.common.names import name_nodes
-    from deploycli.exporters.passes.pipeline import rewrite
+    from deploycli.exporters.passes.pipeline import for_attention, rewrite
     from deploycli.exporters.trace import MODULE_KEY, store_operands, trace
 
     progress("tracing")
     start = time.perf_counter()
     model = trace(module, spec.inputs, spec.outputs, opset=options.opset, batch=options.batch)
     steps = [Step("trace", model.graph.num_nodes(), time.perf_counter() - start)]
-    before = _count(model)
+    before = operator_counts(model)
     if options.rewrite:
         progress("rewriting")
-        without = {"windows-into-heads"} if options.attention == "5d" else ()
-        also = {"emit-attention"} if options.attention == "onnx" else ()
-        steps += rewrite(model, without=frozenset(without), also=frozenset(also))
+        without, also = for_attention(options.attention)
+        steps += rewrite(model, without=without, also=also)
     else:
         store_operands(model)
     name_nodes(model, MODULE_KEY)
@@ -304,13 +301,9 @@ def _write_onnx(
         opset=options.opset,
         batch=options.batch,
         ops_before=before,
-        ops_after=_count(model),
+        ops_after=operator_counts(model),
         steps=tuple(steps),
     )
-
-
-def _count(model: ir.Model) -> dict[str, int]:
-    return dict(Counter(node.op_type for node in model.graph).most_common())
 
 
 def _check(path: Path, feed: Arrays, truth: Arrays, exact: Callable[[], Arrays | None]) -> str:

@@ -10,23 +10,22 @@ import hashlib
 from collections import Counter
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
 from deploycli.exporters.bundle.files import place, regular_file, scratch_folder, temporary_folder, unwritable
-from deploycli.exporters.export import ATTENTION_OPSET
 from deploycli.exporters.gate import require_readable
 from deploycli.exporters.graph.analysis import Analysis
 from deploycli.exporters.graph.collector import free_memory
 from deploycli.exporters.graph.cost import constant_bytes, graph_cost
 from deploycli.exporters.graph.onnx_file import INLINE_LIMIT, external_files, load_model, map_external, write_model
-from deploycli.exporters.graph.operators import DRAWN, QDQ
+from deploycli.exporters.graph.operators import ATTENTION_OPSET, DRAWN, QDQ
 from deploycli.exporters.graph.steps import GraphCost, Step
 from deploycli.exporters.graph.weigh import address_space, refuse_what_is_too_large
 from deploycli.exporters.graph_check import BATCHES, RUNNING_CANDIDATE, UNCHECKED, Check, check_graphs
 from deploycli.exporters.passes.any_model import optimized
-from deploycli.exporters.passes.pipeline import PASSES
+from deploycli.exporters.passes.pipeline import PASSES, Attention, for_attention
 from deploycli.exporters.runtime.isolated import Died, isolated
 from deploycli.models.errors import EnvironmentUnsuitable, NumericsError, UsageError
 
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
 
     from deploycli.exporters.graph.onnx_file import ExternalData
 
-Attention = Literal["4d", "5d", "onnx"]
 
 _RANDOM = DRAWN | {"Bernoulli", "Multinomial"}
 _QUANTIZED = frozenset({"DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", *QDQ})
@@ -155,9 +153,10 @@ def optimize(options: OptimizeOptions, *, progress: Callable[[str], None] = lamb
             hint="--attention 4d",
         )
     progress("rewriting")
-    without = options.without | ({"windows-into-heads"} if options.attention == "5d" else set())
-    also = frozenset({"emit-attention"} if options.attention == "onnx" else ())
-    model, steps = optimized(model, without=without, also=also, judge=_weighed if options.check else lambda _: None)
+    without, also = for_attention(options.attention)
+    model, steps = optimized(
+        model, without=options.without | without, also=also, judge=_weighed if options.check else lambda _: None
+    )
     if options.lint:
         require_readable(model, str(options.source))
     cost = graph_cost(model.graph, Analysis(model.graph))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from deploycli.exporters.bundle.manifest import CalibrationRecord, FileRecord
 from deploycli.exporters.cast import patterns
 from deploycli.exporters.derive import Derivation, Derived
-from deploycli.exporters.graph.onnx_file import load_model, model_sha256
+from deploycli.exporters.graph.onnx_file import load_model
 from deploycli.exporters.graph.steps import Remark
 from deploycli.exporters.graph.unique import listed
 from deploycli.exporters.precision.budget import Search, accuracy_of, fit, harm_of
@@ -155,7 +155,7 @@ def _ranges(
     bundle, path = derivation.bundle, derivation.source.path
     recipe = bundle.manifest.preprocessing
     preprocessing = None if recipe is None else recipe.to_json()
-    model = model_sha256(path)
+    model = derivation.source.artifact.sha256
     if cache is not None:
         found = CalibrationCache.load(cache)
         found.check(

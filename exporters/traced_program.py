@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from deploycli.exporters.graph.operators import ATTENTION_OPSET
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
@@ -73,10 +75,6 @@ def _pool_by_mean(node: torch.fx.Node) -> None:
 
 
 # --- attention -------------------------------------------------------------------------------------------------------
-
-
-_ATTENTION_OPSET = 23
-"""From here on PyTorch writes the operator Attention, of which ONNX Runtime wants a mask for every query."""
 
 
 def _in_four_axes(node: torch.fx.Node) -> torch.fx.Node:
@@ -149,7 +147,7 @@ def _answer_zero_where_all_is_hidden(node: torch.fx.Node, program: ExportedProgr
         constant = None
     value: torch.Tensor = node.meta["val"]
     lowest = torch.finfo(value.dtype).min
-    is_bool, is_fused = mask.meta["val"].dtype == torch.bool, opset >= _ATTENTION_OPSET
+    is_bool, is_fused = mask.meta["val"].dtype == torch.bool, opset >= ATTENTION_OPSET
     # ONNX Runtime's Attention answers 0 to a row of lowest numbers too, to which PyTorch answers the mean.
     least = lowest / 2 if is_fused and not is_bool else float("-inf")
     if constant is not None and not bool(_hides_all(constant).any() or (constant.amax(-1) < least).any()):

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
 def ort_candidates(bundle: Bundle, options: BenchOptions) -> Iterator[Candidate]:
     """Return every ONNX file of a bundle, on the CPU and on a GPU."""
+    files = list(bundle.onnx_files())
     for device in PROVIDERS:
-        for file in bundle.onnx_files():
+        for file in files:
             opened = partial(_open, file.path, device, options)
             yield Candidate(f"ort-{device}", file.precision, device, opened, file, _emulated(file, device))
 

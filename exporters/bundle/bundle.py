@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploycli.exporters.bundle.engine import ENGINES, sidecars
-from deploycli.exporters.bundle.files import interrupted, locked, recover, replaced_folder
+from deploycli.exporters.bundle.files import interrupted, locked, recover, replaced_folder, unreadable
 from deploycli.exporters.bundle.manifest import MANIFEST_NAME, FileRecord, Manifest
 from deploycli.exporters.bundle.verification import Verification
 from deploycli.models.errors import DeployError, EnvironmentUnsuitable, IntegrityError, UsageError
@@ -76,20 +76,8 @@ class Bundle:
                 for record in manifest.records():
                     record.check(path)
         except OSError as error:
-            raise EnvironmentUnsuitable(
-                f"cannot read {error.filename or path}: {error.strerror or error}",
-                hint="check the folder's permissions",
-            ) from error
+            raise unreadable(error.filename or path, error, "folder") from error
         return cls(path, manifest)
-
-    def files(self) -> Iterator[OnnxFile | Engine]:
-        """Yield every file that can be run, judged or shipped: the ONNX files, the exported one first, and the engines.
-
-        Raises:
-            IntegrityError, EnvironmentUnsuitable: see `engines`.
-        """
-        yield from self.onnx_files()
-        yield from self.engines()
 
     def onnx_files(self) -> Iterator[OnnxFile]:
         """Yield the ONNX files, the exported one first."""
@@ -150,6 +138,17 @@ class ModelFile:
     def size(self) -> int:
         """Bytes, external data included."""
         return sum(record.size for record in (self.record, *self.external))
+
+    def copy(self, folder: Path, name: str) -> None:
+        """Copy the file under a name; external data keeps its own, which the model refers to.
+
+        Raises:
+            IntegrityError: a file changed since it was recorded.
+            OSError: it cannot be written.
+        """
+        self.record.copy(self.bundle.path, folder / name)
+        for record in self.external:
+            record.copy(self.bundle.path, folder / record.path)
 
     @property
     def verdict(self) -> Verdict:
@@ -240,9 +239,7 @@ def find_bundles(root: Path) -> list[Path]:
             if found:
                 return found
     except OSError as error:
-        raise EnvironmentUnsuitable(
-            f"cannot read {error.filename or root}: {error.strerror or error}", hint="check the folder's permissions"
-        ) from error
+        raise unreadable(error.filename or root, error, "folder") from error
     raise UsageError(
         f"there is no bundle in {root}",
         expected="folders that `deploycli export` wrote",

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from msgspec import Meta
 
-from deploycli.exporters.bundle.files import write_whole
+from deploycli.exporters.bundle.files import unreadable, write_whole
 from deploycli.exporters.bundle.kernels import Kernel, KernelTotals
 from deploycli.exporters.bundle.manifest import Precision
 from deploycli.exporters.target.product import PRODUCTS, RTX, TENSORRT, CompilerName, Product
@@ -261,9 +261,7 @@ class Sidecar:
                 f"the plan has no sidecar {path.name}", expected="plan and sidecar together", hint=_BUILD_AGAIN
             ) from error
         except OSError as error:
-            raise EnvironmentUnsuitable(
-                f"cannot read {path}: {error.strerror or error}", hint="check the file's permissions"
-            ) from error
+            raise unreadable(path, error) from error
         if sidecar.plan != f"{path.stem}{PLAN_SUFFIX}":
             raise IntegrityError(f"{path} names the plan {sidecar.plan!r}", expected=f"{path.stem}{PLAN_SUFFIX}")
         return sidecar
@@ -294,9 +292,7 @@ class Sidecar:
                 f"{plan} is missing, its sidecar is there", expected="both", hint=_BUILD_AGAIN
             ) from error
         except OSError as error:
-            raise EnvironmentUnsuitable(
-                f"cannot read {plan}: {error.strerror or error}", hint="check the file's permissions"
-            ) from error
+            raise unreadable(plan, error) from error
         if (found := hashlib.sha256(content).hexdigest()) != self.sha256:
             raise IntegrityError(
                 f"{plan} has changed: {len(content)} bytes, sha256 {found}",
@@ -416,9 +412,7 @@ def sidecars(folder: Path) -> Iterator[Sidecar]:
     try:
         names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:
-        raise EnvironmentUnsuitable(
-            f"cannot read {folder}: {error.strerror or error}", hint="check the folder's permissions"
-        ) from error
+        raise unreadable(folder, error, "folder") from error
     for name in names:
         if name.endswith(PLAN_SUFFIX) and not sidecar_of(folder / name).is_file():
             raise IntegrityError(

@@ -29,7 +29,7 @@ import tempfile
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from deploycli.models.errors import EnvironmentUnsuitable, UsageError
 
@@ -264,6 +264,13 @@ def unwritable(path: Path, error: OSError) -> EnvironmentUnsuitable:
     """Return what to say where a file cannot be written."""
     return EnvironmentUnsuitable(
         f"cannot write {path}: {error.strerror or error}", expected="a place with write permission and some space"
+    )
+
+
+def unreadable(path: Path | str, error: OSError, kind: Literal["file", "folder"] = "file") -> EnvironmentUnsuitable:
+    """Return what to say where a file, or a folder, cannot be read."""
+    return EnvironmentUnsuitable(
+        f"cannot read {path}: {error.strerror or error}", hint=f"check the {kind}'s permissions"
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import tokenize
 import zipfile
@@ -81,10 +80,6 @@ class ArrayFile(Reader):
             }
             for _ in range(start, len(self.names)):
                 yield {name: next(row) for name, row in rows.items()}
-
-    def _digests(self) -> Iterator[bytes]:
-        for sample in self._read(0):
-            yield hashlib.sha256(b"".join(array.tobytes() for array in sample.values())).digest()
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,7 +13,7 @@ from deploycli.models.errors import UsageError
 from deploycli.models.spec import ModelSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator, Sequence
+    from collections.abc import Generator, Iterable, Sequence
 
     from deploycli.models.spec import Preprocessing, TensorSpec
 
@@ -102,7 +101,3 @@ class RandomSamples(Reader):
         for index in range(start, len(self.names)):
             arrays = synthetic_inputs(self._spec, 1, (self._seed << 32) + index)
             yield {name: array[0] for name, array in arrays.items()}
-
-    def _digests(self) -> Iterator[bytes]:
-        for sample in self._read(0):
-            yield hashlib.sha256(b"".join(array.tobytes() for array in sample.values())).digest()

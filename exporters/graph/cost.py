@@ -21,6 +21,7 @@ operator of another domain or a recurrent one.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
@@ -120,3 +121,8 @@ def _products(node: ir.Node, analysis: Analysis) -> int | None:
         return 0
     inputs = [None if value is None else analysis.dims(value) for value in node.inputs]
     return multiply_adds(node, inputs, analysis.dims(node.outputs[0]))
+
+
+def operator_counts(model: ir.Model) -> dict[str, int]:
+    """Return how many nodes of the main graph are of each operator, most first."""
+    return dict(Counter(node.op_type for node in model.graph).most_common())

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
     from deploycli.exporters.graph.movement_ops import Array
 
+ATTENTION_OPSET = 23
+"""The first that has the operator Attention; from here on PyTorch writes it, and ONNX Runtime wants a mask for every
+query of it."""
+
 ONNX_DOMAINS = frozenset({"", "ai.onnx"})
 """Two names of one operator set."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from onnx_ir.passes import common
 
@@ -78,6 +78,9 @@ _ON_REQUEST: tuple[tuple[str, type[GraphPass]], ...] = (
     ("emit-attention", EmitAttention),  # last: it takes what the others made canonical
 )
 
+Attention = Literal["4d", "5d", "onnx"]
+"""Of how many dimensions the scores are; or the operator."""
+
 _LATE = 1 + [name for name, _ in _REWRITE].index("fold-scale")
 """From here on passes move data; where what stands before them finds work once more, they run once more."""
 
@@ -94,6 +97,13 @@ _CLEAN: tuple[Callable[[], ir.passes.PassBase], ...] = (
     common.DeduplicateInitializersPass,  # equal shapes and masks are stored once
     common.RemoveUnusedOpsetsPass,
 )
+
+
+def for_attention(form: Attention) -> tuple[frozenset[str], frozenset[str]]:
+    """Return the passes to leave out, and those to run that are off by default, for a form of attention."""
+    without = {"windows-into-heads"} if form == "5d" else set[str]()
+    also = {"emit-attention"} if form == "onnx" else set[str]()
+    return frozenset(without), frozenset(also)
 
 
 @collector_paused()

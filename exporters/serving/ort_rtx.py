@@ -97,12 +97,10 @@ class FolderDelivery:
     """A folder that may be written: everything was checked, nothing was written yet.
 
     Attributes:
-        servable: what is copied.
         config: text of the configuration.
         packaged: what it will be.
     """
 
-    servable: Servable
     config: str
     packaged: PackagedFolder
 
@@ -118,10 +116,7 @@ class FolderDelivery:
             with replaced_folder(folder) as staged:
                 (staged / CONFIG_NAME).write_text(self.config, "utf-8")
                 (staged / LOADER_NAME).write_bytes(_LOADER.read_bytes())
-                file = self.servable.file
-                file.record.copy(file.bundle.path, staged / MODEL_NAME)
-                for record in file.external:
-                    record.copy(file.bundle.path, staged / record.path)
+                self.packaged.file.copy(staged, MODEL_NAME)
         except OSError as error:
             raise cannot_write(folder, error, "--ort-rtx") from error
         return self.packaged
@@ -177,7 +172,7 @@ def prepare(bundle: Bundle, root: Path, options: OrtRtxOptions | None = None) ->
         "deploycli": {"version": version_of("deploycli"), **provenance(served, forced)},
     }
     packaged = PackagedFolder(file, str(folder), forced, given, engine)
-    return FolderDelivery(served, json.dumps(config, indent=2, allow_nan=False) + "\n", packaged)
+    return FolderDelivery(json.dumps(config, indent=2, allow_nan=False) + "\n", packaged)
 
 
 def _engines(bundle: Bundle, name: str | None) -> list[Engine]:

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from deploycli.exporters.bundle.files import unreadable
 from deploycli.exporters.bundle.manifest import MANIFEST_NAME
 from deploycli.models.errors import EnvironmentUnsuitable, NumericsError, UsageError
 
@@ -165,9 +166,7 @@ def place(root: Path, name: str, config: str, *, wanted: str, foreign: str, opti
     try:
         wrong = _wrong(root, folder, folder / config, foreign)
     except OSError as error:
-        raise EnvironmentUnsuitable(
-            f"cannot read {error.filename or root}: {error.strerror or error}", hint="check the folder's permissions"
-        ) from error
+        raise unreadable(error.filename or root, error, "folder") from error
     if wrong:
         raise UsageError(wrong, expected=wanted, hint=f"another {option} or --name")
     return folder

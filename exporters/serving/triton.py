@@ -92,7 +92,7 @@ def prepare(bundle: Bundle, root: Path, options: TritonOptions | None = None) ->
     check_existing(folder / CONFIG_NAME, config, force=options.force)
     path = str(folder / str(number))
     packaged = PackagedVersion(file, path, forced, name, number, options.flavour, max_batch, tuple(notes))
-    return Delivery(folder, served, config, labels, packaged)
+    return Delivery(folder, config, labels, packaged)
 
 
 def _check_options(options: TritonOptions) -> None:

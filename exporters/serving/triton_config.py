@@ -151,7 +151,7 @@ def config_text(
         ],
         "version_policy": {"latest": {"num_versions": 1}},
         "instance_group": [{"kind": _kind(options), "count": options.instances}],
-        "dynamic_batching": _dynamic_batching(max_batch, options),
+        "dynamic_batching": _dynamic_batching(options),
         "optimization": _optimization(servable, max_batch, options),
         "model_warmup": warmed,
         "parameters": [{"key": key, "value": {"string_value": text}} for key, text in parameters.items()],
@@ -212,7 +212,7 @@ def _kind(options: TritonOptions) -> Symbol:
     return Symbol(f"KIND_{(options.kind or ('gpu' if options.flavour == 'tensorrt' else 'auto')).upper()}")
 
 
-def _dynamic_batching(max_batch: int, options: TritonOptions) -> Message:
+def _dynamic_batching(options: TritonOptions) -> Message:
     message: dict[str, Any] = {}
     if options.preferred_batch:
         message["preferred_batch_size"] = sorted({*options.preferred_batch})

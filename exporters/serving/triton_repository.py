@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from deploycli.exporters.serving.servable import Servable
 
 _MODEL_FILES = {"onnx": "model.onnx", "tensorrt": "model.plan"}
 
@@ -59,14 +58,12 @@ class Delivery:
 
     Attributes:
         folder: of the model.
-        servable: what is copied.
         config: text of config.pbtxt.
         labels: text of labels.txt, or None.
         packaged: what it will be.
     """
 
     folder: Path
-    servable: Servable
     config: str
     labels: str | None
     packaged: PackagedVersion
@@ -113,11 +110,7 @@ class Delivery:
         return labels | {CONFIG_NAME: self.config.encode()}
 
     def _copy(self, folder: Path) -> None:
-        """Copy the model under Triton's name; external data keeps its own, which the model refers to."""
-        file = self.servable.file
-        file.record.copy(file.bundle.path, folder / _MODEL_FILES[self.packaged.flavour])
-        for record in file.external:
-            record.copy(file.bundle.path, folder / record.path)
+        self.packaged.file.copy(folder, _MODEL_FILES[self.packaged.flavour])
 
 
 def _replace(texts: Mapping[Path, bytes], before: Mapping[Path, bytes | None]) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from deploycli.exporters.bundle.engine import HEADER_BYTES, plan_header
 from deploycli.exporters.bundle.files import write_whole
+from deploycli.exporters.target.settings import shapes_text
 from deploycli.exporters.target.verdict import shown
 from deploycli.exporters.tensorrt import library
 from deploycli.exporters.tensorrt.job import LAYERS, LOG, PLAN, BuildResult, Progress
@@ -170,10 +171,7 @@ class _Stopwatch:
 
 
 def _bad_profile(profile: Mapping[str, ShapeRange], reason: str) -> BuildError:
-    shapes = "; ".join(
-        f"{name} {', '.join('x'.join(map(str, shape)) for shape in (r.min, r.opt, r.max))}"
-        for name, r in profile.items()
-    )
+    shapes = "; ".join(f"{name} {shapes_text(r.min, r.opt, r.max, between=', ')}" for name, r in profile.items())
     return BuildError(
         f"TensorRT refuses the shapes {shapes}" + (f": {reason}" if reason else ""),
         expected="shapes that the model takes: its batch axis may be fixed",

@@ -165,7 +165,6 @@ def _facts(config: trt.IBuilderConfig) -> dict[str, Any]:
     members = trt.BuilderFlag.__members__.items()
     flags = [name for name, flag in members if name != _OLD_NAME and config.get_flag(flag)]
     return {
-        "network_flags": ["STRONGLY_TYPED"],
         "hardware_compatibility": hardware_compatibility(config.hardware_compatibility_level),
         "builder_flags": sorted(flags),
     }

@@ -50,9 +50,9 @@ def test_preprocessing_round_trip(bundle: Bundle) -> None:
 def test_the_list_of_model_files(bundle: Bundle) -> None:
     """ONNX files and engines, each with all that a command asks of it."""
     sidecar = engines.build(bundle)
-    assert [file.verdict.status for file in bundle.files()] == ["not verified"] * 2
+    assert [file.verdict.status for file in (*bundle.onnx_files(), *bundle.engines())] == ["not verified"] * 2
     engines.verify_engines(bundle, "fp16")
-    onnx, engine = bundle.files()
+    onnx, engine = (*bundle.onnx_files(), *bundle.engines())
     assert isinstance(onnx, OnnxFile)
     assert isinstance(engine, Engine)
     assert ([onnx.name], [engine.name]) == ([f.name for f in bundle.onnx_files()], [f.name for f in bundle.engines()])

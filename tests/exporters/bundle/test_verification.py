@@ -125,7 +125,7 @@ def test_each_artifact_has_its_own_verdict(bundle: Bundle) -> None:
 
     both = extend_bundle(bundle, add)
     proven(both)
-    assert [file.verdict.status for file in both.files()] == ["ok", "failed"]
+    assert [file.verdict.status for file in (*both.onnx_files(), *both.engines())] == ["ok", "failed"]
 
 
 def test_artifact_that_was_added_later_is_not_verified_and_the_others_stay_so(bundle: Bundle) -> None:
@@ -136,7 +136,7 @@ def test_artifact_that_was_added_later_is_not_verified_and_the_others_stay_so(bu
         return replace(only(bundle), file=FileRecord.of(folder, "model.fp16.onnx"), precision="fp16")
 
     both = extend_bundle(bundle, add)
-    exported, added = both.files()
+    exported, added = (*both.onnx_files(), *both.engines())
     assert exported.verdict.passed
     assert added.verdict.status == "not verified"
     assert added.verification.time in added.verdict.reason
