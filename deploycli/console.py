@@ -12,13 +12,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn
-from rich.progress import Progress as Bars
-from rich.table import Table
-from rich.text import Text
-
-from deploycli.ending import note_step, to_nowhere
+from deploycli.ending import note_step
 from deploycli.escaping import escaped
 from deploycli.interruption import check
 from deploycli.options import DEFAULT_ROOT
@@ -27,71 +21,56 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from types import TracebackType
 
+    from rich.progress import Progress as Bars
+    from rich.text import Text
+
     from deploycli.exporters.bundle.bundle import Bundle
     from deploycli.exporters.bundle.manifest import Artifact
     from deploycli.exporters.graph.steps import GraphCost, Step
     from deploycli.models.spec import Weights
-
-
-class Output(Console):
-    """A stream whose reader may leave when it has enough, as head does: the command, and its exit code, go on."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(markup=False, highlight=False, emoji=False, **options)
-
-    def print(self, *objects: Any, **options: Any) -> None:
-        """Print strings, escaped, and what is made of them here."""
-        super().print(*map(_escaped, objects), **options)
-
-    def whole_line(self, text: str) -> None:
-        """Print one line as it is, however long, escaped."""
-        self.verbatim(escaped(text))
-
-    def verbatim(self, text: str) -> None:
-        """Print text that is escaped already, such as JSON."""
-        super().print(text, no_wrap=True, overflow="ignore", crop=False)
-
-    def on_broken_pipe(self) -> None:
-        """Write the rest to nowhere."""
-        to_nowhere(self.file)
-
-
-class Rows(Table):
-    """A table whose cells are escaped."""
-
-    def add_row(self, *cells: Any, **options: Any) -> None:
-        """Add a row."""
-        super().add_row(*map(_escaped, cells), **options)
+    from deploycli.terminal import Output, Rows
 
 
 def stdout() -> Output:
     """Return a console that breaks no lines in a file or a pipe."""
+    from deploycli.terminal import Output
+
     console = Output()
     return console if console.is_terminal else Output(width=200)
 
 
 def stderr() -> Output:
     """Return a console on this very stream, also while something redirects stderr."""
+    from deploycli.terminal import Output
+
     return Output(file=sys.stderr)
 
 
 def styled(text: str, style: str = "") -> Text:
     """Return text with a style, escaped."""
+    from rich.text import Text
+
     return Text(escaped(text), style)
 
 
 def assembled(*parts: str | tuple[str, str]) -> Text:
     """Return text in pieces, some of them with a style, escaped."""
+    from rich.text import Text
+
     return Text.assemble(*(escaped(p) if isinstance(p, str) else (escaped(p[0]), p[1]) for p in parts))
 
 
 def stacked(lines: Iterable[str]) -> Text:
     """Return lines for one cell, each escaped."""
+    from rich.text import Text
+
     return Text("\n").join(map(styled, lines))
 
 
 def table_of(*columns: str) -> Rows:
     """Return an empty table with these headings."""
+    from deploycli.terminal import Rows
+
     table = Rows(box=None, pad_edge=False, header_style="dim")
     for column in columns:
         table.add_column(column, overflow="fold")
@@ -100,15 +79,13 @@ def table_of(*columns: str) -> Rows:
 
 def fact_table() -> Rows:
     """Return an empty table of facts: what, and which."""
+    from deploycli.terminal import Rows
+
     table = Rows.grid(padding=(0, 2))
     table.add_column(style="dim")
     table.add_column(overflow="fold")
     assert isinstance(table, Rows), "grid makes one of its own class"
     return table
-
-
-def _escaped(value: Any) -> Any:
-    return escaped(value) if isinstance(value, str) else value
 
 
 _LOG_EVERY_S = 5.0
@@ -120,9 +97,7 @@ class Progress:
 
     def __init__(self) -> None:
         self._console = stderr()
-        label = TextColumn("{task.description}", markup=False)
-        columns = (SpinnerColumn(), label, BarColumn(), MofNCompleteColumn())
-        self._bars = Bars(*columns, console=self._console, transient=True) if self._console.is_terminal else None
+        self._bars = _bars(self._console) if self._console.is_terminal else None
         self._bar = None if self._bars is None else self._bars.add_task("", total=None)
         self._printed = ("", 0.0)  # what was last said off a terminal, and when
 
@@ -187,6 +162,13 @@ class Progress:
     ) -> None:
         if self._bars is not None:
             self._bars.stop()
+
+
+def _bars(console: Output) -> Bars:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+
+    label = TextColumn("{task.description}", markup=False)
+    return Progress(SpinnerColumn(), label, BarColumn(), MofNCompleteColumn(), console=console, transient=True)
 
 
 def print_json(data: Any) -> None:

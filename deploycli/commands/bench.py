@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from deploycli.console import Progress, Rows, print_json, stdout, styled, table_of
+from deploycli.console import Progress, print_json, stdout, styled, table_of
 from deploycli.options import SEEDS, Count, Number, batch_sizes, json_option, open_bundles, output_option, trust_option
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from deploycli.exporters.bench.measurement import Measurement
     from deploycli.exporters.bench.report import BenchReport
     from deploycli.exporters.bench.requirement import Requirement
+    from deploycli.terminal import Rows
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -7,16 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from deploycli.console import (
-    Output,
-    Progress,
-    next_step,
-    print_json,
-    show_artifact,
-    show_steps,
-    stdout,
-    styled,
-)
+from deploycli.console import Progress, next_step, print_json, show_artifact, show_steps, stdout, styled
 from deploycli.options import (
     expressions,
     json_option,
@@ -32,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from deploycli.exporters.derive import Derived
+    from deploycli.terminal import Output
 
 
 @click.command("cast")

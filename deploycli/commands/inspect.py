@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 import click
 
 from deploycli.console import (
-    Output,
-    Rows,
     cost_cells,
     fact_table,
     print_json,
@@ -20,8 +18,6 @@ from deploycli.console import (
     styled,
     table_of,
 )
-from deploycli.exporters.bundle.kernels import KernelTotals, by_module, readable_depth
-from deploycli.exporters.target.settings import shapes_text
 from deploycli.models.errors import UsageError
 from deploycli.options import bundle_path, json_option, output_option
 
@@ -30,9 +26,10 @@ if TYPE_CHECKING:
 
     from deploycli.exporters.bundle.bundle import Bundle, ModelFile, OnnxFile
     from deploycli.exporters.bundle.engine import Sidecar
-    from deploycli.exporters.bundle.kernels import Kernel
+    from deploycli.exporters.bundle.kernels import Kernel, KernelTotals
     from deploycli.exporters.inspect import OnnxSummary
     from deploycli.models.spec import TensorInfo
+    from deploycli.terminal import Output, Rows
 
 
 _ONNX, _PLAN = ".onnx", ".plan"
@@ -238,6 +235,9 @@ def show_engine(plan: Path, sidecar: Sidecar, *, verbose: bool, stale: bool = Fa
         verbose: print every kernel.
         stale: it was built from another graph than its bundle holds now.
     """
+    from deploycli.exporters.bundle.kernels import KernelTotals
+    from deploycli.exporters.target.settings import shapes_text
+
     console = stdout()
     console.print(styled(str(plan), "bold"), f"({size_text(sidecar.size)}, deploycli {sidecar.tool_version})")
     known = fact_table()
@@ -268,6 +268,8 @@ def show_engine(plan: Path, sidecar: Sidecar, *, verbose: bool, stale: bool = Fa
 
 def show_against(engines: Sequence[tuple[Path, Sidecar]]) -> None:
     """Print the kernels of two engines by PyTorch module, side by side."""
+    from deploycli.exporters.bundle.kernels import KernelTotals, by_module, readable_depth
+
     first, second = (sidecar.first_kernels for _, sidecar in engines)
     names = "A", "B"
     console = stdout()
@@ -288,6 +290,8 @@ def show_against(engines: Sequence[tuple[Path, Sidecar]]) -> None:
 
 
 def _modules(kernels: Sequence[Kernel]) -> Rows:
+    from deploycli.exporters.bundle.kernels import by_module, readable_depth
+
     table = table_of("module", "launches", "products", "attention", "moved")
     for module, totals in by_module(kernels, readable_depth(kernels)).items():
         products = counts_text(totals.products) or "-"
@@ -296,6 +300,8 @@ def _modules(kernels: Sequence[Kernel]) -> Rows:
 
 
 def _kernels(kernels: Sequence[Kernel]) -> Rows:
+    from deploycli.exporters.bundle.kernels import KernelTotals
+
     table = table_of("kernel", "type", "reads", "writes", "moved", "ONNX nodes")
     for kernel in kernels:
         moved = _megabytes(KernelTotals.of((kernel,)))

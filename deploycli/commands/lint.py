@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from deploycli.console import Output, assembled, print_json, stdout, styled
+from deploycli.console import assembled, print_json, stdout, styled
 from deploycli.options import bundle_path, gpu_option, json_option, output_option
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from deploycli.exporters.lint import Finding, LintReport
+    from deploycli.terminal import Output
 
 
 @click.command("lint")

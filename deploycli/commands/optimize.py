@@ -9,7 +9,6 @@ import click
 
 from deploycli.console import (
     Progress,
-    Rows,
     assembled,
     print_json,
     show_remarks,
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
 
     from deploycli.exporters.graph_check import Check
     from deploycli.exporters.optimize import Optimized
+    from deploycli.terminal import Rows
 
 
 @click.command("optimize")

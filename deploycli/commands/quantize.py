@@ -9,7 +9,7 @@ import click
 from click.core import ParameterSource
 
 from deploycli.commands.cast import show_work_on
-from deploycli.console import Output, Progress, next_step, print_json, stdout, table_of
+from deploycli.console import Progress, next_step, print_json, stdout, table_of
 from deploycli.options import (
     Count,
     Number,
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from deploycli.exporters.precision.budget import Search
     from deploycli.exporters.quantize import Quantized
     from deploycli.exporters.verification.evaluate import Accuracy
+    from deploycli.terminal import Output
 
 
 _STAGES = "patch-embed, head, mlp.fc2, patch-merging"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from deploycli.console import Progress, Rows, print_json, stacked, stdout, styled, table_of
+from deploycli.console import Progress, print_json, stacked, stdout, styled, table_of
 from deploycli.options import (
     SEEDS,
     Count,
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from deploycli.exporters.verification.evaluate import Evaluation
     from deploycli.exporters.verification.report import Report, Stage
+    from deploycli.terminal import Rows
 
 
 @click.command("verify")

@@ -13,7 +13,7 @@ from tests.deploycli.commands import ENVIRONMENT, SCRIPT, module, run
 if TYPE_CHECKING:
     from pathlib import Path
 
-HEAVY = {"torch", "numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "PIL", "huggingface_hub"}
+HEAVY = {"torch", "numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "PIL", "huggingface_hub", "rich", "msgspec"}
 HELPS = [[], *([name] for name in COMMANDS)]
 
 
