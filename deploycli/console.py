@@ -229,6 +229,11 @@ def cost_cells(cost: GraphCost | None) -> tuple[str, str, str]:
     return moved, products, f"{cost.constant_bytes / 1e6:.1f}"
 
 
+def interval_text(shares: tuple[float, float]) -> str:
+    """Return an interval of shares for people."""
+    return f"{shares[0]:.2%} to {shares[1]:.2%}"
+
+
 def size_text(size: int) -> str:
     """Return a number of bytes in words."""
     return f"{size / 1e6:.1f} MB" if size < 1e9 else f"{size / 1e9:.2f} GB"

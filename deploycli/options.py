@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
-from deploycli.models.errors import UsageError
+from deploycli.models.errors import DeployError, UsageError
 from deploycli.models.files import text_of
 
 if TYPE_CHECKING:
@@ -222,7 +222,6 @@ def tensor_spec(text: str) -> TensorSpec:
     That is a name, a shape whose first axis is the batch, an element type, and for integers the lowest and the highest
     value that they take.
     """
-    from deploycli.models.errors import DeployError
     from deploycli.models.spec import TensorSpec  # what reads JSON takes a while to import
 
     rest, _, last = text.rpartition(":")

@@ -55,10 +55,6 @@ def family(name: str) -> Family:
 
         return Family(
             create=partial(external.make, name),
-            translate=lambda state: (state, {}),
-            check_geometry=lambda _config, _state: None,
-            head="",
-            derived=frozenset(),
             resample=external.by_own_names if name == "hf" else keep,
         )
     raise UsageError(f"unknown model family {name!r}", expected=", ".join(FAMILIES))

@@ -33,8 +33,6 @@ from deploycli.models.layers import (
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from torch import Tensor
-
 
 def relative_offsets(group_size: int) -> Tensor:
     """Return every offset between two tokens of a group, row by row, [(2G-1)**2, 2], float32."""
@@ -455,11 +453,6 @@ class CrossFormer(CrossScaleTransformer):
 # --- Checkpoints of CrossFormer and CrossFormer++: the authors' names, and what the buffers tell about the groups
 
 
-def translate(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the state as it is, and no renamed keys: only the authors publish these models, by the official names."""
-    return state, {}
-
-
 def check_geometry(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
     """Refuse a checkpoint whose groups are not the model's, and say which they are.
 
@@ -492,10 +485,6 @@ def check_geometry(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> No
     )
 
 
-def accept_any_geometry(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
-    """Do nothing: a checkpoint of CrossFormer++ fits any image and group size, as nothing in it depends on them."""
-
-
 def _group_size(state: Mapping[str, Tensor], stage: int) -> int | None:
     """Return the group size whose offsets, (2 * group_size - 1)**2, a stage's first block holds."""
     offsets = state.get(f"layers.{stage}.blocks.0.attn.biases")
@@ -504,7 +493,6 @@ def _group_size(state: Mapping[str, Tensor], stage: int) -> int | None:
 
 FAMILY = Family(
     create=CrossFormer,
-    translate=translate,
     check_geometry=check_geometry,
     head="head.weight",
     derived=frozenset({"biases", "relative_position_index"}),

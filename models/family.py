@@ -13,6 +13,15 @@ if TYPE_CHECKING:
     Resample = Callable[[Mapping[str, Any], dict[str, Tensor]], tuple[dict[str, Tensor], tuple[str, ...]]]
 
 
+def as_it_is(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Rename nothing."""
+    return state, {}
+
+
+def fits_all(_config: Mapping[str, Any], _state: Mapping[str, Tensor]) -> None:
+    """Refuse nothing."""
+
+
 def keep(_config: Mapping[str, Any], state: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Resample nothing."""
     return state, ()
@@ -25,9 +34,9 @@ class Family:
     Attributes:
         create: makes the module from the keyword arguments of ``ModelSpec.config``.
         translate: brings a checkpoint to the official names; returns it with ``{name in the file: official name}``
-            for the keys that it renamed.
+            for the keys that it renamed. By default it renames none.
         check_geometry: raises UsageError where a checkpoint was made for another window or image size than the config,
-            or for another variant, and ``resample`` cannot adapt it.
+            or for another variant, and ``resample`` cannot adapt it. By default any fits.
         head: official name of the classifier's weight [num_classes, C]; empty where none is known.
         derived: last parts of the names of buffers that follow from the config; a checkpoint may hold them or not.
         resample: adapts a checkpoint to the config, such as its learned tables to the image size; returns it with the
@@ -35,10 +44,10 @@ class Family:
     """
 
     create: Callable[..., nn.Module]
-    translate: Callable[[dict[str, Tensor]], tuple[dict[str, Tensor], dict[str, str]]]
-    check_geometry: Callable[[Mapping[str, Any], Mapping[str, Tensor]], None]
-    head: str
-    derived: frozenset[str]
+    translate: Callable[[dict[str, Tensor]], tuple[dict[str, Tensor], dict[str, str]]] = as_it_is
+    check_geometry: Callable[[Mapping[str, Any], Mapping[str, Tensor]], None] = fits_all
+    head: str = ""
+    derived: frozenset[str] = frozenset()
     resample: Resample = keep
 
     @property

@@ -123,7 +123,7 @@ def trunc_normal(tensor: Tensor) -> None:
         nn.init.trunc_normal_(tensor, std=0.02)
 
 
-# --- How windows tile the feature maps of a hierarchical transformer: arithmetic only, without PyTorch
+# --- How windows tile the feature maps of a hierarchical transformer: arithmetic only
 
 
 def effective_window(resolution: tuple[int, int], window_size: int) -> int:

@@ -1,4 +1,4 @@
-"""Memory that could not be had: how much was asked for, whoever says so in whatever words."""
+"""Memory that could not be had, in whatever words that is said; and limits for a model of a stranger's making."""
 
 from __future__ import annotations
 
@@ -94,6 +94,9 @@ def available() -> int | None:
 
 
 # --- Limits for a model that a stranger's arguments make: how many weights, and how much memory
+#
+# A file of a kilobyte may name a depth of a billion. What is too large is refused while it is made: before its weights
+# are drawn, and before the kernel kills the process for lack of memory.
 
 _ASIDE = 2**31
 """Address space that libraries and threads take while a model is made, bytes; most of it is never touched."""

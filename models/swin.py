@@ -36,8 +36,6 @@ from deploycli.models.layers import (
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from torch import Tensor
-
 MASKED = -100.0  # what a masked pair's score loses: e^-100 is zero in float32, and -100 itself survives float16
 
 

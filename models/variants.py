@@ -71,24 +71,25 @@ def spec(name: str, family: str, config: Mapping[str, Any]) -> ModelSpec:
     return ModelSpec(name, family, config, inputs=(images,), outputs=(OUTPUT_NAME,))
 
 
-def _published(hub: str) -> HubFile | None:
-    """Read ``name@revision`` of timm's repositories on the hub."""
-    name, _, revision = hub.partition("@")
-    return HubFile(f"timm/{name}", revision or "main") if hub else None
-
-
 def _variant(
     name: str,
     summary: str,
     family: str,
     config: Mapping[str, Any],
-    recipe: Preprocessing,
-    names: tuple[str, ...],
-    hub: str,
+    aliases: tuple[str, ...],
+    hub: str = "",
+    **recipe: Any,
 ) -> Variant:
-    """Make a variant; the hub repository's own name is an alias, too."""
-    aliases = (*names, hub.partition("@")[0]) if hub else names
-    return Variant(spec(name, family, config), recipe, aliases, _published(hub), summary)
+    """Make a variant; ``hub`` is ``name@revision`` of one of timm's repositories, whose name is an alias, too."""
+    height, width = config["img_size"]
+    repository, _, revision = hub.partition("@")
+    return Variant(
+        spec(name, family, config),
+        Preprocessing(size=(height, width), **recipe),
+        (*aliases, repository) if hub else aliases,
+        HubFile(f"timm/{repository}", revision or "main") if hub else None,
+        summary,
+    )
 
 
 # What the evaluation of Swin, ViT and DeiT crops: the centre nine tenths at 224; the 384 models were tuned on the whole
@@ -125,9 +126,7 @@ def _swin(name: str, summary: str, size: str, *aliases: str, hub: str = "", **ch
         "patch_norm": True,
         **changes,
     }
-    height, width = config["img_size"]
-    recipe = Preprocessing(size=(height, width), crop_pct=_crop_pct(config))
-    return _variant(name, summary, "swin", config, recipe, aliases, hub)
+    return _variant(name, summary, "swin", config, aliases, hub, crop_pct=_crop_pct(config))
 
 
 # Size -> channels, blocks, heads. https://arxiv.org/abs/2010.11929, table 1.
@@ -172,9 +171,7 @@ def _plain_transformer(
         "distilled": False,
         **changes,
     }
-    height, width = config["img_size"]
-    recipe = Preprocessing(size=(height, width), crop_pct=_crop_pct(config), mean=mean, std=std)
-    return _variant(name, summary, "vit", config, recipe, aliases, hub)
+    return _variant(name, summary, "vit", config, aliases, hub, crop_pct=_crop_pct(config), mean=mean, std=std)
 
 
 # Size -> channels of the first stage, blocks and heads of each stage. https://arxiv.org/abs/2108.00154, table 1.
@@ -229,8 +226,7 @@ def _cross_scale(
         "qk_scale": None,
     }
     # The authors' evaluation resizes the shorter side to 256 and crops the centre.
-    recipe = Preprocessing(size=(img_size, img_size), crop_pct=224 / 256)
-    return _variant(name, summary, family, config, recipe, aliases, "")
+    return _variant(name, summary, family, config, aliases, crop_pct=224 / 256)
 
 
 VARIANTS = (

@@ -34,8 +34,6 @@ from deploycli.models.values import require_floats
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from torch import Tensor
-
 EPS = 1e-6  # of every LayerNorm; PyTorch's default is 1e-5
 
 
@@ -435,6 +433,5 @@ FAMILY = Family(
     translate=translate,
     check_geometry=check_geometry,
     head="head.weight",
-    derived=frozenset(),
     resample=resample,
 )

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
-from deploycli.__main__ import main
 from deploycli.exporters.target.product import RTX
 from deploycli.exporters.tensorrt.library import has_driver, is_installed
+from tests.deploycli.commands import in_this_process
 from tests.transcripts import TERMINAL, run_all, same, summary
 
 if TYPE_CHECKING:
@@ -20,25 +19,19 @@ if TYPE_CHECKING:
 @pytest.mark.skipif(has_driver(), reason="the READMEs show what a machine without a GPU prints")
 def test_console_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("FORCE_COLOR", "TTY_INTERACTIVE", "COLUMNS"):
-        monkeypatch.delenv(name, raising=False)
+    command = in_this_process(monkeypatch, capfd)
     for name, value in TERMINAL.items():
         monkeypatch.setenv(name, value)
 
     def call(arguments: list[str]) -> tuple[int, str, str]:
-        """In this process, which imports PyTorch once for all of them."""
-        monkeypatch.setattr(sys, "argv", ["deploycli", *arguments])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        assert isinstance(ended.value.code, int)
-        return ended.value.code, *capfd.readouterr()
+        found = command(*arguments)
+        return found.code, found.out, found.err
 
-    for block, command, code, lines in run_all(call):
+    for block, shown, code, lines in run_all(call):
         printed = "\n".join(lines)
-        assert code == command.code, f"{block.place}: {command.line}: exit {code}\n{printed}"
-        if command.shown:
-            assert same(command.shown, lines), f"{block.place}: {command.line} prints\n{printed}"
+        assert code == shown.code, f"{block.place}: {shown.line}: exit {code}\n{printed}"
+        if shown.shown:
+            assert same(shown.shown, lines), f"{block.place}: {shown.line} prints\n{printed}"
     print(summary())
 
 

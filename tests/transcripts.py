@@ -24,6 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tests.deploycli.commands import ENVIRONMENT
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
@@ -178,7 +180,7 @@ def summary() -> str:
 def _call(arguments: list[str]) -> tuple[int, str, str]:
     done = subprocess.run(
         [sys.executable, "-m", "deploycli", *arguments],
-        env={**os.environ, **TERMINAL},
+        env=ENVIRONMENT | TERMINAL,
         capture_output=True,
         text=True,
         check=False,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from deploycli.console import Progress, next_step, print_json, show_artifact, show_steps, stdout, styled
+from deploycli.models.errors import UsageError
 from deploycli.options import (
     expressions,
     json_option,
@@ -68,7 +69,6 @@ def command(
     """
     from deploycli.exporters.cast import cast_bundle
     from deploycli.exporters.precision.options import CalibrationData, CastOptions
-    from deploycli.models.errors import UsageError
 
     if io_types not in ("fp32", precision):
         raise UsageError(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from deploycli.console import assembled, print_json, stdout, styled
+from deploycli.models.errors import EnvironmentUnsuitable, ExportError
 from deploycli.options import bundle_path, gpu_option, json_option, output_option
 
 if TYPE_CHECKING:
@@ -76,7 +77,6 @@ def command(
     from deploycli.exporters.target.targets import parse_targets
     from deploycli.exporters.tensorrt import library
     from deploycli.exporters.tensorrt.parser import judging
-    from deploycli.models.errors import EnvironmentUnsuitable, ExportError
 
     targets = parse_targets(gpus)
     chosen = None if rules is None else {int(rule) if rule.isdecimal() else rule for rule in rules.split(",")}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from deploycli.console import print_json, stdout, table_of
+from deploycli.models.errors import UsageError
 from deploycli.options import json_option
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ def command(pattern: str | None, as_json: bool) -> int:
       deploycli list
       deploycli list 'swin_*_384'
     """
-    from deploycli.models.errors import UsageError
     from deploycli.models.registry import variants
 
     found = variants(pattern)

@@ -9,7 +9,7 @@ import click
 from click.core import ParameterSource
 
 from deploycli.commands.cast import show_work_on
-from deploycli.console import Progress, next_step, print_json, stdout, table_of
+from deploycli.console import Progress, interval_text, next_step, print_json, stdout, table_of
 from deploycli.options import (
     Count,
     Number,
@@ -227,15 +227,16 @@ def _show_search(console: Output, search: Search) -> None:
         ("all in INT8", search.quantized),
         (f"{len(search.kept)} in INT8, {len(search.reverted)} reverted", search.result),
     ):
-        rows.add_row(name, str(accuracy.samples), f"{accuracy.top1:.2%}", _interval(accuracy), _lost(search, accuracy))
+        rows.add_row(
+            name,
+            str(accuracy.samples),
+            f"{accuracy.top1:.2%}",
+            interval_text(accuracy.top1_interval),
+            _lost(search, accuracy),
+        )
     console.print(rows)
     for group in search.reverted:
         console.print(f"  reverted {group}: alone in INT8 it moves the logits by {search.harm[group] ** 0.5:.2%}")
-
-
-def _interval(accuracy: Accuracy) -> str:
-    low, high = accuracy.top1_interval
-    return f"{low:.2%} to {high:.2%}"
 
 
 def _lost(search: Search, accuracy: Accuracy) -> str:

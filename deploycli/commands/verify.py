@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from deploycli.console import Progress, print_json, stacked, stdout, styled, table_of
+from deploycli.console import Progress, interval_text, print_json, stacked, stdout, styled, table_of
+from deploycli.models.errors import EnvironmentUnsuitable
 from deploycli.options import (
     SEEDS,
     Count,
@@ -114,7 +115,6 @@ def command(
     """
     from deploycli.exporters.verification.report import keep
     from deploycli.exporters.verify import VerifyOptions, verify
-    from deploycli.models.errors import EnvironmentUnsuitable
 
     options = VerifyOptions(
         batches=batches,
@@ -210,18 +210,14 @@ def _accuracy_table(evaluations: Sequence[Evaluation]) -> Rows:
             evaluation.artifact or "eager",
             str(found.samples),
             f"{found.top1:.2%}",
-            _interval(found.top1_interval),
+            interval_text(found.top1_interval),
             "-" if found.top5 is None else f"{found.top5:.2%}",
-            "-" if found.top5_interval is None else _interval(found.top5_interval),
+            "-" if found.top5_interval is None else interval_text(found.top5_interval),
             "-" if lost is None else f"{100 * lost:.2f} points",
             "-" if allowed is None else f"{100 * allowed:.2f}",
             "" if lost is None or allowed is None else verdict,
         )
     return table
-
-
-def _interval(shares: tuple[float, float]) -> str:
-    return f"{shares[0]:.2%} to {shares[1]:.2%}"
 
 
 def _reference(report: Report) -> str:

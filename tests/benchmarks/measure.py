@@ -12,11 +12,9 @@ import onnxruntime as ort
 
 from deploycli.exporters.graph.analysis import Analysis
 from deploycli.exporters.graph.cost import graph_cost
-from deploycli.exporters.graph.operators import COPIES
+from deploycli.exporters.graph.operators import COPIES, VIEWS
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
-
-VIEWS = {"Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"}
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
+from deploycli.__main__ import main
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -34,6 +38,22 @@ class Result:
     def json(self) -> Any:
         assert self.code == 0, self.err
         return json.loads(self.out)
+
+
+def in_this_process(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    """What runs commands in this process, which has PyTorch imported already."""
+    for name in _TERMINAL:
+        monkeypatch.delenv(name, raising=False)
+
+    def command(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["deploycli", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert isinstance(ended.value.code, int)
+        return Result(ended.value.code, *capfd.readouterr())
+
+    return command
 
 
 def run(

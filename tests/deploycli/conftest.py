@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -9,14 +8,13 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from deploycli.__main__ import main
 from deploycli.exporters.bundle.bundle import Bundle
 from deploycli.exporters.export import ExportOptions, export
-from deploycli.models import registry
 from deploycli.models.spec import Preprocessing
 from deploycli.models.swin import SwinTransformer
 from deploycli.models.variants import Variant, spec
-from tests.deploycli.commands import SMALL, Result, files, start
+from tests import digits
+from tests.deploycli.commands import SMALL, Result, files, in_this_process, start
 from tests.models.swins import golden_state
 
 if TYPE_CHECKING:
@@ -61,29 +59,14 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def deploycli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
     """Run a command in this process, from the test's own folder."""
     monkeypatch.chdir(tmp_path)
-    for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS"):
-        monkeypatch.delenv(name, raising=False)
-
-    def command(*arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["deploycli", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        assert isinstance(ended.value.code, int)
-        return Result(ended.value.code, *capfd.readouterr())
-
-    return command
+    return in_this_process(monkeypatch, capfd)
 
 
 @contextmanager
 def registered() -> Iterator[str]:
     """Register a model of the user's own for a while."""
-    with pytest.MonkeyPatch.context() as patch:
-        for table in ("_VARIANTS", "_SHORT_NAMES"):
-            patch.setattr(registry, table, dict(getattr(registry, table)))
-
-        recipe = Preprocessing(size=(16, 16))
-        registry.register(Variant(spec("swin_smallest", "swin", SMALLEST), recipe, summary="The smallest."))
+    recipe = Preprocessing(size=(16, 16))
+    with digits.registered(Variant(spec("swin_smallest", "swin", SMALLEST), recipe, summary="The smallest.")):
         yield "swin_smallest"
 
 

@@ -71,10 +71,10 @@ def checkpoint(name: str) -> Path:
 
 
 @contextmanager
-def registered() -> Iterator[None]:
-    """Register ``NAMES`` for a while, as a user registers models of their own."""
+def registered(*variants: Variant) -> Iterator[None]:
+    """Register models for a while, as a user registers models of their own; by default ``NAMES``."""
     with mock.patch.dict(registry._VARIANTS), mock.patch.dict(registry._SHORT_NAMES):
-        for variant in (_swin(), _vit(), _crossformer()):
+        for variant in variants or (_swin(), _vit(), _crossformer()):
             registry.register(variant)
         yield
 

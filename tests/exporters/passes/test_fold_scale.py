@@ -206,8 +206,6 @@ def test_a_second_run_changes_nothing() -> None:
 
 # --- properties ------------------------------------------------------------------------------------------------------
 
-PLACES = st.permutations(range(3))
-
 
 @st.composite
 def attentions(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:

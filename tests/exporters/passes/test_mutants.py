@@ -101,11 +101,6 @@ def turned(self: index_map.IndexMap, axis: int, place: int) -> index_map.IndexMa
     return replace(self, axes=(*self.axes[:axis], tuple(digits), *self.axes[axis + 1 :]))
 
 
-def clipped_dimensions(_real: Any) -> Any:
-    """Dimensions read at batch 1 only."""
-    return lambda low, high: tuple(b if b % a == 0 and a != b else a for a, b in zip(low, high, strict=True))
-
-
 MUTANTS = {
     "wrong axis": patched(builder.Builder, "move", wrong_axis),
     "index off by one": patched(builder, "as_indices", lambda real: lambda step: np.maximum(real(step) - 1, 0)),
