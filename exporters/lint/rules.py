@@ -6,6 +6,7 @@ must hold and who says so. To add one, write the function and its line here.
 
 from __future__ import annotations
 
+import difflib
 import os
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -192,5 +193,7 @@ def _choose(wanted: Collection[int | str] | None) -> list[Rule]:
     unknown = sorted({str(rule) for rule in wanted} - {str(key) for rule in RULES for key in (rule.name, rule.number)})
     if unknown or not wanted:
         found = f"no rule {', '.join(unknown)}" if unknown else "no rules to apply"
-        raise UsageError(found, expected=", ".join(rule.name for rule in RULES), hint=f"or 1 to {len(RULES)}")
+        names = [rule.name for rule in RULES]
+        near = [match for rule in unknown for match in difflib.get_close_matches(rule, names, n=1, cutoff=0.5)]
+        raise UsageError(found, expected=f"{', '.join(names)}; or 1 to {len(RULES)}", hint=" or ".join(near))
     return [rule for rule in RULES if rule.name in wanted or rule.number in wanted]

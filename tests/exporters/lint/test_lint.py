@@ -81,6 +81,9 @@ def test_a_report_without_rules_does_not_pass() -> None:
         RELU.lint(rules=[])
     with pytest.raises(UsageError, match="no rule 0, 99"):
         RELU.lint(rules=[99, 0, 4])
+    with pytest.raises(UsageError, match="no rule strong-typeing") as refused:
+        RELU.lint(rules=["strong-typeing"])
+    assert refused.value.hint == "strong-typing"
 
 
 @pytest.mark.parametrize("version", ["11.4", "11.4.0.106", "10.12", "10.16.1", "11.0", "11.999"])
