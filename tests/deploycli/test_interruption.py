@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from deploycli import interruption
 from deploycli.console import Progress
 from deploycli.interruption import Interrupted, check, interruptible
 from tests.deploycli.commands import ENVIRONMENT, SCRIPT, SMALL, files, start
@@ -119,3 +120,22 @@ def test_export_goes_on_where_nobody_reads_its_progress(
         monkeypatch.setattr(sys, "stderr", stream)
         assert deploycli("export", smallest).code == 0
     assert (tmp_path / "artifacts" / smallest / "manifest.json").is_file()
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_where_the_process_ends_with_the_command_a_second_signal_finds_it_ending(
+    ends: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is sent to a process group arrives twice: from the sender, and passed on by the process that watches."""
+    monkeypatch.setattr(interruption, "_process_is_the_command", [])
+    if ends:
+        interruption.process_is_the_command()
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        with pytest.raises(Interrupted), interruptible():
+            os.kill(os.getpid(), signal.SIGTERM)
+        after = {number: signal.getsignal(number) for number in before}
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert after == (dict.fromkeys(before, signal.SIG_IGN) if ends else before)
