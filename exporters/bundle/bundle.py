@@ -57,12 +57,13 @@ class Bundle:
         return self.path / self.manifest.golden.path
 
     @classmethod
-    def open(cls, path: Path, *, check: bool = True) -> Bundle:
-        """Open a bundle, first putting back the old one where a replacement was killed half-way.
+    def open(cls, path: Path) -> Bundle:
+        """Open a bundle, and compare the SHA-256 of every recorded file.
+
+        Where a replacement was killed half-way, the old one is put back first.
 
         Args:
             path: the bundle's folder.
-            check: compare the SHA-256 of every recorded file.
 
         Raises:
             UsageError: no bundle, or one of another schema version.
@@ -72,9 +73,8 @@ class Bundle:
         try:
             recover(path)
             manifest = Manifest.read(path)
-            if check:
-                for record in manifest.records():
-                    record.check(path)
+            for record in manifest.records():
+                record.check(path)
         except OSError as error:
             raise unreadable(error.filename or path, error, "folder") from error
         return cls(path, manifest)

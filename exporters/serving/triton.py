@@ -37,11 +37,6 @@ DEFAULT_MAX_BATCH = 32
 """Of a file that takes any batch."""
 
 
-def package(bundle: Bundle, root: Path, options: TritonOptions | None = None) -> PackagedVersion:
-    """Write a version of a model into a Triton repository; see `prepare` for arguments and errors."""
-    return prepare(bundle, root, options).write()
-
-
 def prepare(bundle: Bundle, root: Path, options: TritonOptions | None = None) -> Delivery:
     """Check all that can be checked before a version is written.
 

@@ -118,7 +118,7 @@ class Report:
         weights: where the weights came from, in words.
         reference: ``eager`` or ``golden``.
         reference_note: why that reference, and what it left out; empty where there is nothing to say.
-        stages: in the order of the chain, so the first that failed is the guilty one.
+        stages: in the order of the chain, so the first that failed is where the fault is.
         evaluations: accuracies on labelled data, the eager model's first; empty without labels.
         skipped: names of the samples of the data that could not be read.
         unreleasable: artifacts that must not be shipped whatever their numbers are, and why.
@@ -141,11 +141,6 @@ class Report:
     def passed(self) -> bool:
         """Whether there were stages, and all of them passed; an engine that was not judged is for `not_judged`."""
         return bool(self.stages) and all(stage.passed for stage in self.stages)
-
-    @property
-    def guilty(self) -> Stage | None:
-        """The first stage that failed."""
-        return next((stage for stage in self.stages if not stage.passed), None)
 
     @property
     def failures(self) -> tuple[str, ...]:

@@ -259,7 +259,7 @@ def test_accuracy_is_judged_where_agreement_is_not_lost(
     report = verify(bundle, VerifyOptions(batches=(16,), images=labelled))
     assert failing_outputs(report) == set()
     assert not report.passed
-    assert report.guilty is report.stages[-1]
+    assert [stage for stage in report.stages if not stage.passed] == [report.stages[-1]]
     eager, damaged = report.evaluations
     assert (eager.accuracy.top1, damaged.accuracy.samples) == (1.0, 200)
     assert damaged.top1_lost == pytest.approx(1 - damaged.accuracy.top1)

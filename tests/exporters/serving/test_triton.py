@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 
 from deploycli.exporters.bundle.golden import load_golden
 from deploycli.exporters.bundle.manifest import CalibrationRecord, FileRecord
-from deploycli.exporters.serving.triton import package, prepare
+from deploycli.exporters.serving.triton import prepare
 from deploycli.exporters.serving.triton_config import TritonOptions
 from deploycli.exporters.target.settings import BuildSettings
 from deploycli.exporters.verification.report import keep
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from deploycli.exporters.bundle.bundle import Bundle
     from deploycli.exporters.bundle.manifest import Manifest
+    from deploycli.exporters.serving.triton_repository import PackagedVersion
 
 FORCED = TritonOptions(force=True)
 RANDOM = Weights("random", seed=3)
@@ -46,6 +47,10 @@ def bundle(tmp_path: Path) -> Bundle:
 @pytest.fixture
 def models(tmp_path: Path) -> Path:
     return tmp_path / "models"
+
+
+def package(bundle: Bundle, root: Path, options: TritonOptions | None = None) -> PackagedVersion:
+    return prepare(bundle, root, options).write()
 
 
 def config_of(models: Path, name: str = "linear") -> Any:
