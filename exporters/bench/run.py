@@ -99,10 +99,36 @@ def bench(
         DeployError: a candidate that was asked for by name cannot run in any precision; or none at all can.
     """
     options = options or BenchOptions()
+    return _bench(bundle, collect(bundle, options, requirements, providers), options, requirements, progress, clock)
+
+
+def bench_all(
+    bundles: Sequence[Bundle],
+    options: BenchOptions,
+    *,
+    requirements: Sequence[Requirement] = (),
+    providers: Sequence[Provider] | None = None,
+    progress: Progress = lambda _label, _done, _total: None,
+) -> list[BenchReport]:
+    """Time one bundle after the other, once the names that the user gave are known to fit all of them; see `bench`."""
+    collected = [collect(bundle, options, requirements, providers) for bundle in bundles]
+    return [
+        _bench(bundle, candidates, options, requirements, progress, time.perf_counter)
+        for bundle, candidates in zip(bundles, collected, strict=True)
+    ]
+
+
+def _bench(
+    bundle: Bundle,
+    candidates: Sequence[Candidate],
+    options: BenchOptions,
+    requirements: Sequence[Requirement],
+    progress: Progress,
+    clock: Callable[[], float],
+) -> BenchReport:
     options = replace(options, batches=options.batches or _default_batches(bundle))
     inputs, truth = load_golden(bundle.golden)
     host = describe_host()
-    candidates = collect(bundle, options, requirements, providers)
     with torch_threads(options.threads), ExitStack() as stack:
         session = _Session(options, inputs, truth, progress, clock)
         session.demand(session.open(candidates, stack))
@@ -118,22 +144,6 @@ def bench(
         verdicts=tuple(judge(r, measurements, session.absences, options.seed) for r in requirements),
         unreleasable=unreleasable(bundle.onnx_files()),
     )
-
-
-def bench_all(
-    bundles: Sequence[Bundle],
-    options: BenchOptions,
-    *,
-    requirements: Sequence[Requirement] = (),
-    providers: Sequence[Provider] | None = None,
-    progress: Progress = lambda _label, _done, _total: None,
-) -> list[BenchReport]:
-    """Time one bundle after the other, once the names that the user gave are known to fit all of them; see `bench`."""
-    for bundle in bundles:
-        collect(bundle, options, requirements, providers)
-    return [
-        bench(bundle, options, requirements=requirements, providers=providers, progress=progress) for bundle in bundles
-    ]
 
 
 @dataclass(frozen=True)
