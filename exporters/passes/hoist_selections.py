@@ -29,6 +29,7 @@ import numpy as np
 from deploycli.exporters.graph.builder import Builder, remove_dead, replace
 from deploycli.exporters.graph.index_sets import IndexSet, IndexSets, covers, is_whole, merge, sizes, volume, whole
 from deploycli.exporters.graph.lowerings import LAUNCH, VIEW, MovementOp
+from deploycli.exporters.graph.products import COUNTED, multiply_adds
 from deploycli.exporters.graph.row_relations import Join, Relation, Take, View, relations
 from deploycli.exporters.graph.shapes import item_bytes
 from deploycli.exporters.graph.steps import Remark
@@ -49,8 +50,6 @@ PRODUCTS_PER_BYTE = 8
 
 Reads: TypeAlias = "list[tuple[ir.Value, IndexSets] | None]"
 """What is read of each operand of a node; None where nothing."""
-
-_PRODUCTS = frozenset({"Attention", "Gemm", "MatMul"})
 
 
 class HoistSelections(GraphPass):
@@ -277,7 +276,7 @@ class BackwardSlicing:
         """Record the operators below a product that only a few rows are read of, and of which nothing is known."""
         multiplied: set[ir.Value] = set()
         for node in self._nodes:
-            if node.op_type in _PRODUCTS or any(value in multiplied for value in node.inputs):
+            if node.op_type in COUNTED or any(value in multiplied for value in node.inputs):
                 multiplied.update(node.outputs)
             for output in node.outputs:
                 dims, is_unknown = self._analysis.dims(output), self._relations[output] is None
@@ -316,21 +315,13 @@ class BackwardSlicing:
 
     def _saved(self, output: ir.Value) -> int:
         """Count the multiply-adds that the operator of a value no longer does, for one sample."""
-        dims = self._analysis.dims(output)
-        everything = 0 if dims is None else self._products(output, [whole(dims)])
-        return everything - self._products(output, self.versions[output])
-
-    def _products(self, output: ir.Value, parts: Iterable[IndexSets]) -> int:
-        node = output.producer()
-        if node is None or node.op_type not in _PRODUCTS or node.domain != "":
+        node, dims = output.producer(), self._analysis.dims(output)
+        if node is None or not dims or not (elements := volume(dims, whole(dims))):
             return 0
-        result, (left, right, *_) = self._analysis.dims(output), map(self._analysis.dims, node.inputs)
-        if result is None or not left or not right:
-            return 0
-        elements = sum(volume(result, part) for part in parts)
-        if node.op_type == "Attention":  # each query [D] by all keys, and its probabilities by all values
-            return elements * right[-2] * (left[-1] + result[-1]) // result[-1]
-        return elements * left[0 if node.attributes.get_int("transA", 0) else -1]
+        inputs = [None if value is None else self._analysis.dims(value) for value in node.inputs]
+        products = multiply_adds(node, inputs, dims) or 0
+        # The same number for each element: of an Attention too, whose queries are multiplied with all keys.
+        return products - products * sum(volume(dims, part) for part in self.versions[output]) // elements
 
     def _unprofitable(self) -> set[ir.Value]:
         """Return the restricted values of the selections that cost more than they save."""

@@ -73,9 +73,7 @@ def _name_constants(graph: ir.Graph, nameless: Sequence[ir.Value], names: Names)
                 wishes.setdefault(value, f"{node.name}.{_CONSTANT}{i}")
     for value in nameless:
         value.name = names.unique(wishes.get(value, _CONSTANT))
-    for value in wishes:
-        del graph.initializers[value.name or ""]
-        graph.register_initializer(value)
+    order_constants(graph)
 
 
 # --- graphs from elsewhere -------------------------------------------------------------------------------------------
