@@ -407,10 +407,9 @@ def _inspected(result: BuildResult) -> EngineLayers:
 
 def _read(planned: PlannedEngine, result: BuildResult) -> list[Reading]:
     """Return what is known of the layers of every optimization profile, as far as they are told apart."""
-    profiles, onnx = planned.settings.profiles, planned.onnx.path
-    layers = _inspected(result)
+    profiles, layers = planned.settings.profiles, _inspected(result)
     groups = by_profile(layers, len(profiles)) if planned.product is RTX else (layers,)
-    return [read_engine(group, onnx, _one_batch(profile)) for group, profile in zip(groups, profiles, strict=False)]
+    return read_engine(planned.onnx.path, zip(groups, map(_one_batch, profiles), strict=False))
 
 
 def _one_batch(profile: Mapping[str, ShapeRange]) -> int | None:

@@ -75,9 +75,6 @@ _FUSED_AT_RUN_TIME, _FC = "runtime_fusion", re.compile(r"Fc(?=[A-Z_]|$)")
 """Type of a layer whose kernel is made when the engine is first loaded: a product with what follows it,
 ``__myl_FcAddAdd``."""
 
-PRODUCT_OPERATORS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", "Attention"})
-"""Operators of ONNX that become products."""
-
 _GENERATED = "kgen"
 """Type of a layer whose kernel TensorRT has generated; a fused attention's may be one."""
 

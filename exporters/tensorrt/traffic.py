@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 
 from deploycli.exporters.bundle.kernels import Kernel
 from deploycli.exporters.graph.onnx_file import quiet, read
+from deploycli.exporters.graph.products import COUNTED
 from deploycli.exporters.lint.operators import parse_version
 from deploycli.exporters.lint.rules import DEFAULT_VERSION
 from deploycli.exporters.lint.subject import Subject, inlined
-from deploycli.exporters.tensorrt.inspector import PRODUCT_OPERATORS, EngineLayers
+from deploycli.exporters.tensorrt.inspector import EngineLayers
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -53,27 +54,33 @@ class Reading:
     missing: tuple[str, ...]
 
 
-def read_engine(layers: EngineLayers, onnx: Path, batch: int | None) -> Reading:
+def read_engine(onnx: Path, parts: Iterable[tuple[EngineLayers, int | None]]) -> list[Reading]:
     """Read an engine beside the graph that it was built from.
 
     Args:
-        layers: of the engine, in the order of execution.
         onnx: the graph.
-        batch: the one batch that the engine takes, or None where it takes several.
+        parts: of every optimization profile, or of the whole engine where they are not told apart: the layers in the
+            order of execution, and the one batch that it takes, or None where it takes several.
+
+    Returns:
+        One reading a part.
     """
     with quiet():
-        subject = Subject(inlined(read(onnx)[0]), parse_version(DEFAULT_VERSION))
-        graph = _Graph(subject)
-        sizes = _Sizes(graph, batch or 1)
-        open_ = graph.products - {node for layer in layers.layers if layer.product for node in layer.nodes}
-        # A product of few channels is multiplied and added up by a generated kernel, which is not called one.
-        known = EngineLayers(
-            tuple(
-                replace(layer, product=layer.product or (layer.launches and not open_.isdisjoint(layer.nodes)))
-                for layer in layers.layers
-            )
+        graph = _Graph(Subject(inlined(read(onnx)[0]), parse_version(DEFAULT_VERSION)))
+        return [_read(layers, graph, batch) for layers, batch in parts]
+
+
+def _read(layers: EngineLayers, graph: _Graph, batch: int | None) -> Reading:
+    sizes = _Sizes(graph, batch or 1)
+    open_ = graph.products - {node for layer in layers.layers if layer.product for node in layer.nodes}
+    # A product of few channels is multiplied and added up by a generated kernel, which is not called one.
+    known = EngineLayers(
+        tuple(
+            replace(layer, product=layer.product or (layer.launches and not open_.isdisjoint(layer.nodes)))
+            for layer in layers.layers
         )
-        kernels = tuple(_kernel(layer, graph, sizes) for layer in known.launched)
+    )
+    kernels = tuple(_kernel(layer, graph, sizes) for layer in known.launched)
     named = {node for layer in known.layers for node in layer.nodes}
     return Reading(known, kernels, tuple(sorted(open_ - named)))
 
@@ -120,7 +127,7 @@ class _Graph:
         self.products = {
             name
             for name, node in self._nodes.items()
-            if node.op_type in PRODUCT_OPERATORS and any(not self._is_constant(value) for value in node.inputs)
+            if node.op_type in COUNTED and any(not self._is_constant(value) for value in node.inputs)
         }
         inputs = [value for value in subject.graph.inputs if value.const_value is None]
         first = inputs[0].shape[0] if inputs and inputs[0].shape is not None and len(inputs[0].shape) else 1

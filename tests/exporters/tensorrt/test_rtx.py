@@ -123,7 +123,7 @@ def test_an_engine_is_compiled_for_all_gpus(built: BuildResult) -> None:
 
 def test_every_product_of_the_graph_is_in_a_layer_that_counts_as_one(built: BuildResult) -> None:
     layers = layers_of(built)
-    found = read_engine(layers, built.plan.parent.parent / "model.onnx", None)
+    (found,) = read_engine(built.plan.parent.parent / "model.onnx", [(layers, None)])
     kernels = found.kernels
     assert (found.missing, found.layers) == ((), layers)
     assert layers.fused_attention == 1
@@ -166,8 +166,9 @@ def test_bytes_that_follow_from_the_graph_are_those_of_an_engine_of_one_batch(dt
             for layer in layers.layers
         )
     )
-    said = [kernel.moved for kernel in read_engine(layers, onnx_file, size).kernels]
-    assert [kernel.moved for kernel in read_engine(dynamic, onnx_file, None).kernels] == said
+    fixed, free = read_engine(onnx_file, [(layers, size), (dynamic, None)])
+    said = [kernel.moved for kernel in fixed.kernels]
+    assert [kernel.moved for kernel in free.kernels] == said
     assert None not in said
 
 
@@ -230,7 +231,7 @@ def test_the_operator_attention_without_a_kernel_of_its_own_is_taken_apart(
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=11)
     profile = {name: ShapeRange((1, n, WIDTH), (2, n, WIDTH), (4, n, WIDTH)) for name, n in shapes.items()}
     result = compile_(model, tmp_path, profile, TARGETS[1:])
-    found = read_engine(layers_of(result), tmp_path / "model.onnx", None)
+    (found,) = read_engine(tmp_path / "model.onnx", [(layers_of(result), None)])
     assert found.missing == ()
     assert any(kernel.product for kernel in found.kernels)
 

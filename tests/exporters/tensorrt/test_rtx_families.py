@@ -9,6 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from deploycli.exporters.graph.onnx_file import write_model
+from deploycli.exporters.graph.products import COUNTED
 from deploycli.exporters.precision.dtypes import type_of
 from deploycli.exporters.precision.insert_casts import cast
 from deploycli.exporters.precision.placement import DEFAULT_HIGH_PRECISION
@@ -16,7 +17,7 @@ from deploycli.exporters.precision.policy import REDUCED_TYPES, Policy
 from deploycli.exporters.target.settings import BuildSettings, ShapeRange
 from deploycli.exporters.target.targets import TARGETS
 from deploycli.exporters.tensorrt.child import run_build
-from deploycli.exporters.tensorrt.inspector import PRODUCT_OPERATORS, parse_layers
+from deploycli.exporters.tensorrt.inspector import parse_layers
 from deploycli.exporters.tensorrt.traffic import read_engine
 from tests.exporters.lint.rtx import WHY
 from tests.exporters.precision.networks import FAMILIES, family, images, quantized
@@ -47,7 +48,7 @@ def products(model: ir.Model) -> dict[str, str]:
     found = {}
     for node in model.graph:
         operands = [value for value in node.inputs[:2] if value is not None]
-        if node.op_type in PRODUCT_OPERATORS and any(value.const_value is None for value in operands):
+        if node.op_type in COUNTED and any(value.const_value is None for value in operands):
             producer = operands[0].producer()
             quantized_ = producer is not None and producer.op_type == "DequantizeLinear"
             found[node.name or ""] = "int8" if quantized_ else TYPES[type_of(operands[0])]
@@ -63,10 +64,10 @@ def test_every_product_computes_in_the_type_of_the_graph(name: str, precision: s
     settings = BuildSettings({"images": ShapeRange(*sizes)})
     result = run_build(path, settings, tmp_path / "work", timeout=120, compiler="rtx", targets=AMPERE_AND_LATER)
     assert result.layers is not None
-    kernels = read_engine(parse_layers(result.layers.read_text("utf-8")), path, None).kernels
+    (found_in,) = read_engine(path, [(parse_layers(result.layers.read_text("utf-8")), None)])
     expected = products(model)
     found = {node: set[str]() for node in expected}
-    for kernel in kernels:
+    for kernel in found_in.kernels:
         for node in found.keys() & set(kernel.nodes if kernel.product else ()):
             found[node].add(kernel.precision)
     assert found == {node: {kind} for node, kind in expected.items()}
