@@ -11,17 +11,15 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
-from deploycli.exporters.bench.candidate import Candidate, FirstLoad, Prepared
+from deploycli.exporters.bench.candidate import Arrays, BenchOptions, Candidate, FirstLoad, Prepare, Prepared
 from deploycli.exporters.target.product import RTX
-from deploycli.exporters.tensorrt.open_engine import open_engine
+from deploycli.exporters.tensorrt.runtime import TensorRtRuntime, open_engine
 from deploycli.models.errors import DeployError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from deploycli.exporters.bench.candidate import Arrays, BenchOptions, Prepare
     from deploycli.exporters.bundle.bundle import Bundle, Engine
-    from deploycli.exporters.tensorrt.runtime import TensorRtRuntime
 
 
 def engine_candidates(bundle: Bundle, options: BenchOptions) -> Iterator[Candidate]:
@@ -69,7 +67,7 @@ def _prepare(
 
 
 def _first_load(engine: Engine, inputs: Arrays) -> FirstLoad:
-    from deploycli.exporters.tensorrt.rtx_runtime import InMemory, RtxRuntime
+    from deploycli.exporters.tensorrt.runtime import InMemory, RtxRuntime
 
     cache, seconds = InMemory(), []
     for _ in range(2):

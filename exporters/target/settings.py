@@ -67,7 +67,7 @@ class BuildSettings:
         version_compatible: the plan also runs on later versions; it then carries a lean runtime.
         strip_weights: leave out the weights; they are refitted from the ONNX file.
         max_aux_streams: streams beside the main one; None for TensorRT's choice.
-        timing_cache: folder of kernel timings, or None; see `deploycli.exporters.tensorrt.timing_cache`.
+        timing_cache: folder of kernel timings, or None; see `deploycli.exporters.tensorrt.compilers.tensorrt`.
         error_on_timing_cache_miss: fail where the cache does not know a layer.
         tf32: let FP32 matrix products round to TF32.
         more_profiles: the others, each with kernels of its own.

@@ -1,4 +1,4 @@
-"""Build an engine, in the child process (`deploycli.exporters.tensorrt.worker`): one code path for TensorRT 10.12 to
+"""Build an engine, in the child process (`deploycli.exporters.tensorrt.child`): one code path for TensorRT 10.12 to
 11.x and for TensorRT for RTX, whose differences are in `deploycli.exporters.tensorrt.compilers`.
 
 The network is strongly typed, so precision is what the ONNX file says. What can fail in TensorRT tells so by what it
@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING
 
 from deploycli.exporters.bundle.engine import HEADER_BYTES, plan_header
 from deploycli.exporters.bundle.files import write_whole
+from deploycli.exporters.target.product import RTX
 from deploycli.exporters.target.settings import shapes_text
 from deploycli.exporters.target.verdict import shown
 from deploycli.exporters.tensorrt import library
 from deploycli.exporters.tensorrt.job import LAYERS, LOG, PLAN, BuildResult, Progress
-from deploycli.exporters.tensorrt.network import fill, make_builder, make_network
+from deploycli.exporters.tensorrt.parser import fill, make_builder, make_network
 from deploycli.models.errors import BuildError, UsageError, first_line
 from deploycli.models.memory import shortage
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from deploycli.exporters.target.settings import BuildSettings, ShapeRange
     from deploycli.exporters.tensorrt.callbacks import Log, Monitor
+    from deploycli.exporters.tensorrt.compilers import Compiler
     from deploycli.exporters.tensorrt.job import Job
 
 
@@ -49,8 +51,6 @@ def build(job: Job, progress: Callable[[Progress], None], log: Log) -> BuildResu
         IntegrityError: the timing cache is damaged or for something else.
         EnvironmentUnsuitable: not installed, no GPU where one is needed, no Polygraphy, no space.
     """
-    from deploycli.exporters.tensorrt.compilers import compiler_of
-
     title, seconds = job.product.title, _Stopwatch(progress)
     compiler = compiler_of(job, log)
     compiler.start()
@@ -96,6 +96,21 @@ def build(job: Job, progress: Callable[[Progress], None], log: Log) -> BuildResu
         timing_cache_sha256=timing_cache,
         seconds=seconds.taken,
     )
+
+
+def compiler_of(job: Job, log: Log) -> Compiler:
+    """Return the compiler of a job.
+
+    Raises:
+        EnvironmentUnsuitable: it needs a GPU, and there is none.
+    """
+    if job.product is RTX:
+        from deploycli.exporters.tensorrt.compilers.rtx import Rtx
+
+        return Rtx(job, log)
+    from deploycli.exporters.tensorrt.compilers.tensorrt import TensorRt
+
+    return TensorRt(job, log)
 
 
 def parse(network: trt.INetworkDefinition, onnx: Path, log: Log, title: str) -> trt.OnnxParser:

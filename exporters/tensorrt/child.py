@@ -1,24 +1,30 @@
 """Build an engine in a child process, and tell what became of it.
 
-Whatever TensorRT does, the parent lives and ends with a documented exit code; a build that did not succeed leaves its
-job and its log, and nothing else.
+Whatever TensorRT does (it may crash, hang or be killed for memory), the parent lives and ends with a documented exit
+code; a build that did not succeed leaves its job and its log, and nothing else. TensorRT's messages go to
+``builder.log``; in the child, whatever else is printed goes there as well. Alone, to see a build fail again::
+
+    python -m deploycli.exporters.tensorrt.child .../job.json
 """
 
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
 import shlex
+import signal
 import sys
+import traceback
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploycli.exporters.bundle.engine import header_of_plan
 from deploycli.exporters.runtime.isolated import Died, TimedOut, begun
+from deploycli.exporters.tensorrt import library
 from deploycli.exporters.tensorrt.job import JOB, LOG, OUTPUTS, Job
-from deploycli.exporters.tensorrt.worker import work
-from deploycli.models.errors import BuildError, DeployError, EnvironmentUnsuitable, UsageError
+from deploycli.models.errors import BuildError, DeployError, EnvironmentUnsuitable, UsageError, first_line
 from deploycli.models.files import sha256_of
 
 if TYPE_CHECKING:
@@ -28,6 +34,7 @@ if TYPE_CHECKING:
     from deploycli.exporters.target.settings import BuildSettings
     from deploycli.exporters.target.targets import Capability
     from deploycli.exporters.tensorrt.job import BuildResult, Progress
+
 
 _TAIL_BYTES = 1 << 16
 _TAIL_LINES = 20
@@ -149,3 +156,50 @@ def _absolute(settings: BuildSettings) -> BuildSettings:
     """Return the settings with absolute paths: the job may be run again from anywhere."""
     cache = settings.timing_cache
     return replace(settings, timing_cache=None if cache is None else str(Path(cache).absolute()))
+
+
+_DROPPED = ("POLYGRAPHY_AUTOINSTALL_DEPS", "POLYGRAPHY_ASK_BEFORE_INSTALL", "POLYGRAPHY_USE_TENSORRT_RTX")
+"""A build installs no packages, and Polygraphy configures TensorRT alone."""
+
+
+def work(job: Job, *, progress: Callable[[Progress], None]) -> BuildResult | DeployError:
+    """Run one job; return its result, or what failed where that can be explained."""
+    for name in _DROPPED:
+        os.environ.pop(name, None)
+    faulthandler.enable(all_threads=False)
+    try:
+        library.use(job.product)
+        # They import TensorRT, or take long to import.
+        from deploycli.exporters.tensorrt.builder import build
+        from deploycli.exporters.tensorrt.callbacks import Log
+
+        with job.file(LOG).open("a", encoding="utf-8", errors="backslashreplace") as stream:
+            return build(job, progress, Log(stream, verbose=job.verbose))
+    except DeployError as error:
+        return error
+    except MemoryError:
+        traceback.print_exc()
+        return BuildError("the builder ran out of memory", hint="a machine with more memory")
+    except Exception as error:
+        traceback.print_exc()
+        return BuildError(f"the builder failed: {type(error).__name__}: {first_line(error)}")
+
+
+def main(path: str) -> int:
+    """Run one job while somebody is looking; return the exit code."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's own handler would wait until TensorRT returns
+    try:
+        found = work(Job.load(Path(path)), progress=lambda now: print(f"{now.phase}: {now.step} of {now.total}"))
+    except DeployError as error:
+        found = error
+    if isinstance(found, DeployError):
+        print(f"error: {found}", file=sys.stderr)
+        return found.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    code = main(*sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # all is written: a crash of some library's while the interpreter ends would tell nothing

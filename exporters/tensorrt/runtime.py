@@ -1,26 +1,45 @@
 """Run a plan: the very file that ships, checked against its sidecar before TensorRT sees it.
 
 What can fail in TensorRT tells so by what it returns, None or False, and not by an exception: each return value is
-looked at, and TensorRT's own words are in the message. `deploycli.exporters.tensorrt.rtx_runtime` is what TensorRT
-for RTX does otherwise; `deploycli.exporters.tensorrt.open_engine` chooses.
+looked at, and TensorRT's own words are in the message. What TensorRT for RTX does otherwise than TensorRT is in
+`RtxRuntime`, and what lies on the GPU in `Device`.
 
-Sources: TensorRT, Python API of 10.13 to 11.4; "Performing inference"; "Refitting an engine"; "Security".
+Kernels of TensorRT for RTX are finished on the GPU, when a context is made and when a shape is first seen. Those for a
+shape are made before it is run (eager), not while slower ones stand in: so `verify` judges the kernels that `bench`
+times. CUDA graphs are the library's: it knows when its kernels are ready. Finished kernels are kept beside the engine
+for the next load. They are for one engine, version, GPU and driver, whose key stands in the file; what does not fit it,
+or is damaged, is as good as no file. They only save time: a cache that cannot be read or written is no error. The file
+is no part of what a bundle vouches for, as the engine is not.
+
+Sources: TensorRT, Python API of 10.13 to 11.4; "Performing inference"; "Refitting an engine"; "Security". TensorRT for
+RTX 1.7, Python API; "Working with runtime cache", "Working with dynamic shapes", "Working with RTX CUDA graphs";
+NVIDIA/TensorRT-RTX, samples/apiUsage/python/api_usage.py and demo/utils/engine.py.
 """
 
 from __future__ import annotations
 
+import hashlib
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
 
+from deploycli.exporters.bundle.engine import PLAN_SUFFIX
+from deploycli.exporters.bundle.files import write_whole
 from deploycli.exporters.graph.onnx_file import model_sha256
 from deploycli.exporters.target.product import RTX
 from deploycli.exporters.target.settings import shapes_text
 from deploycli.exporters.tensorrt import library
-from deploycli.exporters.tensorrt.device import Device
-from deploycli.models.errors import DeployError, EnvironmentUnsuitable, ExportError, IntegrityError, UsageError
+from deploycli.models.errors import (
+    DeployError,
+    EnvironmentUnsuitable,
+    ExportError,
+    IntegrityError,
+    UsageError,
+    first_line,
+)
 from deploycli.models.spec import numpy_name
 
 if TYPE_CHECKING:
@@ -30,12 +49,30 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
     import tensorrt as trt
+    from torch import Tensor
     from typing_extensions import Self
 
     from deploycli.exporters.bundle.engine import Sidecar
     from deploycli.exporters.tensorrt.callbacks import Log
 
     Array = npt.NDArray[Any]
+
+
+def open_engine(
+    folder: Path, sidecar: Sidecar, *, allow_host_code: bool = False, cuda_graph: bool = False
+) -> TensorRtRuntime:
+    """Load an engine into the runtime of its product; see `TensorRtRuntime`.
+
+    Args:
+        folder: where plan and sidecar are, in the bundle.
+        sidecar: the sidecar.
+        allow_host_code: see `check_host`.
+        cuda_graph: `TensorRtRuntime.capture` will be called.
+    """
+    if sidecar.product is RTX:
+        return RtxRuntime(folder, sidecar, cuda_graph=cuda_graph)
+    return TensorRtRuntime(folder, sidecar, allow_host_code=allow_host_code)
+
 
 NUMPY_TYPES: Mapping[str, np.dtype[Any]] = {
     name: np.dtype(ml_dtypes.bfloat16 if name == "BF16" else numpy_name(name))
@@ -319,3 +356,245 @@ def _said(log: Log) -> str:
 
 def _within(shape: tuple[int, ...], low: tuple[int, ...], high: tuple[int, ...]) -> bool:
     return len(shape) == len(low) and all(a <= size <= b for size, a, b in zip(shape, low, high, strict=True))
+
+
+KERNELS_SUFFIX = ".kernels"
+
+MOST_KERNEL_BYTES = 1 << 28
+"""Largest file, bytes."""
+
+_DIGEST_BYTES = hashlib.sha256().digest_size
+
+
+class RtxRuntime(TensorRtRuntime):
+    """A plan of TensorRT for RTX on a GPU. No GPU of the authors has run it: names and signatures are tested, as far as
+    the library tells them without one.
+
+    Args:
+        folder: where plan and sidecar are, in the bundle.
+        sidecar: the sidecar.
+        cuda_graph: let the library replay a CUDA graph for a shape that it has seen.
+        cache: where finished kernels are kept; by default beside the plan.
+
+    Raises:
+        IntegrityError, EnvironmentUnsuitable: see `TensorRtRuntime`.
+    """
+
+    _holds = ("_context", "_kernels", "_config", "_engine", "_runtime")
+
+    def __init__(
+        self,
+        folder: Path,
+        sidecar: Sidecar,
+        *,
+        cuda_graph: bool = False,
+        cache: OnDisk | InMemory | None = None,
+    ) -> None:
+        self._cuda_graph = cuda_graph
+        self._cache = cache
+        self._found = b""
+        self._place = folder, sidecar
+        super().__init__(folder, sidecar)
+
+    def capture(self) -> Callable[[], None]:
+        """Return what starts an inference; see `TensorRtRuntime.capture`.
+
+        Raises:
+            ExportError: it was made without CUDA graphs.
+        """
+        if not self._cuda_graph:
+            raise ExportError(f"{self.name} was loaded without CUDA graphs")
+        return self.enqueue
+
+    def _start(self) -> trt.Runtime:
+        import tensorrt_rtx as rtx
+
+        runtime: trt.Runtime = rtx.Runtime(self._log)
+        return runtime
+
+    def _make_context(self) -> trt.IExecutionContext | None:
+        import tensorrt_rtx as rtx
+
+        engine: rtx.ICudaEngine = self._engine
+        config = engine.create_runtime_config()
+        kernels = None if config is None else config.create_runtime_cache()
+        if config is None or kernels is None:
+            raise self._refused(f"{self.name} makes no configuration for the runtime")
+        config.dynamic_shapes_kernel_specialization_strategy = rtx.DynamicShapesKernelSpecializationStrategy.EAGER
+        if self._cuda_graph:
+            config.cuda_graph_strategy = rtx.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        self._found = self._kept().read()
+        if self._found:
+            kernels.deserialize(self._found)  # what it refuses leaves the cache empty
+        if not config.set_runtime_cache(kernels):
+            raise self._refused(f"{self.name} takes no cache of kernels")
+        self._config, self._kernels = config, kernels
+        context: trt.IExecutionContext | None = engine.create_execution_context(config)
+        return context
+
+    def _kept(self) -> OnDisk | InMemory:
+        """Return where kernels are kept; asked for once the GPU is open."""
+        if self._cache is None:
+            self._cache = kernel_cache(*self._place)
+        return self._cache
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self._keep()
+        super().__exit__(kind, error, trace)
+
+    def _keep(self) -> None:
+        memory = self._kernels.serialize()
+        kernels = b"" if memory is None else bytes(memory)
+        if kernels and kernels != self._found:
+            self._kept().write(kernels)
+
+
+class InMemory:
+    """No kernels at first, and no file."""
+
+    def __init__(self) -> None:
+        self._kernels = b""
+
+    def read(self) -> bytes:
+        """Return what was written last."""
+        return self._kernels
+
+    def write(self, kernels: bytes) -> None:
+        """Keep them as long as this object lives."""
+        self._kernels = kernels
+
+
+@dataclass(frozen=True)
+class OnDisk:
+    """A file: the SHA-256 of the key and the kernels, and the kernels.
+
+    Attributes:
+        path: of the file.
+        key: what the kernels are for.
+    """
+
+    path: Path
+    key: str
+
+    def read(self) -> bytes:
+        """Return the kernels; nothing where there is no file, or one that is damaged or for something else."""
+        if not self._is_ours():
+            return b""
+        try:
+            with self.path.open("rb") as stream:
+                content = stream.read(MOST_KERNEL_BYTES + 1)
+        except OSError:
+            return b""
+        digest, kernels = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
+        return kernels if len(content) <= MOST_KERNEL_BYTES and digest == self._digest(kernels) else b""
+
+    def write(self, kernels: bytes) -> None:
+        """Replace the file, whole or not at all, where that is possible."""
+        if self._is_ours() and len(kernels) <= MOST_KERNEL_BYTES - _DIGEST_BYTES:
+            with suppress(DeployError):
+                write_whole(self.path, self._digest(kernels) + kernels)
+
+    def _is_ours(self) -> bool:
+        """Whether a file is here, or may be: a link, which is followed, may lead anywhere, and a pipe never ends."""
+        return not self.path.is_symlink() and (self.path.is_file() or not self.path.exists())
+
+    def _digest(self, kernels: bytes) -> bytes:
+        return hashlib.sha256(self.key.encode() + b"\0" + kernels).digest()
+
+
+def kernel_cache(folder: Path, sidecar: Sidecar) -> OnDisk:
+    """Return where the kernels of an engine are kept: ``fp16-rtx1.7.1.116.sm89-nvidia-geforce-rtx-4090.kernels``.
+
+    Args:
+        folder: of the engine.
+        sidecar: of the engine.
+
+    Raises:
+        EnvironmentUnsuitable: there is no GPU, or no TensorRT for RTX.
+    """
+    gpu = library.gpu()
+    key = "\n".join((sidecar.sha256, library.version(sidecar.product), gpu.slug, gpu.driver))
+    return OnDisk(folder / f"{sidecar.plan.removesuffix(PLAN_SUFFIX)}.{gpu.slug}{KERNELS_SUFFIX}", key)
+
+
+class Device:
+    """The first GPU, with one stream of its own: on the default stream every call would wait for every other.
+
+    Raises:
+        EnvironmentUnsuitable: of every method, CUDA fails.
+    """
+
+    def __init__(self) -> None:
+        import torch  # slow
+
+        self._torch = torch
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._buffers: dict[int, Tensor] = {}
+        self._graphs: list[Any] = []
+
+    @property
+    def stream(self) -> int:
+        """Handle of the stream."""
+        return int(self._stream.cuda_stream)
+
+    def allocate(self, size: int) -> int:
+        """Reserve ``size`` bytes until `free` or `close`; return their address."""
+        # On the stream that uses them: PyTorch gives memory that was freed to others of the same stream at once.
+        with self._torch.cuda.stream(self._stream):
+            buffer = self._guarded(lambda: self._torch.empty(max(size, 1), dtype=self._torch.uint8, device="cuda"))
+        self._buffers[int(buffer.data_ptr())] = buffer
+        return int(buffer.data_ptr())
+
+    def free(self, address: int) -> None:
+        """Give memory back to PyTorch; the stream must be done with it."""
+        del self._buffers[address]
+
+    def upload(self, address: int, array: Array) -> None:
+        """Copy a C-contiguous array to the GPU, in the order of the stream; keep the array until `synchronize`."""
+        host = self._host(np.require(array, requirements="W"))  # PyTorch warns of arrays that cannot be written
+        with self._torch.cuda.stream(self._stream):
+            self._guarded(lambda: self._buffers[address][: host.numel()].copy_(host))
+
+    def download(self, address: int, array: Array) -> None:
+        """Fill a C-contiguous array from the GPU, in the order of the stream; it is filled after `synchronize`."""
+        host = self._host(array)
+        with self._torch.cuda.stream(self._stream):
+            self._guarded(lambda: host.copy_(self._buffers[address][: host.numel()]))
+
+    def synchronize(self) -> None:
+        """Wait until the stream is done."""
+        self._guarded(self._stream.synchronize)
+
+    def capture(self, enqueue: Callable[[], None]) -> Callable[[], None]:
+        """Record what is enqueued on the stream, and return what enqueues it again, in one call, until `close`."""
+        graph = self._torch.cuda.CUDAGraph()
+        with self._torch.cuda.graph(graph, stream=self._stream):
+            enqueue()
+        self._graphs.append(graph)
+
+        def replay() -> None:
+            with self._torch.cuda.stream(self._stream):
+                self._guarded(graph.replay)
+
+        return replay
+
+    def close(self) -> None:
+        """Free everything."""
+        self._graphs.clear()
+        self._buffers.clear()
+
+    def _host(self, array: Array) -> Tensor:
+        tensor: Tensor = self._torch.from_numpy(array.reshape(-1).view(np.uint8))
+        return tensor
+
+    def _guarded(self, call: Callable[[], Any]) -> Any:
+        """Return what a call gives; PyTorch raises CUDA's errors as RuntimeError."""
+        try:
+            return call()
+        except RuntimeError as error:
+            raise EnvironmentUnsuitable(
+                f"CUDA failed: {first_line(error)}", hint="nvidia-smi, to see what else uses the GPU and its memory"
+            ) from error

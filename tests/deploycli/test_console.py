@@ -165,7 +165,7 @@ def test_keys_of_a_checkpoint_and_fields_of_json(deploycli: Command, tmp_path: P
 
 PRINTS = {
     "deploycli/ending.py": {"print"},
-    "exporters/tensorrt/worker.py": {"print"},
+    "exporters/tensorrt/child.py": {"print"},
     "exporters/serving/ort_rtx_load.py": {"print"},
 }
 """Who may: what ends a command, escaped; a child, into its own log; what is

@@ -55,7 +55,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "gpu", lambda: L4)
     monkeypatch.setattr(Engine, "opened", [], raising=False)
     monkeypatch.setattr(Engine, "wrong", False, raising=False)
-    for place in ("verify.open_engine", "bench.engines.open_engine", "tensorrt.rtx_runtime.RtxRuntime"):
+    for place in ("verify.open_engine", "bench.engines.open_engine", "tensorrt.runtime.RtxRuntime"):
         monkeypatch.setattr(f"deploycli.exporters.{place}", Engine)
 
 

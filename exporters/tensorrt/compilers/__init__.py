@@ -5,17 +5,35 @@ Import this after `deploycli.exporters.tensorrt.library.use`, in the child proce
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
-from deploycli.exporters.target.product import RTX
+from deploycli.exporters.bundle.engine import IoTensor
+from deploycli.models.spec import numpy_name
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import tensorrt as trt
 
     from deploycli.exporters.bundle.engine import GpuRecord, PlanHeader
-    from deploycli.exporters.tensorrt.callbacks import Log, Monitor
-    from deploycli.exporters.tensorrt.job import Job
-    from deploycli.exporters.tensorrt.readback import EngineReport
+    from deploycli.exporters.target.settings import BuildSettings
+    from deploycli.exporters.tensorrt.callbacks import Monitor
+
+
+@dataclass(frozen=True)
+class EngineReport:
+    """What was read from an engine.
+
+    Attributes:
+        layers: JSON of the engine inspector, as it is, or None where the engine could not be inspected.
+        io: inputs and outputs.
+        facts: figures by name; memory in bytes.
+    """
+
+    layers: str | None
+    io: tuple[IoTensor, ...]
+    facts: Mapping[str, Any]
 
 
 class Compiler(Protocol):
@@ -62,16 +80,16 @@ class Compiler(Protocol):
         """Say what to try where no engine was built; may be empty."""
 
 
-def compiler_of(job: Job, log: Log) -> Compiler:
-    """Return the compiler of a job.
-
-    Raises:
-        EnvironmentUnsuitable: it needs a GPU, and there is none.
-    """
-    if job.product is RTX:
-        from deploycli.exporters.tensorrt.compilers.rtx import Rtx
-
-        return Rtx(job, log)
-    from deploycli.exporters.tensorrt.compilers.tensorrt import TensorRt
-
-    return TensorRt(job, log)
+def network_io(network: trt.INetworkDefinition, settings: BuildSettings) -> tuple[IoTensor, ...]:
+    """Return inputs and outputs as the network has them, for an engine that is not inspected."""
+    inputs = [network.get_input(i) for i in range(network.num_inputs)]
+    outputs = [network.get_output(i) for i in range(network.num_outputs)]
+    profiles = settings.profile
+    return (
+        *(
+            IoTensor(t.name, "input", numpy_name(t.dtype.name), tuple(t.shape), (p.min, p.opt, p.max))
+            for t in inputs
+            for p in [profiles[t.name]]
+        ),
+        *(IoTensor(t.name, "output", numpy_name(t.dtype.name), tuple(t.shape)) for t in outputs),
+    )

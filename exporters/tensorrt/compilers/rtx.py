@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any, cast
 from deploycli.exporters.target.product import RTX
 from deploycli.exporters.target.targets import named
 from deploycli.exporters.tensorrt import library
-from deploycli.exporters.tensorrt.network import NO_DRIVER
-from deploycli.exporters.tensorrt.readback import EngineReport, network_io
+from deploycli.exporters.tensorrt.compilers import EngineReport, network_io
+from deploycli.exporters.tensorrt.parser import NO_DRIVER
 from deploycli.models.errors import BuildError, EnvironmentUnsuitable
 
 if TYPE_CHECKING:

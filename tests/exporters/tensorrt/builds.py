@@ -33,7 +33,7 @@ def configured(settings: dict[str, Any]) -> dict[str, Any]:
 
     from deploycli.exporters.tensorrt.builder import make_builder
     from deploycli.exporters.tensorrt.callbacks import Log, Monitor
-    from deploycli.exporters.tensorrt.compilers.tensorrt import TensorRt, _facts
+    from deploycli.exporters.tensorrt.compilers.tensorrt import TensorRt, _config_facts
 
     with tempfile.TemporaryDirectory() as folder:
         if settings.get("timing_cache"):
@@ -45,7 +45,7 @@ def configured(settings: dict[str, Any]) -> dict[str, Any]:
         config = compiler.configure(builder, monitor)
         compiler.keep()
         return {
-            "flags": _facts(config)["builder_flags"],
+            "flags": _config_facts(config)["builder_flags"],
             "workspace": config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE),
             "level": config.builder_optimization_level,
             "streams": config.max_aux_streams,

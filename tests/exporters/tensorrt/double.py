@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Engine:
-    """Takes the place of what `deploycli.exporters.tensorrt.open_engine.open_engine` returns.
+    """Takes the place of what `deploycli.exporters.tensorrt.runtime.open_engine` returns.
 
     Attributes:
         opened: the plans that were loaded, in turn.

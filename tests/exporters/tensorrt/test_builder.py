@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from deploycli.exporters.bundle.engine import IoTensor
-from deploycli.exporters.tensorrt.readback import inspect_engine
+from deploycli.exporters.tensorrt.compilers.tensorrt import inspect_engine
 from deploycli.exporters.tensorrt.runtime import NUMPY_TYPES
 from deploycli.models.errors import BuildError
 from tests.exporters.tensorrt import builds

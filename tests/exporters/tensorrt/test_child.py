@@ -78,7 +78,7 @@ def test_a_failure_is_told(bench: Bench, does: str, what: str) -> None:
     assert "[I] building" in message
     assert str(bench.work / "builder.log") in message
     assert message.endswith(
-        shlex.join([sys.executable, "-m", "deploycli.exporters.tensorrt.worker", f"{bench.work}/job.json"])
+        shlex.join([sys.executable, "-m", "deploycli.exporters.tensorrt.child", f"{bench.work}/job.json"])
     )
 
 

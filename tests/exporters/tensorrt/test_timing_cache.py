@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from deploycli.exporters.bundle.engine import GpuRecord
-from deploycli.exporters.tensorrt import timing_cache
+from deploycli.exporters.tensorrt.compilers.tensorrt import TimingCache
 from deploycli.exporters.tensorrt.messages import Messages
-from deploycli.exporters.tensorrt.timing_cache import TimingCache
 from deploycli.models.errors import BuildError, IntegrityError
 from tests.exporters.tensorrt.fakes import Bench, bench
 
@@ -38,7 +37,7 @@ def test_the_name_of_the_file(tmp_path: Path) -> None:
 
 
 def test_sizes_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timing_cache, "SIZE_LIMIT", 10)
+    monkeypatch.setattr("deploycli.exporters.tensorrt.compilers.tensorrt.MOST_TIMINGS_BYTES", 10)
     (tmp_path / FILE).write_bytes(b"x" * 11)
     with pytest.raises(IntegrityError, match="too large"):
         TimingCache(tmp_path, "10.13.3.9", L4, taken())
@@ -48,7 +47,7 @@ def test_sizes_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_timings_that_cannot_be_kept_do_not_cost_the_engine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    monkeypatch.setattr(timing_cache, "SIZE_LIMIT", 10)
+    monkeypatch.setattr("deploycli.exporters.tensorrt.compilers.tensorrt.MOST_TIMINGS_BYTES", 10)
     (tmp_path / FILE).write_bytes(b"old")
     log = Messages()
     given = {"nothing is given": None, "too much is given": b"x" * 11}.get(place, b"new")

@@ -36,7 +36,7 @@ def gpu() -> GpuRecord:
 
 
 class HostDevice:
-    """Takes the place of `deploycli.exporters.tensorrt.device.Device`."""
+    """Takes the place of `deploycli.exporters.tensorrt.runtime.Device`."""
 
     def __init__(self) -> None:
         self.stream = 1000 + len(STREAMS)
