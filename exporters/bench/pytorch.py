@@ -8,17 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from deploycli.exporters.bench.candidate import Candidate, Prepared
 from deploycli.exporters.bundle.reference import choose_reference, reference_model
+from deploycli.exporters.runtime.runtimes import EagerRuntime, full_float32
 from deploycli.models.errors import DeployError, EnvironmentUnsuitable, first_line
+from deploycli.models.factory import contained
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    import torch
-
     from deploycli.exporters.bench.candidate import Arrays, BenchOptions, Prepare
     from deploycli.exporters.bundle.bundle import Bundle
-
-_TYPES = {"fp32": "float32", "fp16": "float16"}
 
 
 def pytorch_candidates(bundle: Bundle, options: BenchOptions) -> Iterator[Candidate]:
@@ -27,7 +25,7 @@ def pytorch_candidates(bundle: Bundle, options: BenchOptions) -> Iterator[Candid
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     models = _Models(bundle, options, device)
-    for precision in _TYPES if device == "cuda" else ("fp32",):
+    for precision in ("fp32", "fp16") if device == "cuda" else ("fp32",):
         for name in ("eager", "compile"):
             yield Candidate(
                 name, precision, device, partial(_open, models, precision, options, compiled=name == "compile")
@@ -41,12 +39,12 @@ class _Models:
         self.manifest = bundle.manifest
         self.device = device
         self._checkpoint, self._trust = options.checkpoint, options.trust_factory
-        self._built: dict[str, torch.nn.Module] = {}
+        self._built: dict[str, EagerRuntime] = {}
         self._users = 0
 
     @contextmanager
-    def use(self, precision: str) -> Iterator[torch.nn.Module]:
-        """Yield the module in evaluation mode, on the device, in this precision.
+    def use(self, precision: str) -> Iterator[EagerRuntime]:
+        """Yield the module on the device, in this precision.
 
         Raises:
             EnvironmentUnsuitable: PyTorch or the weights are not at hand.
@@ -54,57 +52,57 @@ class _Models:
         """
         self._users += 1
         try:
-            yield self._module(precision)
+            yield self._runtime(precision)
         finally:
             self._users -= 1
             if not self._users:
                 self._built.clear()
 
-    def _module(self, precision: str) -> torch.nn.Module:
+    def _runtime(self, precision: str) -> EagerRuntime:
         if precision not in self._built:
             choose_reference(
                 self.manifest, "eager", self._checkpoint, trust_factory=self._trust
             )  # says what is missing
-            import torch
-
             # Anew for each precision: a copy of a module need not work.
             module = reference_model(self.manifest, self._checkpoint, trust_factory=self._trust)
-            self._built[precision] = module.to(self.device, getattr(torch, _TYPES[precision])).eval()
+            spec = self.manifest.spec
+            self._built[precision] = EagerRuntime(
+                module, [i.name for i in spec.inputs], spec.outputs, device=self.device, half=precision == "fp16"
+            )
         return self._built[precision]
 
 
 @contextmanager
 def _open(models: _Models, precision: str, options: BenchOptions, *, compiled: bool) -> Iterator[Prepare]:
     with ExitStack() as stack:
-        module = stack.enter_context(models.use(precision))
+        runtime = stack.enter_context(models.use(precision))
         import torch
 
-        stack.enter_context(_full_float32(models.device))
-        dtype = getattr(torch, _TYPES[precision])
-        run: Callable[..., Any] = module
+        stack.enter_context(full_float32(models.device))
+        run: Callable[..., Any] = runtime.module
         if compiled:
             # Replayed graphs are what a server that cares for latency has, and what TensorRT is timed with.
             graphs = models.device == "cuda" and options.cuda_graph
-            run = torch.compile(module, dynamic=False, mode="reduce-overhead" if graphs else None)
+            run = torch.compile(runtime.module, dynamic=False, mode="reduce-overhead" if graphs else None)
             stack.callback(torch.compiler.reset)  # PyTorch compiles a function anew for a few shapes only
-        yield partial(_prepare, models, run, dtype, options, compiled=compiled)
+        notes = ("TF32 off",) if models.device == "cuda" and precision == "fp32" else ()
+        yield partial(_prepare, runtime, run, models.device, options, notes, compiled=compiled)
 
 
 def _prepare(
-    models: _Models,
+    runtime: EagerRuntime,
     module: Callable[..., Any],
-    dtype: torch.dtype,
+    device: str,
     options: BenchOptions,
+    notes: tuple[str, ...],
     inputs: Arrays,
     *,
     compiled: bool,
 ) -> Prepared:
     import torch
 
-    from deploycli.models.outputs import flatten
-
-    on_gpu = models.device == "cuda"
-    arguments = [_tensor(inputs[spec.name], dtype, models.device) for spec in models.manifest.spec.inputs]
+    on_gpu = device == "cuda"
+    arguments = runtime.feed(inputs)
     last: list[Any] = []
 
     def run() -> None:
@@ -113,13 +111,9 @@ def _prepare(
         if on_gpu:
             torch.cuda.synchronize()
 
-    def outputs() -> Arrays:
-        tensors = flatten(last[0]).values()
-        arrays = [tensor.float() if tensor.is_floating_point() else tensor for tensor in tensors]
-        return dict(zip(models.manifest.spec.outputs, (array.cpu().numpy() for array in arrays), strict=False))
-
     try:
-        run()  # compiles; and where a first run fails, so would the others
+        with contained():
+            run()  # compiles; and where a first run fails, so would the others
     except DeployError:
         raise
     except Exception as error:  # compilers share no base class
@@ -127,19 +121,12 @@ def _prepare(
         raise EnvironmentUnsuitable(f"{what} failed: {_reason(error)}", hint=hint) from error
     return Prepared(
         run,
-        outputs,
+        lambda: runtime.named(last[0]),
         transfers="excluded" if on_gpu else "none",
         cuda_graph=compiled and on_gpu and options.cuda_graph,
         threads=None if on_gpu else torch.get_num_threads(),
-        notes=("TF32 off",) if on_gpu and dtype == torch.float32 else (),
+        notes=notes,
     )
-
-
-def _tensor(array: Any, dtype: torch.dtype, device: str) -> torch.Tensor:
-    import torch
-
-    tensor = torch.tensor(array, device=device)
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 def _reason(error: Exception) -> str:
@@ -147,23 +134,6 @@ def _reason(error: Exception) -> str:
     cause = error.__cause__ or error.__context__
     inner = first_line(cause) if cause is not None else ""
     return inner if inner and len(inner) < len(first_line(error)) else first_line(error)
-
-
-@contextmanager
-def _full_float32(device: str) -> Iterator[None]:
-    """FP32 that is FP32, as a baseline must be: PyTorch lets cuDNN round convolutions to TF32, unless told not to."""
-    if device != "cuda":
-        yield
-        return
-    import torch
-
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(precision)
 
 
 @contextmanager

@@ -19,21 +19,19 @@ from deploycli.exporters.bundle.files import temporary_folder
 from deploycli.exporters.graph.onnx_file import write_model
 from deploycli.exporters.graph.unique import Names, value_names
 from deploycli.exporters.precision.insert_qdq import Inserter
-from deploycli.exporters.runtime.runtimes import OrtRuntime
+from deploycli.exporters.runtime.runtimes import Closing, OrtRuntime
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
-    from types import TracebackType
 
     import numpy.typing as npt
-    from typing_extensions import Self
 
     from deploycli.exporters.precision.placement import Placement
 
     Array = npt.NDArray[Any]
 
 
-class GatedRuntime:
+class GatedRuntime(Closing):
     """Runs a model with any of its groups in INT8.
 
     Args:
@@ -76,13 +74,9 @@ class GatedRuntime:
         gates = {str(gate.name): np.array(group in groups) for group, gate in self._gates.items()}
         return self._runtime.run({**inputs, **gates})[self._output]
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._runtime.__exit__(kind, error, trace)
+    def close(self) -> None:
+        """Free what is held."""
+        self._runtime.close()
 
 
 def _gate(graph: ir.Graph, name: str) -> ir.Value:

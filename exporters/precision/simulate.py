@@ -23,15 +23,13 @@ from deploycli.exporters.graph.movement_ops import MOVEMENT
 from deploycli.exporters.graph.onnx_file import load_model, map_external, write_model
 from deploycli.exporters.graph.unique import Names, value_names
 from deploycli.exporters.precision.dtypes import REDUCED, drop_idle_casts, fill_types, type_of
-from deploycli.exporters.runtime.runtimes import OrtRuntime
+from deploycli.exporters.runtime.runtimes import Closing, OrtRuntime
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
-    from types import TracebackType
 
     import numpy.typing as npt
-    from typing_extensions import Self
 
     Array = npt.NDArray[Any]
 
@@ -154,7 +152,7 @@ def open_runtime(path: Path, *, threads: int | None = None) -> OrtRuntime | Simu
     return SimulatedRuntime(model, dtype, threads=threads)
 
 
-class SimulatedRuntime:
+class SimulatedRuntime(Closing):
     """Runs a typed ONNX file on a CPU with every value of a reduced type rounded; see the module's documentation.
 
     Args:
@@ -200,13 +198,9 @@ class SimulatedRuntime:
         half = {n for n, dtype in self._outputs.items() if dtype == np.float16}
         return {n: a.astype(np.float16) if n in half else a for n, a in found.items()}
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._runtime.__exit__(kind, error, trace)
+    def close(self) -> None:
+        """Free what is held."""
+        self._runtime.close()
 
 
 def _reduced(values: Iterable[ir.Value]) -> Iterator[tuple[str, np.dtype[Any]]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
 from deploycli.models.errors import DeployError, EnvironmentUnsuitable, ExportError, UsageError, first_line
@@ -49,19 +49,42 @@ class Runtime(Protocol):
     ) -> None: ...
 
 
+class Closing:
+    """A context manager whose end is `close`, however it comes."""
+
+    def close(self) -> None:
+        """Free what is held."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
 _INDICES = "the range of the indices, where that is what an input holds: --input NAME:SHAPE:int64:0..N"
 _SINGLE = "weights are FP32 here, whatever they were: --input NAME:SHAPE:float32, or x.float() in forward"
 
 
-class EagerRuntime:
-    """The PyTorch module itself, in evaluation mode and full float32 on the CPU: the truth of every comparison.
+class EagerRuntime(Closing):
+    """The PyTorch module itself, in evaluation mode; in full float32 on the CPU it is the truth of every comparison.
 
     Args:
-        module: moved to the CPU, cast to float32 and set to evaluation mode, in place.
+        module: moved to the device, cast to float32 or float16 and set to evaluation mode, in place.
         input_names: names of its positional arguments, in order.
         output_names: names of the tensors that it returns, in the order of `deploycli.models.outputs.flatten`.
         poison: fill what operators allocate with NaN first, so that a model that reads memory which nothing has
             written fails; it takes a quarter of the run.
+        device: ``cpu`` or ``cuda``.
+        half: run in float16; inputs are rounded to it, and outputs in it are returned in float32.
+
+    Attributes:
+        module: the module, to be compiled or timed by itself.
+
+    Raises:
+        UsageError: a weight is beyond float32.
     """
 
     name = "PyTorch eager"
@@ -73,10 +96,14 @@ class EagerRuntime:
         output_names: Sequence[str],
         *,
         poison: bool = True,
+        device: str = "cpu",
+        half: bool = False,
     ) -> None:
         from deploycli.models.values import to_single
 
-        self._module = to_single(module.to("cpu")).eval()
+        single = to_single(module.to("cpu")).eval()
+        self.module = (single.half() if half else single).to(device)
+        self._device, self._half = device, half
         self._input_names = tuple(input_names)
         self._output_names = tuple(output_names)
         self._poison = poison
@@ -85,39 +112,55 @@ class EagerRuntime:
         """Run one batch; see `Runtime.run`."""
         import torch
 
-        from deploycli.models.outputs import flatten
-
-        _check_names(self.name, self._input_names, inputs)
-        with _exact_arithmetic(self._poison), torch.inference_mode():
-            tensors = [torch.tensor(inputs[name]) for name in self._input_names]
+        tensors = self.feed(inputs)
+        with _exact_arithmetic(self._device, self._poison), torch.inference_mode():
             try:
                 with contained():
-                    outputs = self._module(*tensors)
+                    outputs = self.module(*tensors)
             except DeployError:
                 raise
             except Exception as error:  # a stranger's code raises what it likes
                 shapes = ", ".join(f"{name}:{_described(inputs[name])}" for name in self._input_names)
                 raise ExportError(
-                    f"{type(self._module).__name__} does not run on {shapes}: "
+                    f"{type(self.module).__name__} does not run on {shapes}: "
                     f"{type(error).__name__}: {first_line(error)}{raised_at(error)}",
                     expected="a model that runs at every batch size",
                     hint=_hint(error),
                 ) from error
+        return self.named(outputs)
+
+    def feed(self, inputs: Mapping[str, Array]) -> list[torch.Tensor]:
+        """Return the module's arguments: copies of the arrays on its device.
+
+        Raises:
+            UsageError: other inputs than the module has.
+        """
+        import torch
+
+        _check_names(self.name, self._input_names, inputs)
+        tensors = (torch.tensor(inputs[name], device=self._device) for name in self._input_names)
+        return [tensor.half() if self._half and tensor.is_floating_point() else tensor for tensor in tensors]
+
+    def named(self, outputs: object) -> dict[str, Array]:
+        """Return what the module returned as arrays, by name.
+
+        Raises:
+            ExportError: other outputs than the module has.
+        """
+        from deploycli.models.outputs import flatten
+
         found = tuple(flatten(outputs).values())
         if len(found) != len(self._output_names):
             raise ExportError(
-                f"{type(self._module).__name__} returned {len(found)} tensors",
+                f"{type(self.module).__name__} returned {len(found)} tensors",
                 expected=f"one for each of {', '.join(self._output_names)}",
             )
-        return {name: tensor.detach().numpy() for name, tensor in zip(self._output_names, found, strict=True)}
+        single = (tensor.float() if self._half and tensor.is_floating_point() else tensor for tensor in found)
+        return {name: one.detach().cpu().numpy() for name, one in zip(self._output_names, single, strict=True)}
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        del self._module  # a large model's weights, while the next runtime loads its own
+    def close(self) -> None:
+        """Let go of the module: a large model's weights, while the next runtime loads its own."""
+        del self.module
 
 
 def _hint(error: Exception) -> str:
@@ -127,32 +170,44 @@ def _hint(error: Exception) -> str:
 
 
 @contextmanager
-def _exact_arithmetic(poison: bool) -> Iterator[None]:
-    """No autocast, no reduced-precision matrix products, deterministic kernels; the caller's settings come back."""
+def full_float32(device: str) -> Iterator[None]:
+    """FP32 that is FP32, inside the block: PyTorch may take BF16 for a product on a CPU, TF32 for one on a GPU."""
+    import torch
+
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")  # "high" and "medium" reach BF16 on CPUs too
+    convolutions = torch.backends.cudnn.flags(enabled=True, allow_tf32=False) if device == "cuda" else nullcontext()
+    try:
+        with convolutions:
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
+@contextmanager
+def _exact_arithmetic(device: str, poison: bool) -> Iterator[None]:
+    """Full float32, no autocast, deterministic kernels; the caller's settings come back."""
     import torch
 
     settings: Any = torch.utils.deterministic  # a module whose attributes no type checker sees
-    precision = torch.get_float32_matmul_precision()
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     fill = settings.fill_uninitialized_memory
-    torch.set_float32_matmul_precision("highest")  # "high" and "medium" reach BF16 on CPUs too
     torch.use_deterministic_algorithms(True)
     settings.fill_uninitialized_memory = poison
     try:
-        with torch.autocast("cpu", enabled=False):
+        with full_float32(device), torch.autocast(device, enabled=False):
             yield
     finally:
         settings.fill_uninitialized_memory = fill
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
-        torch.set_float32_matmul_precision(precision)
 
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 """Device -> what ONNX Runtime calls that which runs on it."""
 
 
-class OrtRuntime:
+class OrtRuntime(Closing):
     """An ONNX file in ONNX Runtime.
 
     Args:
@@ -238,12 +293,8 @@ class OrtRuntime:
             shapes = ", ".join(f"{name}:{_described(array)}" for name, array in inputs.items())
             raise ExportError(f"{self.name} failed on {shapes}: {first_line(error)}") from error
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Let go of the session, and of the weights that it holds."""
         del self.session
 
 

@@ -91,7 +91,7 @@ def test_half_precision_converts_before_it_is_timed(swin: Bundle) -> None:
     models = pytorch._Models(swin, OPTIONS, "cpu")
     with pytorch._open(models, "fp16", OPTIONS, compiled=False) as prepare:
         prepared = prepare(inputs)
-        assert {p.dtype for p in models._built["fp16"].parameters()} == {torch.float16}
+        assert {p.dtype for p in models._built["fp16"].module.parameters()} == {torch.float16}
         outputs = prepared.outputs()
     assert outputs["logits"].dtype == np.float32
     np.testing.assert_allclose(outputs["logits"], expected["logits"], atol=0.02 * np.abs(expected["logits"]).max())
@@ -117,11 +117,11 @@ def test_gpu_is_waited_for_and_graphs_are_replayed(
         assert not dynamic
         return module
 
-    convert, place = torch.tensor, torch.nn.Module.to
+    convert = torch.tensor
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: waits.append(None))
     monkeypatch.setattr(torch, "compile", compiled)
     monkeypatch.setattr(torch, "tensor", lambda array, device: convert(array))
-    monkeypatch.setattr(torch.nn.Module, "to", lambda self, _device, dtype: place(self, dtype))
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, _device: self)
     options = replace(OPTIONS, cuda_graph=wanted)
     inputs, _ = load_golden(swin.golden)
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
