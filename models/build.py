@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from deploycli.models.errors import UsageError
-from deploycli.models.family import Family, keep
+from deploycli.models.family import Family, own_names
 from deploycli.models.sources import FACTORY, LIBRARIES
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def family(name: str) -> Family:
 
         return Family(
             create=partial(external.make, name),
-            resample=external.by_own_names if name == "hf" else keep,
+            rename=external.by_own_names if name == "hf" else own_names,
         )
     raise UsageError(f"unknown model family {name!r}", expected=", ".join(FAMILIES))
 

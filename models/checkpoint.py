@@ -106,7 +106,7 @@ def load(
     if kind.head in state and state[kind.head].shape[1:] != sketch.get_parameter(kind.head).shape[1:]:
         fitted = spec  # another model's head: refused below, and no reason to make one of its size
     model = sketch if fitted == spec and kind.strange else build(fitted)
-    state, resampled = kind.resample(fitted.config, state)
+    state, resampled = kind.resample(fitted.config, kind.rename(model, fitted.config, state))
     names = dict.fromkeys(translated.values())
     renamed = [translated.get(key, key) for key in bare] if prefix else list(names)
     in_file = {translated.get(key, key): prefix + key for key in bare if prefix or key in translated}

@@ -190,14 +190,15 @@ def _configuration(target: str, kwargs: Mapping[str, Any]) -> tuple[Any, dict[st
     return _library("hf").AutoConfig.from_pretrained(folder, trust_remote_code=False, **labels), rest
 
 
-def by_own_names(config: Mapping[str, Any], state: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Bring a checkpoint to the names of the module: transformers keeps older ones in its files.
+def by_own_names(own: nn.Module, config: Mapping[str, Any], state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Bring a checkpoint to the names of a module: transformers keeps older ones in its files.
+
+    It renames them only while it loads them, into a model that it makes for itself.
 
     Raises:
         UsageError: transformers finds keys missing, unexpected or of another shape; or a weight is of a type that would
             lose more than digits.
     """
-    own = make("hf", **config)
     _refuse_what_would_be_cast(own.state_dict(), state)
     kind = type(own)
     with _silent(_library("hf").logging):
@@ -216,7 +217,8 @@ def by_own_names(config: Mapping[str, Any], state: dict[str, Tensor]) -> tuple[d
             expected="exactly the model's own parameters",
             hint="the model.safetensors that lies beside config.json",
         )
-    return module.state_dict(), ()
+    renamed: dict[str, Tensor] = module.state_dict()
+    return renamed
 
 
 @contextmanager

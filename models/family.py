@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    Rename = Callable[[nn.Module, Mapping[str, Any], dict[str, Tensor]], dict[str, Tensor]]
     Resample = Callable[[Mapping[str, Any], dict[str, Tensor]], tuple[dict[str, Tensor], tuple[str, ...]]]
 
 
@@ -20,6 +21,11 @@ def as_it_is(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str
 
 def fits_all(_config: Mapping[str, Any], _state: Mapping[str, Tensor]) -> None:
     """Refuse nothing."""
+
+
+def own_names(_model: nn.Module, _config: Mapping[str, Any], state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename nothing: the names are the model's."""
+    return state
 
 
 def keep(_config: Mapping[str, Any], state: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
@@ -39,6 +45,8 @@ class Family:
             or for another variant, and ``resample`` cannot adapt it. By default any fits.
         head: official name of the classifier's weight [num_classes, C]; empty where none is known.
         derived: last parts of the names of buffers that follow from the config; a checkpoint may hold them or not.
+        rename: brings a checkpoint to the names of the model that was made, where its library alone knows the older
+            ones. By default it renames none.
         resample: adapts a checkpoint to the config, such as its learned tables to the image size; returns it with the
             official names of the tables that were resampled. By default it changes nothing.
     """
@@ -48,6 +56,7 @@ class Family:
     check_geometry: Callable[[Mapping[str, Any], Mapping[str, Tensor]], None] = fits_all
     head: str = ""
     derived: frozenset[str] = frozenset()
+    rename: Rename = own_names
     resample: Resample = keep
 
     @property
