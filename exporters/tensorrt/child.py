@@ -25,7 +25,6 @@ from deploycli.exporters.runtime.isolated import Died, TimedOut, begun
 from deploycli.exporters.tensorrt import library
 from deploycli.exporters.tensorrt.job import JOB, LOG, OUTPUTS, Job
 from deploycli.models.errors import BuildError, DeployError, EnvironmentUnsuitable, UsageError, first_line
-from deploycli.models.files import sha256_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -115,9 +114,9 @@ def _run(job: Job, timeout: float | None, progress: Callable[[Progress], None]) 
 
 
 def _check(job: Job, result: BuildResult) -> None:
-    """Raise where the plan is not the one that was built."""
+    """Raise where the plan is not there whole. Its hash, which the child took, is compared by whoever loads it."""
     size = result.plan.stat().st_size if result.plan.is_file() else None
-    if size != result.size or sha256_of(result.plan) != result.sha256 or header_of_plan(result.plan) is None:
+    if size != result.size or header_of_plan(result.plan) is None:
         left = "no plan" if size is None else f"a plan of {size} bytes that is not the one it built"
         raise _failure(job, f"the engine builder left {left}", expected=f"{result.size} bytes")
 

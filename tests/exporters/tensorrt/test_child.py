@@ -110,14 +110,13 @@ def test_processes_that_it_leaves_behind_are_killed(bench: Bench) -> None:
     wait_until(lambda: not is_alive(int(found[1])))
 
 
-@pytest.mark.parametrize("size", [100, None])
-def test_a_plan_that_changed_later_is_refused(bench: Bench, monkeypatch: pytest.MonkeyPatch, size: int | None) -> None:
+def test_a_plan_that_is_not_whole_is_refused(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     real = child._run
 
     def spoil(job: Any, *rest: Any) -> Any:
         result = real(job, *rest)
         plan = job.file("model.plan")
-        plan.write_bytes((plan.read_bytes()[:-1] + b"?")[:size])
+        plan.write_bytes(plan.read_bytes()[:100])
         return result
 
     monkeypatch.setattr(child, "_run", spoil)
