@@ -36,6 +36,13 @@ output_option = click.option(
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON to stdout.")
 
+checkpoint_option = click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Where the bundle's checkpoint is now; its hash must be the recorded one.",
+)
+
 trust_option = click.option(
     "--trust-factory",
     is_flag=True,

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from deploycli.console import Progress, print_json, stdout, styled, table_of
-from deploycli.options import SEEDS, Count, Number, batch_sizes, json_option, open_bundles, output_option, trust_option
+from deploycli.options import (
+    SEEDS,
+    Count,
+    Number,
+    batch_sizes,
+    checkpoint_option,
+    json_option,
+    open_bundles,
+    output_option,
+    trust_option,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from rich.text import Text
 
@@ -87,12 +97,7 @@ def _requirement(text: str) -> Requirement:
     help="Exit 6 unless one file of this precision is so many times faster than the FP32 file on the same device (or "
     "than BASELINE, such as eager) at every batch size.",
 )
-@click.option(
-    "--checkpoint",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="Where the bundle's checkpoint is now; its hash must be the recorded one.",
-)
+@checkpoint_option
 @trust_option
 @click.option("--seed", type=SEEDS, default=0, show_default=True, help="Seed of the order within each round.")
 @json_option

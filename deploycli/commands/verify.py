@@ -13,6 +13,7 @@ from deploycli.options import (
     SEEDS,
     Count,
     batch_sizes,
+    checkpoint_option,
     json_option,
     labels_source,
     open_bundles,
@@ -56,12 +57,7 @@ if TYPE_CHECKING:
     help="What to compare with: the eager model, or what it answered at export (golden.npz), which needs no PyTorch; "
     "auto: eager where PyTorch and the weights are at hand.",
 )
-@click.option(
-    "--checkpoint",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="Where the bundle's checkpoint is now; its hash must be the recorded one.",
-)
+@checkpoint_option
 @trust_option
 @click.option(
     "--rtol",
