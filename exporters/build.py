@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from deploycli.exporters.bundle.bundle import Engine
 from deploycli.exporters.bundle.engine import ENGINES, Sidecar, engine_name, sidecar_of
+from deploycli.exporters.bundle.files import require_inside
 from deploycli.exporters.bundle.kernels import KernelTotals
 from deploycli.exporters.bundle.manifest import PRECISIONS, Manifest
 from deploycli.exporters.cast import cast_bundle
@@ -502,8 +503,7 @@ def _move(bundle: Bundle, result: BuildResult, sidecar: Sidecar) -> None:
     target = folder / sidecar.plan
     try:
         folder.mkdir(exist_ok=True)
-        if not folder.resolve().is_relative_to(bundle.path.resolve()):
-            raise IntegrityError(f"{folder} is a link that leaves the bundle", expected="a folder of the bundle")
+        require_inside(folder, bundle.path)
         sidecar_of(target).unlink(missing_ok=True)
         result.plan.replace(target)
         sidecar.save(folder)

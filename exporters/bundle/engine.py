@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from msgspec import Meta
 
-from deploycli.exporters.bundle.files import unreadable, write_whole
+from deploycli.exporters.bundle.files import require_inside, unreadable, write_whole
 from deploycli.exporters.bundle.kernels import Kernel, KernelTotals
 from deploycli.exporters.bundle.manifest import Precision
 from deploycli.exporters.target.product import PRODUCTS, RTX, TENSORRT, CompilerName, Product
@@ -253,8 +253,7 @@ class Sidecar:
             UsageError: an unknown schema version.
         """
         try:
-            if not path.resolve().is_relative_to(path.parent.parent.resolve()):
-                raise IntegrityError(f"{path} is a link that leaves the bundle", expected="a file in the bundle")
+            require_inside(path, path.parent.parent)
             sidecar = load(path, cls, what="a sidecar", hint=_BUILD_AGAIN, version=SCHEMA_VERSION)
         except FileNotFoundError as error:
             raise IntegrityError(
@@ -283,8 +282,7 @@ class Sidecar:
             IntegrityError: see `check_file`.
         """
         plan = folder / self.plan
-        if not plan.resolve().is_relative_to(folder.parent.resolve()):
-            raise IntegrityError(f"{plan} is a link that leaves the bundle", expected="a file beside its sidecar")
+        require_inside(plan, folder.parent)
         try:
             content = plan.read_bytes()
         except FileNotFoundError as error:
@@ -407,8 +405,7 @@ def sidecars(folder: Path) -> Iterator[Sidecar]:
     """
     if not folder.is_dir():
         return
-    if not folder.resolve().is_relative_to(folder.parent.resolve()):
-        raise IntegrityError(f"{folder} is a link that leaves the bundle", expected="a folder of the bundle")
+    require_inside(folder, folder.parent)
     try:
         names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:

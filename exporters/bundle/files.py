@@ -31,7 +31,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from deploycli.models.errors import EnvironmentUnsuitable, UsageError
+from deploycli.models.errors import EnvironmentUnsuitable, IntegrityError, UsageError
 
 if sys.platform != "win32":
     import fcntl
@@ -258,6 +258,16 @@ def place(files: Sequence[Path], target: Path) -> tuple[Path, ...]:
     except OSError as error:
         raise unwritable(target, error) from error
     return (target, *places[1:])
+
+
+def require_inside(path: Path, folder: Path) -> None:
+    """Refuse a path of a bundle that a symbolic link leads out of it.
+
+    Raises:
+        IntegrityError: it does.
+    """
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise IntegrityError(f"{path} is a link that leaves the bundle", expected=f"a path inside {folder}")
 
 
 def unwritable(path: Path, error: OSError) -> EnvironmentUnsuitable:

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
+from deploycli.exporters.bundle.files import require_inside
 from deploycli.exporters.graph.steps import Step
 from deploycli.models.codec import Count, Positive, Sha256, load
 from deploycli.models.errors import IntegrityError, InvalidValue, UsageError
@@ -78,10 +79,7 @@ class FileRecord:
             IntegrityError: the file is missing, changed, or reached through a link that leaves the folder.
         """
         file = folder / self.path
-        if not file.resolve().is_relative_to(folder.resolve()):
-            raise IntegrityError(
-                f"{file} is a link that leaves the bundle", expected="a file inside the bundle's folder"
-            )
+        require_inside(file, folder)
         if not file.is_file():
             raise IntegrityError(
                 f"{file} is missing", expected=f"{self.size} bytes, sha256 {self.sha256}", hint=EXPORT_AGAIN
