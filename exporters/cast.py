@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from deploycli.exporters.derive import Derivation, Derived
 from deploycli.exporters.precision.insert_casts import cast
-from deploycli.exporters.precision.magnitudes import magnitudes
+from deploycli.exporters.precision.observed import magnitudes
 from deploycli.exporters.precision.policy import REDUCED_TYPES, Policy
 from deploycli.models.errors import UsageError
 

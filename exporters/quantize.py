@@ -15,17 +15,14 @@ from deploycli.exporters.derive import Derivation, Derived
 from deploycli.exporters.graph.onnx_file import load_model
 from deploycli.exporters.graph.steps import Remark
 from deploycli.exporters.graph.unique import listed
-from deploycli.exporters.precision.budget import Search, accuracy_of, fit, harm_of
-from deploycli.exporters.precision.calibrate import calibrate
-from deploycli.exporters.precision.calibration_cache import CalibrationCache
+from deploycli.exporters.precision.budget import GatedRuntime, Search, accuracy_of, fit, harm_of
+from deploycli.exporters.precision.calibration import MOST_NAMES, CalibrationCache, calibrate
 from deploycli.exporters.precision.insert_casts import cast
 from deploycli.exporters.precision.insert_qdq import check_opset, insert
 from deploycli.exporters.precision.methods import Method
 from deploycli.exporters.precision.options import DEFAULT_METHOD
 from deploycli.exporters.precision.placement import SCHEMES, Placement, place
 from deploycli.exporters.precision.policy import REDUCED_TYPES, Policy
-from deploycli.exporters.precision.ranges import MOST_NAMES
-from deploycli.exporters.precision.sensitivity import GatedRuntime
 from deploycli.exporters.runtime.runtimes import OrtRuntime
 from deploycli.models.errors import NumericsError, UsageError
 

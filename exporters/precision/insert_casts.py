@@ -27,12 +27,13 @@ from deploycli.exporters.graph.operators import is_onnx
 from deploycli.exporters.graph.steps import Remark
 from deploycli.exporters.graph.unique import Names, value_names
 from deploycli.exporters.lint.element_types import derive
-from deploycli.exporters.precision.constants import feeds_softmax, reduced
 from deploycli.exporters.precision.dtypes import (
     REDUCED,
     drop_idle_casts,
+    feeds_softmax,
     fill_types,
     opset_of,
+    reduced,
     takes,
     type_of,
 )

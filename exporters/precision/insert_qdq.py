@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 from deploycli.exporters.graph.builder import initializer
 from deploycli.exporters.graph.unique import Names, value_names
-from deploycli.exporters.precision.constants import reduced
+from deploycli.exporters.precision.dtypes import reduced
 from deploycli.models.errors import UsageError
 
 if TYPE_CHECKING:

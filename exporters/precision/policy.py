@@ -18,15 +18,14 @@ from deploycli.exporters.graph.operators import NORMALIZATIONS, QDQ, SOFTMAX, is
 from deploycli.exporters.lint.element_types import attribute, schema_of
 from deploycli.exporters.lint.operators import operators, parse_version
 from deploycli.exporters.lint.rules import DEFAULT_VERSION
-from deploycli.exporters.precision.constants import MASKING, NEAR_OVERFLOW, examine, feeds_softmax
-from deploycli.exporters.precision.dtypes import makes, opset_of, takes
+from deploycli.exporters.precision.dtypes import MASKING, NEAR_OVERFLOW, examine, feeds_softmax, makes, opset_of, takes
 from deploycli.models.errors import UsageError
 
 if TYPE_CHECKING:
     import re
     from collections.abc import Callable, Mapping
 
-    from deploycli.exporters.precision.constants import Rounding
+    from deploycli.exporters.precision.dtypes import Rounding
 
 REDUCED_TYPES: Mapping[str, ir.DataType] = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 """Precision -> element type."""

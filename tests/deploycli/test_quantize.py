@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from deploycli.exporters.graph.onnx_file import load_model
-from deploycli.exporters.precision.calibration_cache import CalibrationCache
+from deploycli.exporters.precision.calibration import CalibrationCache
 from deploycli.exporters.runtime.runtimes import OrtRuntime
 from tests.deploycli.commands import assert_refused, files
 from tests.exporters.precision.networks import assert_valid, normal

@@ -17,13 +17,13 @@ from deploycli.exporters.bundle.engine import Sidecar, sidecar_of
 from deploycli.exporters.bundle.manifest import MANIFEST_NAME, CalibrationRecord, FileRecord
 from deploycli.exporters.bundle.verification import REPORT_NAME
 from deploycli.exporters.graph.steps import GraphCost
-from deploycli.exporters.precision.calibration_cache import CalibrationCache
+from deploycli.exporters.precision.calibration import CalibrationCache
 from deploycli.models.errors import DeployError, IntegrityError, UsageError
 from deploycli.models.spec import Preprocessing
 from tests.exporters import engines
 from tests.exporters.bundle import bundles
 from tests.exporters.bundle.test_engine import SETTINGS
-from tests.exporters.precision.test_calibration_cache import CACHE
+from tests.exporters.precision.test_calibration import CACHE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

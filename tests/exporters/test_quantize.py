@@ -17,7 +17,7 @@ from deploycli.exporters.bundle.bundle import Bundle, find_bundles
 from deploycli.exporters.bundle.files import interrupted
 from deploycli.exporters.export import ExportOptions, export
 from deploycli.exporters.graph.onnx_file import load_model
-from deploycli.exporters.precision.calibration_cache import CalibrationCache
+from deploycli.exporters.precision.calibration import CalibrationCache
 from deploycli.exporters.precision.methods import Method
 from deploycli.exporters.precision.options import AccuracyBudget, CalibrationData, CastOptions, QuantizeOptions, stages
 from deploycli.exporters.precision.roles import Stage

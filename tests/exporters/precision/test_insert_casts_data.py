@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from deploycli.exporters.cast import cast_bundle
-from deploycli.exporters.precision.magnitudes import magnitudes
+from deploycli.exporters.precision.observed import magnitudes
 from deploycli.exporters.precision.options import CalibrationData, CastOptions
 from deploycli.models.errors import NumericsError, UsageError
 from tests.exporters.bundle import bundles
