@@ -5,12 +5,16 @@
 checks the types of all of it.
 """
 
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+CONFIG = ROOT / "pyproject.toml"
 MAPPED = ("models", "exporters")  # as in pyproject.toml
 
 
@@ -31,12 +35,28 @@ def as_installed(path: Path) -> Path:
     return Path("deploycli") / relative if relative.parts[0] in MAPPED else relative
 
 
-def mypy(*options: str, cache: Path = ROOT / ".mypy_cache") -> "subprocess.CompletedProcess[str]":
-    """Run mypy on the package; its output is captured."""
-    with tempfile.TemporaryDirectory() as folder:
-        config = f"--config-file={ROOT / 'pyproject.toml'}"
-        command = [sys.executable, "-m", "mypy", config, f"--cache-dir={cache}", *options]
-        return subprocess.run(command, cwd=linked(Path(folder)), capture_output=True, text=True, check=False)
+def mypy(
+    *options: str,
+    cache: Path = ROOT / ".mypy_cache",
+    config: Path = CONFIG,
+    stubs: Path | None = None,
+    beside: Sequence[Path] = (),
+) -> "subprocess.CompletedProcess[str]":
+    """Run mypy on the package; its output is captured.
+
+    Args:
+        options: of mypy; files among them, as they are seen from the folder that holds the package, are all it judges.
+        cache: its folder.
+        config: its configuration.
+        stubs: a folder for ``MYPYPATH``.
+        beside: files to copy beside the package.
+    """
+    with tempfile.TemporaryDirectory() as top:
+        for file in beside:
+            shutil.copy(file, top)
+        command = [sys.executable, "-m", "mypy", f"--config-file={config}", f"--cache-dir={cache}", *options]
+        env = os.environ | ({} if stubs is None else {"MYPYPATH": str(stubs)})
+        return subprocess.run(command, cwd=linked(Path(top)), env=env, capture_output=True, text=True, check=False)
 
 
 if __name__ == "__main__":

@@ -8,17 +8,12 @@ How long the exports themselves take: `tests.benchmarks.export_time`.
 """
 
 import argparse
-import importlib.util
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from tests.benchmarks.measure import graph_figures, interleaved, onnxruntime_runner, openvino_runner, write_block
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from tests.benchmarks.measure import graph_figures, interleaved, runners, write_block
 
 PLAIN_EXPORT = """
 import sys, warnings
@@ -86,12 +81,9 @@ def main() -> None:
 
 def table(files: dict[str, Path], rounds: int) -> list[str]:
     """Time the files and return the table."""
-    makers: dict[str, Callable[[Path, int], Callable[[], object]]] = {"ORT": onnxruntime_runner}
-    if importlib.util.find_spec("openvino") is not None:
-        makers["OpenVINO"] = openvino_runner
     speed: dict[str, list[str]] = {name: [] for name in files}
     columns = []
-    for runtime, make in makers.items():
+    for runtime, make in runners().items():
         for batch in (1, 8):
             columns.append(f"{runtime} batch {batch}")
             seconds = interleaved({name: make(path, batch) for name, path in files.items()}, rounds)

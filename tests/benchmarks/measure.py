@@ -1,5 +1,6 @@
 """What the benchmarks measure, the same for every graph, whoever made it."""
 
+import importlib.util
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -81,6 +82,12 @@ def openvino_runner(path: Path, batch: int) -> Callable[[], object]:
     ).create_infer_request()
     images = np.random.default_rng(0).standard_normal((batch, 3, 224, 224)).astype(np.float32)
     return lambda: request.infer({0: images})
+
+
+def runners() -> dict[str, Callable[[Path, int], Callable[[], object]]]:
+    """Return what runs a file, by name: ONNX Runtime, and OpenVINO where it is installed."""
+    openvino = {} if importlib.util.find_spec("openvino") is None else {"OpenVINO": openvino_runner}
+    return {"ONNX Runtime": onnxruntime_runner, **openvino}
 
 
 class Printed(list[str]):

@@ -8,18 +8,17 @@ nvidia-modelopt[onnx]. OpenVINO takes part in the timing where it is installed.
 """
 
 import argparse
-import importlib.util
 import os
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import torch
-from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
 from deploycli.exporters.bundle.bundle import Bundle
 from deploycli.exporters.cast import cast_bundle
@@ -31,7 +30,8 @@ from deploycli.exporters.precision.simulate import open_runtime
 from deploycli.exporters.quantize import quantize_bundle
 from deploycli.models.build import build
 from deploycli.models.registry import resolve
-from tests.benchmarks.measure import Printed, interleaved, onnxruntime_runner, openvino_runner, write_block
+from tests.benchmarks.measure import Printed, interleaved, runners, write_block
+from tests.calibration import Batches
 from tests.weights import golden_weight
 
 SAMPLES = 8
@@ -64,14 +64,6 @@ def ours(bundle: Bundle, root: Path) -> Iterator[tuple[str, Path]]:
         yield label, (bundle.path / "model.int8.onnx").rename(root / f"ours{i}.onnx")
 
 
-class _Reader(CalibrationDataReader):  # type: ignore[misc]  # it has no types
-    def __init__(self, name: str) -> None:
-        self._feeds = iter([{name: CALIBRATION[i : i + 1]} for i in range(SAMPLES)])
-
-    def get_next(self) -> dict[str, Any] | None:
-        return next(self._feeds, None)
-
-
 def onnxruntimes(source: Path, root: Path) -> Iterator[tuple[str, Path]]:
     """Yield what ONNX Runtime's own quantiser makes of the same graph."""
     products = ["MatMul", "Gemm"]
@@ -91,7 +83,7 @@ def onnxruntimes(source: Path, root: Path) -> Iterator[tuple[str, Path]]:
         quantize_static(
             source,
             path,
-            _Reader("images"),
+            Batches(np.split(CALIBRATION, SAMPLES)),
             quant_format=QuantFormat.QDQ,
             calibrate_method=CalibrationMethod.MinMax,
             **options,
@@ -146,15 +138,12 @@ def show_accuracy(name: str, bundle: Bundle, root: Path, modelopt: str | None, t
 
 def show_speed(name: str, files: dict[str, Path], rounds: int) -> list[str]:
     """Return a table of the speed of FP32 and INT8, all interleaved at each batch."""
-    makers: dict[str, Callable[[Path, int], Callable[[], object]]] = {"ONNX Runtime": onnxruntime_runner}
-    if importlib.util.find_spec("openvino") is not None:
-        makers["OpenVINO"] = openvino_runner
     rows: dict[str, list[str]] = {}
     for batch in (1, 8):
         runs = {
             f"{label} in {runtime}": make(path, batch)
             for label, path in files.items()
-            for runtime, make in makers.items()
+            for runtime, make in runners().items()
         }
         seconds = interleaved(runs, rounds)
         base = next(iter(seconds.values()))

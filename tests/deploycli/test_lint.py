@@ -10,10 +10,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+from onnxruntime.quantization import QuantType, quantize_static
 
 from deploycli.exporters.cast import cast_bundle
 from deploycli.exporters.precision.options import CastOptions
+from tests.calibration import Batches
 from tests.deploycli.commands import assert_refused
 from tests.digits import NAMES, checkpoint, registered
 from tests.exporters.lint.rtx import WHY
@@ -103,16 +104,9 @@ def test_a_plain_export_of_timms(deploycli: Command, tmp_path: Path) -> None:
 
 def test_uint8_of_onnxruntime_gets_the_right_complaints(deploycli: Command, smallest: str, tmp_path: Path) -> None:
     assert deploycli("export", smallest).code == 0
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]  # it has no types
-        def __init__(self) -> None:
-            self._feeds = iter([{"images": np.random.default_rng(0).standard_normal((2, 3, 16, 16)).astype("f")}])
-
-        def get_next(self) -> dict[str, np.ndarray] | None:  # type: ignore[type-arg]  # of tests
-            return next(self._feeds, None)
-
+    noise = np.random.default_rng(0).standard_normal((2, 3, 16, 16)).astype(np.float32)
     source = tmp_path / "artifacts" / smallest / "model.onnx"
-    quantize_static(source, tmp_path / "uint8.onnx", Reader(), activation_type=QuantType.QUInt8)
+    quantize_static(source, tmp_path / "uint8.onnx", Batches([noise]), activation_type=QuantType.QUInt8)
     result = deploycli("lint", "uint8.onnx", "--json")
     (report,) = json.loads(result.out)
     assert result.code == 3

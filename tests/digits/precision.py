@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, quantize_static
+from onnxruntime.quantization import CalibrationMethod, QuantFormat, quantize_static
 
 from deploycli.exporters.cast import cast_bundle
 from deploycli.exporters.export import ExportOptions, export
 from deploycli.exporters.precision.options import CalibrationData, CastOptions, QuantizeOptions
 from deploycli.exporters.precision.simulate import open_runtime
 from deploycli.exporters.quantize import quantize_bundle
+from tests.calibration import Batches
 from tests.digits import arrays, checkpoint, registered
 
 if TYPE_CHECKING:
@@ -73,20 +74,12 @@ def naive(source: Path, calibration: npt.NDArray[np.float32], path: Path) -> Pat
     quantize_static(
         source,
         path,
-        _Reader(calibration),
+        Batches(calibration[:, None]),
         quant_format=QuantFormat.QDQ,
         calibrate_method=CalibrationMethod.MinMax,
         per_channel=False,
     )
     return path
-
-
-class _Reader(CalibrationDataReader):  # type: ignore[misc]  # it has no types
-    def __init__(self, images: npt.NDArray[np.float32]) -> None:
-        self._feeds = iter([{"images": image[None]} for image in images])
-
-    def get_next(self) -> dict[str, Any] | None:
-        return next(self._feeds, None)
 
 
 def _classes(path: Path, images: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:

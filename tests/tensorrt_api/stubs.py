@@ -11,16 +11,13 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import os
 import re
-import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.one_package import as_installed, linked
+from tests.one_package import CONFIG, as_installed, mypy
 from tests.tensorrt_api import signatures as signatures_module
 from tests.tensorrt_api.bindings import ROOT, environment, locked, prepare
 from tests.tensorrt_api.signatures import Kind, Signature, signatures
@@ -28,8 +25,6 @@ from tests.tensorrt_api.signatures import Kind, Signature, signatures
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from types import ModuleType
-
-CONFIG = ROOT / "pyproject.toml"
 
 HEADER = """\
 # mypy: disable-error-code="override, overload-cannot-match"
@@ -255,14 +250,13 @@ def rtx_stubs(folder: Path) -> Path:
 
 
 def copied(file: Path) -> bool:
-    """Whether a file is neither of the product nor a stub."""
+    """Whether a file is neither of the product nor a stub: mypy reads a copy, for its cache goes by paths."""
     return not file.is_relative_to(ROOT) and file.suffix != ".pyi"
 
 
-def _place(file: Path, top: Path) -> str:
-    """Return where mypy reads a file, seen from ``top``: a stranger's is copied there, for its cache goes by paths."""
+def _place(file: Path) -> str:
+    """Return where mypy reads a file, seen from the folder that holds the package."""
     if copied(file):
-        shutil.copy(file, top)
         return file.name
     return str(as_installed(file)) if file.is_relative_to(ROOT) else str(file)
 
@@ -281,16 +275,18 @@ def check(stubs: str | Path, files: Sequence[Path]) -> list[str]:
     if not files:
         return []
     folder = stub_folder(stubs) if isinstance(stubs, str) else stubs
+    shown = {_place(file): file for file in files}
+    options = ["--strict", "--no-error-summary", "--no-color-output", "--hide-error-context", "--no-pretty"]
     with locked("mypy") as kept:
-        options = [f"--config-file={CONFIG}", "--strict"]
-        style = ["--no-error-summary", "--no-color-output", "--hide-error-context", "--no-pretty", "--show-error-codes"]
-        command = [sys.executable, "-m", "mypy", *options, *style, f"--cache-dir={kept / 'mypy'}"]
-        env = {**os.environ, "MYPYPATH": str(folder)}
-        with tempfile.TemporaryDirectory() as top:
-            shown = {_place(file, Path(top)): file for file in files}
-            result = subprocess.run(
-                [*command, *shown], cwd=linked(Path(top)), env=env, capture_output=True, text=True, check=False
-            )
+        result = mypy(
+            *options,
+            "--show-error-codes",
+            *shown,
+            cache=kept / "mypy",
+            config=CONFIG,
+            stubs=folder,
+            beside=[file for file in files if copied(file)],
+        )
     if result.returncode not in (0, 1):
         raise RuntimeError(result.stdout + result.stderr)
     lines = [line.partition(":") for line in result.stdout.splitlines() if ": error: " in line]

@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 from onnx import numpy_helper
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from deploycli.exporters.graph.onnx_file import write_model
@@ -20,15 +20,14 @@ from deploycli.exporters.passes.common.names import name_nodes
 from deploycli.exporters.passes.pipeline import rewrite
 from deploycli.exporters.trace import MODULE_KEY, trace
 from deploycli.models.spec import TensorSpec
+from tests.calibration import Batches
 from tests.models.crossformers import tiny_crossformer
 from tests.models.swins import tiny_swin
 from tests.models.vits import tiny_vit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
-    import numpy.typing as npt
     import torch
 
 ONE_HEAD = "it has one head, a mask and a dynamic batch"
@@ -125,23 +124,11 @@ def test_one_weight_left_in_fp32_is_found(exported: dict[str, Path], name: str) 
     assert weights[0].name in report.errors[0].message
 
 
-class Images(CalibrationDataReader):
-    """Two batches of noise."""
-
-    def __init__(self) -> None:
-        draw = np.random.default_rng(0)
-        self._batches: Iterator[dict[str, npt.NDArray[Any]]] = iter(
-            [{"images": draw.standard_normal((2, 3, 32, 32)).astype(np.float32)} for _ in range(2)]
-        )
-
-    def get_next(self) -> dict[str, npt.NDArray[Any]] | None:
-        return next(self._batches, None)
-
-
 def quantized(path: Path, target: Path, **options: Any) -> Path:
+    noise = np.random.default_rng(0).standard_normal((2, 2, 3, 32, 32)).astype(np.float32)
     logging.disable(logging.WARNING)
     try:
-        quantize_static(str(path), str(target), Images(), quant_format=QuantFormat.QDQ, **options)
+        quantize_static(str(path), str(target), Batches(noise), quant_format=QuantFormat.QDQ, **options)
     finally:
         logging.disable(logging.NOTSET)
     return target
