@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from deploycli.exporters.bundle.bundle import Bundle
     from deploycli.exporters.data.samples import Samples
     from deploycli.exporters.precision.options import AccuracyBudget, CalibrationData, Labelled, QuantizeOptions
-    from deploycli.exporters.verification.evaluate import Accuracy
+    from deploycli.exporters.verification.accuracy import Accuracy
 
     Progress = Callable[[str, int, int], None]
 

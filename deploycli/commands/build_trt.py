@@ -29,7 +29,7 @@ from deploycli.options import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from deploycli.exporters.build import BuiltEngine, PlannedEngine
+    from deploycli.exporters.build_trt import BuiltEngine, PlannedEngine
     from deploycli.exporters.target.product import CompilerName
 
 
@@ -166,7 +166,7 @@ def command(
       deploycli build-trt --timing-cache timings/ --hardware-compatibility ampere+
       deploycli build-trt --dry-run
     """
-    from deploycli.exporters.build import EngineOptions, build_all, plan_all
+    from deploycli.exporters.build_trt import EngineOptions, build_all, plan_all
     from deploycli.exporters.precision.options import CalibrationData, CastOptions, QuantizeOptions
     from deploycli.exporters.target.settings import BuildSettings, ShapeOptions, parse_size
     from deploycli.exporters.target.targets import parse_targets

@@ -28,7 +28,7 @@ from deploycli.options import (
 if TYPE_CHECKING:
     from deploycli.exporters.precision.budget import Search
     from deploycli.exporters.quantize import Quantized
-    from deploycli.exporters.verification.evaluate import Accuracy
+    from deploycli.exporters.verification.accuracy import Accuracy
     from deploycli.terminal import Output
 
 

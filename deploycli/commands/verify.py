@@ -25,7 +25,7 @@ from deploycli.options import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from deploycli.exporters.verification.evaluate import Evaluation
+    from deploycli.exporters.verification.accuracy import Evaluation
     from deploycli.exporters.verification.report import Report, Stage
     from deploycli.terminal import Rows
 

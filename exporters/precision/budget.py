@@ -21,7 +21,7 @@ from deploycli.exporters.graph.onnx_file import write_model
 from deploycli.exporters.graph.unique import Names, value_names
 from deploycli.exporters.precision.insert_qdq import Inserter
 from deploycli.exporters.runtime.runtimes import Closing, OrtRuntime
-from deploycli.exporters.verification.evaluate import Accuracy, AccuracyMeter
+from deploycli.exporters.verification.accuracy import Accuracy, AccuracyMeter
 from deploycli.models.errors import NumericsError, UsageError
 
 if TYPE_CHECKING:

@@ -169,7 +169,7 @@ def work(job: Job, *, progress: Callable[[Progress], None]) -> BuildResult | Dep
     try:
         library.use(job.product)
         # They import TensorRT, or take long to import.
-        from deploycli.exporters.tensorrt.builder import build
+        from deploycli.exporters.tensorrt.build_engine import build
         from deploycli.exporters.tensorrt.callbacks import Log
 
         with job.file(LOG).open("a", encoding="utf-8", errors="backslashreplace") as stream:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from deploycli.exporters.verification.evaluate import AccuracyMeter, Evaluation
+from deploycli.exporters.verification.accuracy import AccuracyMeter, Evaluation
 from deploycli.exporters.verification.loaded import take
 from deploycli.models.errors import UsageError
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from deploycli.exporters.bundle.bundle import Bundle, Engine, ModelFile
+    from deploycli.exporters.verification.accuracy import Evaluation
     from deploycli.exporters.verification.compare import Comparison
-    from deploycli.exporters.verification.evaluate import Evaluation
 
 _PACKAGES = ("numpy", "onnxruntime", "tensorrt", "torch")
 

@@ -10,7 +10,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from deploycli.exporters.verification.evaluate import wilson_interval
+from deploycli.exporters.verification.accuracy import wilson_interval
 from tests.benchmarks.measure import Printed, write_block
 from tests.digits import NAMES
 from tests.digits.precision import exported, rows

@@ -31,7 +31,7 @@ def _no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def made(true_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with engines of every precision that needs no data."""
-    from deploycli.exporters.build import EngineOptions, build_all
+    from deploycli.exporters.build_trt import EngineOptions, build_all
     from deploycli.exporters.bundle.bundle import Bundle as Opened
     from deploycli.exporters.target.product import RTX
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from deploycli.exporters.build import EngineOptions, build_all
+from deploycli.exporters.build_trt import EngineOptions, build_all
 from deploycli.exporters.bundle.bundle import Bundle
 from deploycli.exporters.bundle.engine import GpuRecord
 from deploycli.exporters.export import ExportOptions, export

@@ -10,7 +10,7 @@ import pytest
 from deploycli.commands.bench import show_benches
 from deploycli.exporters.bench.candidate import BenchOptions
 from deploycli.exporters.bench.run import bench
-from deploycli.exporters.build import EngineOptions, build_all
+from deploycli.exporters.build_trt import EngineOptions, build_all
 from deploycli.exporters.bundle.bundle import Bundle
 from deploycli.exporters.export import ExportOptions, export
 from deploycli.exporters.precision.options import CalibrationData

@@ -32,7 +32,7 @@ def rtx(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_name_and_call_is_of_tensorrt_for_rtx_too(rtx: Path) -> None:
     """The real library, as it is installed: what drives TensorRT drives it as well, and what is its own is there."""
     files = names.product_files(rtx=True)
-    assert {path.name for path in files} > {"builder.py", "runtime.py", "rtx.py"}
+    assert {path.name for path in files} > {"build_engine.py", "runtime.py", "rtx.py"}
     assert stubs.check(rtx, files) == []
 
 

@@ -1,4 +1,4 @@
-"""NVIDIA's two compilers behind one interface: `deploycli.exporters.tensorrt.builder` drives either.
+"""NVIDIA's two compilers behind one interface: `deploycli.exporters.tensorrt.build_engine` drives either.
 
 Import this after `deploycli.exporters.tensorrt.library.use`, in the child process that builds.
 """

@@ -17,7 +17,7 @@ from deploycli.exporters.precision.budget import GatedRuntime, Search, accuracy_
 from deploycli.exporters.precision.options import Labelled
 from deploycli.exporters.precision.placement import place
 from deploycli.exporters.runtime.runtimes import OrtRuntime
-from deploycli.exporters.verification.evaluate import Accuracy
+from deploycli.exporters.verification.accuracy import Accuracy
 from deploycli.models.errors import NumericsError, UsageError
 from tests.exporters.precision.networks import FLOAT, HALF, block, graph, normal, proto_of, quantized, ranges, run
 

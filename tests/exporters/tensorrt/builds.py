@@ -31,7 +31,7 @@ def configured(settings: dict[str, Any]) -> dict[str, Any]:
     _tensorrt_on_rtx()
     import tensorrt as trt
 
-    from deploycli.exporters.tensorrt.builder import make_builder
+    from deploycli.exporters.tensorrt.build_engine import make_builder
     from deploycli.exporters.tensorrt.callbacks import Log, Monitor
     from deploycli.exporters.tensorrt.compilers.tensorrt import TensorRt, _config_facts
 
@@ -101,7 +101,7 @@ _FAILS: dict[str, Any] = {
 def failures(onnx: str) -> dict[str, str]:
     """What becomes of each failure: the class of the error and what it says."""
     library.use(RTX)
-    from deploycli.exporters.tensorrt.builder import build
+    from deploycli.exporters.tensorrt.build_engine import build
     from deploycli.exporters.tensorrt.callbacks import Log
 
     found = {}

@@ -486,7 +486,7 @@ def test_the_real_library_is_given_the_plan_and_says_that_it_wants_a_gpu(
     pytest.importorskip("tensorrt_rtx", reason=WHY)
     if library.has_driver():
         pytest.skip("there is a driver: pytest -m gpu runs engines")
-    from deploycli.exporters.build import EngineOptions, build_all
+    from deploycli.exporters.build_trt import EngineOptions, build_all
     from deploycli.exporters.bundle.bundle import Bundle
 
     bundle = bundles.make(tmp_path)

@@ -10,7 +10,7 @@ import pytest
 
 from deploycli.exporters.bench.candidate import BenchOptions
 from deploycli.exporters.bench.run import bench
-from deploycli.exporters.build import EngineOptions
+from deploycli.exporters.build_trt import EngineOptions
 from deploycli.exporters.lint import lint
 from deploycli.exporters.target.settings import BuildSettings
 from deploycli.exporters.tensorrt.inspector import PrecisionAssertion

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploycli.exporters.verification.evaluate import Accuracy, AccuracyMeter, Evaluation, wilson_interval
+from deploycli.exporters.verification.accuracy import Accuracy, AccuracyMeter, Evaluation, wilson_interval
 
 
 @pytest.mark.parametrize(
