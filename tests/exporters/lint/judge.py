@@ -129,12 +129,12 @@ class _Compiler:
         from deploycli.exporters.tensorrt import library
 
         library.use(RTX)
-        from deploycli.exporters.tensorrt import builder  # it imports TensorRT
+        from deploycli.exporters.tensorrt import build_engine  # it imports TensorRT
         from deploycli.exporters.tensorrt.callbacks import Log
 
-        self._steps, self._log_class = builder, Log
+        self._steps, self._log_class = build_engine, Log
         self._targets, self._file = targets, folder / "model.onnx"
-        self._monitor = builder.make_monitor(lambda _: None)
+        self._monitor = build_engine.make_monitor(lambda _: None)
 
     def __call__(self, model: bytes) -> Verdict:
         from deploycli.exporters.tensorrt.compilers.rtx import Rtx

@@ -68,7 +68,7 @@ def test_a_folder_of_that_name_is_not_it(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 
 def test_nothing_is_imported_before_it_is_asked_for() -> None:
-    code = "import sys; from deploycli.exporters.tensorrt import builder, child, library\n"
+    code = "import sys; from deploycli.exporters.tensorrt import build_engine, child, library\n"
     code += "print([name for name in ('tensorrt', 'polygraphy', 'torch') if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
