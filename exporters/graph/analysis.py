@@ -254,7 +254,7 @@ class Analysis:
                 return None
             self._scratch -= sum(_own_bytes(x, read) for x in found[-1] if x is not None)
         low, high = found[0], found[-1]
-        return [None if x is None or y is None else _as_extremes(x, y) for x, y in zip(low, high, strict=True)]
+        return [None if x is None or y is None else as_extremes(x, y) for x, y in zip(low, high, strict=True)]
 
     def _makes_zeros(self, node: ir.Node) -> bool:
         if node.op_type == "ConstantOfShape" and node.domain == "":
@@ -370,13 +370,14 @@ def _measure(node: ir.Node, axes: Axes) -> list[Extremes | None] | None:
         return None
     low, high = ([substitute(d, batch) for d in dims] for batch in BATCHES)
     if node.op_type == "Shape":
-        return [_as_extremes(np.array(low, np.int64), np.array(high, np.int64))]
+        return [as_extremes(np.array(low, np.int64), np.array(high, np.int64))]
     if len(dynamic_axes(tuple(dims))) > 1:
         return None
-    return [_as_extremes(np.array(math.prod(low), np.int64), np.array(math.prod(high), np.int64))]
+    return [as_extremes(np.array(math.prod(low), np.int64), np.array(math.prod(high), np.int64))]
 
 
-def _as_extremes(low: Array, high: Array) -> Extremes:
+def as_extremes(low: Array, high: Array) -> Extremes:
+    """Return a value at the smallest and at the largest batch; as one object where it is the same."""
     same = low is high or (low.shape == high.shape and low.nbytes <= GROWTH and np.array_equal(low, high))
     return (low, low) if same else (low, high)
 
@@ -385,10 +386,11 @@ def _fit(low: Axes, high: Axes) -> Axes | None:
     """Return the axes that give these shapes at both batch sizes, None for one that is no multiple of the batch."""
     if len(low) != len(high) or len(low) > _MOST_AXES:
         return None
-    return tuple(_fit_axis(a, b) for a, b in zip(low, high, strict=True))
+    return tuple(fit_axis(a, b) for a, b in zip(low, high, strict=True))
 
 
-def _fit_axis(low: int | None, high: int | None) -> int | None:
+def fit_axis(low: int | None, high: int | None) -> int | None:
+    """Return the axis that has these lengths at both batch sizes, None where it is no multiple of the batch."""
     if low is None or high is None:
         return None
     is_static = low == high and (high == 0 or high % BATCH != 0)

@@ -15,9 +15,9 @@ import onnx_ir as ir
 
 from deploycli.exporters.graph.operators import is_onnx, operand
 from deploycli.exporters.graph.unique import listed
-from deploycli.exporters.lint.attention import MOVES, attentions, is_fixed, quantized_type, requantized
 from deploycli.exporters.lint.element_types import attribute
 from deploycli.exporters.lint.report import AttentionBlock, name_of, warning
+from deploycli.exporters.lint.subject import MOVES, is_fixed, quantized_type, requantized
 from deploycli.exporters.lint.types import attention_operator
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def attention_form(subject: Subject) -> Iterator[Problem]:
     Source: what TensorRT for RTX 1.7.1 compiles; TensorRT documentation, "Transformers and Fused Attention" (11.x) and
     release notes of 10.14 (head sizes); issues 2981 and 4167 of NVIDIA/TensorRT (INT8).
     """
-    for found in attentions(subject):
+    for found in subject.attentions:
         for reason in _reasons(found, subject):
             if reason.is_finding:
                 yield warning(found.softmax, f"the attention does not become one kernel: {reason.text}", reason.hint)
@@ -91,7 +91,7 @@ def attention_form(subject: Subject) -> Iterator[Problem]:
 
 def attention_blocks(subject: Subject) -> list[AttentionBlock]:
     """Return every attention block with the verdict of rules 7 and 16 on it."""
-    blocks = {found.softmax: _block(found, subject) for found in attentions(subject)}
+    blocks = {found.softmax: _block(found, subject) for found in subject.attentions}
     problems = [p for p in attention_operator(subject) if p.level == "error"]
     for node in subject.nodes:
         if is_onnx(node, "Attention"):

@@ -1,10 +1,15 @@
 """Types, shapes and small values of a graph that may be broken.
 
 Element types follow operator by operator from :mod:`~deploycli.exporters.lint.element_types`. Shapes come from ONNX's
-own strict inference, node by node, at batch 1 and at batch :data:`~deploycli.exporters.graph.shapes.BATCH`, as the
-rewriting
-passes have them. Where ONNX refuses a node because its operands differ in type, they are made alike and it is asked
-again: one wrong Cast must not hide what comes after it. No large tensor is read.
+own strict inference, node by node, at batch 1 and at batch :data:`~deploycli.exporters.graph.shapes.BATCH`. Where ONNX
+refuses a node because its operands differ in type, they are made alike and it is asked again: one wrong Cast must not
+hide what comes after it. No large tensor is read.
+
+The two batch sizes, arithmetic with them and the evaluation of a node are those of `graph.analysis`, which the passes
+have. What is kept differs, for here a stranger's file is judged, and not a graph rewritten that has been checked. The
+analysis believes declared types, forgets why ONNX refuses a node, and of a dimension that is no multiple of the batch,
+such as ``B // 8``, knows nothing; here declarations may lie, a refusal is a finding, and of such a shape the rules ask
+whether it grows.
 """
 
 from __future__ import annotations
@@ -17,7 +22,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from deploycli.exporters.graph.analysis import GROWTH
+from deploycli.exporters.graph.analysis import GROWTH, as_extremes, fit_axis
 from deploycli.exporters.graph.evaluate import can_evaluate, evaluate
 from deploycli.exporters.graph.operators import QDQ, is_onnx
 from deploycli.exporters.graph.shapes import BATCH, BATCHES, grows, stays_affine
@@ -215,7 +220,7 @@ class Inference:
             )
         except Exception:  # a file may give an operator any operands and attributes; then its value is not known
             return None
-        pairs = [None if a is None or b is None else _as_extremes(a, b) for a, b in zip(low, high, strict=True)]
+        pairs = [None if a is None or b is None else as_extremes(a, b) for a, b in zip(low, high, strict=True)]
         return None if None in pairs else [p for p in pairs if p is not None]
 
 
@@ -310,13 +315,8 @@ def _fit(low: Dims, high: Dims) -> Dims | None:
     """Return the dims that give these shapes at both batch sizes, or None where they are not multiples of the batch."""
     if len(low) != len(high):
         return None
-    static = [a == b and (b == 0 or b % BATCH != 0) for a, b in zip(low, high, strict=True)]
-    multiple = [a > 0 and b == a * BATCH for a, b in zip(low, high, strict=True)]
-    return high if all(s or m for s, m in zip(static, multiple, strict=True)) else None
-
-
-def _as_extremes(low: Array, high: Array) -> Extremes:
-    return (low, low) if low.shape == high.shape and np.array_equal(low, high) else (low, high)
+    dims = [fit_axis(a, b) for a, b in zip(low, high, strict=True)]
+    return None if None in dims else high
 
 
 def _is_integer(extremes: Extremes | None) -> bool:
@@ -331,9 +331,9 @@ def _measure(node: ir.Node, operand: Known | None) -> Extremes | None:
     window = slice(*(a.value if a is not None and isinstance(a.value, int) else None for a in (start, end)))
     low, high = operand.extremes
     if node.op_type == "Shape":
-        return _as_extremes(np.array(low[window], np.int64), np.array(high[window], np.int64))
+        return as_extremes(np.array(low[window], np.int64), np.array(high[window], np.int64))
     sizes = [math.prod(low), math.prod(high)]
-    return _as_extremes(*(np.array(s, np.int64) for s in sizes)) if max(sizes) < 2**63 else None
+    return as_extremes(*(np.array(s, np.int64) for s in sizes)) if max(sizes) < 2**63 else None
 
 
 def _made_alike(schema: onnx.defs.OpSchema, types: Sequence[ir.DataType | None]) -> list[ir.DataType | None]:

@@ -19,17 +19,14 @@ from deploycli.exporters.bundle.files import temporary_folder
 from deploycli.exporters.graph.onnx_file import quiet, read, write_outline
 from deploycli.exporters.lint.economy import hard_to_fuse, redundant_pairs, stored_numbers, unused_and_repeated
 from deploycli.exporters.lint.fusion import attention_blocks, attention_form
-from deploycli.exporters.lint.operators import parse_version
-from deploycli.exporters.lint.placement import quantization_placement
-from deploycli.exporters.lint.quantization import quantization, quantized_share
+from deploycli.exporters.lint.operator_support import lacking_in_rtx, operator_support
+from deploycli.exporters.lint.quantization import quantization, quantization_placement, quantized_share
 from deploycli.exporters.lint.report import Finding, LintReport
 from deploycli.exporters.lint.structure import (
     constant_operands,
     external_data,
-    lacking_in_rtx,
     names_and_edges,
     no_dynamic_operators,
-    operator_support,
     opset_and_ir,
     static_shapes,
 )
@@ -43,6 +40,7 @@ from deploycli.exporters.lint.types import (
     strong_typing,
     supported_types,
 )
+from deploycli.exporters.lint.versions import parse_version
 from deploycli.models.errors import UsageError
 from deploycli.models.files import sha256_of
 

@@ -1,4 +1,4 @@
-"""Rules 1, 2 and 9 to 13: what the file is, where its data lie, which operators it has, and what of it is static."""
+"""Rules 1 and 9 to 13: what the file is, where its data lie, and what of it is static."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ import onnx_ir as ir
 
 from deploycli.exporters.graph.analysis import dynamic_axes
 from deploycli.exporters.graph.onnx_file import span
-from deploycli.exporters.graph.operators import BROADCASTING, ONNX_DOMAINS, QDQ, is_onnx, operand
+from deploycli.exporters.graph.operators import BROADCASTING, QDQ, is_onnx, operand
 from deploycli.exporters.graph.shapes import grows
 from deploycli.exporters.graph.unique import listed
 from deploycli.exporters.lint.element_types import attribute, formal, schema_of
-from deploycli.exporters.lint.operators import PARSER_PLUGINS
+from deploycli.exporters.lint.operator_support import MAX_RANK
 from deploycli.exporters.lint.report import differs, error, shape_text, type_name, warning
-from deploycli.exporters.lint.restrictions import MAX_RANK, restriction
 from deploycli.models.errors import first_line
 
 if TYPE_CHECKING:
@@ -91,49 +90,6 @@ def _opset_of_quantization(node: ir.Node, subject: Subject) -> Iterator[Problem]
         needed = max(needed, 21)
     if opset < needed:
         yield warning(node, f"{type_name(quantized)} quantization in opset {opset}", f"opset {needed} or above")
-
-
-NOT_IN_RTX = frozenset({"DFT", "DeformConv", "NonMaxSuppression", "NonZero", "RoiAlign"})
-"""Operators, most of them plugins, that TensorRT has and TensorRT for RTX 1.7 was seen to lack."""
-
-
-def lacking_in_rtx(node: ir.Node) -> bool:
-    """Say whether TensorRT has an operator that TensorRT for RTX lacks."""
-    return is_onnx(node, *NOT_IN_RTX) or (
-        is_onnx(node, "ScatterElements") and attribute(node, "reduction", "none") != "none"
-    )
-
-
-def operator_support(subject: Subject) -> Iterator[Problem]:
-    """Rule 2: the parser of the TensorRT version has every operator, with the attributes that it has here.
-
-    Source: onnx-tensorrt docs/operators.md, columns "Supported" and "Restrictions".
-    """
-    known = subject.operators
-    for node in subject.nodes:
-        name = node.op_type
-        if name in subject.plugins:
-            continue
-        if node.domain not in ONNX_DOMAINS:
-            if name in known.types:
-                found = f"{name} of domain {node.domain!r} is taken for ONNX's {name}: the parser reads no domains"
-                yield differs(node, found, "express it in ONNX operators")
-            elif name not in PARSER_PLUGINS:
-                hint = f"express it in ONNX operators, or load a plugin and name it: --plugin {name}"
-                yield error(node, f"{name} of domain {node.domain!r} is no operator of the parser", hint)
-        elif name in known.since:
-            found = ".".join(map(str, subject.version))
-            yield error(node, f"{name} is supported from TensorRT {known.since[name]} on, this is for {found}")
-        elif name not in known.types:
-            yield error(node, f"{name} is not supported", "express it in supported operators")
-        else:
-            reason = restriction(node, subject)
-            if reason:
-                yield error(node, reason)
-            elif lacking_in_rtx(node):
-                yield warning(
-                    node, f"{name} is in TensorRT, and not in TensorRT for RTX", "express it in other operators"
-                )
 
 
 _CONSTANT_OPERANDS = {

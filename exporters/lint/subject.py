@@ -9,17 +9,21 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from deploycli.exporters.graph.attention import find_attention
 from deploycli.exporters.graph.onnx_file import external_fault, inline_fault, root_of
-from deploycli.exporters.graph.operators import is_onnx, opset
+from deploycli.exporters.graph.operators import ARITHMETIC, QDQ, VIEWS, is_onnx, operand, opset
+from deploycli.exporters.graph.shapes import BATCH
 from deploycli.exporters.lint.inference import Inference, constant_tensor
-from deploycli.exporters.lint.operators import Operators, Version, operators
+from deploycli.exporters.lint.versions import Operators, Version, operators
 from deploycli.models.errors import UsageError, first_line
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
+    from deploycli.exporters.graph.attention import Attention
     from deploycli.exporters.graph.movement_ops import Array
     from deploycli.exporters.target.targets import Capability
+
 
 CHUNK = 1 << 22
 """A large tensor is looked at in pieces of this many elements."""
@@ -87,6 +91,22 @@ class Subject:
                 found.append((node.outputs[0].name or node.name or "", tensor))
         return tuple(found)
 
+    @cached_property
+    def attentions(self) -> tuple[Attention, ...]:
+        """The attention blocks, in the order of the graph: MatMul, additions, Softmax, MatMul, and Casts and Q/DQ pairs
+        among them.
+        """
+
+        def leads(node: ir.Node) -> Iterable[int] | None:
+            return _leading(node, self) if is_onnx(node, *_BETWEEN) and node.outputs else None
+
+        def is_product(node: ir.Node) -> bool:
+            return is_onnx(node, *_PRODUCTS) and _multiplies_values(node, self)
+
+        softmaxes = [node for node in self.nodes if is_onnx(node, "Softmax") and node.inputs]
+        found = [find_attention(softmax, leads, is_product, _MOST_STEPS) for softmax in softmaxes]
+        return tuple(attention for attention in found if attention is not None)
+
     def fault(self, tensor: ir.TensorProtocol) -> str | None:
         """Say why the data of a tensor cannot be read, or must not be; None where they can."""
         if isinstance(tensor, ir.ExternalTensor):
@@ -149,3 +169,82 @@ def inlined(model: ir.Model) -> ir.Model:
             f"the model's functions cannot be inlined: {first_line(root_of(error))}", expected="a valid ONNX model"
         ) from error
     return copy
+
+
+MOVES = VIEWS | {"Expand", "Gather", "Slice", "Split", "Transpose"}
+"""Operators that move data and that TensorRT commutes with Q/DQ."""
+
+_OF_TWO = frozenset({*ARITHMETIC, "Max", "Min"})
+_BETWEEN = MOVES | _OF_TWO | {"Cast", "Clip", "Dropout", "Pow", "Tanh", "Where", *QDQ}
+"""Operators that a search for the other end of an attention passes."""
+
+_PRODUCTS = ("Einsum", "MatMul")
+
+_MOST_STEPS = 14
+"""Operators between two ends of an attention: a shifted window with Casts and Q/DQ has eight."""
+
+
+def _multiplies_values(node: ir.Node, subject: Subject) -> bool:
+    return len(node.inputs) == 2 and bool(node.outputs) and not any(is_weight(value, subject) for value in node.inputs)
+
+
+def _leading(node: ir.Node, subject: Subject) -> tuple[int, ...]:
+    """Return the operands through which an attention may lead."""
+    if node.op_type == "Where":
+        return (1, 2)
+    if node.op_type in _OF_TWO:
+        return tuple(i for i, value in enumerate(node.inputs) if not is_weight(value, subject))
+    return (0,)
+
+
+def is_weight(value: ir.Value | None, subject: Subject) -> bool:
+    """Say whether a value is stored, or is a stored one that was quantized, dequantized, cast or moved."""
+    for _ in range(_MOST_STEPS):
+        if value is None:
+            return False
+        if subject.stored(value) is not None:
+            return True
+        node = value.producer()
+        if node is None or not is_onnx(node, "Cast", *QDQ, *MOVES) or not node.inputs:
+            return False
+        value = node.inputs[0]
+    return False
+
+
+def made_by(value: ir.Value | None, *through: str) -> ir.Node | None:
+    """Return the operator that makes a value, seen through data movement and through the operators named."""
+    for _ in range(_MOST_STEPS):
+        node = None if value is None else value.producer()
+        if node is None or not is_onnx(node, *MOVES, *through) or not node.inputs:
+            return node
+        value = node.inputs[0]
+    return None
+
+
+def dequantized(value: ir.Value | None) -> ir.Node | None:
+    """Return the DQ that a value comes from, seen through data movement; None where it is not quantized."""
+    node = made_by(value)
+    return node if node is not None and is_onnx(node, "DequantizeLinear") else None
+
+
+def quantized_type(value: ir.Value | None, subject: Subject) -> ir.DataType | None:
+    """Return the type in which a dequantized value was stored; None where it is not quantized."""
+    node = dequantized(value)
+    return None if node is None else subject.inference.dtype(operand(node, 0))
+
+
+def requantized(value: ir.Value) -> bool:
+    """Say whether a Q reads a value, seen through data movement."""
+    for _ in range(_MOST_STEPS):
+        readers = value.consumers()
+        if any(is_onnx(reader, "QuantizeLinear") for reader in readers):
+            return True
+        if len(readers) != 1 or not is_onnx(readers[0], *MOVES) or not readers[0].outputs:
+            return False
+        value = readers[0].outputs[0]
+    return False
+
+
+def is_fixed(dim: int) -> bool:
+    """Say whether a dimension does not grow with the batch."""
+    return dim < BATCH or dim % BATCH != 0

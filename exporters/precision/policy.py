@@ -16,8 +16,8 @@ from deploycli.exporters.graph.builder import inner_graphs
 from deploycli.exporters.graph.movement_ops import MOVEMENT
 from deploycli.exporters.graph.operators import NORMALIZATIONS, QDQ, SOFTMAX, is_onnx
 from deploycli.exporters.lint.element_types import attribute, schema_of
-from deploycli.exporters.lint.operators import operators, parse_version
 from deploycli.exporters.lint.rules import DEFAULT_VERSION
+from deploycli.exporters.lint.versions import operators, parse_version
 from deploycli.exporters.precision.dtypes import MASKING, NEAR_OVERFLOW, examine, feeds_softmax, makes, opset_of, takes
 from deploycli.models.errors import UsageError
 

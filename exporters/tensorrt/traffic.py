@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 from deploycli.exporters.bundle.kernels import Kernel
 from deploycli.exporters.graph.onnx_file import quiet, read
 from deploycli.exporters.graph.products import COUNTED
-from deploycli.exporters.lint.operators import parse_version
 from deploycli.exporters.lint.rules import DEFAULT_VERSION
 from deploycli.exporters.lint.subject import Subject, inlined
+from deploycli.exporters.lint.versions import parse_version
 from deploycli.exporters.tensorrt.inspector import EngineLayers
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""What the parser and the builder do not take of an operator that they have: part of rule 2.
+"""Rule 2: which operators the parser has, and what it and the builder do not take of one that they have.
 
 Sources: onnx-tensorrt docs/operators.md, column "Restrictions"; ``onnxOpCheckers.cpp`` and ``onnxOpImporters.cpp``; and
 the parser and the builder of TensorRT for RTX 1.7, for what these do not say.
@@ -12,24 +12,69 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from deploycli.exporters.graph.analysis import dynamic_axes
-from deploycli.exporters.graph.operators import operand
+from deploycli.exporters.graph.operators import ONNX_DOMAINS, is_onnx, operand
 from deploycli.exporters.graph.shapes import BATCH
 from deploycli.exporters.graph.unique import listed
 from deploycli.exporters.lint.element_types import attribute
-from deploycli.exporters.lint.report import type_name
+from deploycli.exporters.lint.report import differs, error, type_name, warning
 from deploycli.exporters.lint.types import FLOATS
+from deploycli.exporters.lint.versions import PARSER_PLUGINS
 from deploycli.exporters.target.settings import DEFAULT_BATCH
 
 MAX_RANK = 8
 """``Dims::MAX_DIMS`` of TensorRT."""
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from deploycli.exporters.graph.shapes import Dims
+    from deploycli.exporters.lint.report import Problem
     from deploycli.exporters.lint.subject import Subject
 
     Restriction = Callable[[ir.Node, Subject], str | None]
+
+
+NOT_IN_RTX = frozenset({"DFT", "DeformConv", "NonMaxSuppression", "NonZero", "RoiAlign"})
+"""Operators, most of them plugins, that TensorRT has and TensorRT for RTX 1.7 was seen to lack."""
+
+
+def lacking_in_rtx(node: ir.Node) -> bool:
+    """Say whether TensorRT has an operator that TensorRT for RTX lacks."""
+    return is_onnx(node, *NOT_IN_RTX) or (
+        is_onnx(node, "ScatterElements") and attribute(node, "reduction", "none") != "none"
+    )
+
+
+def operator_support(subject: Subject) -> Iterator[Problem]:
+    """Rule 2: the parser of the TensorRT version has every operator, with the attributes that it has here.
+
+    Source: onnx-tensorrt docs/operators.md, columns "Supported" and "Restrictions".
+    """
+    known = subject.operators
+    for node in subject.nodes:
+        name = node.op_type
+        if name in subject.plugins:
+            continue
+        if node.domain not in ONNX_DOMAINS:
+            if name in known.types:
+                found = f"{name} of domain {node.domain!r} is taken for ONNX's {name}: the parser reads no domains"
+                yield differs(node, found, "express it in ONNX operators")
+            elif name not in PARSER_PLUGINS:
+                hint = f"express it in ONNX operators, or load a plugin and name it: --plugin {name}"
+                yield error(node, f"{name} of domain {node.domain!r} is no operator of the parser", hint)
+        elif name in known.since:
+            found = ".".join(map(str, subject.version))
+            yield error(node, f"{name} is supported from TensorRT {known.since[name]} on, this is for {found}")
+        elif name not in known.types:
+            yield error(node, f"{name} is not supported", "express it in supported operators")
+        else:
+            reason = restriction(node, subject)
+            if reason:
+                yield error(node, reason)
+            elif lacking_in_rtx(node):
+                yield warning(
+                    node, f"{name} is in TensorRT, and not in TensorRT for RTX", "express it in other operators"
+                )
 
 
 def restriction(node: ir.Node, subject: Subject) -> str | None:

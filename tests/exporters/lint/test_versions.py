@@ -8,8 +8,8 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from deploycli.exporters.lint.make_operators import LATER_TYPES, SINCE, SOURCE, TARGET, read_table, write_table
-from deploycli.exporters.lint.operators import operators, parse_version
+from deploycli.exporters.lint.versions import operators, parse_version
+from tests.exporters.lint.make_operators import LATER_TYPES, SINCE, SOURCE, TARGET, read_table, write_table
 
 TABLE = """
 TensorRT 10.15 supports operators in the inclusive range of opset 9 to opset 24. More below.

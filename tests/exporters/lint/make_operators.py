@@ -1,9 +1,9 @@
-"""Write ``operators.json`` from the operator table of TensorRT's ONNX parser.
+"""Write ``exporters/lint/operators.json`` from the operator table of TensorRT's ONNX parser.
 
 Usage::
 
     curl -LO https://raw.githubusercontent.com/onnx/onnx-tensorrt/main/docs/operators.md
-    python -m deploycli.exporters.lint.make_operators operators.md
+    python -m tests.exporters.lint.make_operators operators.md
 
 The table says what one release supports. What older releases lack and newer ones add is in their release notes, and
 here in :data:`SINCE`. Where NVIDIA's parser takes more types than the table says, or fewer, :data:`TAKEN` and
@@ -20,9 +20,9 @@ from typing import Any
 
 SOURCE = "https://github.com/onnx/onnx-tensorrt/blob/main/docs/operators.md"
 
-MODULE = "deploycli.exporters.lint.make_operators"
+MODULE = "tests.exporters.lint.make_operators"
 
-TARGET = Path(__file__).with_name("operators.json")
+TARGET = Path(__file__).parents[3] / "exporters" / "lint" / "operators.json"
 
 SINCE = {
     "Attention": "10.14",
