@@ -5,11 +5,11 @@ own strict inference, node by node, at batch 1 and at batch :data:`~deploycli.ex
 refuses a node because its operands differ in type, they are made alike and it is asked again: one wrong Cast must not
 hide what comes after it. No large tensor is read.
 
-The two batch sizes, arithmetic with them and the evaluation of a node are those of `graph.analysis`, which the passes
-have. What is kept differs, for here a stranger's file is judged, and not a graph rewritten that has been checked. The
-analysis believes declared types, forgets why ONNX refuses a node, and of a dimension that is no multiple of the batch,
-such as ``B // 8``, knows nothing; here declarations may lie, a refusal is a finding, and of such a shape the rules ask
-whether it grows.
+The two batch sizes, the arithmetic with them and the evaluation of a node are those of `graph.analysis`. That is of a
+graph which ONNX takes, for those who rewrite it: it reads and computes every constant, of the main graph alone, and
+where ONNX refuses a node it knows nothing of what follows. Here a stranger's file is judged: types go on where no shape
+is known, inner graphs and circles are walked, why a node is refused is a finding, data that are large or broken are not
+read, and a shape that is no multiple of the batch is still known at both sizes.
 """
 
 from __future__ import annotations
