@@ -14,9 +14,8 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from deploycli.exporters.bundle.bundle import Engine
-from deploycli.exporters.bundle.engine import ENGINES, Sidecar, engine_name, sidecar_of
+from deploycli.exporters.bundle.engine import ENGINES, KernelTotals, Sidecar, engine_name, sidecar_of
 from deploycli.exporters.bundle.files import require_inside
-from deploycli.exporters.bundle.kernels import KernelTotals
 from deploycli.exporters.bundle.manifest import PRECISIONS, Manifest
 from deploycli.exporters.cast import cast_bundle
 from deploycli.exporters.derive import fp32_file

@@ -11,13 +11,13 @@ from deploycli.exporters.bundle.files import temporary_folder
 from deploycli.exporters.bundle.golden import load_golden
 from deploycli.exporters.bundle.manifest import Artifact, FileRecord
 from deploycli.exporters.gate import require_readable
-from deploycli.exporters.graph.collector import free_memory
 from deploycli.exporters.graph.cost import operator_counts
 from deploycli.exporters.graph.onnx_file import load_model, map_external, write_model
 from deploycli.exporters.graph.steps import Step
 from deploycli.exporters.precision.simulate import open_runtime
 from deploycli.exporters.verification.compare import BUDGETS, Comparison, compare
 from deploycli.models.errors import NumericsError, UsageError
+from deploycli.models.memory import free_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable

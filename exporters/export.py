@@ -10,7 +10,6 @@ from deploycli.exporters.bundle.bundle import new_bundle
 from deploycli.exporters.bundle.golden import GOLDEN_NAME, require_comparable, save_golden, synthetic_inputs
 from deploycli.exporters.bundle.manifest import SCHEMA_VERSION, Artifact, FileRecord, Manifest, version_of
 from deploycli.exporters.bundle.trust import sign
-from deploycli.exporters.graph.collector import collector_paused, free_memory, set_aside
 from deploycli.exporters.graph.cost import operator_counts
 from deploycli.exporters.graph.operators import ATTENTION_OPSET
 from deploycli.exporters.graph.steps import Step
@@ -18,6 +17,7 @@ from deploycli.exporters.runtime.runtimes import EagerRuntime, OrtRuntime
 from deploycli.exporters.verification.compare import BUDGETS, compare
 from deploycli.models.errors import EnvironmentUnsuitable, ExportError, UsageError
 from deploycli.models.factory import contained
+from deploycli.models.memory import collector_paused, free_memory, set_aside
 from deploycli.models.registry import configure, resolve
 from deploycli.models.sources import FACTORY, LIBRARIES, parse_source
 from deploycli.models.variants import HubFile, Variant

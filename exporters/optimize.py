@@ -17,17 +17,16 @@ import onnx_ir as ir
 from deploycli.exporters.bundle.files import place, regular_file, scratch_folder, temporary_folder, unwritable
 from deploycli.exporters.gate import require_readable
 from deploycli.exporters.graph.analysis import Analysis
-from deploycli.exporters.graph.collector import free_memory
-from deploycli.exporters.graph.cost import constant_bytes, graph_cost
+from deploycli.exporters.graph.cost import address_space, constant_bytes, graph_cost, refuse_what_is_too_large
 from deploycli.exporters.graph.onnx_file import INLINE_LIMIT, external_files, load_model, map_external, write_model
 from deploycli.exporters.graph.operators import ATTENTION_OPSET, DRAWN, QDQ
 from deploycli.exporters.graph.steps import GraphCost, Step
-from deploycli.exporters.graph.weigh import address_space, refuse_what_is_too_large
 from deploycli.exporters.graph_check import BATCHES, RUNNING_CANDIDATE, UNCHECKED, Check, check_graphs
 from deploycli.exporters.passes.any_model import optimized
 from deploycli.exporters.passes.pipeline import PASSES, Attention, for_attention
 from deploycli.exporters.runtime.isolated import Died, isolated
 from deploycli.models.errors import EnvironmentUnsuitable, NumericsError, UsageError
+from deploycli.models.memory import free_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from deploycli.exporters.bundle.bundle import Bundle, ModelFile, OnnxFile
-    from deploycli.exporters.bundle.engine import Sidecar
-    from deploycli.exporters.bundle.kernels import Kernel, KernelTotals
+    from deploycli.exporters.bundle.engine import Kernel, KernelTotals, Sidecar
     from deploycli.exporters.inspect import OnnxSummary
     from deploycli.models.spec import TensorInfo
     from deploycli.terminal import Output, Rows
@@ -105,8 +104,7 @@ def _files(paths: list[Path], as_json: bool) -> None:
 
 
 def _engines(plans: list[Path], verbose: bool, as_json: bool) -> None:
-    from deploycli.exporters.bundle.engine import sidecar_of_plan
-    from deploycli.exporters.bundle.kernels import by_module, readable_depth
+    from deploycli.exporters.bundle.engine import by_module, readable_depth, sidecar_of_plan
 
     engines = [(plan, sidecar_of_plan(plan)) for plan in plans]
     if as_json:
@@ -235,7 +233,7 @@ def show_engine(plan: Path, sidecar: Sidecar, *, verbose: bool, stale: bool = Fa
         verbose: print every kernel.
         stale: it was built from another graph than its bundle holds now.
     """
-    from deploycli.exporters.bundle.kernels import KernelTotals
+    from deploycli.exporters.bundle.engine import KernelTotals
     from deploycli.exporters.target.settings import shapes_text
 
     console = stdout()
@@ -268,7 +266,7 @@ def show_engine(plan: Path, sidecar: Sidecar, *, verbose: bool, stale: bool = Fa
 
 def show_against(engines: Sequence[tuple[Path, Sidecar]]) -> None:
     """Print the kernels of two engines by PyTorch module, side by side."""
-    from deploycli.exporters.bundle.kernels import KernelTotals, by_module, readable_depth
+    from deploycli.exporters.bundle.engine import KernelTotals, by_module, readable_depth
 
     first, second = (sidecar.first_kernels for _, sidecar in engines)
     names = "A", "B"
@@ -290,7 +288,7 @@ def show_against(engines: Sequence[tuple[Path, Sidecar]]) -> None:
 
 
 def _modules(kernels: Sequence[Kernel]) -> Rows:
-    from deploycli.exporters.bundle.kernels import by_module, readable_depth
+    from deploycli.exporters.bundle.engine import by_module, readable_depth
 
     table = table_of("module", "launches", "products", "attention", "moved")
     for module, totals in by_module(kernels, readable_depth(kernels)).items():
@@ -300,7 +298,7 @@ def _modules(kernels: Sequence[Kernel]) -> Rows:
 
 
 def _kernels(kernels: Sequence[Kernel]) -> Rows:
-    from deploycli.exporters.bundle.kernels import KernelTotals
+    from deploycli.exporters.bundle.engine import KernelTotals
 
     table = table_of("kernel", "type", "reads", "writes", "moved", "ONNX nodes")
     for kernel in kernels:

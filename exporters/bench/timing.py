@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from deploycli.exporters.graph.collector import collector_paused
+from deploycli.models.memory import collector_paused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -27,10 +27,23 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from deploycli.exporters.graph.builder import Builder, remove_dead, replace
-from deploycli.exporters.graph.index_sets import IndexSet, IndexSets, covers, is_whole, merge, sizes, volume, whole
 from deploycli.exporters.graph.lowerings import LAUNCH, VIEW, MovementOp
 from deploycli.exporters.graph.products import COUNTED, multiply_adds
-from deploycli.exporters.graph.row_relations import Join, Relation, Take, View, relations
+from deploycli.exporters.graph.row_relations import (
+    IndexSet,
+    IndexSets,
+    Join,
+    Relation,
+    Take,
+    View,
+    covers,
+    is_whole,
+    merge,
+    relations,
+    sizes,
+    volume,
+    whole,
+)
 from deploycli.exporters.graph.shapes import item_bytes
 from deploycli.exporters.graph.steps import Remark
 from deploycli.exporters.graph.unique import label

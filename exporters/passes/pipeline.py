@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Literal
 from onnx_ir.passes import common
 
 from deploycli.exporters.graph.analysis import Analysis, unknowns
-from deploycli.exporters.graph.collector import collector_paused
 from deploycli.exporters.graph.cost import graph_cost
 from deploycli.exporters.graph.steps import Step
 from deploycli.exporters.passes.add_class_token import AddClassToken
@@ -31,6 +30,7 @@ from deploycli.exporters.passes.shape_rows import ShapeRows
 from deploycli.exporters.passes.sum_additive_constants import SumAdditiveConstants
 from deploycli.exporters.passes.unrepeat_constants import UnrepeatConstants
 from deploycli.exporters.passes.windows_into_heads import WindowsIntoHeads
+from deploycli.models.memory import collector_paused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

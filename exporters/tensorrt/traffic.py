@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from deploycli.exporters.bundle.kernels import Kernel
+from deploycli.exporters.bundle.engine import Kernel
 from deploycli.exporters.graph.onnx_file import quiet, read
 from deploycli.exporters.graph.products import COUNTED
 from deploycli.exporters.lint.rules import DEFAULT_VERSION

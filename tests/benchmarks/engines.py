@@ -26,9 +26,8 @@ from pathlib import Path
 
 import onnx
 
-from deploycli.exporters.bundle.engine import Sidecar, sidecars
+from deploycli.exporters.bundle.engine import Kernel, KernelTotals, Sidecar, sidecars
 from deploycli.exporters.bundle.files import write_whole
-from deploycli.exporters.bundle.kernels import Kernel, KernelTotals
 from deploycli.exporters.target.product import RTX
 from deploycli.exporters.tensorrt import library
 from deploycli.models.codec import load

@@ -14,18 +14,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
-from deploycli.exporters.graph import index_sets, row_relations
+from deploycli.exporters.graph import row_relations
 from deploycli.exporters.graph.analysis import GROWTH, Analysis
 from deploycli.exporters.graph.evaluate import evaluate
-from deploycli.exporters.graph.index_sets import IndexSet, covers, hull, is_whole, merge, rows, sizes, volume, whole
-from deploycli.exporters.graph.row_relations import View, relations
+from deploycli.exporters.graph.row_relations import (
+    IndexSet,
+    View,
+    covers,
+    hull,
+    is_whole,
+    merge,
+    relations,
+    rows,
+    sizes,
+    volume,
+    whole,
+)
 from deploycli.exporters.graph.shapes import BATCH, substitute
 from tests.exporters.passes.graphs import END, Array, load
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from deploycli.exporters.graph.index_sets import IndexSets
+    from deploycli.exporters.graph.row_relations import IndexSets
     from deploycli.exporters.graph.shapes import Dims
 
 RNG = np.random.default_rng(0)
@@ -277,7 +288,7 @@ def test_merged_boxes_cover_all_and_cost_no_more(case: tuple[Dims, list[IndexSet
 
 def test_a_wrong_stride_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The mutant: rows of [outer, size, inner] are read as if inner stood outside."""
-    real = index_sets.rows_within
+    real = row_relations.rows_within
     monkeypatch.setattr(
         row_relations, "rows_within", lambda dim, size, inner, kept: real(dim, size, dim // size // inner, kept)
     )

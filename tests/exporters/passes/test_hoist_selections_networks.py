@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, find, given, settings
 
-from deploycli.exporters.graph import index_sets, row_relations
+from deploycli.exporters.graph import row_relations
 from deploycli.exporters.graph.analysis import Analysis
 from deploycli.exporters.graph.cost import graph_cost
 from deploycli.exporters.passes import hoist_selections as selections
@@ -131,7 +131,7 @@ MUTANTS: dict[str, Patch] = {
     "dropped use": patched(selections, "merge", first_use_only),
     "index not renumbered": patched(selections, "takes", not_renumbered),
     "rows off by one": patched(selections._Writer, "_take", next_rows),
-    "union too small": patched(index_sets, "_union", one_row_less),
+    "union too small": patched(row_relations, "_union", one_row_less),
     "constants left whole": patched(
         selections._Writer, "_cut", lambda _: lambda self, c, part, name: self._builder.constant(c)
     ),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from deploycli.exporters.graph.collector import collector_paused, free_memory, set_aside
+from deploycli.models.memory import collector_paused, free_memory, set_aside
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
