@@ -59,26 +59,36 @@ class _Attention:
     mix: ir.Node
 
 
-class EmitAttention(Fusion):
+class EmitAttention(Fusion[_Attention]):
     """Write every attention as one operator. Equal within rounding."""
 
     opset = 23
 
-    def transform(self, graph: ir.Graph, analysis: Analysis) -> bool:
-        """Run the pass; see the module's documentation."""
-        found: dict[ir.Node, _Attention] = {}
-        for node in graph:
-            read = _read(node, analysis) if node.op_type == "Softmax" and node.domain == "" else None
-            if isinstance(read, str):
-                self.remarks.append(Remark(label(node), read))
-            elif read is not None:
-                found[node] = read
-        if not self.raises(list(found)):
-            return False
-        builder = Builder(graph, analysis)
-        for attention in found.values():
-            _write(attention, builder)
-        return True
+    def read(self, node: ir.Node, analysis: Analysis) -> _Attention | None:
+        """Read the operators around a Softmax."""
+        read = _read(node, analysis) if node.op_type == "Softmax" and node.domain == "" else None
+        if isinstance(read, str):
+            self.remarks.append(Remark(label(node), read))
+            return None
+        return read
+
+    def write(self, node: ir.Node, found: _Attention, builder: Builder) -> None:
+        """Write the operator in the place of the last product."""
+        a, analysis = found, builder.analysis
+        transpose = maker(a.keys, "Transpose")
+        keys: ir.Value | None = None
+        if transpose is not None and swaps_last_axes(transpose.attributes.get_ints("perm", ())):
+            keys = transpose.inputs[0]
+        if keys is None:
+            keys = builder.value("Transpose", [a.keys], a.mix, perm=[0, 1, 3, 2])
+        operands = [a.query, keys, a.values]
+        if a.mask is not None:
+            dims = analysis.dims(a.scores.outputs[0])
+            assert dims is not None, "it was looked at"
+            mask = a.mask.reshape((1,) * (_RANK - a.mask.ndim) + a.mask.shape)
+            # ONNX Runtime broadcasts a mask over samples and heads, not over queries and keys.
+            operands.append(builder.constant(np.broadcast_to(mask, (*mask.shape[:2], *dims[2:]))))
+        replace(a.mix.outputs[0], builder.value("Attention", operands, a.mix, scale=1.0))
 
 
 def _read(softmax: ir.Node, analysis: Analysis) -> _Attention | str | None:
@@ -118,21 +128,3 @@ def _read(softmax: ir.Node, analysis: Analysis) -> _Attention | str | None:
     if heads != [(dims[:2], _RANK)] * 3:
         return "query, key and value differ in their heads"
     return _Attention(query, keys, values, mask, scores, mix)
-
-
-def _write(attention: _Attention, builder: Builder) -> None:
-    a, analysis = attention, builder.analysis
-    transpose = maker(a.keys, "Transpose")
-    keys: ir.Value | None = None
-    if transpose is not None and swaps_last_axes(transpose.attributes.get_ints("perm", ())):
-        keys = transpose.inputs[0]
-    if keys is None:
-        keys = builder.value("Transpose", [a.keys], a.mix, perm=[0, 1, 3, 2])
-    operands = [a.query, keys, a.values]
-    if a.mask is not None:
-        dims = analysis.dims(a.scores.outputs[0])
-        assert dims is not None, "_read looked at it"
-        mask = a.mask.reshape((1,) * (_RANK - a.mask.ndim) + a.mask.shape)
-        # ONNX Runtime broadcasts a mask over samples and heads, not over queries and keys.
-        operands.append(builder.constant(np.broadcast_to(mask, (*mask.shape[:2], *dims[2:]))))
-    replace(a.mix.outputs[0], builder.value("Attention", operands, a.mix, scale=1.0))

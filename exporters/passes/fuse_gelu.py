@@ -44,26 +44,21 @@ _MOST_ABOVE, _MOST_BELOW = 8, 4
 """Operators before and after the Erf or Tanh of a GELU that was written out."""
 
 
-class FuseGelu(Fusion):
+class FuseGelu(Fusion["tuple[ir.Value, ir.Value]"]):
     """Let a GELU be one operator."""
 
     opset = 20
 
-    def transform(self, graph: ir.Graph, analysis: Analysis) -> bool:
-        """Run the pass; see the module's documentation."""
-        found = {}
-        for node in graph:
-            read = _read_gelu(node, analysis) if node.op_type in _SIGMOIDS and node.domain == "" else None
-            if read is not None:
-                found[node] = read
-        if not self.raises(list(found)):
-            return False
-        builder = Builder(graph, analysis)
-        for node, (x, result) in found.items():
-            last = result.producer()
-            assert last is not None, "it is made of the Erf or Tanh"
-            replace(result, builder.value("Gelu", [x], last, approximate=_SIGMOIDS[node.op_type][0]))
-        return True
+    def read(self, node: ir.Node, analysis: Analysis) -> tuple[ir.Value, ir.Value] | None:
+        """Return x and GELU(x), between which the node lies."""
+        return _read_gelu(node, analysis) if node.op_type in _SIGMOIDS and node.domain == "" else None
+
+    def write(self, node: ir.Node, found: tuple[ir.Value, ir.Value], builder: Builder) -> None:
+        """Write the operator in the place of the last one."""
+        x, result = found
+        last = result.producer()
+        assert last is not None, "it is made of the Erf or Tanh"
+        replace(result, builder.value("Gelu", [x], last, approximate=_SIGMOIDS[node.op_type][0]))
 
 
 def _read_gelu(sigmoid: ir.Node, analysis: Analysis) -> tuple[ir.Value, ir.Value] | None:

@@ -38,37 +38,46 @@ class _Normalization:
     epsilon: float
 
 
-class FuseNormalization(Fusion):
+class FuseNormalization(Fusion[_Normalization]):
     """Let a normalisation over the last axes be one operator."""
 
     opset = 17
 
-    def transform(self, graph: ir.Graph, analysis: Analysis) -> bool:
-        """Run the pass; see the module's documentation."""
-        found = {node: read for node in graph if (read := _read_normalization(node, analysis)) is not None}
-        if not self.raises(list(found)):
-            return False
-        builder = Builder(graph, analysis)
-        for node, read in found.items():
-            _write_normalization(node, read, builder)
-        return True
-
-
-def _read_normalization(node: ir.Node, analysis: Analysis) -> _Normalization | None:
-    """Read a node as what is normalised, before its scale and shift."""
-    for deviation, root in _quotients(node, analysis):
-        moment, axes = operand_of(root, "Sqrt"), analysis.axes(deviation)
-        if axes is None or moment is None or not _is_single(analysis[deviation]):
-            continue
-        for variance, epsilon in with_number(moment, "Add", analysis, len(axes)):
-            mean = _mean(variance, analysis)
-            if mean is None:
+    def read(self, node: ir.Node, analysis: Analysis) -> _Normalization | None:
+        """Read a node as what is normalised, before its scale and shift."""
+        for deviation, root in _quotients(node, analysis):
+            moment, axes = operand_of(root, "Sqrt"), analysis.axes(deviation)
+            if axes is None or moment is None or not _is_single(analysis[deviation]):
                 continue
-            squared, axis = mean
-            x = _deviation(deviation, axis, analysis)
-            if x is not None and any(_deviation(d, axis, analysis) is x for d in _squares(squared, analysis)):
-                return _Normalization(x, axis, epsilon)
-    return None
+            for variance, epsilon in with_number(moment, "Add", analysis, len(axes)):
+                mean = _mean(variance, analysis)
+                if mean is None:
+                    continue
+                squared, axis = mean
+                x = _deviation(deviation, axis, analysis)
+                if x is not None and any(_deviation(d, axis, analysis) is x for d in _squares(squared, analysis)):
+                    return _Normalization(x, axis, epsilon)
+        return None
+
+    def write(self, node: ir.Node, found: _Normalization, builder: Builder) -> None:
+        """Write it with the scale and the shift that follow, as far as they are constants."""
+        analysis, result = builder.analysis, node.outputs[0]
+        dims, fact = analysis.axes(found.x), analysis[found.x]
+        assert dims is not None, "its mean was read"
+        assert fact is not None, "its mean was read"
+        shape = tuple(dim for dim in dims[found.axis :] if dim is not None)
+        scale: Array = np.ones(shape, fact.dtype.numpy())
+        shift, last = None, node
+        following = _only_reader(result, "Mul", shape, len(dims), analysis)
+        if following is not None:
+            last, scale = following
+        following = _only_reader(last.outputs[0], "Add", shape, len(dims), analysis)
+        if following is not None:
+            last, shift = following
+        operands = [found.x, builder.constant(scale), *([] if shift is None else [builder.constant(shift)])]
+        axis = found.axis - len(dims)
+        normed = builder.value("LayerNormalization", operands, last, axis=axis, epsilon=found.epsilon)
+        replace(last.outputs[0], normed)
 
 
 def _is_single(fact: Fact | None) -> bool:
@@ -127,27 +136,6 @@ def _squares(value: ir.Value, analysis: Analysis) -> Iterator[ir.Value]:
     is_square = (node.op_type == "Mul" and a is b) or (node.op_type == "Pow" and single_number(b, analysis, rank) == 2)
     if a is not None and is_square:
         yield a
-
-
-def _write_normalization(node: ir.Node, read: _Normalization, builder: Builder) -> None:
-    """Write a normalisation with the scale and the shift that follow, as far as they are constants."""
-    analysis, result = builder.analysis, node.outputs[0]
-    dims, fact = analysis.axes(read.x), analysis[read.x]
-    assert dims is not None, "its mean was read"
-    assert fact is not None, "its mean was read"
-    shape = tuple(dim for dim in dims[read.axis :] if dim is not None)
-    scale: Array = np.ones(shape, fact.dtype.numpy())
-    shift, last = None, node
-    following = _only_reader(result, "Mul", shape, len(dims), analysis)
-    if following is not None:
-        last, scale = following
-    following = _only_reader(last.outputs[0], "Add", shape, len(dims), analysis)
-    if following is not None:
-        last, shift = following
-    operands = [read.x, builder.constant(scale), *([] if shift is None else [builder.constant(shift)])]
-    axis = read.axis - len(dims)
-    normed = builder.value("LayerNormalization", operands, last, axis=axis, epsilon=read.epsilon)
-    replace(last.outputs[0], normed)
 
 
 def _only_reader(

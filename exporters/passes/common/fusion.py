@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+import abc
+from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
+from deploycli.exporters.graph.builder import Builder
 from deploycli.exporters.graph.steps import Remark
 from deploycli.exporters.graph.unique import label
 from deploycli.exporters.passes.common.opset import raise_opset
 from deploycli.exporters.passes.graph_pass import GraphPass
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     import onnx_ir as ir
 
     from deploycli.exporters.graph.analysis import Analysis
 
 
-class Fusion(GraphPass):
-    """A pass that writes an operator which old opsets lack."""
+Found = TypeVar("Found")
+
+
+class Fusion(GraphPass, Generic[Found]):
+    """A pass that writes an operator, which old opsets lack, in place of several; `Found` is what it knows of these."""
 
     opset: ClassVar[int]
 
@@ -27,14 +32,27 @@ class Fusion(GraphPass):
         self._model = model
         return super().call(model)
 
-    def raises(self, found: Sequence[ir.Node]) -> bool:
-        """Raise the model for what was found."""
+    def transform(self, graph: ir.Graph, analysis: Analysis) -> bool:
+        """Run the pass; see the module's documentation."""
+        found = {node: read for node in graph if (read := self.read(node, analysis)) is not None}
         if not found:
             return False
         reason = raise_opset(self._model, self.opset)
         if reason is not None:
             self.remarks += [Remark(label(node), reason) for node in found]
-        return reason is None
+            return False
+        builder = Builder(graph, analysis)
+        for node, read in found.items():
+            self.write(node, read, builder)
+        return True
+
+    @abc.abstractmethod
+    def read(self, node: ir.Node, analysis: Analysis) -> Found | None:
+        """Read the operators around a node; None where they are not those."""
+
+    @abc.abstractmethod
+    def write(self, node: ir.Node, found: Found, builder: Builder) -> None:
+        """Write the one operator in their place."""
 
 
 def maker(value: ir.Value | None, op_type: str) -> ir.Node | None:
