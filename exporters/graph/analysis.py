@@ -142,6 +142,12 @@ class Analysis:
         fact = None if value is None else self[value]
         return None if fact is None else fact.dims
 
+    def known_dims(self, value: ir.Value) -> Dims:
+        """Return the shape of a value that is known to have one: the caller has looked, or whoever chose the value."""
+        dims = self.dims(value)
+        assert dims is not None, f"the shape of {value.name} is not known"
+        return dims
+
     def constant(self, value: ir.Value | None) -> Array | None:
         """Return the value of a constant, or None."""
         fact = None if value is None else self[value]

@@ -131,7 +131,7 @@ class RegionMaps:
 
     def _evaluate(self, region: Region) -> dict[ir.Value, IndexMap | str]:
         """Run the region on the map that moves nothing."""
-        source = self._dims(region.source)
+        source = self._analysis.known_dims(region.source)
         if 0 in source:
             return dict.fromkeys(region.sinks, "holds no elements")
         maps: dict[ir.Value, IndexMap | str] = {region.source: IndexMap.identity(source)}
@@ -145,12 +145,7 @@ class RegionMaps:
                 except ValueError as error:
                     reason = str(error)
             maps.update(dict.fromkeys(node.outputs, reason))
-        return {sink: _for_every_batch(maps[sink], source, self._dims(sink)) for sink in region.sinks}
-
-    def _dims(self, value: ir.Value) -> Dims:
-        dims = self._analysis.dims(value)
-        assert dims is not None, "regions hold only values of known shape"
-        return dims
+        return {sink: _for_every_batch(maps[sink], source, self._analysis.known_dims(sink)) for sink in region.sinks}
 
 
 def moved(node: ir.Node, maps: Mapping[ir.Value, IndexMap | str], analysis: Analysis) -> list[IndexMap]:

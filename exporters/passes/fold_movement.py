@@ -126,10 +126,10 @@ class _Folder:
         jointly = ("jointly", *(keys[sink] for sink in region.sinks))
         known = self._maps.lowerings
         if jointly not in known:
-            source, maps = self._dims(region.source), self._maps(region)
+            source, maps = self._analysis.known_dims(region.source), self._maps(region)
             for sink, found in maps.items():
                 if isinstance(found, IndexMap):
-                    known[keys[sink]] = find_lowerings(found, source, self._dims(sink)) or (
+                    known[keys[sink]] = find_lowerings(found, source, self._analysis.known_dims(sink)) or (
                         "neither a strided view, nor rows gathered on one axis"
                     )
                 else:
@@ -139,11 +139,6 @@ class _Folder:
             known[jointly] = list(joint_lowerings(index_maps, source)) if is_joint else []
         return {sink: known[keys[sink]] for sink in region.sinks}, known[jointly]
 
-    def _dims(self, value: ir.Value) -> Dims:
-        dims = self._analysis.dims(value)
-        assert dims is not None, "regions hold only values of known shape"
-        return dims
-
     def _itemsize(self, value: ir.Value) -> int:
         fact = self._analysis[value]
         assert fact is not None
@@ -152,7 +147,7 @@ class _Folder:
     def _cost(self, chosen: Mapping[ir.Value, Lowering], region: Region) -> int:
         """Cost of a set of lowerings that share their common beginnings; Slices that tile an axis are one Split."""
         prefixes = {lowering[: i + 1] for lowering in chosen.values() for i in range(len(lowering))}
-        source, itemsize = self._dims(region.source), self._itemsize(region.source)
+        source, itemsize = self._analysis.known_dims(region.source), self._itemsize(region.source)
         cost = sum(prefix[-1].cost(itemsize) for prefix in prefixes)
         for sink, lowering in chosen.items():
             if (
@@ -181,7 +176,7 @@ class _Folder:
 
     def _emit(self, region: Region, chosen: dict[ir.Value, Lowering]) -> None:
         prefixes = {lowering[: i + 1] for lowering in chosen.values() for i in range(len(lowering))}
-        splits = split_groups(prefixes, self._dims(region.source))
+        splits = split_groups(prefixes, self._analysis.known_dims(region.source))
         made: dict[Lowering, ir.Value] = {(): region.source}
         results: dict[ir.Value, ir.Value] = {}
         for sink, lowering in chosen.items():

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
     from deploycli.exporters.graph.analysis import Analysis
     from deploycli.exporters.graph.movement_ops import Array
-    from deploycli.exporters.graph.shapes import Dims
 
 _AT_A_TIME = 2**20
 """Elements that are scaled at a time."""
@@ -152,7 +151,7 @@ class _Folder:
             return "" if reason is not None and reason.startswith(_NO_PROJECTION) else reason
         if scale.factor.size != 1:
             return "its scale is not one number"
-        uses = self._uses(origin, IndexMap.identity(self._dims(origin)))
+        uses = self._uses(origin, IndexMap.identity(self._analysis.known_dims(origin)))
         if [None if use is None else use[0] for use, _ in uses] != [scale.node]:
             return "the scores are read elsewhere too"
         reasons = []
@@ -208,7 +207,7 @@ class _Folder:
 
     def _columns(self, projection: _Projection, use: Use) -> Array | None:
         """Return which columns a use reads, as a mask; None where others read one of them too."""
-        dims = self._dims(projection.result)
+        dims = self._analysis.known_dims(projection.result)
         count = dims[projection.axis]
         mine, others = np.zeros(count, bool), np.zeros(count, bool)
         for found, columns in self._uses(projection.result, IndexMap.coordinate(dims, projection.axis)):
@@ -242,11 +241,6 @@ class _Folder:
         """Say whether a node moves one thing, in a way that is known."""
         known = node.graph is self._graph and self._analysis.only_moves(node) and len(data_operands(node)) == 1
         return known and all(self._analysis.dims(value) is not None for value in (node.inputs[0], *node.outputs))
-
-    def _dims(self, value: ir.Value) -> Dims:
-        dims = self._analysis.dims(value)
-        assert dims is not None, "callers have looked at it"
-        return dims
 
     def _projection(self, result: ir.Value) -> _Projection | None:
         """Read a value as the result of a projection and of additions to it."""

@@ -107,9 +107,11 @@ class _Writer:
             return self._taken(related, part, reads, node)
         operands = [None if read is None else self._read(*read, node) for read in reads]
         present = [value for value in operands if value is not None]
-        result = sizes(self._dims(output), part)
+        analysis = self._builder.analysis
+        result = sizes(analysis.known_dims(output), part)
         if isinstance(related, View):
-            return present[0] if result == self._dims(present[0]) else self._builder.reshape(present[0], result, node)
+            is_there = result == analysis.known_dims(present[0])
+            return present[0] if is_there else self._builder.reshape(present[0], result, node)
         if isinstance(related, Join) and len(present) == 1:
             return present[0]
         if isinstance(related, Join):
@@ -169,7 +171,7 @@ class _Writer:
     ) -> ir.Value:
         if selected.outer == selected.inner == 1:
             return self._take(value, axis, positions, anchor)
-        dims = self._dims(value)
+        dims = self._builder.analysis.known_dims(value)
         # [..., outer * size * inner, ...] -> [..., outer, size, inner, ...] -> [..., outer * kept * inner, ...]
         split = (*dims[:axis], selected.outer, size, selected.inner, *dims[axis + 1 :])
         taken = self._take(self._builder.reshape(value, split, anchor), axis + 1, positions, anchor)
@@ -178,18 +180,13 @@ class _Writer:
     def _take(self, value: ir.Value, axis: int, positions: Array, anchor: ir.Node) -> ir.Value:
         """Take rows of one axis, as a Slice where they follow each other."""
         if positions.ndim == 1 and np.array_equal(positions, np.arange(positions[0], positions[0] + positions.size)):
-            dims = self._dims(value)
+            dims = self._builder.analysis.known_dims(value)
             dims = (*dims[:axis], positions.size, *dims[axis + 1 :])
             return self._builder.move(
                 MovementOp("Slice", dims, axis, (int(positions[0]), positions.size)), value, anchor
             )
         indices = self._builder.constant(np.asarray(positions, np.int64))
         return self._builder.value("Gather", [value, indices], anchor, axis=axis)
-
-    def _dims(self, value: ir.Value) -> Dims:
-        dims = self._builder.analysis.dims(value)
-        assert dims is not None, "only values of known shape are restricted"
-        return dims
 
 
 # --- which rows are read ---------------------------------------------------------------------------------------------
@@ -254,7 +251,7 @@ class BackwardSlicing:
         """Return the smallest part of a value that is computed and holds a given one."""
         fits = (version for version in self.versions.get(value, ()) if covers(version, part))
         everything = whole(part)
-        return min(fits, key=lambda version: volume(self._dims(value), version), default=everything)
+        return min(fits, key=lambda version: volume(self._analysis.known_dims(value), version), default=everything)
 
     def taken_from(self, value: ir.Value, part: IndexSets, take: Take) -> IndexSets:
         """Return what a Take has of its operand: the rows that it reads are not selected twice."""
@@ -342,7 +339,7 @@ class BackwardSlicing:
         for nodes in self._components():
             outputs = [v for node in nodes for v in node.outputs if v.uses() or v.is_graph_output()]
             saved = sum(map(self._saved, outputs))
-            before = sum(self._cost_of(v, whole(self._dims(v))) for v in outputs)
+            before = sum(self._cost_of(v, whole(self._analysis.known_dims(v))) for v in outputs)
             after = sum(self._cost_of(v, part) for v in outputs for part in self.versions[v])
             selections = {
                 s for output in outputs for part in self.versions[output] for s in self._selected(output, part)
@@ -405,12 +402,7 @@ class BackwardSlicing:
     def _bytes(self, value: ir.Value, part: IndexSets) -> int:
         fact = self._analysis[value]
         assert fact is not None, "it has been selected from"
-        return math.ceil(item_bytes(fact.dtype) * volume(self._dims(value), part))
-
-    def _dims(self, value: ir.Value) -> Dims:
-        dims = self._analysis.dims(value)
-        assert dims is not None, "only values of known shape are selected from"
-        return dims
+        return math.ceil(item_bytes(fact.dtype) * volume(self._analysis.known_dims(value), part))
 
 
 def takes(take: Take, part: IndexSets, have: IndexSets) -> list[tuple[int, Array]]:

@@ -100,7 +100,7 @@ class _Shaper:
         self._sources: dict[ir.Value, _Source] = {}
         self._touched: dict[ir.Node, list[_Source]] = defaultdict(list)
         for node, operands in self._workers.items():
-            self._own[node] = self._dims(node.outputs[0])[:-1]
+            self._own[node] = self._analysis.known_dims(node.outputs[0])[:-1]
             for value in [*(node.inputs[i] for i in operands), node.outputs[0]]:
                 assert value is not None, "_row_operands looked at it"
                 source = self._source(self._origin(value))
@@ -137,7 +137,7 @@ class _Shaper:
         cost = self._cost(sources, own)
         if not cost:
             return False
-        near = [dims[:-1] for source in sources for dims in (self._dims(source.value), *source.fixed)]
+        near = [dims[:-1] for source in sources for dims in (self._analysis.known_dims(source.value), *source.fixed)]
         seen = dict.fromkeys([*own.values(), *near])
         shapes = [shape for shape in seen if reshape_target((*shape, 1)) is not None]
         chosen = dict(own)
@@ -173,7 +173,7 @@ class _Shaper:
 
     def _needed(self, source: _Source, chosen: Mapping[ir.Node, Dims]) -> set[Dims]:
         """Return the shapes that a value must be brought into."""
-        dims = self._dims(source.value)
+        dims = self._analysis.known_dims(source.value)
         needed = {(*chosen[node], dims[-1]) for node, _ in source.workers} | set(source.fixed)
         own = dims if source.maker is None else (*chosen[source.maker], dims[-1])
         if source.free:
@@ -189,7 +189,7 @@ class _Shaper:
         made: dict[tuple[int, Dims], ir.Value] = {}
         readings: list[tuple[ir.Node, int, _Source, Dims | None]] = []
         for source in sources:
-            channels = self._dims(source.value)[-1]
+            channels = self._analysis.known_dims(source.value)[-1]
             readings += [(node, i, source, (*chosen[node], channels)) for node, i in source.workers]
             readings += [(node, i, source, dims) for dims, uses in source.fixed.items() for node, i in uses]
             readings += [(node, 0, source, None) for node in source.viewers]
@@ -209,7 +209,7 @@ class _Shaper:
     def _view(self, source: _Source, dims: Dims, anchor: ir.Node, made: dict[tuple[int, Dims], ir.Value]) -> ir.Value:
         """Return a value in another shape."""
         value = source.value
-        if self._dims(value) == dims:
+        if self._analysis.known_dims(value) == dims:
             return value
         key = (id(source), dims)
         if key not in made:
@@ -221,7 +221,7 @@ class _Shaper:
 
     def _look(self, node: ir.Node, source: _Source) -> None:
         """Let a Reshape read a value in the shape that it has."""
-        target = reshape_target(self._dims(node.outputs[0]))
+        target = reshape_target(self._analysis.known_dims(node.outputs[0]))
         assert target is not None, "_source looked at it"
         node.replace_input_with(0, source.value)
         node.replace_input_with(1, self._builder.constant(np.array(target, np.int64)))
@@ -265,7 +265,7 @@ class _Shaper:
                 elif self._takes_any_shape(reader) and position == 0:
                     source.viewers.append(reader)
                 else:
-                    source.fixed[self._dims(read)].append((reader, position))
+                    source.fixed[self._analysis.known_dims(read)].append((reader, position))
         return source
 
     def _gathered(self, node: ir.Node | None) -> tuple[Dims, Dims] | None:
@@ -290,8 +290,3 @@ class _Shaper:
         dims = self._analysis.dims(node.outputs[0])
         target = self._analysis.constant(node.inputs[1]) if node.op_type == "Reshape" and node.domain == "" else None
         return target is not None and dims is not None and 0 not in dims and reshape_target(dims) is not None
-
-    def _dims(self, value: ir.Value) -> Dims:
-        dims = self._analysis.dims(value)
-        assert dims is not None, "it is of rows"
-        return dims
