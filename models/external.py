@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from deploycli.models.errors import DeployError, EnvironmentUnsuitable, UsageError, first_line
-from deploycli.models.factory import call_factory, raised_at
+from deploycli.models.factory import call_factory, said
 from deploycli.models.hub import fetch, parse
 from deploycli.models.sources import FACTORY, LIBRARIES
 from deploycli.models.values import converted, some
@@ -58,7 +58,7 @@ def make(family: str, target: str, kwargs: Mapping[str, Any]) -> nn.Module:
         if (misfit := _torchvision_misfit(f"{target} cannot be made", error)) is not None:
             raise misfit from error
         raise UsageError(
-            f"{target} could not be made: {type(error).__name__}: {first_line(error)}{raised_at(error)}",
+            f"{target} could not be made: {said(error)}",
             expected="a function that returns an nn.Module",
             hint="--model-kwargs, if it needs arguments",
         ) from error

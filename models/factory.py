@@ -62,10 +62,11 @@ def contained() -> Iterator[None]:
         raise Exited(told).with_traceback(error.__traceback__) from None
 
 
-def raised_at(error: BaseException) -> str:
-    """Say where a stranger's code raised, the last line of the traceback, as `` (file:line)``."""
+def said(error: BaseException) -> str:
+    """Return what a stranger's code raised, and the last line of the traceback: ``KeyError: 'x' (file:line)``."""
     frames = traceback.extract_tb(error.__traceback__)
-    return f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {first_line(error)}{where}"
 
 
 def _import_module(name: str) -> ModuleType:

@@ -24,7 +24,7 @@ import numpy as np
 from deploycli.exporters.data.base import Array, Labels, Reader, numbered, pick
 from deploycli.exporters.data.labels import check_labels
 from deploycli.models.errors import DeployError, IntegrityError, UsageError, first_line
-from deploycli.models.factory import call_factory, contained, raised_at
+from deploycli.models.factory import call_factory, contained, said
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
@@ -127,10 +127,7 @@ class IterableSamples(Reader):
         except DeployError:
             raise
         except Exception as error:  # a stranger's code raises what it likes
-            raise UsageError(
-                f"sample {place} of {self._origin} was not given: "
-                f"{type(error).__name__}: {first_line(error)}{raised_at(error)}"
-            ) from error
+            raise UsageError(f"sample {place} of {self._origin} was not given: {said(error)}") from error
 
     def _parse(self, item: Any, place: int) -> Item:
         """Read an item as inputs and class: a pair is inputs and class unless it is the model's two inputs."""
@@ -187,7 +184,7 @@ def made_by_factory(target: str) -> object:
         raise
     except Exception as error:  # a stranger's code raises what it likes
         raise UsageError(
-            f"{target} gave no samples: {type(error).__name__}: {first_line(error)}{raised_at(error)}",
+            f"{target} gave no samples: {said(error)}",
             expected="a function without arguments that returns samples",
         ) from error
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
 from deploycli.models.errors import DeployError, EnvironmentUnsuitable, ExportError, UsageError, first_line
-from deploycli.models.factory import contained, raised_at
+from deploycli.models.factory import contained, said
 from deploycli.models.spec import TensorInfo, numpy_name
 
 if TYPE_CHECKING:
@@ -122,8 +122,7 @@ class EagerRuntime(Closing):
             except Exception as error:  # a stranger's code raises what it likes
                 shapes = ", ".join(f"{name}:{_described(inputs[name])}" for name in self._input_names)
                 raise ExportError(
-                    f"{type(self.module).__name__} does not run on {shapes}: "
-                    f"{type(error).__name__}: {first_line(error)}{raised_at(error)}",
+                    f"{type(self.module).__name__} does not run on {shapes}: {said(error)}",
                     expected="a model that runs at every batch size",
                     hint=_hint(error),
                 ) from error
