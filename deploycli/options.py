@@ -81,6 +81,11 @@ def gpu_option(meaning: str) -> Callable[[F], F]:
     )
 
 
+def tensorrt_option(meaning: str) -> Callable[[F], F]:
+    """Return the option that names a version of TensorRT."""
+    return click.option("--tensorrt", "version", default="11.4", show_default=True, metavar="VERSION", help=meaning)
+
+
 lint_option = click.option(
     "--no-lint",
     is_flag=True,

@@ -21,6 +21,7 @@ from deploycli.exporters.cast import cast_bundle
 from deploycli.exporters.derive import fp32_file
 from deploycli.exporters.gate import require_passed
 from deploycli.exporters.lint import lint
+from deploycli.exporters.lint.rules import DEFAULT_VERSION
 from deploycli.exporters.precision.options import CastOptions, QuantizeOptions
 from deploycli.exporters.quantize import quantize_bundle
 from deploycli.exporters.target.product import RTX, TENSORRT
@@ -84,7 +85,7 @@ class EngineOptions:
     data: CalibrationData | None = None
     assertions: tuple[PrecisionAssertion, ...] = ()
     timeout: float | None = None
-    tensorrt: str = "11.4"
+    tensorrt: str = DEFAULT_VERSION
     product: Product = TENSORRT
     targets: tuple[Capability, ...] = ()
     verbose: bool = False

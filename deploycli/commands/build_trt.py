@@ -22,6 +22,7 @@ from deploycli.options import (
     open_bundles,
     output_option,
     scheme_option,
+    tensorrt_option,
     typing_options,
     whole,
 )
@@ -108,14 +109,7 @@ def _batch_range(text: str) -> tuple[int, int, int]:
 @calibration_options
 @scheme_option
 @typing_options
-@click.option(
-    "--tensorrt",
-    "version",
-    default="11.4",
-    show_default=True,
-    metavar="VERSION",
-    help="To lint for where none is installed.",
-)
+@tensorrt_option("To lint for where none is installed.")
 @click.option("--dry-run", is_flag=True, help="Write and lint the typed ONNX, show what would be built; no TensorRT.")
 @click.option("-v", "--verbose", is_flag=True, help="Keep the compiler's verbose messages in the builder's log.")
 @json_option

@@ -10,7 +10,7 @@ import click
 
 from deploycli.console import assembled, print_json, stdout, styled
 from deploycli.models.errors import EnvironmentUnsuitable, ExportError
-from deploycli.options import bundle_path, gpu_option, json_option, output_option
+from deploycli.options import bundle_path, gpu_option, json_option, output_option, tensorrt_option
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,14 +22,7 @@ if TYPE_CHECKING:
 @click.command("lint")
 @click.argument("paths", nargs=-1, metavar="[FILE|BUNDLE]...")
 @output_option
-@click.option(
-    "--tensorrt",
-    "version",
-    default="11.4",
-    show_default=True,
-    metavar="VERSION",
-    help="Version to judge for, from 10.12.",
-)
+@tensorrt_option("Version to judge for, from 10.12.")
 @click.option("--rules", metavar="RULE,...", help="Apply these rules only, by name or by number.  [default: all]")
 @click.option(
     "--plugin", "plugins", multiple=True, metavar="OP", help="An operator that a plugin provides. Repeatable."
