@@ -13,7 +13,7 @@ import onnx_ir as ir
 from deploycli.exporters.graph.operators import QDQ, is_onnx, operand
 from deploycli.exporters.graph.unique import listed
 from deploycli.exporters.lint.element_types import attribute
-from deploycli.exporters.lint.fusion import attention_blocks
+from deploycli.exporters.lint.fused_attention import attention_blocks
 from deploycli.exporters.lint.report import type_name, warning
 from deploycli.exporters.lint.subject import pieces
 from deploycli.exporters.lint.types import FLOATS

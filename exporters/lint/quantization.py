@@ -17,7 +17,7 @@ import onnx_ir as ir
 from deploycli.exporters.graph.analysis import dynamic_axes
 from deploycli.exporters.graph.operators import QDQ, is_onnx, operand
 from deploycli.exporters.lint.element_types import QUANTIZED, attribute, data_type
-from deploycli.exporters.lint.fusion import int8_limits
+from deploycli.exporters.lint.fused_attention import int8_limits
 from deploycli.exporters.lint.report import differs, error, type_name, warning
 from deploycli.exporters.lint.subject import dequantized, is_weight, made_by, quantized_type
 from deploycli.exporters.lint.types import FLOATS

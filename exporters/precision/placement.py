@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from deploycli.exporters.graph.operators import PRODUCTS
 from deploycli.exporters.graph.steps import Remark
 from deploycli.exporters.graph.unique import Names
-from deploycli.exporters.lint.fusion import INT8_HEAD_DIMS, INT8_KEYS
+from deploycli.exporters.lint.fused_attention import INT8_HEAD_DIMS, INT8_KEYS
 from deploycli.exporters.precision.roles import Roles, Stage, Weight
 
 if TYPE_CHECKING:
