@@ -20,8 +20,15 @@ from deploycli.exporters.data.samples import open_samples
 from deploycli.exporters.precision.simulate import open_runtime
 from deploycli.exporters.runtime.runtimes import EagerRuntime
 from deploycli.exporters.tensorrt.runtime import check_host, open_engine
-from deploycli.exporters.verification.loaded import LoadedFile, budgets, take
-from deploycli.exporters.verification.on_samples import Findings, class_output, no_class_output, verify_samples
+from deploycli.exporters.verification.on_samples import (
+    Findings,
+    LoadedFile,
+    budgets,
+    class_output,
+    no_class_output,
+    take,
+    verify_samples,
+)
 from deploycli.exporters.verification.report import NotJudged, Report
 from deploycli.models.errors import EnvironmentUnsuitable, IntegrityError, UsageError
 

@@ -25,9 +25,8 @@ if TYPE_CHECKING:
 
     from rich.text import Text
 
-    from deploycli.exporters.bench.host import Host
     from deploycli.exporters.bench.measurement import Measurement
-    from deploycli.exporters.bench.report import BenchReport
+    from deploycli.exporters.bench.report import BenchReport, Host
     from deploycli.exporters.bench.requirement import Requirement
     from deploycli.terminal import Rows
 

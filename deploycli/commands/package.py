@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from deploycli.exporters.bundle.bundle import Bundle
     from deploycli.exporters.serving.ort_rtx import PackagedFolder
     from deploycli.exporters.serving.release import Packaged
-    from deploycli.exporters.serving.triton_repository import PackagedVersion
+    from deploycli.exporters.serving.triton import PackagedVersion
 
 
 POSITIVE = Count()

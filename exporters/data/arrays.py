@@ -12,8 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from deploycli.exporters.data.base import Array, Labels, Reader, check_kind, numbered, pick
-from deploycli.exporters.data.labels import check_labels
+from deploycli.exporters.data.base import Array, Labels, Reader, check_kind, check_labels, numbered, pick
 from deploycli.models.errors import UsageError, first_line
 from deploycli.models.npy import array_header
 

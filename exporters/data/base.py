@@ -192,6 +192,32 @@ def check_kind(shape: tuple[int, ...], dtype: np.dtype[Any], spec: TensorSpec, w
     raise UsageError(f"{where} has element type {dtype} and shape {list(shape)}", expected=expected, hint=hint)
 
 
+def check_labels(labels: npt.NDArray[Any], count: int, classes: int | None, where: str) -> Labels:
+    """Return labels that came as an array as [N] int64.
+
+    Raises:
+        UsageError: they are not one whole number a sample, or one is out of range.
+    """
+    if labels.dtype.kind not in "iu" or labels.shape != (count,):
+        raise UsageError(
+            f"the labels of {where} are {labels.dtype} {list(labels.shape)}",
+            expected=f"class indices: whole numbers, [{count}]",
+        )
+    outside = labels < 0 if classes is None else (labels < 0) | (labels >= classes)
+    if outside.any():
+        first = int(outside.argmax())
+        raise UsageError(
+            f"label {labels[first]} of sample {first} of {where} is out of range",
+            expected="0 or more" if classes is None else class_range(classes),
+        )
+    return labels.astype(np.int64)
+
+
+def class_range(classes: int) -> str:
+    """Return what to say of the classes that there are."""
+    return f"0 to {classes - 1}, the model's classes"
+
+
 def numbered(indices: Sequence[int]) -> tuple[str, ...]:
     """Name samples that have no name of their own by their place in the data, from 0."""
     return tuple(map(str, indices))

@@ -21,8 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deploycli.exporters.data.base import Array, Labels, Reader, numbered, pick
-from deploycli.exporters.data.labels import check_labels
+from deploycli.exporters.data.base import Array, Labels, Reader, check_labels, numbered, pick
 from deploycli.models.errors import DeployError, IntegrityError, UsageError, first_line
 from deploycli.models.factory import call_factory, contained, said
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from deploycli.exporters.bundle.files import replaced_folder
 from deploycli.exporters.bundle.manifest import version_of
 from deploycli.exporters.serving.release import (
+    VARIABLE,
     Packaged,
     cannot_write,
     choose,
@@ -30,9 +31,9 @@ from deploycli.exporters.serving.release import (
     not_for_release,
     place,
     provenance,
+    servable,
     smallest_proven,
 )
-from deploycli.exporters.serving.servable import VARIABLE, servable
 from deploycli.exporters.target.product import RTX
 from deploycli.exporters.target.settings import ShapeOptions, shapes_text
 from deploycli.models.errors import UsageError
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from deploycli.exporters.bundle.bundle import Bundle, Engine, OnnxFile
-    from deploycli.exporters.serving.servable import Servable
+    from deploycli.exporters.serving.release import Servable
     from deploycli.exporters.target.settings import ShapeRange
 
     Profiles = Sequence[Mapping[str, ShapeRange]]

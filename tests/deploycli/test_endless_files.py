@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from deploycli.exporters.data import labels
+from deploycli.exporters.data import pictures
 from deploycli.models.errors import UsageError
 from deploycli.models.files import LONGEST_TEXT, text_of
 from tests.deploycli.commands import assert_refused
@@ -40,7 +40,7 @@ def test_a_device_that_never_ends(deploycli: Command, tmp_path: Path, line: str)
 @ENDLESS
 def test_labels_that_never_end() -> None:
     with pytest.raises(UsageError, match="cannot be read as labels"):
-        list(labels._rows(Path("/dev/zero")))
+        list(pictures._rows(Path("/dev/zero")))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such pipes")

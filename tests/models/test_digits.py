@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from deploycli.exporters.data.pictures import image_files, load_image
 from deploycli.models import registry
 from deploycli.models.checkpoint import load
 from deploycli.models.crossformer import CrossFormer
 from deploycli.models.errors import UsageError
-from deploycli.models.preprocess import image_files, load_image
 from deploycli.models.registry import resolve
 from deploycli.models.swin import SwinTransformer
 from deploycli.models.vit import VisionTransformer

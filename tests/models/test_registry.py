@@ -19,7 +19,7 @@ def test_listing_and_unknown_names_import_nothing_heavy() -> None:
     code = (
         "import sys; from deploycli.models.registry import resolve, variants; assert variants()\n"
         "try: resolve('swin_x')\nexcept Exception as error: assert 'swin_t' in str(error)\n"
-        "import deploycli.models.preprocess, deploycli.models.hub\n"
+        "import deploycli.exporters.data.pictures, deploycli.models.hub\n"
         "heavy = {'torch', 'safetensors', 'huggingface_hub', 'timm'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )

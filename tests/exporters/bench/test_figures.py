@@ -12,11 +12,10 @@ import pytest
 
 from deploycli.exporters.bench import host as host_module
 from deploycli.exporters.bench.candidate import BenchOptions, Candidate
-from deploycli.exporters.bench.host import Host, describe_host
 from deploycli.exporters.bench.measurement import Absence, Measurement, speedup
-from deploycli.exporters.bench.report import BenchReport, Row, failure_of
+from deploycli.exporters.bench.report import BenchReport, Host, Row, describe_host, failure_of
 from deploycli.exporters.bench.requirement import Requirement, judge
-from deploycli.exporters.bench.timing import MIN_ROUNDS, interleave, warm_up
+from deploycli.exporters.bench.run import MIN_ROUNDS, interleave, warm_up
 from deploycli.models.errors import NumericsError, RequirementError, UsageError
 from tests.exporters.bundle.bundles import model_file
 

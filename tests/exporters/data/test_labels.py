@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deploycli.exporters.data.labels import csv_labels, folder_labels
+from deploycli.exporters.data.pictures import csv_labels, folder_labels
 from deploycli.exporters.data.samples import open_samples
 from deploycli.models.errors import UsageError
 from deploycli.models.spec import Preprocessing, TensorSpec

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from deploycli.exporters.data.base import evenly, pick
+from deploycli.exporters.data.pictures import load_image
 from deploycli.exporters.data.samples import Samples, open_samples, random_samples
 from deploycli.models.errors import UsageError
-from deploycli.models.preprocess import load_image
 from deploycli.models.spec import Preprocessing, TensorSpec
 
 INPUTS = (TensorSpec("images", (3, 24, 24)),)

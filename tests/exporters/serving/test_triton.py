@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from deploycli.exporters.bundle.bundle import Bundle
     from deploycli.exporters.bundle.manifest import Manifest
-    from deploycli.exporters.serving.triton_repository import PackagedVersion
+    from deploycli.exporters.serving.triton import PackagedVersion
 
 FORCED = TritonOptions(force=True)
 RANDOM = Weights("random", seed=3)

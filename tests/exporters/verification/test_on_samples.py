@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from deploycli.exporters.verification.loaded import LoadedFile, budgets
+from deploycli.exporters.verification.on_samples import LoadedFile, budgets
 from tests.exporters.bundle.bundles import model_file
 
 

@@ -8,8 +8,8 @@ import pytest
 import skimage
 from PIL import Image, ImageOps
 
+from deploycli.exporters.data.pictures import image_files, load_image
 from deploycli.models.errors import UsageError
-from deploycli.models.preprocess import image_files, load_image
 from deploycli.models.registry import resolve
 from deploycli.models.spec import Preprocessing
 from tests.peers import import_timm

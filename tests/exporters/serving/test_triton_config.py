@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploycli.exporters.serving.text_proto import Symbol, comment, dumps, quote
+from deploycli.exporters.serving.triton_config import Symbol, comment, dumps, quote
 from tests.exporters.serving.triton_schema import parse
 
 TEXTS = st.text(st.characters(codec="utf-8"))
