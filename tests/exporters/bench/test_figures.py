@@ -10,7 +10,7 @@ from typing import NoReturn
 import numpy as np
 import pytest
 
-from deploycli.exporters.bench import host as host_module
+from deploycli.exporters.bench import report as report_module
 from deploycli.exporters.bench.candidate import BenchOptions, Candidate
 from deploycli.exporters.bench.measurement import Absence, Measurement, speedup
 from deploycli.exporters.bench.report import BenchReport, Host, Row, describe_host, failure_of
@@ -301,7 +301,7 @@ def test_gpus_are_described_with_their_clocks(monkeypatch: pytest.MonkeyPatch) -
     class Done:
         stdout = "NVIDIA X, 580.1, 345 MHz, 1980 MHz, 700.00 W, 31\nbroken line\n"
 
-    monkeypatch.setattr(host_module.subprocess, "run", lambda *_args, **_options: Done)
+    monkeypatch.setattr(report_module.subprocess, "run", lambda *_args, **_options: Done)
     (gpu,) = describe_host().gpus
     assert (gpu["name"], gpu["clocks.sm"], gpu["driver_version"]) == ("NVIDIA X", "345 MHz", "580.1")
 
@@ -310,7 +310,7 @@ def test_no_nvidia_smi_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(*_: object, **__: object) -> None:
         raise FileNotFoundError
 
-    monkeypatch.setattr(host_module.subprocess, "run", absent)
+    monkeypatch.setattr(report_module.subprocess, "run", absent)
     assert describe_host().gpus == ()
 
 
