@@ -1,6 +1,5 @@
 """Small CrossFormers and their weights, shared by the tests of this folder."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,9 +9,6 @@ from deploycli.models.crossformer_pp import CrossFormerPP
 from deploycli.models.registry import configure, resolve
 from deploycli.models.spec import ModelSpec
 from tests.weights import golden_weight
-
-GOLDEN = Path(__file__).parents[1] / "golden"
-TOLERANCE = 2e-5
 
 # Maps of 32, 16 and 8 tokens: two stages have long-distance attention, the last one is a single group.
 TINY: dict[str, Any] = {

@@ -3,17 +3,14 @@
 # ruff: noqa: N803, N806 - G is the paper's name of the group size
 
 import itertools
-import json
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploycli.models.build import build
-from deploycli.models.checkpoint import load
 from deploycli.models.crossformer import (
     CrossFormer,
     group_at_interval,
@@ -25,42 +22,8 @@ from deploycli.models.crossformer import (
 from deploycli.models.errors import UsageError
 from deploycli.models.layers import misfit, relative_position_index
 from deploycli.models.registry import configure, resolve
-from tests.models.crossformers import GOLDEN, TOLERANCE, tiny_crossformer
-from tests.weights import golden_image, golden_weight
-
-DERIVED = (".biases", ".relative_position_index")
-
-
-@pytest.mark.parametrize("name", ["crossformer_tiny", "crossformer_small_448"])
-def test_reproduces_the_authors_logits(name: str, tmp_path: Any) -> None:
-    facts = json.loads((GOLDEN / f"{name}.json").read_text())
-    state = {key: torch.from_numpy(golden_weight(key, tuple(facts["shapes"][key]))) for key in facts["learned"]}
-    torch.save({"model": state}, tmp_path / "authors.pth")
-
-    loaded = load(resolve(name).spec, tmp_path / "authors.pth")
-
-    own = {key: list(value.shape) for key, value in loaded.model.state_dict().items()}
-    assert own == facts["shapes"]
-    assert {key for key in own if key.endswith(DERIVED)} == set(facts["derived"])
-    with torch.inference_mode():
-        logits = loaded.model(torch.from_numpy(golden_image(tuple(facts["image"])))).numpy()
-    expected = np.load(GOLDEN / f"{name}.npz")["logits"]
-    assert np.abs(logits - expected).max() < TOLERANCE
-
-
-@pytest.mark.parametrize(
-    ("name", "parameters"),
-    [
-        ("crossformer_t", 27_776_794),  # 27.8 M in the paper
-        ("crossformer_s", 30_657_394),  # 30.7 M
-        ("crossformer_b", 51_971_554),  # 52.0 M
-        ("crossformer_l", 91_971_184),  # 92.0 M
-    ],
-)
-def test_has_the_published_number_of_parameters(name: str, parameters: int) -> None:
-    with torch.device("meta"):
-        model = build(resolve(name).spec)
-    assert sum(p.numel() for p in model.parameters()) == parameters
+from tests.models.crossformers import tiny_crossformer
+from tests.weights import TOLERANCE
 
 
 @pytest.mark.parametrize("name", ["crossformer_t", "crossformer_pp_s"])
