@@ -1,6 +1,7 @@
-"""Rule 16: does the compiler make one kernel of an attention?
+"""Rules 7 and 16: what the parser takes of the operator Attention, and whether the compiler makes one kernel of an
+attention, be it that operator or made of others.
 
-What is said here was seen in what TensorRT for RTX 1.7.1 compiles for SM75, SM86, SM89 and SM120:
+What is said of kernels was seen in what TensorRT for RTX 1.7.1 compiles for SM75, SM86, SM89 and SM120:
 kernels `_gemm_mha_v2` and the like (`tests/exporters/lint/corpus/attentions.py`). It is wider than what TensorRT
 documents: scales, choices and several masks may stand between the products, in FP32 between Casts, in
 four dimensions or more.
@@ -13,12 +14,12 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
+from deploycli.exporters.graph.analysis import dynamic_axes
 from deploycli.exporters.graph.operators import is_onnx, operand
 from deploycli.exporters.graph.unique import listed
 from deploycli.exporters.lint.element_types import attribute
-from deploycli.exporters.lint.report import AttentionBlock, name_of, warning
+from deploycli.exporters.lint.report import AttentionBlock, differs, error, name_of, shape_text, type_name, warning
 from deploycli.exporters.lint.subject import MOVES, is_fixed, quantized_type, requantized
-from deploycli.exporters.lint.types import attention_operator
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -354,3 +355,102 @@ def _is_half(dtype: ir.DataType | None) -> bool:
 
 def _text(dims: Dims) -> str:
     return "[" + ", ".join(str(d) if is_fixed(d) else "batch" for d in dims) + "]"
+
+
+_FORBIDDEN_OPERANDS = ("past_key", "past_value")
+
+_PASSED_OVER = ("left_window_size", "right_window_size")
+
+
+def attention_operator(subject: Subject) -> Iterator[Problem]:
+    """Rule 7: ONNX's Attention has the operands, attributes and single result that the parser takes.
+
+    Of what it does not take it passes over some in silence, and the engine would compute something else.
+
+    Source: onnx-tensorrt docs/operators.md, row Attention; NVIDIA/TensorRT issues 4738 and 4739 (several results, and
+    Attention inside an If); TensorRT's ``IAttention``: a mask or a causal one, keys and values of one shape. The parser
+    of TensorRT for RTX 1.7 reads neither ``nonpad_kv_seqlen`` nor the window sizes. ``TRT_decomposable`` and
+    ``TRT_normalization_op`` are the parser's own attributes: ONNX's checker and ONNX Runtime refuse a model that has
+    them.
+    """
+    for node in subject.nodes:
+        if not is_onnx(node, "Attention"):
+            continue
+        if len(node.outputs) > 1:  # with a name or without
+            extra = listed(o.name or "one without a name" for o in node.outputs[1:])
+            yield error(node, f"it has more than one result: {extra}", "keep the first only")
+        for i, name in enumerate(_FORBIDDEN_OPERANDS, 4):
+            if operand(node, i) is not None:
+                yield error(node, f"its operand {name} is not supported")
+        if operand(node, 6) is not None:
+            yield differs(node, "TensorRT passes over its operand nonpad_kv_seqlen", "give it a mask")
+        for name in _PASSED_OVER:
+            if attribute(node, name, -1) >= 0:
+                yield differs(node, f"TensorRT passes over its attribute {name}", "give it a mask")
+        if "softmax_precision" in node.attributes:
+            yield error(node, "its attribute softmax_precision is not supported", "leave it out")
+        if attribute(node, "softcap", 0.0):
+            yield error(node, "its attribute softcap is not supported")
+        for name in ("TRT_decomposable", "TRT_normalization_op"):
+            if name in node.attributes:
+                hint = "set it on the layer of the TensorRT network; ONNX's checker and ONNX Runtime refuse it here"
+                yield warning(node, f"{name} is no attribute of ONNX", hint)
+        if node.graph is not subject.graph:
+            make = error if subject.version < (11,) else warning  # seen to fail in 10.16
+            yield make(node, "Attention inside the body of a control-flow operator", "move it out")
+        yield from _attention_operands(node, subject)
+        yield from _attention_shapes(node, subject)
+
+
+def _attention_operands(node: ir.Node, subject: Subject) -> Iterator[Problem]:
+    inference = subject.inference
+    heads = attribute(node, "q_num_heads", 0) and attribute(node, "kv_num_heads", 0)
+    for name, value in zip(("Q", "K", "V"), node.inputs, strict=False):
+        rank = inference[value].rank
+        if rank is not None and rank != 4 and not (rank == 3 and heads):
+            yield error(node, f"{name} has {rank} dimensions", "[batch, heads, tokens, channels]")
+    mask = inference[operand(node, 3)]
+    if mask.rank is not None and mask.rank > 4:
+        yield error(node, f"its mask has {mask.rank} dimensions", "at most 4, broadcastable to [B, N, Sq, Skv]")
+    query = inference.dtype(operand(node, 0))
+    if mask.dtype is not None and query is not None and mask.dtype not in (ir.DataType.BOOL, query):
+        yield error(node, f"its mask is {type_name(mask.dtype)}, Q is {type_name(query)}", "BOOL, or the type of Q")
+    if operand(node, 3) is not None and attribute(node, "is_causal", 0):
+        yield error(node, "it has a mask and is causal", "add the causal mask to the other one")
+
+
+def _attention_shapes(node: ir.Node, subject: Subject) -> Iterator[Problem]:
+    """Keys and values have one shape, heads are shared evenly, and the mask broadcasts to the scores."""
+    shapes = [_by_head(node, i, subject) for i in range(3)]
+    if any(shape is None for shape in shapes):
+        return
+    query, key, value = (shape for shape in shapes if shape is not None)
+    if key != value:
+        yield error(
+            node, f"K has shape {shape_text(key)}, V has {shape_text(value)}", "TensorRT takes one shape for both"
+        )
+        return
+    if key[1] and query[1] % key[1]:
+        yield error(node, f"{query[1]} heads of Q for {key[1]} of K", "a multiple")
+    is_plain = operand(node, 3) is None and not attribute(node, "is_causal", 0) and query[1] == key[1]
+    is_lone = subject.inference[operand(node, 0)].rank == 3 and query[2] == 1 and not dynamic_axes(query)
+    if is_plain and is_lone and (query[1] == 1 or query[3] % 8):
+        found = f"one query in three dimensions, with {query[1]} heads of {query[3]} channels"
+        yield error(node, found, "four dimensions, [batch, heads, 1, channels]: the builder has no kernel for it")
+    mask, scores = subject.inference[operand(node, 3)].dims, (*query[:3], key[2])
+    if mask is not None and len(mask) <= len(scores):
+        pairs = zip(reversed(mask), reversed(scores), strict=False)
+        if any(size not in (1, wanted) for size, wanted in pairs):
+            found = f"its mask has shape {shape_text(mask)}"
+            yield error(node, found, f"broadcastable to {shape_text(scores)}: batch, heads, queries, keys")
+
+
+def _by_head(node: ir.Node, position: int, subject: Subject) -> Dims | None:
+    """Return the shape of Q, K or V as [batch, heads, tokens, channels]; None where it is not known, or is no such."""
+    dims = subject.inference[operand(node, position)].dims
+    if dims is None or len(dims) == 4:
+        return dims
+    heads = attribute(node, "kv_num_heads" if position else "q_num_heads", 0)
+    if len(dims) != 3 or heads <= 0 or dims[2] % heads:
+        return None
+    return dims[0], heads, dims[1], dims[2] // heads

@@ -18,7 +18,7 @@ import onnx_ir as ir
 from deploycli.exporters.bundle.files import temporary_folder
 from deploycli.exporters.graph.onnx_file import quiet, read, write_outline
 from deploycli.exporters.lint.economy import hard_to_fuse, redundant_pairs, stored_numbers, unused_and_repeated
-from deploycli.exporters.lint.fused_attention import attention_blocks, attention_form
+from deploycli.exporters.lint.fused_attention import attention_blocks, attention_form, attention_operator
 from deploycli.exporters.lint.operator_support import lacking_in_rtx, operator_support
 from deploycli.exporters.lint.quantization import quantization, quantization_placement, quantized_share
 from deploycli.exporters.lint.report import Finding, LintReport
@@ -32,7 +32,6 @@ from deploycli.exporters.lint.structure import (
 )
 from deploycli.exporters.lint.subject import Subject, inlined
 from deploycli.exporters.lint.types import (
-    attention_operator,
     gemm,
     hardware,
     hardware_features,
