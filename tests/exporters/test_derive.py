@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
+import multiprocessing
 import shutil
-import subprocess
-import sys
 import weakref
-from contextlib import ExitStack
-from pathlib import Path
+from collections.abc import Callable
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,49 +19,58 @@ from deploycli.exporters.quantize import quantize_bundle
 from tests.exporters.precision.tiny import make
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from multiprocessing.connection import Connection
+    from pathlib import Path
+
     import onnx_ir as ir
 
-COMMANDS = """
-import sys
-from pathlib import Path
-from deploycli.exporters.bundle.bundle import Bundle
-from deploycli.exporters.quantize import quantize_bundle
-from deploycli.exporters.precision.options import CalibrationData, QuantizeOptions, CastOptions
-from deploycli.exporters.cast import cast_bundle
-from tests.exporters.precision.tiny import make
-path = Path(sys.argv[2])
-commands = {
-    "cast": lambda: cast_bundle(Bundle.open(path), CastOptions("fp16")),
-    "quantize": lambda: quantize_bundle(Bundle.open(path), QuantizeOptions(), CalibrationData(random=True, limit=2)),
-    "export": lambda: make(path.parent, path.name),
+COMMANDS: dict[str, Callable[[Path], object]] = {
+    "cast": lambda path: cast_bundle(Bundle.open(path), CastOptions("fp16")),
+    "quantize": lambda path: quantize_bundle(
+        Bundle.open(path), QuantizeOptions(), CalibrationData(random=True, limit=2)
+    ),
+    "export": lambda path: make(path.parent, path.name),
 }
-for line in sys.stdin:
-    commands[sys.argv[1]]()
-    print(line, end="", flush=True)
-"""
 
 
-def start(command: str, bundle: Path) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    pipe = subprocess.PIPE
-    line = [sys.executable, "-c", COMMANDS, command, str(bundle)]
-    return subprocess.Popen(line, env=environment, text=True, stdin=pipe, stdout=pipe)
+def serve(command: str, path: Path, connection: Connection) -> None:
+    """Run a command whenever a number arrives, until none does; answer with the number."""
+    with suppress(EOFError):
+        while True:
+            trial = connection.recv()
+            COMMANDS[command](path)
+            connection.send(trial)
+
+
+@contextmanager
+def serving(command: str, path: Path) -> Iterator[Connection]:
+    """Have a process that runs the command; PyTorch is imported once for all of them, by what they are forked from."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    ours, theirs = context.Pipe()
+    process = context.Process(target=serve, args=(command, path, theirs), daemon=True)
+    process.start()
+    theirs.close()
+    with ours:
+        yield ours
+    process.join(30)
+    assert process.exitcode == 0
 
 
 def together(root: Path, trials: int) -> list[list[str]]:
     """Run cast, quantize and export of one bundle at the same time, each in a process; return what it then holds."""
     held = []
     with ExitStack() as stack:
-        names = ("cast", "quantize", "export")
-        workers = [stack.enter_context(start(name, root / "tiny")) for name in names]
-        for trial in range(trials + 1):  # the first one imports
+        workers = [stack.enter_context(serving(name, root / "tiny")) for name in COMMANDS]
+        for trial in range(trials + 1):  # in the first one they do not begin together
             shutil.rmtree(root / "tiny", ignore_errors=True)
             make(root)
             for worker in workers:
-                assert worker.stdin is not None
-                worker.stdin.write(f"{trial}\n")
-                worker.stdin.flush()
-            assert [worker.stdout.readline() for worker in workers if worker.stdout] == [f"{trial}\n"] * 3
+                worker.send(trial)
+            for worker in workers:
+                assert worker.poll(60)
+                assert worker.recv() == trial
             held.append(sorted(a.file.path for a in Bundle.open(root / "tiny").manifest.artifacts))
     return held[1:]
 
