@@ -42,6 +42,7 @@ LONGEST = (
     "test_user_path.py",
     "test_judging.py",
     "test_repository.py",
+    "test_installs.py",
     "test_digits.py",
     "test_roles.py",
     "test_scorecard.py",
@@ -65,6 +66,7 @@ def pytest_runtest_setup() -> None:
     """Keep what every test pays anew from being looked through by each of them."""
     _read_translations_once()
     _collect_operators_once()
+    _compute_on_one_thread()
     _keep_the_parser()
     _set_modules_aside()
 
@@ -104,6 +106,23 @@ def _collect_operators_once() -> None:
     for module in (utils, *map(sys.modules.get, ("torch.export.exported_program", "torch.export.decomp_utils"))):
         if module is not None:
             module._collect_all_valid_cia_ops = collect_all
+
+
+def _compute_on_one_thread() -> None:
+    """ONNX Runtime reads no OMP_NUM_THREADS: its threads, one for each core, wait for work by spinning, which takes a
+    third of what a small model does from the other process.
+    """
+    runtime = sys.modules.get("onnxruntime")
+    if runtime is None or hasattr(runtime, "on_all_cores") or "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+
+    class Session(runtime.InferenceSession):  # type: ignore[misc, name-defined]
+        def __init__(self, model: Any, sess_options: Any = None, *arguments: Any, **options: Any) -> None:
+            sess_options = sess_options or runtime.SessionOptions()
+            sess_options.intra_op_num_threads = sess_options.intra_op_num_threads or 1
+            super().__init__(model, sess_options, *arguments, **options)
+
+    runtime.on_all_cores, runtime.InferenceSession = runtime.InferenceSession, Session
 
 
 def _keep_the_parser() -> None:
