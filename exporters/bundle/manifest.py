@@ -1,4 +1,7 @@
-"""manifest.json: what a bundle holds, what each file was made from, and the hash of every file."""
+"""manifest.json: what a bundle holds, what each file was made from, and the hash of every file.
+
+It is written with all else of a bundle, whole or not at all: `deploycli.exporters.bundle.bundle.new_bundle`.
+"""
 
 from __future__ import annotations
 

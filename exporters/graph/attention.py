@@ -2,7 +2,8 @@
 
 There is one way to walk from a Softmax to its products. Who asks says which operators lead on, and so how much of what
 exporters write is an attention: for the passes a constant mask and Reshapes, for INT8 arithmetic and movement, for the
-lint Casts and Q/DQ pairs as well.
+lint Casts and Q/DQ pairs as well. They are `masked_scores` below, `Roles.attention` of
+:mod:`deploycli.exporters.precision.roles`, and `Subject.attentions` of :mod:`deploycli.exporters.lint.subject`.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ class Finding:
         message: what was found.
         hint: what to do.
         silent: an error with which there is an engine all the same, that computes something else than ONNX.
-        number: what the rule was called before it had a name, 1 to 20; kept for one release.
+        number: what the rule was called before rules had names; kept for one release.
     """
 
     rule: str

@@ -1,7 +1,8 @@
 """Build an engine in a child process, and tell what became of it.
 
 Whatever TensorRT does (it may crash, hang or be killed for memory), the parent lives and ends with a documented exit
-code; a build that did not succeed leaves its job and its log, and nothing else. TensorRT's messages go to
+code; a build that did not succeed leaves its job and its log, and nothing else. :func:`run_build` is the parent, and
+:func:`work` the child; the plan comes back as a file, the result or the error over a pipe. TensorRT's messages go to
 ``builder.log``; in the child, whatever else is printed goes there as well. Alone, to see a build fail again::
 
     python -m deploycli.exporters.tensorrt.child .../job.json

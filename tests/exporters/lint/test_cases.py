@@ -48,7 +48,7 @@ def test_its_twin_is_clean(case: Case) -> None:
 
 def test_every_rule_has_cases() -> None:
     counts = Counter(case.rule for case in CASES)
-    elsewhere = {13, 20}  # need files and GPUs: see test_external.py and test_targets.py
+    elsewhere = {13, 20}  # need files and GPUs: see test_external_data.py, and test_targets.py of the target
     assert set(counts) | elsewhere == {rule.number for rule in RULES}
 
 
