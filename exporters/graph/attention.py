@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import onnx_ir as ir
 
-from deploycli.exporters.graph.operators import operand
+from deploycli.exporters.graph.operators import is_onnx, operand
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -96,6 +96,24 @@ def find_attention(
     above = next((end for end in makers(softmax.inputs[0], leads, most) if is_product(end.node)), None)
     below = next((end for end in readers(softmax.outputs[0], leads, most) if is_product(end.node)), None)
     return None if above is None or below is None else joined(above, softmax, below)
+
+
+def is_product_of_activations(node: ir.Node, analysis: Analysis) -> bool:
+    """Say whether a node is a MatMul of two values of which none is a constant."""
+    return is_onnx(node, "MatMul") and all(analysis.constant(value) is None for value in node.inputs)
+
+
+IN_PLACE = ((1, 2, 0, 3), (1, 2, 3, 0))
+"""How a Transpose turns ``[N, G, h, d]``, tokens first, into the operands of an attention, which reads it in place."""
+
+
+def is_read_in_place(product: ir.Node) -> bool:
+    """Say whether all that reads a product splits its columns into heads and lets an attention read them in place."""
+    shaped = product.outputs[0].consumers()
+    turned = [node for reader in shaped for node in reader.outputs[0].consumers()]
+    return bool(turned) and all(
+        is_onnx(node, "Transpose") and tuple(node.attributes.get_ints("perm", ())) in IN_PLACE for node in turned
+    )
 
 
 def masked_scores(softmax: ir.Node, analysis: Analysis) -> End | None:

@@ -403,7 +403,7 @@ class Planner:
         key = (tokens.channels * tokens.itemsize, self.layouts.then(self.layouts.inverse(have), want))
         if key not in self._costs:
             self._costs[key] = _copy_cost(IndexMap.of(self.layouts[key[1]], tokens.rows), tokens, tokens.channels)
-        return self._costs[key]
+        return self._costs[key] + _cost_of_breaking(tokens)
 
     def _permute_cost(self, permute: Permute, have: int | None, want: int) -> int:
         same = permute.source.dims == permute.result.dims
@@ -414,7 +414,7 @@ class Planner:
             if pieces.is_identity:
                 self._costs[key] = 0 if same else VIEW
             else:
-                self._costs[key] = _copy_cost(pieces, permute.result, permute.unit)
+                self._costs[key] = _copy_cost(pieces, permute.result, permute.unit) + _cost_of_breaking(permute.source)
         return self._costs[key]
 
     def _is_strided(self, permute: Permute, want: int) -> bool:
@@ -443,3 +443,25 @@ def _copy_cost(pieces: IndexMap, result: Tokens, unit: int) -> int:
         return LAUNCH + total + 2 * VIEW
     padding = LAUNCH + total if pieces.pads else 0
     return LAUNCH + total * (OPAQUE + CACHE_LINE // (unit * result.itemsize)) + padding
+
+
+def _cost_of_breaking(source: Tokens) -> int:
+    """Return what it costs to move a value right behind the operator that makes it, in bytes for one sample.
+
+    A compiler moves and normalises by one kernel, but normalises and moves by two, with numbers of 32 bits between
+    them; and it adds a residual to a product while it writes that, which it cannot if the product is moved in between.
+    """
+    node = source.value.producer()
+    elements = source.rows * source.channels
+    if node is not None and node.op_type == "LayerNormalization":
+        return LAUNCH + 2 * 4 * elements
+    readers = source.value.consumers()
+    product = node if node is None or node.op_type != "Add" else _product_of(node)
+    is_in_epilogue = product is not None and product.op_type == "MatMul" and len(readers) == 1
+    return LAUNCH + 2 * elements * source.itemsize if is_in_epilogue else 0
+
+
+def _product_of(add: ir.Node) -> ir.Node | None:
+    """Return the product that a bias is added to."""
+    makers = [value.producer() for value in add.inputs if value is not None]
+    return next((node for node in makers if node is not None and node.op_type == "MatMul"), None)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from deploycli.exporters.graph.attention import is_read_in_place
 from deploycli.exporters.graph.builder import Builder, remove_dead, replace_all
 from deploycli.exporters.graph.steps import Remark
 from deploycli.exporters.graph.unique import label
@@ -68,6 +69,8 @@ class MergeProjections(GraphPass):
 
     def _read(self, node: ir.Node, analysis: Analysis) -> _Projection | None:
         if node.op_type != "MatMul" or node.domain != "" or node.inputs[1] is None:
+            return None
+        if is_read_in_place(node):
             return None
         weight = analysis.constant(node.inputs[1])
         if weight is None or weight.ndim != 2 or analysis.dims(node.outputs[0]) is None:

@@ -19,6 +19,7 @@ from deploycli.exporters.passes.drop_expand import DropExpand
 from deploycli.exporters.passes.drop_no_ops import DropNoOps
 from deploycli.exporters.passes.drop_softmax_guards import DropSoftmaxGuards
 from deploycli.exporters.passes.emit_attention import EmitAttention
+from deploycli.exporters.passes.fold_bias import FoldBias
 from deploycli.exporters.passes.fold_constants import FoldConstants
 from deploycli.exporters.passes.fold_movement import FoldMovement
 from deploycli.exporters.passes.fold_scale import FoldScale
@@ -28,6 +29,7 @@ from deploycli.exporters.passes.hoist_selections import HoistSelections
 from deploycli.exporters.passes.merge_projections import MergeProjections
 from deploycli.exporters.passes.shape_rows import ShapeRows
 from deploycli.exporters.passes.sum_additive_constants import SumAdditiveConstants
+from deploycli.exporters.passes.tokens_first import TokensFirst
 from deploycli.exporters.passes.unrepeat_constants import UnrepeatConstants
 from deploycli.exporters.passes.windows_into_heads import WindowsIntoHeads
 from deploycli.models.memory import collector_paused
@@ -72,6 +74,12 @@ _REWRITE: tuple[tuple[str, type[GraphPass]], ...] = (
     ("commute-permutations", CommutePermutations),  # after movement is folded: each permutation is one by then
     ("shape-rows", ShapeRows),  # after permutations: what is left between operators on rows are views
     ("fold-movement-again", FoldMovement),  # the views of windows-into-heads meet the splitting of query, key and value
+)
+
+_IN_PLACE: tuple[tuple[str, type[GraphPass]], ...] = (
+    ("fold-bias", FoldBias),  # a projection with a bias is copied
+    ("tokens-first", TokensFirst),  # last of the layouts: what stands tokens first is no row of a sample any more
+    ("fold-movement-last", FoldMovement),  # into the layout and out of it, with what moves there anyway
 )
 
 _ON_REQUEST: tuple[tuple[str, type[GraphPass]], ...] = (
@@ -139,6 +147,7 @@ def rewrite(
         if not _apply(early, model, analysis, steps, again=True):
             break
         _apply(late, model, analysis, steps, again=True)
+    _apply([(name, make) for name, make in _IN_PLACE if name not in without], model, analysis, steps)
     _apply([(name, make) for name, make in _ON_REQUEST if name in also], model, analysis, steps)
     start = time.perf_counter()
     _run(model, _CLEAN)
