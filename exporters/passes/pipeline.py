@@ -79,7 +79,7 @@ _REWRITE: tuple[tuple[str, type[GraphPass]], ...] = (
 _IN_PLACE: tuple[tuple[str, type[GraphPass]], ...] = (
     ("fold-bias", FoldBias),  # a projection with a bias is copied
     ("tokens-first", TokensFirst),  # last of the layouts: what stands tokens first is no row of a sample any more
-    ("fold-movement-last", FoldMovement),  # into the layout and out of it, with what moves there anyway
+    ("fold-movement-again", FoldMovement),  # into the layout and out of it, with what moves there anyway
 )
 
 _ON_REQUEST: tuple[tuple[str, type[GraphPass]], ...] = (
@@ -96,7 +96,7 @@ _MORE_ROUNDS = 3
 
 _AGAIN = "-again"
 
-PASSES = tuple(dict.fromkeys(name.removesuffix(_AGAIN) for name, _ in _REWRITE))
+PASSES = tuple(dict.fromkeys(name.removesuffix(_AGAIN) for name, _ in (*_REWRITE, *_IN_PLACE)))
 """Names of the passes that may be left out."""
 
 _CLEAN: tuple[Callable[[], ir.passes.PassBase], ...] = (
@@ -109,7 +109,8 @@ _CLEAN: tuple[Callable[[], ir.passes.PassBase], ...] = (
 
 def for_attention(form: Attention) -> tuple[frozenset[str], frozenset[str]]:
     """Return the passes to leave out, and those to run that are off by default, for a form of attention."""
-    without = {"windows-into-heads"} if form == "5d" else set[str]()
+    # What the operator reads is copied, if the batch is dynamic, wherever its tokens stand.
+    without = {"5d": {"windows-into-heads"}, "onnx": {"tokens-first"}}.get(form, set[str]())
     also = {"emit-attention"} if form == "onnx" else set[str]()
     return frozenset(without), frozenset(also)
 
@@ -147,7 +148,9 @@ def rewrite(
         if not _apply(early, model, analysis, steps, again=True):
             break
         _apply(late, model, analysis, steps, again=True)
-    _apply([(name, make) for name, make in _IN_PLACE if name not in without], model, analysis, steps)
+    _apply(
+        [(name, make) for name, make in _IN_PLACE if name.removesuffix(_AGAIN) not in without], model, analysis, steps
+    )
     _apply([(name, make) for name, make in _ON_REQUEST if name in also], model, analysis, steps)
     start = time.perf_counter()
     _run(model, _CLEAN)
