@@ -339,7 +339,8 @@ class Planner:
         if isinstance(op, Compute):
             at_hand = [layout for tokens in op.operands for layout in self.at_hand(tokens, state.at_hand)]
             is_branch = len(op.operands) > 1 or any(self._readers[m.value] > 1 for m in op.operands)
-            return list(dict.fromkeys([*at_hand, *(wanted if is_branch else [])]))
+            may_move = is_branch or op.operator.node.op_type == "LayerNormalization"  # by the kernel that normalises
+            return list(dict.fromkeys([*at_hand, *(wanted if may_move else [])]))
         if not op.by_rows:  # channels that become the last axis: a Transpose, and nothing dearer
             return [own, *(layout for layout in wanted if layout != own and self._is_strided(op, layout))]
         if op.source.value not in self._made and op.result.channels != op.unit:
@@ -449,19 +450,20 @@ def _cost_of_breaking(source: Tokens) -> int:
     """Return what it costs to move a value right behind the operator that makes it, in bytes for one sample.
 
     A compiler moves and normalises by one kernel, but normalises and moves by two, with numbers of 32 bits between
-    them; and it adds a residual to a product while it writes that, which it cannot if the product is moved in between.
+    them, also where a residual is added to what was normalised. And it adds a residual to a product while it writes
+    that, which it cannot if the product is moved in between.
     """
-    node = source.value.producer()
     elements = source.rows * source.channels
-    if node is not None and node.op_type == "LayerNormalization":
-        return LAUNCH + 2 * 4 * elements
-    readers = source.value.consumers()
-    product = node if node is None or node.op_type != "Add" else _product_of(node)
-    is_in_epilogue = product is not None and product.op_type == "MatMul" and len(readers) == 1
-    return LAUNCH + 2 * elements * source.itemsize if is_in_epilogue else 0
+    node = source.value.producer()
+    makers = [] if node is None else [node, *_operand_makers(node)] if node.op_type == "Add" else [node]
+    if any(maker.op_type == "LayerNormalization" for maker in makers):
+        return LAUNCH + 4 * elements * source.itemsize  # written and read at twice the size
+    is_added = [reader.op_type for reader in source.value.consumers()] == ["Add"]
+    if is_added and any(maker.op_type == "MatMul" for maker in makers):
+        return LAUNCH + 2 * elements * source.itemsize
+    return 0
 
 
-def _product_of(add: ir.Node) -> ir.Node | None:
-    """Return the product that a bias is added to."""
-    makers = [value.producer() for value in add.inputs if value is not None]
-    return next((node for node in makers if node is not None and node.op_type == "MatMul"), None)
+def _operand_makers(node: ir.Node) -> list[ir.Node]:
+    makers = (value.producer() for value in node.inputs if value is not None)
+    return [maker for maker in makers if maker is not None]

@@ -7,12 +7,15 @@ Before -> after, for a network that works on [B, H, W, C] here and on [B, H*W, C
 
 A normalisation over the channels, a product with a weight, a bias, an activation and the sum of two streams work on
 each row of C channels by itself: the axes before the last are one list of rows to them, in whatever shape it is
-written. The shapes are chosen so that fewest Reshapes are left. Refused, for one: another shape for a value that the
-graph returns, and for a sum with a constant that is not the same for all rows.
+written. The shapes are chosen so that fewest Reshapes are left, and so that products have three axes at most: TensorRT
+adds a bias or a residual, and applies an activation, while it writes a product of two or three axes; of more, each is a
+kernel. Refused, for one: another shape for a value that the graph returns, and for a sum with a constant that is not
+the same for all rows.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -34,6 +37,9 @@ if TYPE_CHECKING:
 
 _OF_ONE_RANK = frozenset({"ArgMax", "ArgMin", "Gemm", *REDUCTIONS})
 """Row-wise operators that count axes from the front, or take two."""
+
+_DEEP = 4
+"""As many Reshapes may be written as save a product from having more than three axes."""
 
 _ROUNDS = 8
 """Improvements of single operators, after the best shape for all is found: a few suffice, and none makes it worse."""
@@ -134,16 +140,17 @@ class _Shaper:
         """Choose a shape for every operator of a group, and write it."""
         sources = list({id(source): source for node in group for source in self._touched[node]}.values())
         own = {node: self._own[node] for node in group}
-        cost = self._cost(sources, own)
+        cost = self._cost(sources, own) + self._deep(own, group)
         if not cost:
             return False
         near = [dims[:-1] for source in sources for dims in (self._analysis.known_dims(source.value), *source.fixed)]
-        seen = dict.fromkeys([*own.values(), *near])
+        flat = [(shape[0], math.prod(shape[1:])) for shape in own.values() if len(shape) > 2]
+        seen = dict.fromkeys([*own.values(), *near, *flat])
         shapes = [shape for shape in seen if reshape_target((*shape, 1)) is not None]
         chosen = dict(own)
         for shape in shapes:
             uniform = dict.fromkeys(group, shape)
-            if (total := self._cost(sources, uniform)) < cost:
+            if (total := self._cost(sources, uniform) + self._deep(uniform, group)) < cost:
                 chosen, cost = uniform, total
         self._improve(chosen, shapes)
         if chosen == own:
@@ -157,10 +164,10 @@ class _Shaper:
             modified = False
             for node in chosen:
                 touched, best = self._touched[node], chosen[node]
-                least = self._cost(touched, chosen)
+                least = self._cost(touched, chosen) + self._deep(chosen, [node])
                 for shape in shapes if least else ():
                     chosen[node] = shape
-                    total = self._cost(touched, chosen)
+                    total = self._cost(touched, chosen) + self._deep(chosen, [node])
                     if total < least:
                         best, least, modified = shape, total, True
                 chosen[node] = best
@@ -170,6 +177,10 @@ class _Shaper:
     def _cost(self, sources: list[_Source], chosen: Mapping[ir.Node, Dims]) -> int:
         """Count the Reshapes that give every reader the shape it reads."""
         return sum(len(self._needed(source, chosen)) for source in sources)
+
+    def _deep(self, chosen: Mapping[ir.Node, Dims], group: list[ir.Node]) -> int:
+        """Return what products of more than three axes cost, in Reshapes."""
+        return _DEEP * sum(node.op_type == "MatMul" and len(chosen[node]) > 2 for node in group)
 
     def _needed(self, source: _Source, chosen: Mapping[ir.Node, Dims]) -> set[Dims]:
         """Return the shapes that a value must be brought into."""
