@@ -167,15 +167,19 @@ class _Sizes:
         self._graph = graph
         self._batch = batch
         self._elements: dict[str, int] = {name: size for name, size in graph.io.items() if size is not None}
+        self._merged: dict[str, int] = {}
+        """How many products of one value stand one after the other in a tensor, of which readers take one each."""
 
     def moved(self, layer: Layer) -> int | None:
         """Return the bytes that a layer reads and writes for one image, or None where they do not follow."""
         candidates = self._graph.written(layer.nodes)
-        for tensor in sorted(layer.writes, key=_row, reverse=True):
+        for tensor in sorted(layer.writes, key=lambda tensor: (_row(tensor), len(tensor.shape)), reverse=True):
             if _key(tensor) not in self._elements and (size := self._written(tensor, candidates, layer)) is not None:
                 self._elements[_key(tensor)] = size
+                if size in candidates:
+                    candidates.remove(size)
         total = 0.0
-        for tensor in {*layer.reads, *layer.writes}:
+        for tensor in (*layer.reads, *layer.writes):  # two parts of one tensor look alike
             size = self._seen(tensor)
             if size is None:
                 return None
@@ -186,7 +190,9 @@ class _Sizes:
         """Return the elements of a tensor that one layer looks at: all, or columns of every row."""
         if min(tensor.shape, default=0) >= 0:
             return math.prod(tensor.shape) // self._batch
-        size = self._elements.get(_key(tensor))
+        size, parts = self._elements.get(_key(tensor)), self._merged.get(_key(tensor), 1)
+        if size is not None and parts > 1:
+            return size if tensor.shape[:1] == (parts,) else size // parts
         axis = next(place for place, extent in enumerate(tensor.shape) if extent < 0)
         columns = math.prod(tensor.shape[axis + 1 :])
         stride = tensor.strides[axis] if len(tensor.strides) == len(tensor.shape) else columns
@@ -195,8 +201,13 @@ class _Sizes:
     def _written(self, tensor: EngineTensor, candidates: Sequence[int], layer: Layer) -> int | None:
         if min(tensor.shape, default=0) >= 0:
             return self._seen(tensor)
+        if len(candidates) > 1 and tensor.shape[:1] == (len(candidates),) and len(set(candidates)) == 1:
+            self._merged[_key(tensor)] = len(candidates)
+            return sum(candidates)
         row = _row(tensor)
         known = [(t, size) for t in (*layer.reads, *layer.writes) if (size := self._seen(t)) is not None]
+        if layer.fused_attention and known and known[0][0].shape == tensor.shape:  # of every query as many channels
+            return known[0][1]
         if tensor.shape[-1:] == (1,):  # a mean, or the like, of each row of another one
             for other, size in known:
                 if other.shape[:-1] == tensor.shape[:-1] and other.shape[-1] > 0:
