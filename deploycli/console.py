@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from deploycli.exporters.bundle.bundle import Bundle
     from deploycli.exporters.bundle.manifest import Artifact
     from deploycli.exporters.graph.steps import GraphCost, Step
+    from deploycli.exporters.tune import Tuning
     from deploycli.models.spec import Weights
     from deploycli.terminal import Output, Rows
 
@@ -218,6 +219,21 @@ def show_steps(console: Output, steps: Sequence[Step], *, refusals: bool = True)
     for step in steps if refusals else ():
         for refusal in step.refusals:
             console.print(f"  {step.name} left {refusal.node}: {refusal.reason}", soft_wrap=True)
+
+
+def show_tuning(console: Output, tuning: Tuning) -> None:
+    """Print which forms of a graph were compiled, and what the compiler made of each."""
+    table = table_of("form", "launches", "moved MB", "attention", "")
+    for one in tuning.tried:
+        known = one.launches is not None
+        moved = f"{(one.moved or 0) / 1e6:.1f}" if known else ""
+        said = ", ".join(filter(None, ("kept" * (one.form == tuning.best), one.remark)))
+        table.add_row(one.form, str(one.launches or ""), moved, str(one.attention) if known else "", said)
+    console.print(table)
+    if tuning.left:
+        console.print(f"no time for {', '.join(tuning.left)}: --tune-seconds", soft_wrap=True)
+    gpus = ", ".join(f"{major}.{minor}" for major, minor in tuning.targets)
+    console.print(f"counted for FP16, batch {tuning.batch}, GPU {gpus}, TensorRT for RTX {tuning.compiler}; not timed")
 
 
 def cost_cells(cost: GraphCost | None) -> tuple[str, str, str]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from deploycli.exporters.bundle.bundle import Bundle
+    from deploycli.exporters.tune import TuneOptions
     from deploycli.models.spec import TensorSpec
 
 F = TypeVar("F", bound="Callable[..., Any]")
@@ -92,6 +93,43 @@ lint_option = click.option(
     help="Write the graph even where TensorRT could not read it, by the rules of `deploycli lint` or by NVIDIA's "
     "parser; without this it is exit 3.",
 )
+
+
+def tune_options(command: F) -> F:
+    """Add the options of a search for the form that compiles best."""
+    options = (
+        click.option(
+            "--tune", is_flag=True,
+            help="Compile forms of the graph with TensorRT for RTX, which needs no GPU, and keep the one that launches "
+            "fewest kernels and moves fewest bytes.",
+        ),
+        click.option(
+            "--tune-seconds", type=Count(), default=300, show_default=True, metavar="S",
+            help="Begin no more forms after so long.",
+        ),
+        click.option(
+            "--tune-gpu", default="8.9", show_default=True, metavar="GPU",
+            help="GPU to compile for, named as build-trt's --gpu.",
+        ),
+    )  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def tuning_of(tune: bool, seconds: int, gpu: str) -> TuneOptions | None:
+    """Return what was asked of the search, or None for none.
+
+    Raises:
+        UsageError: TensorRT for RTX does not compile for the GPU.
+    """
+    if not tune:
+        return None
+    from deploycli.exporters.target.targets import parse_targets
+    from deploycli.exporters.tune import TuneOptions
+
+    return TuneOptions(parse_targets([gpu]), seconds)
+
 
 SEEDS = click.IntRange(0, 2**32 - 1)
 """What both NumPy and PyTorch take for a seed."""

@@ -27,11 +27,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import numpy.typing as npt
+    import onnx_ir as ir
     from torch import nn
 
     from deploycli.exporters.bundle.bundle import Bundle
     from deploycli.exporters.graph.onnx_file import ExternalData
     from deploycli.exporters.passes.pipeline import Attention
+    from deploycli.exporters.tune import Form, TuneOptions, Tuning
     from deploycli.models.sources import Source
     from deploycli.models.spec import ModelSpec, TensorSpec, Weights
 
@@ -76,6 +78,7 @@ class ExportOptions:
         external: where the weights are stored.
         replace: a bundle of the same name goes even if it is of another model.
         lint: end where TensorRT could not read the graph; otherwise it is written all the same.
+        tune: compile forms of the graph and keep the cheapest; None takes the default form.
     """
 
     model: str
@@ -97,6 +100,7 @@ class ExportOptions:
     external: ExternalData = "auto"
     replace: bool = False
     lint: bool = True
+    tune: TuneOptions | None = None
 
 
 def export(
@@ -104,6 +108,7 @@ def export(
     *,
     progress: Callable[[str], None] = lambda _: None,
     told: Callable[[Weights], None] = lambda _: None,
+    tuned: Callable[[Tuning], None] = lambda _: None,
     warn: Callable[[str], None] = lambda _: None,
 ) -> Bundle:
     """Export a model into a bundle, replacing one of the same name and model whole.
@@ -114,6 +119,7 @@ def export(
         options: what to export.
         progress: is told what runs.
         told: is told of the weights as soon as they are known.
+        tuned: is told what became of the forms that were compiled.
         warn: is told what a user should know of the result.
 
     Raises:
@@ -135,7 +141,7 @@ def export(
             outputs = eager.run(inputs)
         require_comparable(inputs, outputs)
         save_golden(draft.folder / GOLDEN_NAME, inputs, outputs)
-        artifact = _write_onnx(draft.folder, module, spec, options, progress)
+        artifact = _write_onnx(draft.folder, module, spec, options, progress, tuned)
         del module
         free_memory()  # traced programs are cycles, and hold the weights: the check needs their room
         progress("checking the file in ONNX Runtime")
@@ -269,7 +275,12 @@ def _own_checkpoint(spec: ModelSpec) -> Path | None:
 
 
 def _write_onnx(
-    folder: Path, module: nn.Module, spec: ModelSpec, options: ExportOptions, progress: Callable[[str], None]
+    folder: Path,
+    module: nn.Module,
+    spec: ModelSpec,
+    options: ExportOptions,
+    progress: Callable[[str], None],
+    tuned: Callable[[Tuning], None],
 ) -> Artifact:
     from deploycli.exporters.gate import require_readable
     from deploycli.exporters.graph.onnx_file import write_model
@@ -283,9 +294,12 @@ def _write_onnx(
     steps = [Step("trace", model.graph.num_nodes(), time.perf_counter() - start)]
     before = operator_counts(model)
     if options.rewrite:
+        attention, left_out = options.attention, frozenset[str]()
+        if options.tune is not None:
+            attention, left_out = _tune(model, options.tune, steps, progress, tuned)
         progress("rewriting")
-        without, also = for_attention(options.attention)
-        steps += rewrite(model, without=without, also=also)
+        without, also = for_attention(attention)
+        steps += rewrite(model, without=without | left_out, also=also)
     else:
         store_operands(model)
     name_nodes(model, MODULE_KEY)
@@ -304,6 +318,33 @@ def _write_onnx(
         ops_after=operator_counts(model),
         steps=tuple(steps),
     )
+
+
+def _tune(
+    model: ir.Model,
+    options: TuneOptions,
+    steps: list[Step],
+    progress: Callable[[str], None],
+    tuned: Callable[[Tuning], None],
+) -> tuple[Attention, frozenset[str]]:
+    """Return the form of scores and the passes to leave out that make the cheapest engine."""
+    from deploycli.exporters.passes.common.names import name_nodes
+    from deploycli.exporters.passes.pipeline import for_attention, rewrite
+    from deploycli.exporters.trace import MODULE_KEY
+    from deploycli.exporters.tune import tune
+
+    def rewritten(candidate: ir.Model, form: Form) -> ir.Model:
+        without, also = for_attention(form.attention)
+        rewrite(candidate, without=without | form.without, also=also)
+        name_nodes(candidate, MODULE_KEY)
+        return candidate
+
+    start = time.perf_counter()
+    tuning = tune(model, options, rewritten, progress=progress)
+    tuned(tuning)
+    seconds = time.perf_counter() - start
+    steps.append(Step("tune", model.graph.num_nodes(), seconds, remark=tuning.summary))
+    return tuning.form.attention, tuning.form.without
 
 
 def _check(path: Path, feed: Arrays, truth: Arrays, exact: Callable[[], Arrays | None]) -> str:

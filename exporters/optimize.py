@@ -10,6 +10,7 @@ import hashlib
 from collections import Counter
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
@@ -25,6 +26,7 @@ from deploycli.exporters.graph_check import BATCHES, RUNNING_CANDIDATE, UNCHECKE
 from deploycli.exporters.passes.any_model import optimized
 from deploycli.exporters.passes.pipeline import PASSES, Attention, for_attention
 from deploycli.exporters.runtime.isolated import Died, isolated
+from deploycli.exporters.tune import Form, TuneOptions, Tuning, tune
 from deploycli.models.errors import EnvironmentUnsuitable, NumericsError, UsageError
 from deploycli.models.memory import free_memory
 
@@ -54,6 +56,7 @@ class OptimizeOptions:
         seed: of the inputs of the check.
         external: where the weights are stored.
         lint: end where TensorRT could not read the result; otherwise it is written all the same.
+        tune: compile forms of the graph and keep the cheapest; None takes the default form.
     """
 
     source: Path
@@ -65,6 +68,7 @@ class OptimizeOptions:
     seed: int = 0
     external: ExternalData = "auto"
     lint: bool = True
+    tune: TuneOptions | None = None
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,7 @@ class Optimized:
         steps: what each pass did and refused.
         check: how the two graphs compare, or None where they were not run.
         unread: data files beside the target that no longer belong to it.
+        tuning: the forms that were compiled, or None where none was.
     """
 
     source: Path
@@ -107,6 +112,7 @@ class Optimized:
     steps: tuple[Step, ...]
     check: Check | None
     unread: tuple[Path, ...] = ()
+    tuning: Tuning | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as JSON values."""
@@ -118,6 +124,7 @@ class Optimized:
             "steps": [step.to_json() for step in self.steps],
             "check": None if self.check is None else self.check.to_json(),
             "unread": [str(path) for path in self.unread],
+            "tuning": None if self.tuning is None else asdict(self.tuning),
         }
 
 
@@ -151,10 +158,14 @@ def optimize(options: OptimizeOptions, *, progress: Callable[[str], None] = lamb
             expected=f"opset {ATTENTION_OPSET} or above",
             hint="--attention 4d",
         )
+    tuning = None if options.tune is None else tune(model, options.tune, partial(_in_form, options), progress=progress)
+    attention, left_out = options.attention, options.without
+    if tuning is not None:
+        attention, left_out = tuning.form.attention, left_out | tuning.form.without
     progress("rewriting")
-    without, also = for_attention(options.attention)
+    without, also = for_attention(attention)
     model, steps = optimized(
-        model, without=options.without | without, also=also, judge=_weighed if options.check else lambda _: None
+        model, without=left_out | without, also=also, judge=_weighed if options.check else lambda _: None
     )
     if options.lint:
         require_readable(model, str(options.source))
@@ -181,7 +192,12 @@ def optimize(options: OptimizeOptions, *, progress: Callable[[str], None] = lamb
         replaced = data if target is not None and target.exists() and options.source.samefile(target) else ()
         placed = () if target is None else place(files, target)
     left = tuple(path for path in replaced if path.name not in {file.name for file in placed})
-    return Optimized(options.source, placed, before, after, tuple(steps), check, left)
+    return Optimized(options.source, placed, before, after, tuple(steps), check, left, tuning)
+
+
+def _in_form(options: OptimizeOptions, model: ir.Model, form: Form) -> ir.Model:
+    without, also = for_attention(form.attention)
+    return optimized(model, without=options.without | form.without | without, also=also, judge=_weighed)[0]
 
 
 def _real(target: Path) -> Path:

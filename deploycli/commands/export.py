@@ -14,6 +14,7 @@ from deploycli.console import (
     print_json,
     show_artifact,
     show_steps,
+    show_tuning,
     stdout,
 )
 from deploycli.options import (
@@ -29,12 +30,15 @@ from deploycli.options import (
     lint_option,
     output_option,
     tensor_spec,
+    tune_options,
+    tuning_of,
 )
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
     from deploycli.exporters.bundle.bundle import Bundle
+    from deploycli.exporters.tune import Tuning
     from deploycli.models.spec import TensorSpec
 
 
@@ -106,6 +110,7 @@ def _complete_model(_ctx: click.Context, _param: click.Parameter, incomplete: st
     "--replace", is_flag=True, help="Replace a bundle of this name that is of another model; without this it is exit 2."
 )
 @lint_option
+@tune_options
 @click.option("-v", "--verbose", is_flag=True, help="Show every step, and what the passes refused.")
 @json_option
 def command(
@@ -130,6 +135,9 @@ def command(
     external: str,
     replace: bool,
     no_lint: bool,
+    tune: bool,
+    tune_seconds: int,
+    tune_gpu: str,
     verbose: bool,
     as_json: bool,
 ) -> int:
@@ -171,15 +179,19 @@ def command(
         external=external,  # type: ignore[arg-type]  # click checked the choice
         replace=replace,
         lint=not no_lint,
+        tune=tuning_of(tune, tune_seconds, tune_gpu),
     )
     with Progress() as progress:
         told = partial(progress.warn_of, chosen=weights_entry is not None)
-        bundle = export(options, progress=progress, told=told, warn=progress.warn)
+        tunings: list[Tuning] = []
+        bundle = export(options, progress=progress, told=told, tuned=tunings.append, warn=progress.warn)
         if bundle.gone:
             progress.warn(f"{bundle.path} held another model.onnx; gone with it: {', '.join(bundle.gone)}")
     if as_json:
         print_json(bundle.manifest.to_json() | {"path": str(bundle.path), "gone": list(bundle.gone)})
     else:
+        for tuning in tunings:
+            show_tuning(stdout(), tuning)
         show_export(bundle, verbose=verbose)
     return 0
 

@@ -13,6 +13,7 @@ from deploycli.console import (
     print_json,
     show_remarks,
     show_steps,
+    show_tuning,
     size_text,
     stdout,
     styled,
@@ -26,6 +27,8 @@ from deploycli.options import (
     input_shape,
     json_option,
     lint_option,
+    tune_options,
+    tuning_of,
 )
 
 if TYPE_CHECKING:
@@ -70,6 +73,7 @@ if TYPE_CHECKING:
 @attention_option
 @external_option
 @lint_option
+@tune_options
 @click.option("-v", "--verbose", is_flag=True, help="Show every step, and what each pass refused and why.")
 @json_option
 def command(
@@ -83,6 +87,9 @@ def command(
     attention: Literal["4d", "5d", "onnx"],
     external: Literal["auto", "always", "never"],
     no_lint: bool,
+    tune: bool,
+    tune_seconds: int,
+    tune_gpu: str,
     verbose: bool,
     as_json: bool,
 ) -> int:
@@ -112,6 +119,7 @@ def command(
         seed=seed,
         external=external,
         lint=not no_lint,
+        tune=tuning_of(tune, tune_seconds, tune_gpu),
     )
     with Progress() as progress:
         result = optimize(options, progress=progress)
@@ -125,6 +133,8 @@ def command(
 def show_optimized(result: Optimized, *, verbose: bool) -> None:
     """Print a graph before and after, how the check went, and where it is."""
     console = stdout()
+    if result.tuning is not None:
+        show_tuning(console, result.tuning)
     console.print(_comparison(result))
     show_remarks(console, result.steps)
     if verbose:
