@@ -68,6 +68,10 @@ class _Folder:
         self._maps = RegionMaps.of(analysis)
         self.remarks: list[Remark] = []
 
+    def _is_tokens_first(self, value: ir.Value) -> bool:
+        """Say whether a value has its batch behind another axis: what brings it there and back is as it should be."""
+        return any(axis > 0 for axis in dynamic_axes(self._builder.analysis.dims(value) or ()))
+
     def fold(self, region: Region) -> bool:
         """Rewrite a region as a whole, or else sink by sink, where that is cheaper."""
         lowerings, joint = self._lowerings(region)
@@ -75,7 +79,8 @@ class _Folder:
             if isinstance(options, str):
                 producer = sink.producer()
                 assert producer is not None
-                self.remarks.append(Remark(label(producer), options))
+                if not self._is_tokens_first(region.source) and not self._is_tokens_first(sink):
+                    self.remarks.append(Remark(label(producer), options))
         chosen = self._choose(region, {sink: o for sink, o in lowerings.items() if not isinstance(o, str)}, joint)
         if len(chosen) == len(region.sinks) and self._take(region, chosen):
             return True
