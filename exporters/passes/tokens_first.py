@@ -6,9 +6,13 @@ Before -> after, for windows of N tokens, G of them in a batch of samples of L t
     -> x [N, G, C]: LN, MatMul(Wq), Reshape [N, G, h, d], Transpose [1, 2, 0, 3] -> q; k, v alike; .. -> [N, G, C]
 
 TensorRT's fused attention reads an operand in place where one stride counts windows and heads: in [N, G, h, d] it does,
-in [B, L, h, d] it does not. Three products by constants of one value are one kernel, each part of whose result is such
-an operand, if nothing is added to them: :mod:`~deploycli.exporters.passes.fold_bias` comes before. A product that is
-cut by a Split is copied, and so is one whose rows stand window by window.
+in [B, L, h, d] it does not. Three products by
+constants of one value are one kernel, each part of whose result is such an operand, if nothing is added to them.
+:mod:`~deploycli.exporters.passes.fold_bias` comes before; what it leaves, as there is no LayerNormalization in front
+that nothing else reads, is taken out here: what a key's bias adds is the same for all keys, which a Softmax does not
+see; probabilities add up to one, so a value's bias goes through the projection behind the attention into its bias; and
+a query's is a number for each key, ``sum_d k_d b_d``, that is added to the scores. A product that is cut by a Split is
+copied, and so is one whose rows stand window by window.
 
 What works row by row (normalisation, products by constants, residuals) works in whichever layout it finds its rows; so
 a value is brought into the layout of an attention where that is asked for first, in front of its LayerNormalization,
@@ -86,17 +90,21 @@ class TokensFirst(GraphPass):
 
 @dataclass(frozen=True)
 class Heads:
-    """Queries, keys or values: heads of a projection without a bias.
+    """Queries, keys or values: heads of a projection.
 
     Attributes:
-        product: ``MatMul(x, W)``; its rows are those of the sample in their order, window by window.
+        result: what the projection gives; its rows are those of the sample in their order, window by window.
+        product: ``MatMul(x, W)``.
         columns: which column of W each head has, [h, d].
+        bias: what is added to them, [h, d], or None.
         windows: G, of the whole batch.
         tokens: N, of a window.
     """
 
+    result: ir.Value
     product: ir.Node
     columns: Array
+    bias: Array | None
     windows: int
     tokens: int
 
@@ -120,6 +128,7 @@ class ProjectedAttention:
         keys: k.
         values: v.
         result: the heads side by side, [B, L, h*d], as moved from what ``mix`` gives.
+        bias: the sum with the bias of the projection behind it, where a value's bias goes; None where it has none.
     """
 
     softmax: ir.Node
@@ -129,6 +138,7 @@ class ProjectedAttention:
     keys: Heads
     values: Heads
     result: ir.Value
+    bias: ir.Node | None
 
 
 def _find(softmax: ir.Node, analysis: Analysis) -> ProjectedAttention | str | None:
@@ -156,12 +166,43 @@ def _find(softmax: ir.Node, analysis: Analysis) -> ProjectedAttention | str | No
     if len(alike) > 1 or keys.tokens != values.tokens:
         return "query, key and value are not of the same windows and heads"
     mine = {(attention.scores, 0), (attention.scores, 1), (attention.mix, 1)}
-    if not all(set(_moved_readers(each.product.outputs[0], analysis)) <= mine for each in (queries, keys, values)):
+    if not all(set(_moved_readers(each.result, analysis)) <= mine for each in (queries, keys, values)):
         return "its projection is read elsewhere too"
     result = _read_result(attention, queries, analysis)
     if result is None:
         return "its heads are not put side by side"
-    return ProjectedAttention(softmax, attention.scores, attention.mix, queries, keys, values, result)
+    if keys.bias is not None and not all(_is_alike_for_keys(step.node, analysis) for step in attention.before):
+        return "its key has a bias, and its scores are not only scaled and added to"
+    bias = _bias_behind(result, analysis)
+    if values.bias is not None and (bias is None or any(step.node.op_type != "Reshape" for step in attention.after)):
+        return "its value has a bias, and no projection with one follows"
+    return ProjectedAttention(softmax, attention.scores, attention.mix, queries, keys, values, result, bias)
+
+
+def _is_alike_for_keys(node: ir.Node, analysis: Analysis) -> bool:
+    """Say whether an operator on scores leaves what is the same for all keys of a query the same for all of them."""
+    if is_onnx(node, "Add", "Reshape"):
+        return True
+    dims = analysis.dims(node.outputs[0])
+    others = [analysis.dims(value) for value in node.inputs if analysis.dims(value) != dims]
+    return is_onnx(node, "Div", "Mul") and all(other is not None and other[-1:] in ((), (1,)) for other in others)
+
+
+def _bias_behind(result: ir.Value, analysis: Analysis) -> ir.Node | None:
+    """Return the sum with a bias of the one projection that reads heads side by side."""
+    node = _only_reader(result)
+    if node is None or not is_onnx(node, "MatMul") or node.inputs[0] is not result:
+        return None
+    weight, add = analysis.constant(node.inputs[1]), _only_reader(node.outputs[0])
+    if weight is None or weight.ndim != 2 or add is None or not is_onnx(add, "Add"):
+        return None
+    bias = next((array for value in add.inputs if (array := analysis.constant(value)) is not None), None)
+    return add if bias is not None and bias.shape == weight.shape[1:] else None
+
+
+def _only_reader(value: ir.Value) -> ir.Node | None:
+    uses = list(value.uses())
+    return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
 
 
 def _is_in_place(value: ir.Value, analysis: Analysis) -> bool:
@@ -184,6 +225,9 @@ def _read_heads(value: ir.Value, analysis: Analysis, *, turned: bool = False) ->
     """Read a value [.., N, d] (``turned``: [.., d, N]) as heads of a projection, or say why it is none."""
     origin, way = _origin(value, analysis)
     product, dims = origin.producer(), analysis.dims(origin)
+    bias = None if product is None else _bias_of(product, analysis)
+    if product is not None and bias is not None:
+        product = next(made for value in product.inputs if value is not None and (made := value.producer()) is not None)
     if product is None or not is_onnx(product, "MatMul"):
         return f"comes from {'an input' if product is None else product.op_type}, not straight from a product"
     weight = analysis.constant(product.inputs[1])
@@ -210,7 +254,23 @@ def _read_heads(value: ir.Value, analysis: Analysis, *, turned: bool = False) ->
         columns = np.broadcast_to(of_heads.dense().reshape(of_heads.shape[1], of_heads.shape[3]), (heads, size))
     except ValueError as error:
         return str(error)
-    return Heads(product, columns, windows, tokens)
+    own = None if bias is None or not bias[columns].any() else bias[columns]
+    return Heads(origin, product, columns, own, windows, tokens)
+
+
+def _bias_of(add: ir.Node, analysis: Analysis) -> Array | None:
+    """Return the bias that an operator adds to a product, [M]; None where it is no such sum."""
+    if not is_onnx(add, "Add"):
+        return None
+    dims = analysis.dims(add.outputs[0])
+    for product, other in (add.inputs, add.inputs[::-1]):
+        array, made = analysis.constant(other), None if product is None else product.producer()
+        if array is None or dims is None or made is None or not is_onnx(made, "MatMul"):
+            continue
+        is_row = array.shape[-1:] == dims[-1:] and array.size == dims[-1] and analysis.dims(product) == dims
+        if is_row and _only_reader(made.outputs[0]) is add:
+            return array.reshape(-1)
+    return None
 
 
 def _read_result(attention: Attention, queries: Heads, analysis: Analysis) -> ir.Value | None:
@@ -322,7 +382,31 @@ class _Writer:
         queries = self._heads(each.queries, each.scores, (1, 2, 0, 3))  # [N, G, h, d] -> [G, h, N, d]
         keys = self._heads(each.keys, each.scores, (1, 2, 3, 0))  # [N, G, h, d] -> [G, h, d, N]
         scores = self._builder.value("MatMul", [queries, keys], each.scores)
+        if each.queries.bias is not None:
+            scores = self._builder.value("Add", [scores, self._of_keys(each, keys)], each.scores)
         replace(each.scores.outputs[0], self._reshaped(scores, self._dims_of(each.scores.outputs[0]), each.scores))
+
+    def _of_keys(self, each: ProjectedAttention, keys: ir.Value) -> ir.Value:
+        """Return what the bias of the queries adds to the scores of every key, [G, h, 1, N]."""
+        assert each.queries.bias is not None, "callers have looked"
+        bias = self._builder.constant(each.queries.bias[:, :, None])  # [h, d, 1]
+        scaled = self._builder.value("Mul", [keys, bias], each.scores)
+        axes = self._builder.constant(np.array([-2], np.int64))
+        return self._builder.value("ReduceSum", [scaled, axes], each.scores, keepdims=1)
+
+    def _add_to_bias(self, each: ProjectedAttention) -> None:
+        """Let the projection behind an attention add what the bias of its values gives."""
+        if each.values.bias is None or each.bias is None:
+            return
+        position = next(i for i, v in enumerate(each.bias.inputs) if self._analysis.constant(v) is not None)
+        product = each.bias.inputs[1 - position]
+        bias = self._analysis.constant(each.bias.inputs[position])
+        made = None if product is None else product.producer()
+        weight = None if made is None else self._analysis.constant(made.inputs[1])
+        assert bias is not None, "_bias_behind looked at it"
+        assert weight is not None, "_bias_behind looked at it"
+        moved = each.values.bias.astype(np.float64).reshape(-1) @ weight.astype(np.float64)
+        _read(each.bias, position, self._builder.constant((bias.astype(np.float64) + moved).astype(bias.dtype)))
 
     def _write_mix(self, each: ProjectedAttention) -> None:
         """Multiply probabilities by values, and put the heads side by side, tokens first."""
@@ -337,6 +421,7 @@ class _Writer:
         result = self._builder.reshape(turned, (each.queries.tokens, windows, h * d), each.mix)
         self._dims_of(each.result)
         self._at_hand[each.result] = {each.queries.tokens: result}
+        self._add_to_bias(each)
 
     def _heads(self, heads: Heads, anchor: ir.Node, perm: tuple[int, ...]) -> ir.Value:
         """Project tokens to heads, without a bias, and turn them: what the product gives is read in place."""
