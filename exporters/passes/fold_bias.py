@@ -23,16 +23,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx_ir as ir
 
-from deploycli.exporters.graph.attention import readers
+from deploycli.exporters.graph.attention import is_product_of_activations, readers
 from deploycli.exporters.graph.builder import Builder, remove_dead, replace
 from deploycli.exporters.graph.index_map import IndexMap
 from deploycli.exporters.graph.movement_ops import data_operands
-from deploycli.exporters.graph.operators import operand
+from deploycli.exporters.graph.operators import is_onnx, operand
 from deploycli.exporters.graph.regions import moved
 from deploycli.exporters.graph.steps import Remark
 from deploycli.exporters.graph.unique import label
@@ -41,11 +40,15 @@ from deploycli.exporters.passes.graph_pass import GraphPass
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    import onnx_ir as ir
+
     from deploycli.exporters.graph.analysis import Analysis
     from deploycli.exporters.graph.movement_ops import Array
 
 _SHIFTS = (2.0**-4, 2.0**2)
 """The least and the most that is added to a normalised vector, whose elements are about 1."""
+
+_AN_OUTPUT = "an output"
 
 
 @dataclass(frozen=True)
@@ -72,52 +75,78 @@ class FoldBias(GraphPass):
         """Run the pass; see the module's documentation."""
         builder = Builder(graph, analysis)
         folded = False
-        for node in list(graph):
-            if node.op_type == "LayerNormalization" and node.domain == "" and node.graph is graph:
-                found = self._read(node, analysis)
-                if isinstance(found, str):
-                    self.remarks.append(Remark(label(node), found))
-                elif found:
-                    _fold(node, found, builder)
-                    folded = True
+        for norm in [node for node in graph if is_onnx(node, "LayerNormalization")]:
+            plan = _plan(norm, analysis)
+            if isinstance(plan, str):
+                self.remarks.append(Remark(label(norm), plan))
+            elif plan is not None:
+                _fold(norm, plan, builder)
+                folded = True
         return folded
 
-    def _read(self, norm: ir.Node, analysis: Analysis) -> list[_Reader] | str:
-        """Return what reads a LayerNormalization; none where nothing is to be folded, or why that cannot be done."""
-        dims = analysis.dims(norm.outputs[0])
-        gamma, beta = (analysis.constant(operand(norm, i)) for i in (1, 2))
-        if dims is None or len(dims) < 2 or norm.attributes.get_int("axis", -1) not in (-1, len(dims) - 1):
-            return []
-        found, others = _find_readers(norm.outputs[0], analysis)
-        if not any(reader.add is not None for reader in found):
-            return []
-        if others or norm.outputs[0].is_graph_output() or any(out.uses() for out in norm.outputs[1:]):
-            return f"it is read by {', '.join(sorted({node.op_type for node in others})) or 'an output'} as well"
-        if gamma is None or gamma.shape != dims[-1:] or gamma.dtype.kind != "f":
-            return "its scale is not one number for each channel"
-        if operand(norm, 2) is not None and (beta is None or beta.shape != gamma.shape):
-            return "its bias is not one number for each channel"
-        weights = {reader.matmul.inputs[1] for reader in found}
-        if any(weight is not None and len(weight.uses()) > 1 for weight in weights):
-            return "a weight is read elsewhere too"
-        if not all(np.isfinite(a).all() for r in found for a in (r.weight, r.bias, gamma, beta) if a is not None):
-            return "its weights are not all finite"
-        return found
+
+@dataclass(frozen=True)
+class _Plan:
+    """What becomes of a LayerNormalization.
+
+    Attributes:
+        shift: its new bias, in all channels; 0 for none.
+        weights: its readers with their new weights.
+    """
+
+    shift: float
+    weights: tuple[tuple[_Reader, Array], ...]
 
 
-def _find_readers(value: ir.Value, analysis: Analysis) -> tuple[list[_Reader], list[ir.Node]]:
-    """Return the products by constants that read a value or rows of it, and what else does."""
+def _plan(norm: ir.Node, analysis: Analysis) -> _Plan | str | None:
+    """Return what a LayerNormalization becomes; None where nothing is to be folded, or why that cannot be done."""
+    dims = analysis.dims(norm.outputs[0])
+    if dims is None or len(dims) < 2 or norm.attributes.get_int("axis", -1) not in (-1, len(dims) - 1):
+        return None
+    found, others = _find_readers(norm, analysis)
+    if all(reader.add is None for reader in found):
+        return None
+    if others:
+        return f"it is read by {', '.join(sorted(others))} as well"
+    if any(w is not None and len(w.uses()) > 1 for w in (reader.matmul.inputs[1] for reader in found)):
+        return "a weight is read elsewhere too"
+    gamma, beta = (analysis.constant(operand(norm, i)) for i in (1, 2))
+    if gamma is None or gamma.shape != dims[-1:] or gamma.dtype.kind != "f":
+        return "its scale is not one number for each channel"
+    if operand(norm, 2) is not None and (beta is None or beta.shape != gamma.shape):
+        return "its bias is not one number for each channel"
+    parts = [_parts(reader, gamma, beta) for reader in found]
+    if not all(np.isfinite(array).all() for part in parts for array in part):
+        return "its weights are not all finite"
+    shift = best_shift(parts, len(gamma))
+    weights = [_shifted(*part, shift, reader.weight.dtype) for reader, part in zip(found, parts, strict=True)]
+    if not all(np.isfinite(weight).all() for weight in weights):
+        return "its weights would be too large for their type"
+    return _Plan(shift, tuple(zip(found, weights, strict=True)))
+
+
+def _find_readers(norm: ir.Node, analysis: Analysis) -> tuple[list[_Reader], set[str]]:
+    """Return the products by constants that read rows of what a node makes, and what else does."""
+    others = set[str]()
 
     def leads(node: ir.Node) -> tuple[int, ...] | None:
-        return (0,) if _moves_rows(node, analysis) else None
+        if not _moves_rows(node, analysis):
+            return None
+        if node.outputs[0].is_graph_output():
+            others.add(_AN_OUTPUT)
+        return (0,)
 
-    found, others = list[_Reader](), list[ir.Node]()
-    for end in readers(value, leads):
-        weight = analysis.constant(operand(end.node, 1)) if end.node.op_type == "MatMul" else None
-        if weight is None or weight.ndim != 2 or end.position != 0 or weight.dtype.kind != "f":
-            others.append(end.node)
+    found = list[_Reader]()
+    for end in readers(norm.outputs[0], leads):
+        # What is in an inner graph cannot be told apart from what is not known.
+        is_product = is_onnx(end.node, "MatMul") and end.position == 0 and end.node.graph is norm.graph
+        weight = analysis.constant(end.node.inputs[1]) if is_product else None
+        if weight is None or weight.ndim != 2 or weight.dtype.kind != "f":
+            others.add(end.node.op_type)
         else:
             found.append(_with_bias(end.node, weight, analysis))
+    if norm.outputs[0].is_graph_output() or any(out.uses() or out.is_graph_output() for out in norm.outputs[1:]):
+        others.add(_AN_OUTPUT)
     return found, others
 
 
@@ -139,7 +168,7 @@ def _with_bias(matmul: ir.Node, weight: Array, analysis: Analysis) -> _Reader:
     """Return a product with its bias where an attention reads the sum."""
     uses = list(matmul.outputs[0].uses())
     add = uses[0].node if len(uses) == 1 and not matmul.outputs[0].is_graph_output() else None
-    if add is not None and add.op_type == "Add" and add.domain == "":
+    if add is not None and is_onnx(add, "Add"):
         bias = analysis.constant(operand(add, 1 - uses[0].idx))
         fits = bias is not None and bias.shape[-1:] == weight.shape[1:] and bias.size == weight.shape[1]
         keeps = analysis.dims(add.outputs[0]) == analysis.dims(matmul.outputs[0])
@@ -155,45 +184,45 @@ def _is_read_by_attention(value: ir.Value, analysis: Analysis) -> bool:
         return tuple(data_operands(node)) if analysis.only_moves(node) else None
 
     ends = [] if value.is_graph_output() else list(readers(value, leads))
-    return bool(ends) and all(
-        end.node.op_type == "MatMul"
-        and end.node.domain == ""
-        and all(analysis.constant(v) is None for v in end.node.inputs)
-        for end in ends
-    )
-
-
-def _fold(norm: ir.Node, found: Iterable[_Reader], builder: Builder) -> None:
-    """Give the products their new weights, and the LayerNormalization a scale of one and a bias of ``t``."""
-    analysis = builder.analysis
-    gamma, beta = (analysis.constant(operand(norm, i)) for i in (1, 2))
-    assert gamma is not None, "_read looked at it"
-    parts = [(reader, *_parts(reader, gamma, beta)) for reader in found]
-    shift = best_shift([(centred, bias) for _, centred, bias in parts], len(gamma))
-    for reader, centred, bias in parts:
-        weight = (centred + bias / (shift * len(gamma)) if shift else centred).astype(reader.weight.dtype)
-        reader.matmul.replace_input_with(1, builder.constant(weight))
-        if reader.add is not None:
-            replace(reader.add.outputs[0], reader.matmul.outputs[0])
-            remove_dead(builder.graph, [reader.add])
-    ones = builder.constant(np.ones(gamma.shape, gamma.dtype))
-    shifts = [builder.constant(np.full(gamma.shape, shift, gamma.dtype))] if shift else []
-    epsilon = norm.attributes.get_float("epsilon", 1e-5)
-    stash = norm.attributes.get_int("stash_type", 1)
-    inputs = [norm.inputs[0], ones, *shifts]
-    made = builder.value("LayerNormalization", inputs, norm, axis=-1, epsilon=epsilon, stash_type=stash)
-    replace(norm.outputs[0], made)
-    remove_dead(builder.graph, [norm])
+    return bool(ends) and all(is_product_of_activations(end.node, analysis) for end in ends)
 
 
 def _parts(reader: _Reader, gamma: Array, beta: Array | None) -> tuple[Array, Array]:
     """Return the weights that a normalised vector meets, their columns centred, [C, M], and the bias, [M], in FP64."""
     weight = reader.weight.astype(np.float64)
     bias = np.zeros(weight.shape[1]) if reader.bias is None else reader.bias.astype(np.float64)
-    if beta is not None:
-        bias = bias + beta.astype(np.float64) @ weight
-    scaled = gamma.astype(np.float64)[:, None] * weight
-    return scaled - scaled.mean(0), bias
+    with np.errstate(invalid="ignore"):  # what is not finite is refused
+        if beta is not None:
+            bias = bias + beta.astype(np.float64) @ weight
+        scaled = gamma.astype(np.float64)[:, None] * weight
+        return scaled - scaled.mean(0), bias
+
+
+def _shifted(centred: Array, bias: Array, shift: float, dtype: np.dtype[Any]) -> Array:
+    """Return the weights by which ``shift`` in every channel is multiplied to the bias, [C, M]."""
+    with np.errstate(over="ignore"):  # what is too large for a short type is infinite, and refused
+        return (centred + bias / (shift * len(centred)) if shift else centred).astype(dtype)
+
+
+def _fold(norm: ir.Node, plan: _Plan, builder: Builder) -> None:
+    """Give the products their new weights, and the LayerNormalization a scale of one and a bias of ``t``."""
+    for reader, weight in plan.weights:
+        reader.matmul.replace_input_with(1, builder.constant(weight))
+        if reader.add is not None:
+            replace(reader.add.outputs[0], reader.matmul.outputs[0])
+            remove_dead(builder.graph, [reader.add])
+    gamma = builder.analysis.constant(operand(norm, 1))
+    assert gamma is not None, "_plan looked at it"
+    ones = builder.constant(np.ones(gamma.shape, gamma.dtype))
+    shifts = [builder.constant(np.full(gamma.shape, plan.shift, gamma.dtype))] if plan.shift else []
+    attributes = {
+        "axis": -1,
+        "epsilon": norm.attributes.get_float("epsilon", 1e-5),
+        "stash_type": norm.attributes.get_int("stash_type", 1),
+    }
+    made = builder.value("LayerNormalization", [norm.inputs[0], ones, *shifts], norm, **attributes)
+    replace(norm.outputs[0], made)
+    remove_dead(builder.graph, [norm])
 
 
 def best_shift(parts: Iterable[tuple[Array, Array]], channels: int) -> float:
