@@ -103,17 +103,17 @@ def is_product_of_activations(node: ir.Node, analysis: Analysis) -> bool:
     return is_onnx(node, "MatMul") and all(analysis.constant(value) is None for value in node.inputs)
 
 
-IN_PLACE = ((1, 2, 0, 3), (1, 2, 3, 0))
-"""How a Transpose turns ``[N, G, h, d]``, tokens first, into the operands of an attention, which reads it in place."""
+IN_PLACE, TURNED_IN_PLACE = (1, 2, 0, 3), (1, 2, 3, 0)
+"""How a Transpose turns ``[N, G, h, d]``, tokens first, into the operands of an attention, which reads it in place:
+queries and values to ``[G, h, N, d]``, keys to ``[G, h, d, N]``."""
 
 
 def is_read_in_place(product: ir.Node) -> bool:
     """Say whether all that reads a product splits its columns into heads and lets an attention read them in place."""
     shaped = product.outputs[0].consumers()
     turned = [node for reader in shaped for node in reader.outputs[0].consumers()]
-    return bool(turned) and all(
-        is_onnx(node, "Transpose") and tuple(node.attributes.get_ints("perm", ())) in IN_PLACE for node in turned
-    )
+    perms = [tuple(node.attributes.get_ints("perm", ())) for node in turned if is_onnx(node, "Transpose")]
+    return bool(turned) and len(perms) == len(turned) and set(perms) <= {IN_PLACE, TURNED_IN_PLACE}
 
 
 def masked_scores(softmax: ir.Node, analysis: Analysis) -> End | None:

@@ -90,6 +90,9 @@ def row_wise(node: ir.Node, analysis: Analysis) -> RowWise | None:
             if not is_aligned or not _is_one_row_each(shape, dims):
                 return None
             varying.append(i)
+    # Two values of one token each look aligned, but a product multiplies the rows of the one by all of the other.
+    if node.op_type == "MatMul" and operands != [0]:
+        return None
     return RowWise(node, tuple(operands), tuple(varying)) if operands else None
 
 

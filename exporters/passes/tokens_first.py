@@ -33,6 +33,8 @@ import numpy as np
 import onnx_ir as ir
 
 from deploycli.exporters.graph.attention import (
+    IN_PLACE,
+    TURNED_IN_PLACE,
     Attention,
     find_attention,
     is_product_of_activations,
@@ -50,7 +52,7 @@ from deploycli.exporters.passes.common.tidy import sweep
 from deploycli.exporters.passes.graph_pass import GraphPass
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from deploycli.exporters.graph.analysis import Analysis
     from deploycli.exporters.graph.movement_ops import Array
@@ -165,9 +167,12 @@ def _find(softmax: ir.Node, analysis: Analysis) -> ProjectedAttention | str | No
     alike = {(each.windows, each.columns.shape) for each in (queries, keys, values)}
     if len(alike) > 1 or keys.tokens != values.tokens:
         return "query, key and value are not of the same windows and heads"
-    mine = {(attention.scores, 0), (attention.scores, 1), (attention.mix, 1)}
-    if not all(set(_moved_readers(each.result, analysis)) <= mine for each in (queries, keys, values)):
+    if not _is_read_by(attention, (queries, keys, values), analysis):
         return "its projection is read elsewhere too"
+    if _multiplies_more((queries, keys, values)):
+        return "heads share the columns of a projection"
+    if not _is_one_to_one(attention, queries, keys, analysis):
+        return "a query meets keys of other heads or windows"
     result = _read_result(attention, queries, analysis)
     if result is None:
         return "its heads are not put side by side"
@@ -203,6 +208,30 @@ def _bias_behind(result: ir.Value, analysis: Analysis) -> ir.Node | None:
 def _only_reader(value: ir.Value) -> ir.Node | None:
     uses = list(value.uses())
     return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
+
+
+def _is_read_by(attention: Attention, operands: Iterable[Heads], analysis: Analysis) -> bool:
+    """Say whether an attention is all that reads the projections of its operands."""
+    mine = {(attention.scores, 0), (attention.scores, 1), (attention.mix, 1)}
+    return all(set(_moved_readers(each.result, analysis)) <= mine for each in operands)
+
+
+def _multiplies_more(operands: Iterable[Heads]) -> bool:
+    """Say whether a product for each operand has more columns than there were: heads that share theirs were copied."""
+    columns: dict[ir.Node, list[Array]] = {}
+    for each in operands:
+        columns.setdefault(each.product, []).append(each.columns.reshape(-1))
+    return any(len(np.unique(found)) < len(found) for found in map(np.concatenate, columns.values()))
+
+
+def _is_one_to_one(attention: Attention, queries: Heads, keys: Heads, analysis: Analysis) -> bool:
+    """Say whether a product of the attention has one pair of operands a head and window: none is broadcast."""
+    ways = (queries.windows, len(queries.columns))
+    shape = (queries.tokens, keys.tokens)
+    return all(
+        dims is not None and dims[-2:] == shape and math.prod(dims[:-2]) == math.prod(ways)
+        for dims in map(analysis.dims, (attention.scores.outputs[0], attention.mix.inputs[0]))
+    )
 
 
 def _is_in_place(value: ir.Value, analysis: Analysis) -> bool:
@@ -344,7 +373,11 @@ class _Writer:
         self._analysis = builder.analysis
         self._scores = {each.scores: each for each in attentions}
         self._mixes = {each.mix: each for each in attentions}
-        self._projections = {heads.product for each in attentions for heads in _heads_of(each)}
+        self._projections: dict[ir.Node, list[tuple[Heads, tuple[ir.Node, int]]]] = {}
+        for each in attentions:
+            for heads, reader in _readers_of(each):
+                self._projections.setdefault(heads.product, []).append((heads, reader))
+        self._heads: dict[tuple[ir.Node, int], ir.Value] = {}
         self._operators = {node: row_wise(node, self._analysis) for node in builder.graph}
         self._dims: dict[ir.Value, Dims] = {}
         self._at_hand: dict[ir.Value, dict[int, ir.Value]] = {}
@@ -353,18 +386,20 @@ class _Writer:
     def write(self) -> None:
         """Rewrite the graph."""
         for node in list(self._builder.graph):
-            if node in self._scores:
+            if node in self._projections:
+                self._write_projection(node)
+            elif node in self._scores:
                 self._write_scores(self._scores[node])
             elif node in self._mixes:
                 self._write_mix(self._mixes[node])
-            elif node not in self._projections:
+            else:
                 self._write_node(node)
 
     def _find_wanted(self, attentions: list[ProjectedAttention]) -> Mapping[ir.Value, int]:
         """Return in which layout values are asked for first: what attentions project, and what that is made of."""
         wanted: dict[ir.Value, int] = {}
         for each in attentions:
-            for heads in _heads_of(each):
+            for heads, _ in _readers_of(each):
                 value = heads.x
                 while value not in wanted:
                     wanted[value] = heads.tokens
@@ -377,10 +412,24 @@ class _Writer:
 
     # --- attention ---
 
+    def _write_projection(self, product: ir.Node) -> None:
+        """Project tokens to the heads of each operand, without a bias, and turn them: they are read in place."""
+        weight = self._analysis.constant(product.inputs[1])
+        assert weight is not None, "_read_heads looked at it"
+        for heads, reader in self._projections[product]:
+            part = self._builder.constant(weight[:, heads.columns.reshape(-1)])
+            h, d = heads.columns.shape
+            # [N, G, C] -> [N, G, h*d] -> [N, G, h, d] -> [G, h, N, d], keys to [G, h, d, N]
+            x = self._get(heads.x, heads.tokens, product)
+            projected = self._builder.value("MatMul", [x, part], product)
+            shaped = self._builder.reshape(projected, (heads.tokens, heads.windows, h, d), product)
+            is_key = reader[0] in self._scores and reader[1] == 1
+            perm = list(TURNED_IN_PLACE if is_key else IN_PLACE)
+            self._heads[reader] = self._builder.value("Transpose", [shaped], product, perm=perm)
+
     def _write_scores(self, each: ProjectedAttention) -> None:
         """Multiply queries by keys, both read in place, and give the scores the shape that they had."""
-        queries = self._heads(each.queries, each.scores, (1, 2, 0, 3))  # [N, G, h, d] -> [G, h, N, d]
-        keys = self._heads(each.keys, each.scores, (1, 2, 3, 0))  # [N, G, h, d] -> [G, h, d, N]
+        queries, keys = self._heads[each.scores, 0], self._heads[each.scores, 1]
         scores = self._builder.value("MatMul", [queries, keys], each.scores)
         if each.queries.bias is not None:
             scores = self._builder.value("Add", [scores, self._of_keys(each, keys)], each.scores)
@@ -413,27 +462,19 @@ class _Writer:
         (h, d), windows = each.values.columns.shape, each.values.windows
         probabilities = each.mix.inputs[0]
         assert probabilities is not None, "a MatMul has two operands"
-        values = self._heads(each.values, each.mix, (1, 2, 0, 3))
         shape = (windows, h, each.queries.tokens, each.values.tokens)
-        mixed = self._builder.value("MatMul", [self._reshaped(probabilities, shape, each.mix), values], each.mix)
+        operands = [self._reshaped(probabilities, shape, each.mix), self._heads[each.mix, 1]]
+        mixed = self._builder.value("MatMul", operands, each.mix)
         # [G, h, N, d] -> [N, G, h, d] -> [N, G, h*d]
         turned = self._builder.value("Transpose", [mixed], each.mix, perm=[2, 0, 1, 3])
         result = self._builder.reshape(turned, (each.queries.tokens, windows, h * d), each.mix)
-        self._dims_of(each.result)
-        self._at_hand[each.result] = {each.queries.tokens: result}
+        dims = self._dims_of(each.result)
+        self._at_hand[each.result] = at_hand = {each.queries.tokens: result}
+        if not self._is_free(each.result):
+            made = self._get(each.result, BATCH_FIRST, each.mix)
+            self._dims[made], self._at_hand[made] = dims, at_hand
+            replace(each.result, made)
         self._add_to_bias(each)
-
-    def _heads(self, heads: Heads, anchor: ir.Node, perm: tuple[int, ...]) -> ir.Value:
-        """Project tokens to heads, without a bias, and turn them: what the product gives is read in place."""
-        weight = self._analysis.constant(heads.product.inputs[1])
-        assert weight is not None, "_read_heads looked at it"
-        part = self._builder.constant(weight[:, heads.columns.reshape(-1)])
-        h, d = heads.columns.shape
-        # [N, G, C] -> [N, G, h*d] -> [N, G, h, d]
-        x = self._get(heads.x, heads.tokens, heads.product)
-        product = self._builder.value("MatMul", [x, part], heads.product)
-        shaped = self._builder.reshape(product, (heads.tokens, heads.windows, h, d), heads.product)
-        return self._builder.value("Transpose", [shaped], anchor, perm=list(perm))
 
     def _reshaped(self, value: ir.Value, dims: Dims, anchor: ir.Node) -> ir.Value:
         return value if self._analysis.dims(value) == dims else self._builder.reshape(value, dims, anchor)
@@ -462,7 +503,7 @@ class _Writer:
             operator.varying
             or rank < 3
             or not self._is_free(result)
-            or (rank > 3 and operator.node.op_type not in _ANY_RANK)
+            or (rank > 3 and not self._takes_any_rank(operator))
         ):
             return BATCH_FIRST
         have = [set(self._at_hand.get(value, ())) for value in values]
@@ -471,6 +512,11 @@ class _Writer:
             return wanted
         layouts = sorted(set[int]().union(*have) - {BATCH_FIRST})
         return max(layouts, key=lambda n: (sum(n in each for each in have), n == wanted), default=BATCH_FIRST)
+
+    def _takes_any_rank(self, operator: RowWise) -> bool:
+        """Say whether an operator makes rows of three axes where its operands have three, though they had more."""
+        shared = [v for i, v in enumerate(operator.node.inputs) if v is not None and i not in operator.operands]
+        return operator.node.op_type in _ANY_RANK and all(len(self._dims_of(value)) <= 3 for value in shared)
 
     def _compute(self, operator: RowWise, layout: int) -> None:
         """Compute an operator in a layout."""
@@ -489,7 +535,9 @@ class _Writer:
         layouts = {} if value is None else self._at_hand.get(value, {})
         dims = () if value is None else self._dims_of(value)
         result = self._dims_of(node.outputs[0])
-        if len(dims) != 3 or dims[1] not in layouts or not result or not self._is_free(node.outputs[0]):
+        if len(dims) != 3 or dims[1] not in layouts or not result:
+            return False
+        if len(result) == 3 and not self._is_free(node.outputs[0]):
             return False
         axes = 3 if node.op_type == "Slice" else 1
         if is_onnx(node, "Slice", *REDUCTIONS) and _is_number(self._analysis.constant(operand(node, axes)), 1):
@@ -543,8 +591,9 @@ class _Writer:
         return have[layout]
 
 
-def _heads_of(each: ProjectedAttention) -> tuple[Heads, Heads, Heads]:
-    return each.queries, each.keys, each.values
+def _readers_of(each: ProjectedAttention) -> tuple[tuple[Heads, tuple[ir.Node, int]], ...]:
+    """Return the operands of an attention, and which operand of which product they are."""
+    return (each.queries, (each.scores, 0)), (each.keys, (each.scores, 1)), (each.values, (each.mix, 1))
 
 
 def _is_number(constant: Array | None, number: int) -> bool:

@@ -228,7 +228,7 @@ def test_weights_that_a_short_type_cannot_hold_are_refused() -> None:
         ),
     ],
     ids=["a bias for each token", "changed before the attention", "no attention"],
-)
+)  # fmt: skip
 def test_what_no_attention_reads_stays_without_a_word(parts: tuple[str, ...], changed: dict[str, Any]) -> None:
     plain = graph(*parts, *([ATTENTION] if "z =" not in " ".join(parts) else []), **changed)
     rewritten, done, modified = apply(FoldBias, plain)
@@ -245,9 +245,9 @@ def test_the_root_of_the_mean_square_is_another_normalisation() -> None:
 
 
 def test_what_a_branch_reads_is_left_alone() -> None:
-    branch = f"""g = If (flag) <
-        then_branch = one () => (double[a, b, c] u) {{ u = MatMul (y, w1) }},
-        else_branch = two () => (double[a, b, c] t) {{ t = MatMul (y, w1) }}
+    branch = """g = If (flag) <
+        then_branch = one () => (double[a, b, c] u) { u = MatMul (y, w1) },
+        else_branch = two () => (double[a, b, c] t) { t = MatMul (y, w1) }
     >"""
     plain = graph(NORM, branch, MERGED, ATTENTION, more="double[a, b, c] g", flag=True)
     rewritten, done, modified = apply(FoldBias, plain)
