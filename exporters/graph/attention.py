@@ -13,12 +13,16 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import onnx_ir as ir
 
+from deploycli.exporters.graph.index_map import IndexMap
+from deploycli.exporters.graph.movement_ops import data_operands
 from deploycli.exporters.graph.operators import is_onnx, operand
+from deploycli.exporters.graph.regions import moved
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from deploycli.exporters.graph.analysis import Analysis
+    from deploycli.exporters.graph.shapes import Dims
 
     Leads: TypeAlias = Callable[[ir.Node], Iterable[int] | None]
     """Positions of the operands of a node through which the way leads on; None where it ends at this node."""
@@ -108,12 +112,33 @@ IN_PLACE, TURNED_IN_PLACE = (1, 2, 0, 3), (1, 2, 3, 0)
 queries and values to ``[G, h, N, d]``, keys to ``[G, h, d, N]``."""
 
 
-def is_read_in_place(product: ir.Node) -> bool:
-    """Say whether all that reads a product splits its columns into heads and lets an attention read them in place."""
-    shaped = product.outputs[0].consumers()
-    turned = [node for reader in shaped for node in reader.outputs[0].consumers()]
-    perms = [tuple(node.attributes.get_ints("perm", ())) for node in turned if is_onnx(node, "Transpose")]
-    return bool(turned) and len(perms) == len(turned) and set(perms) <= {IN_PLACE, TURNED_IN_PLACE}
+def is_read_in_place(product: ir.Node, analysis: Analysis) -> bool:
+    """Say whether attention reads a product in place: heads of tokens that stand first, and nothing else of it."""
+    value, dims = product.outputs[0], analysis.dims(product.outputs[0])
+    if not is_onnx(product, "MatMul") or dims is None or len(dims) != 3 or 0 in dims:
+        return False
+    found = IndexMap.identity(dims)
+    while len(uses := list(value.uses())) == 1 and not value.is_graph_output():
+        ((reader, position),) = ((use.node, use.idx) for use in uses)
+        if is_product_of_activations(reader, analysis):
+            return found.key in _in_place(dims, found.shape)
+        if position or not analysis.only_moves(reader) or len(data_operands(reader)) > 1 or len(reader.outputs) > 1:
+            return False
+        try:
+            (found,) = moved(reader, {value: found}, analysis)
+        except ValueError:
+            return False
+        (value,) = reader.outputs
+    return False
+
+
+def _in_place(dims: Dims, result: Dims) -> Iterator[object]:
+    """Yield the keys of the maps by which a product, [N, G, h*d], is read in place, as queries, values or keys."""
+    tokens, windows, channels = dims
+    for perm, (rows, size) in ((IN_PLACE, result[-2:]), (TURNED_IN_PLACE, result[:-3:-1])):
+        if rows == tokens and channels % size == 0:
+            heads = IndexMap.identity(dims).reshape(tokens, windows, channels // size, size)
+            yield heads.transpose(perm).reshape(result).key
 
 
 def masked_scores(softmax: ir.Node, analysis: Analysis) -> End | None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from onnx_ir.passes import common
 
 from deploycli.exporters.graph.analysis import Analysis, unknowns
+from deploycli.exporters.graph.attention import is_read_in_place
 from deploycli.exporters.graph.cost import graph_cost
 from deploycli.exporters.graph.steps import Step
 from deploycli.exporters.passes.add_class_token import AddClassToken
@@ -84,6 +85,9 @@ _IN_PLACE: tuple[tuple[str, type[GraphPass]], ...] = (
     ("fold-movement-again", FoldMovement),  # into the layout and out of it, with what moves there anyway
 )
 
+_OF_ROWS = frozenset({"commute-permutations", "shape-rows"})
+"""They take what stands tokens first for rows of one sample, if the batch is static: it keeps its layout."""
+
 _ON_REQUEST: tuple[tuple[str, type[GraphPass]], ...] = (
     ("emit-attention", EmitAttention),  # last: it takes what the others made canonical
 )
@@ -141,6 +145,8 @@ def rewrite(
     start = time.perf_counter()
     analysis = Analysis(model.graph)
     steps.append(replace(_step("infer", model, start, analysis=analysis), remark=unknowns(model.graph, analysis)))
+    if any(is_read_in_place(node, analysis) for node in model.graph):
+        without |= _OF_ROWS
     early, late = (
         [(name, make) for name, make in part if name.removesuffix(_AGAIN) not in without]
         for part in (_REWRITE[:_LATE], _REWRITE[_LATE:])

@@ -236,7 +236,7 @@ def _is_one_to_one(attention: Attention, queries: Heads, keys: Heads, analysis: 
 
 def _is_in_place(value: ir.Value, analysis: Analysis) -> bool:
     origin, _ = _origin(value, analysis)
-    return (product := origin.producer()) is not None and is_read_in_place(product)
+    return (product := origin.producer()) is not None and is_read_in_place(product, analysis)
 
 
 def _leads(node: ir.Node, analysis: Analysis) -> tuple[int, ...] | None:
@@ -303,25 +303,26 @@ def _bias_of(add: ir.Node, analysis: Analysis) -> Array | None:
 
 
 def _read_result(attention: Attention, queries: Heads, analysis: Analysis) -> ir.Value | None:
-    """Return the value in which the heads of a token stand side by side, [B, L, h*d]."""
+    """Return the last value in which the heads of a token stand side by side, [B, L, h*d]; None where none does."""
     (h, d), tokens, windows = queries.columns.shape, queries.tokens, queries.windows
     value = attention.mix.outputs[0]
     mixed = analysis.dims(value)
     if mixed is None or math.prod(mixed) != windows * h * tokens * d:
         return None
     wanted = IndexMap.identity((windows, h, tokens, d)).transpose(0, 2, 1, 3)
-    index_map = IndexMap.identity(mixed)
+    index_map, result = IndexMap.identity(mixed), None
     while True:
-        readers = list(value.consumers())
         dims = analysis.dims(value)
-        if dims is not None and len(dims) > 2 and dims[-1] == h * d and math.prod(dims[:-1]) == windows * tokens:
-            return value if index_map.key == wanted.reshape(dims).key else None
+        is_of_tokens = dims is not None and len(dims) > 2 and dims[-1] == h * d and math.prod(dims) == math.prod(mixed)
+        if dims is not None and is_of_tokens and index_map.key == wanted.reshape(dims).key:
+            result = value
+        readers = list(value.consumers())
         if value.is_graph_output() or len(readers) != 1 or not _moves_one(readers[0], analysis):
-            return None
+            return result
         try:
             (index_map,) = moved(readers[0], {value: index_map}, analysis)
         except ValueError:
-            return None
+            return result
         value = readers[0].outputs[0]
 
 

@@ -176,7 +176,9 @@ class AttentionNetwork:
         # Leading axes of the scores, of the mask, and of the operands.
         case = self.pick("none", "of heads", "of windows and heads", "5-D scores", "5-D")
         if case == "5-D":
-            q, k, v = (self.shape(a, -1, windows, heads, *self._last(i, square, heads)) for i, a in enumerate((q, k, v)))
+            q, k, v = (
+                self.shape(a, -1, windows, heads, *self._last(i, square, heads)) for i, a in enumerate((q, k, v))
+            )
         scores = self.op("MatMul", q, k)
         if case == "of heads":
             scores = self.add(scores, self.numbers(*self.pick((heads, *square), (1, heads, *square))))
