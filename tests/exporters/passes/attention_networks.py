@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from hypothesis import strategies as st
-from onnx import TensorProto, checker, helper, numpy_helper
+from onnx import checker, helper, numpy_helper
 
 from tests.exporters.passes.graphs import session
 
@@ -119,8 +119,7 @@ class AttentionNetwork:
     def block(self, x: str) -> str:
         """An attention within windows of some tokens, its projection, and a residual."""
         window, heads = self.pick(*(n for n in (1, 2, 4, 8) if n <= self.tokens), self.tokens), self.pick(1, 2, 4)
-        y = self.pick(self.norm, self.op)
-        y = self.norm(x) if y == self.norm else x
+        y = self.norm(x) if self.pick(True, False) else x
         windows_first = self.pick(True, False)
         if windows_first:  # [B, L, C] -> [B*nW, N, C]
             y = self.shape(y, -1, window, CHANNELS)
@@ -130,6 +129,16 @@ class AttentionNetwork:
             a = self._project(self.shape(a, -1, window, CHANNELS))
             return self.add(x, self.shape(a, -1, self.tokens, CHANNELS))
         return self.add(x, self._project(self.shape(a, -1, self.tokens, CHANNELS)))
+
+    def image_block(self, x: str) -> str:
+        """The same on an image [batch, H, W, C], with layer scale."""
+        window, heads = self.pick(2, self.tokens), self.pick(1, 2, 4)
+        dims, ones = (-1, 2, self.tokens // 2, CHANNELS), (1, 1, 1)
+        image = self.shape(x, *dims)
+        y = self.op("Mul", self.norm(image, 3), self.numbers(*self.pick((), ones), CHANNELS))
+        a = self.shape(self._attend(*self._operands(y, window, heads), window, window, heads), *dims)
+        a = self.op("Mul", self._project(a), self.numbers(*self.pick((), ones), CHANNELS))
+        return self.shape(self.add(image, a), -1, self.tokens, CHANNELS)
 
     def pool(self, x: str) -> str:
         """One query attends to all tokens; its result is added to every token."""
@@ -221,7 +230,7 @@ class AttentionNetwork:
         self.output(y, self.batch, *rows, 3)
 
 
-BLOCKS = ("block", "block", "pool")
+BLOCKS = ("block", "block", "image_block", "pool")
 AROUND = ("mlp", "image_mlp", "position", "permute", "look", "maximum")
 
 
@@ -255,6 +264,3 @@ def deviation(plain: onnx.ModelProto, rewritten: onnx.ModelProto, batches: Seque
             assert a.dtype == b.dtype
             worst = max(worst, float(np.abs(a - b).max() / max(np.abs(a).max(), 1e-6)))
     return worst
-
-
-TYPES = {np.float64: TensorProto.DOUBLE, np.float16: TensorProto.FLOAT16}
