@@ -1,0 +1,79 @@
+"""What NVIDIA's compiler makes of attentions whose tokens stand first: no copy between products and attention."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import TYPE_CHECKING
+
+import pytest
+
+from deploycli.exporters.graph.onnx_file import write_model
+from deploycli.exporters.passes.common.names import name_nodes
+from deploycli.exporters.passes.pipeline import rewrite
+from deploycli.exporters.precision.insert_casts import cast
+from deploycli.exporters.precision.policy import REDUCED_TYPES, Policy
+from deploycli.exporters.target.settings import BuildSettings, ShapeRange
+from deploycli.exporters.target.targets import TARGETS
+from deploycli.exporters.tensorrt.child import run_build
+from deploycli.exporters.tensorrt.inspector import parse_layers
+from deploycli.exporters.tensorrt.traffic import read_engine
+from deploycli.exporters.trace import MODULE_KEY, trace
+from deploycli.models.outputs import output_names
+from deploycli.models.spec import TensorSpec
+from tests.exporters.lint.rtx import WHY
+from tests.models.swins import tiny_swin
+from tests.models.vits import tiny_vit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    import onnx_ir as ir
+    from torch import nn
+
+    from deploycli.exporters.bundle.engine import Kernel
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason=WHY)
+
+AMPERE_AND_LATER = TARGETS[1:]
+"""Turing reads nothing in place."""
+
+SIZE = 64
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "swin": lambda: tiny_swin(img_size=(SIZE, SIZE), embed_dim=64, depths=[2], num_heads=[2]),
+    "vit": lambda: tiny_vit(img_size=(SIZE, SIZE), embed_dim=64, depth=2, num_heads=2),
+}
+"""Of two blocks each."""
+
+IN_A_BLOCK = 7
+"""LayerNormalization; query, key and value; attention; projection; LayerNormalization; two products."""
+
+AROUND = 6
+"""Two of the embedding, two of the last normalisation, two of the head, whose five classes are padded."""
+
+
+def kernels(module: nn.Module, folder: Path) -> tuple[Kernel, ...]:
+    """Export, rewrite and type a network, and compile it for a batch of 1 to 8."""
+    inputs = [TensorSpec("images", (3, SIZE, SIZE))]
+    model: ir.Model = trace(module, inputs, output_names(module, inputs), opset=20)
+    rewrite(model)
+    name_nodes(model, MODULE_KEY)
+    cast(model, Policy(REDUCED_TYPES["fp16"]))
+    (path, *_) = write_model(model, folder / "model.onnx")
+    settings = BuildSettings({"images": ShapeRange(*((batch, 3, SIZE, SIZE) for batch in (1, 4, 8)))})
+    result = run_build(path, settings, folder / "work", timeout=120, compiler="rtx", targets=AMPERE_AND_LATER)
+    assert result.layers is not None
+    (found,) = read_engine(path, [(parse_layers(result.layers.read_text("utf-8")), None)])
+    return found.kernels
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_nothing_is_copied_between_products_and_attention(name: str, tmp_path: Path) -> None:
+    found = kernels(NETWORKS[name](), tmp_path)
+    attentions = [place for place, kernel in enumerate(found) if kernel.attention]
+    assert len(attentions) == 2
+    for place in attentions:
+        products = found[place - 1]
+        assert [node.rpartition("/")[2] for node in products.nodes] == ["MatMul", "MatMul_1", "MatMul_2"]
+        assert [tensor.split()[1][:2] for tensor in products.writes] == ["3x"]
+    assert len(found) <= 2 * IN_A_BLOCK + AROUND
