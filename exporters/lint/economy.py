@@ -15,7 +15,7 @@ from deploycli.exporters.graph.unique import listed
 from deploycli.exporters.lint.element_types import attribute
 from deploycli.exporters.lint.fused_attention import attention_blocks
 from deploycli.exporters.lint.report import type_name, warning
-from deploycli.exporters.lint.subject import pieces
+from deploycli.exporters.lint.subject import dequantized, is_weight, pieces
 from deploycli.exporters.lint.types import FLOATS
 
 if TYPE_CHECKING:
@@ -46,6 +46,9 @@ REPEATED_SHARE = 0.001
 
 _MANY_INDICES = 4096
 """A Gather of a stored table with more indices than this should have been folded, elements."""
+
+_ACTIVATIONS = ("Add", "Div", "Erf", "Gelu", "HardSwish", "Mul", "Relu")
+"""What a product's kernel computes, GELU in one operator or spelled out; Sigmoid and Tanh it does not."""
 
 _WIDER = {
     (ir.DataType.FLOAT, ir.DataType.DOUBLE),
@@ -225,15 +228,17 @@ def _digest(array: Array, is_whole: bool) -> bytes:
 
 
 def hard_to_fuse(subject: Subject) -> Iterator[Problem]:
-    """Rule 19: no Einsum, and no large lookup in a stored table.
+    """Rule 19: no Einsum, no product on four axes whose bias leaves it, and no large lookup in a stored table.
 
-    Source: TensorRT documentation, "Transformers and Fused Attention": fusion looks for MatMul. A lookup with constant
-    indices in a constant table has a constant result.
+    Source: TensorRT documentation, "Transformers and Fused Attention": fusion looks for MatMul; what TensorRT for RTX
+    1.7.1 compiles. A lookup with constant indices in a constant table has a constant result.
     """
     for node in subject.nodes:
         if is_onnx(node, "Einsum"):
             equation = attribute(node, "equation", "")
             yield warning(node, f"Einsum {equation!r}", "write it as MatMul, which is what fusions look for")
+        elif is_onnx(node, "MatMul"):
+            yield from _bias_outside(node, subject)
         elif is_onnx(node, "Gather", "GatherElements", "GatherND"):
             table, indices = subject.stored(operand(node, 0)), subject.stored(operand(node, 1))
             if table is None or indices is None:
@@ -242,3 +247,41 @@ def hard_to_fuse(subject: Subject) -> Iterator[Problem]:
             if count > _MANY_INDICES:
                 hint = "fold it: the result is a constant"
                 yield warning(node, f"{node.op_type} looks up {count} entries of a stored table at run time", hint)
+
+
+def _bias_outside(node: ir.Node, subject: Subject) -> Iterator[Problem]:
+    """A product by a constant on four axes or more, between whose bias and the next product there is no norm.
+
+    On three axes the product's own kernel adds the bias and computes the activation. A norm's kernel, too, takes what
+    is in front of it; and what is quantized has no such kernel on three axes either.
+    """
+    dims = subject.inference.dims(operand(node, 0))
+    is_deep = dims is not None and len(dims) > 3 and dims[0] != 1
+    if not is_deep or not is_weight(operand(node, 1), subject) or is_weight(operand(node, 0), subject):
+        return
+    if any(dequantized(value) is not None for value in node.inputs):
+        return
+    biased = [reader for reader in node.outputs[0].consumers() if _is_bias(reader, subject)]
+    if biased and _meets_product(biased[0], subject):
+        found = f"a product on {len(dims or ())} axes: its bias, and what follows it, becomes a kernel of its own"
+        yield warning(node, found, "reshape what it reads to three axes, which deploycli optimize does")
+
+
+def _is_bias(node: ir.Node, subject: Subject) -> bool:
+    return is_onnx(node, "Add") and any(
+        is_weight(value, subject) and subject.inference[value].rank in (0, 1) for value in node.inputs
+    )
+
+
+def _meets_product(node: ir.Node, subject: Subject) -> bool:
+    """Whether what a node makes is multiplied by a constant again, with nothing but activations in between."""
+    waiting, seen = [node], {node}
+    while waiting:
+        for reader in waiting.pop().outputs[0].consumers():
+            if is_onnx(reader, "MatMul"):
+                if is_weight(operand(reader, 1), subject):
+                    return True
+            elif is_onnx(reader, *_ACTIVATIONS) and reader not in seen:
+                seen.add(reader)
+                waiting.append(reader)
+    return False

@@ -17,6 +17,7 @@ import onnx_ir as ir
 from deploycli.exporters.graph.analysis import dynamic_axes
 from deploycli.exporters.graph.operators import is_onnx, operand
 from deploycli.exporters.graph.unique import listed
+from deploycli.exporters.lint.attention_layout import copied_operands, lone_heads
 from deploycli.exporters.lint.element_types import attribute
 from deploycli.exporters.lint.report import AttentionBlock, differs, error, name_of, shape_text, type_name, warning
 from deploycli.exporters.lint.subject import MOVES, is_fixed, quantized_type, requantized
@@ -79,7 +80,7 @@ class Reason:
 
 
 def attention_form(subject: Subject) -> Iterator[Problem]:
-    """Rule 16: every attention made of primitive operators becomes one kernel.
+    """Rule 16: every attention becomes one kernel, which reads what products have made where it lies.
 
     Source: what TensorRT for RTX 1.7.1 compiles; TensorRT documentation, "Transformers and Fused Attention" (11.x) and
     release notes of 10.14 (head sizes); issues 2981 and 4167 of NVIDIA/TensorRT (INT8).
@@ -88,6 +89,8 @@ def attention_form(subject: Subject) -> Iterator[Problem]:
         for reason in _reasons(found, subject):
             if reason.is_finding:
                 yield warning(found.softmax, f"the attention does not become one kernel: {reason.text}", reason.hint)
+        yield from lone_heads(found.operands[0], found.softmax, subject)
+    yield from copied_operands(subject)
 
 
 def attention_blocks(subject: Subject) -> list[AttentionBlock]:

@@ -345,9 +345,9 @@ def _cumulate(node: ir.Node, subject: Subject) -> str | None:
 
 
 def _expand(node: ir.Node, subject: Subject) -> str | None:
-    """An axis that grows cannot be made one of a fixed size."""
+    """An axis that grows cannot be made one of a fixed size, other than that which engines are tuned for."""
     dims, goal = _data(node, subject), subject.constant(operand(node, 1))
-    if dims is None or goal is None:
+    if dims is None or goal is None or node in subject.inference.fitting:
         return None
     pairs = zip(reversed(dims), reversed(goal.reshape(-1).tolist()), strict=False)
     wrong = [size for dim, size in pairs if size != 1 and dim and dim % BATCH == 0]

@@ -46,6 +46,8 @@ GEMMS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 FOUR_BITS = (ir.DataType.INT4, ir.DataType.FLOAT4E2M1)
 
+_HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+
 _SYMMETRIC = "quantize symmetrically, to INT8 with zero point 0"
 
 _MIXED_SINCE = (11,)
@@ -74,6 +76,7 @@ def quantization(subject: Subject) -> Iterator[Problem]:
             yield from _readers(node) if node.op_type == Q else _source(node, subject)
         elif is_onnx(node, *GEMMS):
             yield from _product(node, subject)
+            yield from _types_of_scales(node, subject)
 
 
 def _product(node: ir.Node, subject: Subject) -> Iterator[Problem]:
@@ -100,6 +103,27 @@ def _product(node: ir.Node, subject: Subject) -> Iterator[Problem]:
     if not is_taken:
         found = f"it multiplies {type_name(first)} with {type_name(second)}"
         yield error(node, found, "quantize both operands to INT8 or FP8, or one of them alone")
+
+
+def _types_of_scales(node: ir.Node, subject: Subject) -> Iterator[Problem]:
+    """The scales of both operands of a MatMul have one type if one of them has several numbers.
+
+    Source: the builder of TensorRT for RTX 1.7, "type mismatch between matmul operand scales", Casts or not; it takes
+    those of a Gemm and a Conv, and two single numbers.
+    """
+    scales = [subject.inference[operand(dq, 1)] for dq in _dequantizers(node)]
+    if not is_onnx(node, "MatMul") or len(scales) != 2 or all(math.prod(scale.dims or ()) == 1 for scale in scales):
+        return
+    first, second = (scale.dtype for scale in scales)
+    if first is not None and second is not None and first != second:
+        found = f"the scales of its operands are {type_name(first)} and {type_name(second)}"
+        yield error(node, found, "one type for both: that of the data around them")
+
+
+def _dequantizers(node: ir.Node) -> list[ir.Node]:
+    """Return the DQs of the two operands of a product, seen through Casts; fewer where one is not quantized."""
+    sources = [made_by(operand(node, i), "Cast") for i in (0, 1)]
+    return [source for source in sources if source is not None and is_onnx(source, DQ)]
 
 
 def _scale(node: ir.Node, subject: Subject) -> Iterator[Problem]:
@@ -336,7 +360,9 @@ def _gemm(node: ir.Node, subject: Subject) -> Iterator[Problem]:
         yield warning(node, "its bias is quantized", "keep the bias in floating point: the GEMM adds it as it is")
     pair = [operand(node, i) for i in (0, 1)]
     types = [quantized_type(value, subject) for value in pair]
-    if None in types and types != [None, None]:
+    if len(_dequantizers(node)) == 2:
+        yield from _wide_scales(node, subject)
+    elif None in types and types != [None, None]:
         stored = next(dtype for dtype in types if dtype is not None)
         if stored not in FOUR_BITS:  # these quantize weights alone, on purpose
             found = f"operand {types.index(None)} of {node.op_type} is not quantized, the other is"
@@ -344,6 +370,18 @@ def _gemm(node: ir.Node, subject: Subject) -> Iterator[Problem]:
     for i, value in enumerate(pair):
         if types[i] is not None and is_weight(value, subject):
             yield from _weight(node, i, subject)
+
+
+def _wide_scales(node: ir.Node, subject: Subject) -> Iterator[Problem]:
+    """FP32 scales where all else is FP16: the product writes FP32, which a Cast then reads."""
+    types = {subject.inference.dtype(operand(dq, 1)) for dq in _dequantizers(node)}
+    casts = [reader for reader in node.outputs[0].consumers() if is_onnx(reader, "Cast")]
+    around = [*node.inputs[:2], *(value for cast in casts for value in cast.outputs)]
+    half = next((dtype for value in around if (dtype := subject.inference.dtype(value)) in _HALVES), None)
+    if types == {ir.DataType.FLOAT} and half is not None:
+        found = f"the scales of its operands are FP32, and what is around it is {type_name(half)}"
+        hint = "scales of the type of the data, without Casts: the product then writes half the bytes"
+        yield warning(node, found, hint)
 
 
 def _weight(node: ir.Node, position: int, subject: Subject) -> Iterator[Problem]:

@@ -15,7 +15,7 @@ from deploycli.exporters.lint.report import differs, error, name_of, type_name, 
 from deploycli.exporters.target.targets import NEEDS, dotted, lacking, named, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from deploycli.exporters.lint.report import Problem
     from deploycli.exporters.lint.subject import Subject
@@ -78,9 +78,21 @@ def supported_types(subject: Subject) -> Iterator[Problem]:
         found = dtype(data)
         is_judged = found in PLAIN | {ir.DataType.UINT8} or node.op_type in _MADE_BY_ATTRIBUTE
         is_for_dq = found in (ir.DataType.INT8, ir.DataType.UINT8) and subject.stored(data) is not None
-        if found is not None and is_judged and found not in supported and not is_for_dq:
+        if (
+            found is not None
+            and is_judged
+            and found not in supported
+            and not is_for_dq
+            and not _is_cast_pow(node, dtype)
+        ):
             names = sorted(t.name for t in supported)
             yield error(node, f"{node.op_type} has no {type_name(found)} form", f"Cast to one of {listed(names, 9)}")
+
+
+def _is_cast_pow(node: ir.Node, dtype: Callable[[ir.Value | None], ir.DataType | None]) -> bool:
+    """Whether the parser casts both operands of a Pow, and its result back to the type of the base: they differ."""
+    base, exponent = dtype(operand(node, 0)), dtype(operand(node, 1))
+    return is_onnx(node, "Pow") and None not in (base, exponent) and base != exponent
 
 
 def _type_of_value(value: ir.Value, dtype: ir.DataType | None, subject: Subject) -> Iterator[Problem]:
@@ -154,7 +166,7 @@ def strong_typing(subject: Subject) -> Iterator[Problem]:
                 is_moved = found in LOW_BITS and is_onnx(node, *_MOVES)
                 is_narrow = found == ir.DataType.INT32 and allowed == {ir.DataType.INT64}  # indices: both are taken
                 is_cast = is_onnx(node, "BatchNormalization", "RMSNormalization", *_MADE_BY_ATTRIBUTE)  # or not read
-                is_cast = is_cast or (is_onnx(node, "Pow") and i == 1)
+                is_cast = is_cast or (is_onnx(node, "Pow") and i == 1) or _is_cast_pow(node, dtype)
                 is_carried = is_onnx(node, "Loop", "Scan") and not parameter.is_homogeneous
                 make = warning if is_narrow or is_cast or is_carried or (is_data and (is_taken or is_moved)) else error
                 yield make(node, f"{parameter.name} is {type_name(found)}", f"opset {subject.opset} takes {takes}")

@@ -10,6 +10,7 @@ import pytest
 from deploycli.exporters.lint import RULES
 from tests.exporters.lint import (
     cases_attention,
+    cases_compiled,
     cases_placement,
     cases_quantization,
     cases_structure,
@@ -25,6 +26,7 @@ CASES: tuple[Case, ...] = (
     *cases_quantization.CASES,
     *cases_placement.CASES,
     *cases_attention.CASES,
+    *cases_compiled.CASES,
 )
 TWINS = tuple(case for case in CASES if case.good is not None)
 

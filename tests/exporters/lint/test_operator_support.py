@@ -113,6 +113,17 @@ PAIRS = {
         Graph("(float16[4,8] x, bool[4,7] z) => (float16[] y) { y = Pow (x, z) }", opset=17),
         Graph("(float16[4,8] x, bool[4,8] z) => (float16[] y) { y = Pow (x, z) }", opset=17),
     ),
+    **{
+        f"Pow of {base}": (
+            Graph(f"({base}[4,8] x, {base}[4,8] z) => ({base}[4,8] y) {{ y = Pow (x, z) }}"),
+            Graph(f"({base}[4,8] x, float[4,8] z) => ({base}[4,8] y) {{ y = Pow (x, z) }}"),
+        )
+        for base in ("bool", "int8")
+    },
+    "Expand of the batch": (
+        Graph("(float[n,8] x) => (float[9,8] y) { y = Expand (x, s) }", {"s": np.array([9, 8], I64)}),
+        Graph("(float[n,8] x) => (float[8,8] y) { y = Expand (x, s) }", {"s": np.array([8, 8], I64)}),
+    ),
 }
 
 
