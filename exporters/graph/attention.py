@@ -113,15 +113,20 @@ queries and values to ``[G, h, N, d]``, keys to ``[G, h, d, N]``."""
 
 
 def is_read_in_place(product: ir.Node, analysis: Analysis) -> bool:
-    """Say whether attention reads a product in place: heads of tokens that stand first, and nothing else of it."""
+    """Say whether attention reads a product in place: heads of tokens that stand first.
+
+    What a query's bias adds to the scores is computed from the keys as the attention reads them.
+    """
     value, dims = product.outputs[0], analysis.dims(product.outputs[0])
     if not is_onnx(product, "MatMul") or dims is None or len(dims) != 3 or 0 in dims:
         return False
     found = IndexMap.identity(dims)
-    while len(uses := list(value.uses())) == 1 and not value.is_graph_output():
-        ((reader, position),) = ((use.node, use.idx) for use in uses)
-        if is_product_of_activations(reader, analysis):
+    while uses := list(value.uses()):
+        if any(is_product_of_activations(use.node, analysis) for use in uses):
             return found.key in _in_place(dims, found.shape)
+        if len(uses) > 1 or value.is_graph_output():
+            return False
+        reader, position = uses[0].node, uses[0].idx
         if position or not analysis.only_moves(reader) or len(data_operands(reader)) > 1 or len(reader.outputs) > 1:
             return False
         try:

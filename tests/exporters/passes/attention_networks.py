@@ -161,7 +161,7 @@ class AttentionNetwork:
             q, k, v = (self._apart(y, window, heads, key=i == 1) for i in range(3))
             return q, k, v
         count = 2 if kind == "key and value" else 3
-        m = self.op("MatMul", y, self.numbers(CHANNELS, count * CHANNELS, scale=0.4))
+        m = self._with_bias(self.op("MatMul", y, self.numbers(CHANNELS, count * CHANNELS, scale=0.4)), count)
         if kind == "interleaved":  # [.., N, h, 3, d]
             moved = self.turn(self.shape(m, -1, window, heads, 3, size), 3, 0, 2, 1, 4)
         else:  # [.., N, 3, h, d]
@@ -171,8 +171,11 @@ class AttentionNetwork:
         q = q1[0] if q1 else self._apart(y, window, heads, key=False)
         return q, self.turn(k, 0, 1, 3, 2), v
 
+    def _with_bias(self, m: str, count: int = 1) -> str:
+        return self.add(m, self.numbers(count * CHANNELS)) if self.pick(True, False) else m
+
     def _apart(self, y: str, window: int, heads: int, *, key: bool) -> str:
-        m = self.op("MatMul", y, self.numbers(CHANNELS, CHANNELS, scale=0.4))
+        m = self._with_bias(self.op("MatMul", y, self.numbers(CHANNELS, CHANNELS, scale=0.4)))
         shaped = self.shape(m, -1, window, heads, CHANNELS // heads)
         if key and self.pick(True, False):
             return self.turn(shaped, 0, 2, 3, 1)
