@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from deploycli.exporters.graph.attention import Attention
     from deploycli.exporters.graph.shapes import Dims
 
-Kind: TypeAlias = Literal["attention", "convolution", "generated", "product"]
+Kind: TypeAlias = Literal["attention", "convolution", "generated", "pooling", "product"]
 
 _WIDE, _HALF = 4, 2
 """Bytes of a number of 32 and of 16 bits."""
@@ -58,6 +58,9 @@ _STEPS = 24
 
 _PRODUCT_AXES = 3
 """A product whose result has more axes adds nothing to it."""
+
+_HEADS = (9, 256)
+"""Heads of fewer or more channels have no kernel that does all of an attention."""
 
 _IMAGE_CHANNELS = 4
 """A convolution of fewer channels reads them padded to so many."""
@@ -213,13 +216,13 @@ class _Units:
             self.readers[key].append(unit)
         return unit
 
-    def insert(self, unit: _Unit, key: _Key, new: _Key, size: float) -> None:
-        """Let a unit read a value that another one of the same operator makes of what it has read."""
+    def insert(self, unit: _Unit, key: _Key, new: tuple[str, ir.Node], size: float) -> None:
+        """Let a unit read a value that another one makes of what it has read."""
         self.sizes[new] = size
         self.readers[key].remove(unit)
         unit.reads = [new if read is key else read for read in unit.reads]
         self.readers[new].append(unit)
-        self.add(_Unit(unit.node, [key], [new]))
+        self.add(_Unit(new[1], [key], [new]))
 
     def see_through(self, unit: _Unit) -> None:
         """Take a movement of one value for a view."""
@@ -259,7 +262,9 @@ class _Units:
             return moved == sorted(moved)
         if node.op_type == "DequantizeLinear":  # products read what is quantized
             return all(is_onnx(reader, "MatMul", "Gemm", "Conv") for reader in _readers(node.outputs[0]))
-        return node.op_type in VIEWS or (node.op_type == "Expand" and dims == self.dims(node.outputs[0]))
+        if node.op_type == "Gather" and dims:
+            return dims[node.attributes.get_int("axis", 0)] == 1
+        return node.op_type in VIEWS or (node.op_type in ("Expand", "Slice") and dims == self.dims(node.outputs[0]))
 
     def dims(self, value: _Key | None) -> Dims | None:
         """Return the shape of a value."""
@@ -312,6 +317,8 @@ class _Anchors:
                 self._set_attention(unit)
             elif is_onnx(unit.node, "Attention"):
                 self._anchor("attention", [unit])
+        for unit in self._of("AveragePool", "MaxPool"):
+            self._anchor("pooling", [unit])
         convolutions = self._of("Conv", "ConvTranspose")
         products = self._of("MatMul", "Gemm", "Einsum")
         for unit in (*convolutions, *products):
@@ -340,7 +347,7 @@ class _Anchors:
 
     def _set_attention(self, softmax: _Unit) -> None:
         found = find_attention(softmax.node, _leads, self._multiplies_activations, _STEPS)
-        units = None if found is None else self._closed(found)
+        units = None if found is None or not self._has_kernel(found) else self._closed(found)
         if units is None or any(unit.anchor is not None for unit in units):
             return
         last = self._units.of[found.mix] if found is not None else softmax
@@ -366,6 +373,10 @@ class _Anchors:
                     units[maker] = None
                     waiting.append(maker)
         return units
+
+    def _has_kernel(self, attention: Attention) -> bool:
+        dims = self._units.dims(attention.scores.inputs[0])
+        return dims is None or _HEADS[0] <= dims[-1] <= _HEADS[1]
 
     def _leaves(self, key: _Key, inside: Collection[_Unit]) -> bool:
         return any(reader not in inside for reader in self._units.readers[key])
@@ -496,7 +507,7 @@ class _Anchors:
         """Make one kernel of the products that multiply one operand by constants of one shape."""
         alike: dict[object, _Unit] = {}
         for unit in products:
-            if not self._is_plain(unit):
+            if not unit.reads or not self._is_plain(unit):
                 continue
             first = alike.setdefault((unit.reads[0], self._units.dims(unit.node.inputs[1])), unit)
             if first is not unit and first.anchor is not None:
@@ -576,18 +587,20 @@ class _Generated:
     def _is_piece(self, unit: _Unit) -> bool:
         dims, made = self._units.dims(unit.node.inputs[0]), self._units.dims(unit.makes[0])
         behind = self._units.readers[unit.makes[0]]
-        if unit.node.op_type != "Slice" or dims is None or made is None or dims[1:] != made[1:]:
+        if not is_onnx(unit.node, "Slice", "Gather") or dims is None or made is None or len(behind) != 1:
             return False
-        return len(behind) == 1 and not self._is_scaled(behind[0]) and (
-            _is(behind[0], "attention") or all(_is(last, "attention") for last in self._units.readers[behind[0].makes[0]])
-        )  # fmt: skip
+        if dims[1:] not in (made, made[1:]) or self._is_scaled(behind[0]):
+            return False
+        lasts = behind if behind[0].anchor is not None else self._units.readers[behind[0].makes[0]]
+        return all(last.anchor is not None and last.anchor.kind != "convolution" for last in lasts)
 
     def _is_scaled(self, move: _Unit) -> bool:
-        """Say whether a unit turns keys, which are scaled behind it."""
-        return move.node.op_type == "Transpose" and any(
+        """Say whether a unit turns keys that were cut out as they are, and that are scaled behind it."""
+        maker = self._units.maker.get(move.reads[0]) if move.reads else None
+        return move.node.op_type == "Transpose" and maker is not None and maker.node.op_type == "Slice" and any(
             reader.anchor is None and is_onnx(reader.node, "Mul", "Div") and len(reader.reads) == 1
             for reader in self._units.readers[move.makes[0]]
-        )
+        )  # fmt: skip
 
     def _round_sums(self) -> None:
         """Let a reduction that ends a kernel, and that a product reads, be rounded to 16 bits by one more."""
@@ -634,7 +647,11 @@ class _Generated:
         """Return 1 where two neighbours are in two kernels."""
         if maker.anchor is not None or unit.anchor is not None or maker.node is unit.node or self._ends(maker):
             return 1
-        return int(self._is_scaled(maker) or (self._is_scaled(unit) and maker.is_copy))
+        if is_onnx(unit.node, "Expand"):  # of what was summed up
+            return int(not maker.is_copy)
+        if (maker.is_copy and is_onnx(unit.node, *SOFTMAX)) or (unit.is_copy and is_onnx(maker.node, *SOFTMAX)):
+            return 1
+        return int(self._is_scaled(maker) or self._is_scaled(unit))
 
     def _postpone(self) -> None:
         """Let what is moved for later kernels alone be moved by them."""
@@ -643,16 +660,15 @@ class _Generated:
             if unit.anchor is not None or not unit.is_copy or not readers or not self._units.outputs.isdisjoint(unit.makes):
                 continue
             latest = min(reader.stage for reader in readers)
-            if latest > unit.stage and all(reader.anchor is None for reader in readers) and self._is_there(unit):
+            if latest == unit.stage or self._is_scaled(unit) or any(reader.anchor is not None for reader in readers):
+                continue
+            if self._is_there(unit):
                 unit.stage = latest
 
     def _is_there(self, unit: _Unit) -> bool:
         """Say whether what a unit reads is written in any case."""
         makers = (self._units.maker.get(key) for key in unit.reads)
-        return all(
-            maker is None or maker.anchor is not None or maker.stage < unit.stage or len(self._units.readers[key]) > 1
-            for key, maker in zip(unit.reads, makers, strict=True)
-        )
+        return all(maker is None or maker.anchor is not None or maker.stage < unit.stage for maker in makers)
 
     def _split_norms(self) -> None:
         for unit in list(self._units.units):
@@ -698,8 +714,8 @@ class _Generated:
                 maker = self._units.maker.get(key)
                 if maker is not None and maker.anchor is None and maker.stage == unit.stage:
                     join(unit, maker)
-            if unit.is_copy:
-                join(unit, cut.setdefault((unit.node.inputs[0], unit.stage), unit))
+            if unit.is_copy and unit.reads:
+                join(unit, cut.setdefault((unit.node.inputs[0], unit.reads[0], unit.stage), unit))
         return top
 
     def _moved(self, units: list[_Unit]) -> float:
