@@ -68,6 +68,8 @@ _IMAGE_CHANNELS = 4
 _CHANNELS_FIRST = (0, 3, 1, 2)
 """The permutation that a convolution reads through."""
 
+_FP8 = (ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E5M2)
+
 _REDUCED = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
@@ -204,7 +206,7 @@ class _Units:
         fact = self.analysis[node.outputs[0]]
         if fact is None or fact.extremes is None or not fact.dtype.is_floating_point() or not fact.dims:
             return False
-        begins = is_onnx(node, "MatMul", "GatherND", "Gather") and len(fact.dims) > 1
+        begins = is_onnx(node, "MatMul", "Gemm", "GatherND", "Gather") and len(fact.dims) > 1
         return begins or any(value in self._computed for value in node.inputs)
 
     def add(self, unit: _Unit) -> _Unit:
@@ -242,7 +244,7 @@ class _Units:
         if value is None or value in self._computed:
             return value is None
         fact = self.analysis[value]
-        if fact is not None and fact.extremes is not None or value.is_initializer():
+        if (fact is not None and fact.extremes is not None) or value.is_initializer():
             return True
         node = value.producer()
         return node is not None and is_onnx(node, "DequantizeLinear") and self.is_constant(node.inputs[0])
@@ -293,9 +295,12 @@ class _Units:
 
 
 def _readers(value: ir.Value) -> Iterator[ir.Node]:
-    for node in value.consumers():
+    """Yield what reads a value, seen through views."""
+    waiting = list(value.consumers())
+    while waiting:
+        node = waiting.pop()
         if node.op_type in VIEWS:
-            yield from _readers(node.outputs[0])
+            waiting += node.outputs[0].consumers()
         else:
             yield node
 
@@ -309,6 +314,7 @@ class _Anchors:
     def __init__(self, units: _Units) -> None:
         self._units = units
         self._places = {unit: i for i, unit in enumerate(units.units)}
+        self._padded: dict[_Key, tuple[str, ir.Node]] = {}
 
     def set(self) -> None:
         """Give every unit of such a kernel its anchor."""
@@ -407,8 +413,18 @@ class _Anchors:
         (made,) = unit.makes
         for move in list(self._units.readers[made]):
             behind = [reader for key in move.makes for reader in self._units.readers[key]]
-            if move.node.op_type == "Transpose" and all(_is(reader, "product") for reader in behind) and behind:
+            is_read = all(_is(reader, "product") or self._makes_fp8(reader) for reader in behind)
+            if move.node.op_type == "Transpose" and is_read and behind:
                 self._units.see_through(move)
+        behind = self._units.readers[made]
+        if len(behind) == 1 and self._makes_fp8(behind[0]) and unit.anchor is not None:
+            behind[0].anchor = unit.anchor
+            unit.anchor.units.append(behind[0])
+
+    def _makes_fp8(self, unit: _Unit) -> bool:
+        """Say whether a unit quantizes to a type that any kernel can write."""
+        fact = None if isinstance(unit.makes[0], tuple) else self._units.analysis[unit.makes[0]]
+        return is_onnx(unit.node, "QuantizeLinear") and fact is not None and fact.dtype in _FP8
 
     def _is_one_query(self, unit: _Unit) -> bool:
         dims = self._units.dims(unit.node.outputs[0])
@@ -418,16 +434,13 @@ class _Anchors:
         """Return the movements between a product that adds nothing and an operand of an attention."""
         moves: list[_Unit] = []
         maker = self._units.maker.get(key)
-        while maker is not None and maker.anchor is None and is_onnx(maker.node, *op_types):
+        while maker is not None and maker.anchor is None and is_onnx(maker.node, *op_types) and maker.reads:
             if any(other.anchor is not reader.anchor and other not in moves for made in maker.makes for other in
                    self._units.readers[made] if not other.is_copy):  # fmt: skip
                 return []
             moves.append(maker)
             maker = self._units.maker.get(maker.reads[0])
-        if maker is None or not _is(maker, "product") or not self._is_plain(maker):
-            return []
-        return moves if len(op_types) > 1 or maker.anchor is None or maker.node is maker.anchor.units[-1].node or all(
-            unit.node.op_type == "MatMul" for unit in maker.anchor.units) else []  # fmt: skip
+        return moves if maker is not None and _is(maker, "product") and self._is_plain(maker) else []
 
     # --- products and convolutions ---
 
@@ -437,21 +450,33 @@ class _Anchors:
         dims = self._units.dims(image)
         if image is None or dims is None or not unit.reads:
             return
-        maker = self._units.maker.get(unit.reads[0])
         if dims[1] < _IMAGE_CHANNELS:
-            padded = elements((dims[0], _IMAGE_CHANNELS, *dims[2:])) * _HALF
-            self._units.insert(unit, unit.reads[0], ("padded", unit.node), padded)
-        elif maker is not None and maker.node.op_type == "Transpose" and len(self._units.readers[maker.makes[0]]) == 1:
-            if tuple(maker.node.attributes.get_ints("perm", ())) == _CHANNELS_FIRST and maker.makes[0] is image:
-                self._units.see_through(maker)
+            self._pad(unit, unit.reads[0], elements((dims[0], _IMAGE_CHANNELS, *dims[2:])) * _HALF)
+            return
+        maker = self._units.maker.get(image)
+        if maker is None or maker.node.op_type != "Transpose" or len(self._units.readers[image]) > 1:
+            return
+        if tuple(maker.node.attributes.get_ints("perm", ())) == _CHANNELS_FIRST:
+            self._units.see_through(maker)
+
+    def _pad(self, unit: _Unit, image: _Key, size: float) -> None:
+        if image not in self._padded:
+            self._padded[image] = ("padded", unit.node)
+            self._units.insert(unit, image, self._padded[image], size)
+            return
+        self._units.readers[image].remove(unit)
+        unit.reads = [self._padded[image] if read is image else read for read in unit.reads]
+        self._units.readers[self._padded[image]].append(unit)
 
     def _adds(self, unit: _Unit) -> bool:
         """Say whether a product adds something while it writes its result."""
-        first, second = unit.node.inputs[:2]
         dims = self._units.dims(unit.node.outputs[0])
-        if dims is None or len(dims) > _PRODUCT_AXES or self._units.is_constant(first):
+        if dims is None or len(dims) > _PRODUCT_AXES or len(unit.node.inputs) < 2:
             return False
-        return self._units.is_constant(second) and not any(map(_is_quantized, (first, second)))
+        first, second = unit.node.inputs[:2]
+        if self._units.is_constant(first) or any(map(_is_quantized, (first, second))):
+            return False
+        return self._units.is_constant(second)
 
     def _absorb(self, first: _Unit) -> None:
         """Let an anchor do what follows it number by number, up to where one value is left to be read."""
@@ -482,7 +507,7 @@ class _Anchors:
     def _is_absorbed(self, unit: _Unit, first: _Unit) -> bool:
         if unit.anchor is not None or not is_onnx(unit.node):
             return False
-        if unit.node.op_type not in ELEMENTWISE and unit.node.op_type != "BatchNormalization":
+        if unit.node.op_type not in (*ELEMENTWISE, "BatchNormalization") and not self._makes_fp8(unit):
             return False
         return self._units.dims(unit.makes[0]) == self._units.dims(first.makes[0])
 
@@ -624,7 +649,7 @@ class _Generated:
 
     def _number(self) -> None:
         """Number the units: those of one generated kernel stand between the same others."""
-        done = set[_Unit]()
+        started = set[_Unit]()
         for unit in self._units.units:
             waiting = [unit]
             while waiting:
@@ -632,15 +657,15 @@ class _Generated:
                 group = [last] if last.anchor is None else last.anchor.units
                 makers = [maker for member in group for key in member.reads
                           if (maker := self._units.maker.get(key)) is not None and maker not in group]  # fmt: skip
-                left = [maker for maker in makers if maker not in done]
-                if left and last not in done:
+                left = [] if last in started else [maker for maker in makers if maker not in started]
+                started.update(group)
+                if left:
                     waiting += left
                     continue
                 waiting.pop()
                 stage = max((maker.stage + self._step(maker, last) for maker in makers), default=0)
                 for member in group:
                     member.stage = stage
-                done.update(group)
         self._postpone()
 
     def _step(self, maker: _Unit, unit: _Unit) -> int:
@@ -655,15 +680,14 @@ class _Generated:
 
     def _postpone(self) -> None:
         """Let what is moved for later kernels alone be moved by them."""
-        for unit in sorted(self._units.units, key=lambda unit: -unit.stage):
+        by_stage = sorted(self._units.units, key=lambda unit: unit.stage)
+        for unit in reversed(by_stage):
             readers = [reader for key in unit.makes for reader in self._units.readers[key]]
-            if unit.anchor is not None or not unit.is_copy or not readers or not self._units.outputs.isdisjoint(unit.makes):
+            is_inner = unit.anchor is None and readers and self._units.outputs.isdisjoint(unit.makes)
+            if not is_inner or not unit.is_copy or self._is_scaled(unit):
                 continue
-            latest = min(reader.stage for reader in readers)
-            if latest == unit.stage or self._is_scaled(unit) or any(reader.anchor is not None for reader in readers):
-                continue
-            if self._is_there(unit):
-                unit.stage = latest
+            if all(reader.anchor is None for reader in readers) and self._is_there(unit):
+                unit.stage = min(reader.stage for reader in readers)
 
     def _is_there(self, unit: _Unit) -> bool:
         """Say whether what a unit reads is written in any case."""
