@@ -40,6 +40,7 @@ from deploycli.exporters.graph.operators import (
     is_onnx,
 )
 from deploycli.exporters.graph.shapes import elements, item_bytes
+from deploycli.exporters.graph.steps import KernelFigures
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
@@ -99,19 +100,13 @@ class KernelCost:
     kernels: tuple[Kernel, ...]
 
     @property
-    def launches(self) -> int:
-        """How many kernels are launched."""
-        return len(self.kernels)
-
-    @property
-    def moved_bytes(self) -> int:
-        """Bytes of activations that are read and written for one sample."""
-        return math.ceil(sum(sorted(kernel.moved for kernel in self.kernels)))
-
-    @property
-    def attentions(self) -> int:
-        """How many attentions are one kernel."""
-        return sum(kernel.kind == "attention" for kernel in self.kernels)
+    def figures(self) -> KernelFigures:
+        """Their sums."""
+        return KernelFigures(
+            launches=len(self.kernels),
+            moved_bytes=math.ceil(sum(sorted(kernel.moved for kernel in self.kernels))),
+            attentions=sum(kernel.kind == "attention" for kernel in self.kernels),
+        )
 
 
 def predict(graph: ir.Graph, analysis: Analysis) -> KernelCost:

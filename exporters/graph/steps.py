@@ -39,6 +39,24 @@ class GraphCost:
 
 
 @dataclass(frozen=True)
+class KernelFigures:
+    """What TensorRT is predicted to make of a graph. `deploycli.exporters.graph.kernels` says how.
+
+    Attributes:
+        launches: kernels that run, one after another.
+        moved_bytes: activations that they read and write for one sample.
+        attentions: kernels that compute a whole attention.
+    """
+
+    launches: Count
+    moved_bytes: Count
+    attentions: Count
+
+    def __str__(self) -> str:
+        return f"{self.launches} launches, {self.moved_bytes / 1e6:.1f} MB"
+
+
+@dataclass(frozen=True)
 class Step:
     """One step in the making of an artifact.
 

@@ -12,6 +12,7 @@ from onnx_ir.passes import common
 from deploycli.exporters.graph.analysis import Analysis, unknowns
 from deploycli.exporters.graph.attention import is_read_in_place
 from deploycli.exporters.graph.cost import graph_cost
+from deploycli.exporters.graph.kernels import predict
 from deploycli.exporters.graph.steps import Step
 from deploycli.exporters.passes.add_class_token import AddClassToken
 from deploycli.exporters.passes.common.tidy import LiftConstants, Sort, Sweep, sweep
@@ -156,13 +157,34 @@ def rewrite(
         if not _apply(early, model, analysis, steps, again=True):
             break
         _apply(late, model, analysis, steps, again=True)
-    _apply(
-        [(name, make) for name, make in _IN_PLACE if name.removesuffix(_AGAIN) not in without], model, analysis, steps
-    )
+    analysis = _read_in_place(model, analysis, steps, without)
     _apply([(name, make) for name, make in _ON_REQUEST if name in also], model, analysis, steps)
     start = time.perf_counter()
     _run(model, _CLEAN)
     return [*steps, _step("clean", model, start, analysis=analysis)]
+
+
+def _read_in_place(model: ir.Model, analysis: Analysis, steps: list[Step], without: frozenset[str]) -> Analysis:
+    """Run the passes that let attentions read in place, and take them back where more kernels or bytes are predicted.
+
+    Returns:
+        What is known of the graph that the model has now.
+    """
+    passes = [(name, make) for name, make in _IN_PLACE if name.removesuffix(_AGAIN) not in without]
+    start = time.perf_counter()
+    before, kept, count = predict(model.graph, analysis).figures, model.clone(), len(steps)
+    if not _apply(passes, model, analysis, steps):
+        return analysis
+    after = predict(model.graph, analysis).figures
+    if (after.launches, after.moved_bytes) <= (before.launches, before.moved_bytes):
+        return analysis
+    model.graph = kept.graph
+    del steps[count:]
+    analysis = Analysis(model.graph)
+    names = " and ".join(dict.fromkeys(name for name, _ in passes if not name.endswith(_AGAIN)))
+    remark = f"{names} would make more of it than {before}, as is predicted for TensorRT: {after}"
+    steps.append(replace(_step("in-place", model, start, analysis=analysis), remark=remark))
+    return analysis
 
 
 def _apply(
