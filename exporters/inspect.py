@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from deploycli.models.spec import TensorInfo, numpy_name
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
-    from deploycli.exporters.graph.steps import GraphCost
+    from deploycli.exporters.graph.steps import GraphCost, KernelFigures
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class OnnxSummary:
         parameters: number of elements in all initializers.
         largest: the largest initializers, name -> bytes.
         cost: what the graph costs to run and to keep; None where the graph is broken.
+        kernels: what TensorRT is predicted to make of it; None where the graph is broken.
     """
 
     path: str
@@ -46,6 +47,7 @@ class OnnxSummary:
     parameters: int
     largest: Mapping[str, int]
     cost: GraphCost | None
+    kernels: KernelFigures | None
 
     def to_json(self) -> dict[str, Any]:
         """Return the summary as JSON values."""
@@ -70,7 +72,7 @@ def summarize(path: Path, *, largest: int = 5) -> OnnxSummary:
     size = path.stat().st_size + sum((path.parent / file).stat().st_size for file in external_files(model))
     ops = Counter(node.op_type for node in model.graph.all_nodes())
     by_size = sorted(tensors.items(), key=lambda item: -item[1].nbytes)
-    return OnnxSummary(
+    summary = OnnxSummary(
         path=str(path),
         size=size,
         opset=model.opset_imports.get("", 0),
@@ -81,21 +83,26 @@ def summarize(path: Path, *, largest: int = 5) -> OnnxSummary:
         ops=dict(ops.most_common()),
         parameters=sum(tensor.size for tensor in tensors.values()),
         largest={name: tensor.nbytes for name, tensor in by_size[:largest]},
-        cost=_cost(model),
+        cost=None,
+        kernels=None,
     )
+    cost, kernels = _costs(model)
+    return replace(summary, cost=cost, kernels=kernels)
 
 
-def _cost(model: ir.Model) -> GraphCost | None:
+def _costs(model: ir.Model) -> tuple[GraphCost | None, KernelFigures | None]:
     """Count a model, which is used up: its functions are inlined."""
     from deploycli.exporters.graph.analysis import Analysis
     from deploycli.exporters.graph.cost import graph_cost
+    from deploycli.exporters.graph.kernels import predict
     from deploycli.exporters.passes.pipeline import tidy
 
     try:
         tidy(model)
     except Exception:  # of onnx_ir's own making: a circle, a function that calls itself
-        return None
-    return graph_cost(model.graph, Analysis(model.graph))
+        return None, None
+    analysis = Analysis(model.graph)
+    return graph_cost(model.graph, analysis), predict(model.graph, analysis).figures
 
 
 def _describe(value: ir.Value) -> TensorInfo[str]:

@@ -19,9 +19,10 @@ from deploycli.exporters.bundle.files import place, regular_file, scratch_folder
 from deploycli.exporters.gate import require_readable
 from deploycli.exporters.graph.analysis import Analysis
 from deploycli.exporters.graph.cost import address_space, constant_bytes, graph_cost, refuse_what_is_too_large
+from deploycli.exporters.graph.kernels import predict
 from deploycli.exporters.graph.onnx_file import INLINE_LIMIT, external_files, load_model, map_external, write_model
 from deploycli.exporters.graph.operators import ATTENTION_OPSET, DRAWN, QDQ
-from deploycli.exporters.graph.steps import GraphCost, Step
+from deploycli.exporters.graph.steps import GraphCost, KernelFigures, Step
 from deploycli.exporters.graph_check import BATCHES, RUNNING_CANDIDATE, UNCHECKED, Check, check_graphs
 from deploycli.exporters.passes.any_model import optimized
 from deploycli.exporters.passes.pipeline import PASSES, Attention, for_attention
@@ -81,6 +82,7 @@ class Side:
         size: bytes on disk, external data included.
         opset: version of ONNX's operators; the passes raise it where a newer operator says what the graph spells out.
         cost: what it costs to run and to keep.
+        kernels: what TensorRT is predicted to make of it.
     """
 
     nodes: int
@@ -88,6 +90,7 @@ class Side:
     size: int
     opset: int
     cost: GraphCost
+    kernels: KernelFigures
 
 
 @dataclass(frozen=True)
@@ -164,14 +167,23 @@ def optimize(options: OptimizeOptions, *, progress: Callable[[str], None] = lamb
         attention, left_out = tuning.form.attention, left_out | tuning.form.without
     progress("rewriting")
     without, also = for_attention(attention)
-    model, steps = optimized(
-        model, without=left_out | without, also=also, judge=_weighed if options.check else lambda _: None
-    )
+    predicted: list[KernelFigures] = []
+
+    def judge(graph: ir.Graph) -> None:
+        analysis = Analysis(graph)
+        if options.check:
+            refuse_what_is_too_large(graph, analysis, batch=max(BATCHES), hint=UNCHECKED)
+        predicted.append(predict(graph, analysis).figures)
+
+    model, steps = optimized(model, without=left_out | without, also=also, judge=judge)
     if options.lint:
         require_readable(model, str(options.source))
-    cost = graph_cost(model.graph, Analysis(model.graph))
+    analysis = Analysis(model.graph)
+    cost = graph_cost(model.graph, analysis)
+    predicted.append(predict(model.graph, analysis).figures)
     first = next((step.cost for step in steps if step.cost is not None), cost)
-    before = Side(nodes, ops, size, opset, GraphCost(first.movement_bytes, first.multiply_adds, stored))
+    stored_too = GraphCost(first.movement_bytes, first.multiply_adds, stored)
+    before = Side(nodes, ops, size, opset, stored_too, predicted[0])
     if options.check and (drawn := next((n for n in model.graph.all_nodes() if n.op_type in _RANDOM), None)):
         raise UsageError(
             f"the graph cannot be checked: {drawn.name or drawn.op_type} draws random numbers, other ones every time",
@@ -182,8 +194,8 @@ def optimize(options: OptimizeOptions, *, progress: Callable[[str], None] = lamb
         name = (options.target or options.source).name
         progress("writing")
         files = _write_beside(model, folder / name, options.external)
-        after = Side(nodes, ops, sum(path.stat().st_size for path in files), opset, cost)
-        del model
+        after = Side(nodes, ops, sum(path.stat().st_size for path in files), opset, cost, predicted[1])
+        del model, analysis
         free_memory()  # graphs are cycles, and hold the weights: the check needs their room
         check = None
         if options.check:
@@ -206,10 +218,6 @@ def _real(target: Path) -> Path:
         return regular_file(target)
     except OSError as error:
         raise unwritable(target, error) from error
-
-
-def _weighed(graph: ir.Graph) -> None:
-    refuse_what_is_too_large(graph, Analysis(graph), batch=max(BATCHES), hint=UNCHECKED)
 
 
 def _checked(

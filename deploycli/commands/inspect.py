@@ -180,6 +180,8 @@ def show_onnx(summary: OnnxSummary) -> None:
     if summary.cost is not None:
         moved, products, kept = cost_cells(summary.cost)
         facts.add_row("costs", f"{moved} MB moved, {products} GMACs, {kept} MB of constants")
+    if summary.kernels is not None:
+        facts.add_row("kernels", f"{summary.kernels}: predicted for TensorRT; measured by `build-trt`")
     console.print(facts)
     ops = table_of("operator", "nodes")
     for op, count in summary.ops.items():
@@ -204,6 +206,7 @@ def show_onnx_against(summaries: Sequence[OnnxSummary]) -> None:
     costs = [("?",) * 3 if summary.cost is None else cost_cells(summary.cost) for summary in summaries]
     for what, cells in zip(("MB moved", "GMACs", "MB of constants"), zip(*costs, strict=True), strict=True):
         table.add_row(what, *cells)
+    table.add_row("kernels, predicted", *(str(summary.kernels or "?") for summary in summaries))
     console.print(table)
 
 

@@ -136,6 +136,8 @@ def show_optimized(result: Optimized, *, verbose: bool) -> None:
     if result.tuning is not None:
         show_tuning(console, result.tuning)
     console.print(_comparison(result))
+    kernels = f"{result.before.kernels} before; {result.after.kernels} after"
+    console.print(f"predicted for TensorRT: {kernels}; measured by `build-trt`", soft_wrap=True)
     show_remarks(console, result.steps)
     if verbose:
         show_steps(console, result.steps)
