@@ -324,6 +324,8 @@ class _Anchors:
         products = self._of("MatMul", "Gemm", "Einsum")
         for unit in (*convolutions, *products):
             self._anchor("convolution" if unit in convolutions else "product", [unit])
+        for unit in (*products, *(unit for unit in self._units.units if _is(unit, "attention"))):
+            self._round_inputs(unit)
         for unit in convolutions:
             self._read_image(unit)
             self._absorb(unit)
@@ -454,7 +456,15 @@ class _Anchors:
         if tuple(maker.node.attributes.get_ints("perm", ())) == _CHANNELS_FIRST:
             self._units.see_through(maker)
 
+    def _round_inputs(self, unit: _Unit) -> None:
+        """Let a kernel round an input of the graph to 16 bits, if one that generates nothing reads it."""
+        for key in list(unit.reads):
+            fact = None if isinstance(key, tuple) or key.producer() is not None else self._units.analysis[key]
+            if fact is not None and fact.dtype == ir.DataType.FLOAT and not self._units.is_reduced:
+                self._pad(unit, key, self._units.size(key) * _HALF / _WIDE)
+
     def _pad(self, unit: _Unit, image: _Key, size: float) -> None:
+        """Let a unit read an input as a kernel in front of it writes it; one does for all readers."""
         if image not in self._padded:
             self._padded[image] = ("padded", unit.node)
             self._units.insert(unit, image, self._padded[image], size)
@@ -600,9 +610,13 @@ class _Generated:
                 maker.makes.append(key)
                 self._units.maker[key] = maker
                 self._units.readers[key] = [piece]
+            is_plain = maker.anchor is not None and len(maker.anchor.units) == 1
             self._units.readers.pop(move.makes[0])
             self._units.readers[move.reads[0]].remove(move)
             del self._units.units[move]
+            for unit in [*pieces, *(unit for piece in pieces for unit in self._units.readers[piece.makes[0]])]:
+                if is_plain and unit.anchor is None and unit.node.op_type != "Mul":
+                    self._units.see_through(unit)  # each is a product by a part of the weight
 
     def _is_piece(self, unit: _Unit) -> bool:
         dims, made = self._units.dims(unit.node.inputs[0]), self._units.dims(unit.makes[0])
