@@ -13,6 +13,7 @@ It imports models. Words that the whole of exporters uses:
     batch         the axis of samples, whose size stands for any; `shapes.BATCH` is the size that it is analysed at
     rows          a value read as tokens: all axes but the last are places, the last is channels
     cost          bytes that movement writes, multiplications, bytes of constants
+    kernels       what TensorRT is predicted to make of a graph: launches, bytes moved between them
     artifact      one ONNX file of a bundle, with how it was made
     bundle        the folder of a model: artifacts, engines, golden outputs, reports, manifest
     golden        inputs and the eager model's outputs, recorded at export
