@@ -172,7 +172,7 @@ def optimize(options: OptimizeOptions, *, progress: Callable[[str], None] = lamb
     def judge(graph: ir.Graph) -> None:
         analysis = Analysis(graph)
         if options.check:
-            refuse_what_is_too_large(graph, analysis, batch=max(BATCHES), hint=UNCHECKED)
+            _weigh(graph, analysis)
         predicted.append(predict(graph, analysis).figures)
 
     model, steps = optimized(model, without=left_out | without, also=also, judge=judge)
@@ -209,7 +209,12 @@ def optimize(options: OptimizeOptions, *, progress: Callable[[str], None] = lamb
 
 def _in_form(options: OptimizeOptions, model: ir.Model, form: Form) -> ir.Model:
     without, also = for_attention(form.attention)
-    return optimized(model, without=options.without | form.without | without, also=also, judge=_weighed)[0]
+    without |= options.without | form.without
+    return optimized(model, without=without, also=also, judge=lambda graph: _weigh(graph, Analysis(graph)))[0]
+
+
+def _weigh(graph: ir.Graph, analysis: Analysis) -> None:
+    refuse_what_is_too_large(graph, analysis, batch=max(BATCHES), hint=UNCHECKED)
 
 
 def _real(target: Path) -> Path:
