@@ -379,7 +379,8 @@ class _Anchors:
 
     def _has_kernel(self, attention: Attention) -> bool:
         dims = self._units.dims(attention.scores.inputs[0])
-        return dims is None or _HEADS[0] <= dims[-1] <= _HEADS[1]
+        added = [value for step in attention.before for value in step.node.inputs if self._units.is_constant(value)]
+        return (dims is None or _HEADS[0] <= dims[-1] <= _HEADS[1]) and not any(map(_is_turned, added))
 
     def _leaves(self, key: _Key, inside: Collection[_Unit]) -> bool:
         return any(reader not in inside for reader in self._units.readers[key])
@@ -552,6 +553,15 @@ class _Anchors:
 
 def _is(unit: _Unit, kind: Kind) -> bool:
     return unit.anchor is not None and unit.anchor.kind == kind
+
+
+def _is_turned(value: ir.Value | None) -> bool:
+    """Say whether a constant is transposed by the graph: few attentions read a bias so."""
+    node = None if value is None else value.producer()
+    while node is not None and node.op_type in VIEWS:
+        value = node.inputs[0]
+        node = None if value is None else value.producer()
+    return node is not None and is_onnx(node, "Transpose")
 
 
 def _is_quantized(value: ir.Value | None) -> bool:
