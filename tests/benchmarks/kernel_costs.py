@@ -15,6 +15,7 @@ import argparse
 import hashlib
 import json
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -33,9 +34,8 @@ from deploycli.exporters.passes.any_model import optimized
 from deploycli.exporters.passes.pipeline import PASSES
 from deploycli.exporters.precision.insert_casts import cast
 from deploycli.exporters.precision.policy import REDUCED_TYPES, Policy
-from deploycli.models.build import build
 from deploycli.models.codec import load
-from deploycli.models.registry import resolve
+from tests.benchmarks.engines import DEPLOYCLI, MAKE_WEIGHTS, run
 from tests.benchmarks.measure import write_block
 from tests.benchmarks.rtx_layers import compiled_figures
 from tests.peers import import_timm
@@ -114,13 +114,18 @@ def with_golden_weights(module: torch.nn.Module) -> torch.nn.Module:
 
 
 def traced(model: str) -> Path:
-    """Return the file of a model as PyTorch exports it; made once."""
+    """Return the file of a model as `export --no-rewrite` or PyTorch writes it; made once."""
     path = FOLDER / f"{model}.onnx"
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        is_ours = model in REGISTERED
-        module = with_golden_weights(build(resolve(model).spec) if is_ours else import_timm().create_model(model))
-        size = (3, 224, 224) if is_ours else module.default_cfg.get("input_size", (3, 224, 224))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.is_file() and model in REGISTERED:
+        with tempfile.TemporaryDirectory() as folder:
+            run(MAKE_WEIGHTS, model, "weights.pth", cwd=Path(folder))
+            run(DEPLOYCLI, "export", model, "--no-rewrite", "--checkpoint", "weights.pth", cwd=Path(folder))
+            (made,) = Path(folder).glob("artifacts/*/model.onnx")
+            shutil.copy(made, path)
+    elif not path.is_file():
+        module = with_golden_weights(import_timm().create_model(model))
+        size = module.default_cfg.get("input_size", (3, 224, 224))
         images, batch = torch.zeros(2, *size), torch.export.Dim("batch")
         program = torch.onnx.export(
             module, (images,), dynamo=True, opset_version=20, dynamic_shapes=({0: batch},),
