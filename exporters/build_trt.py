@@ -26,7 +26,7 @@ from deploycli.exporters.precision.options import CastOptions, QuantizeOptions
 from deploycli.exporters.quantize import quantize_bundle
 from deploycli.exporters.target.product import RTX, TENSORRT
 from deploycli.exporters.target.settings import BuildSettings, ShapeOptions, shapes_text
-from deploycli.exporters.target.targets import NEEDS, TARGETS, dotted, lacking, named, shown
+from deploycli.exporters.target.targets import DEFAULT_TARGETS, NEEDS, dotted, lacking, named, shown
 from deploycli.exporters.tensorrt import library
 from deploycli.exporters.tensorrt.child import run_build
 from deploycli.exporters.tensorrt.inspector import EngineLayers, PrecisionAssertion, default_assertion, parse_layers
@@ -287,7 +287,7 @@ def _targets(options: EngineOptions, report: LintReport) -> tuple[Capability, ..
     """
     if options.product is TENSORRT:
         return ()
-    below = lacking(options.targets or TARGETS, report.features)
+    below = lacking(options.targets or DEFAULT_TARGETS, report.features)
     lack = {target for targets in below.values() for target in targets}
     if options.targets and lack:
         feature, targets = next(iter(below.items()))
@@ -296,7 +296,7 @@ def _targets(options: EngineOptions, report: LintReport) -> tuple[Capability, ..
             expected=f"compute capability {dotted(NEEDS[feature])} or later",
             hint="another --gpu, or another --precision",
         )
-    return tuple(target for target in options.targets or TARGETS if target not in lack)
+    return tuple(target for target in options.targets or DEFAULT_TARGETS if target not in lack)
 
 
 def _refuse_what_rtx_lacks(settings: BuildSettings) -> None:

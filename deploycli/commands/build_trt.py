@@ -53,7 +53,7 @@ def _batch_range(text: str) -> tuple[int, int, int]:
     help="NVIDIA's compiler: TensorRT builds for the GPU that is here; TensorRT for RTX for those of --gpu, and needs "
     "none.  [default: tensorrt where it and a GPU are there, else rtx]",
 )
-@gpu_option("GPU to compile for, of rtx  [default: all]")
+@gpu_option("GPU to compile for, of rtx  [default: ampere, ada and blackwell]")
 @click.option(
     "--precision",
     "precisions",

@@ -22,7 +22,7 @@ from deploycli.exporters.bundle.files import require_inside, unreadable, write_w
 from deploycli.exporters.bundle.manifest import Precision
 from deploycli.exporters.target.product import PRODUCTS, RTX, TENSORRT, CompilerName, Product
 from deploycli.exporters.target.settings import BuildSettings
-from deploycli.exporters.target.targets import TARGETS, Capability, dotted, named
+from deploycli.exporters.target.targets import DEFAULT_TARGETS, TARGETS, Capability, dotted, named
 from deploycli.models.codec import Count, Positive, Sha256, SomeSha256, load
 from deploycli.models.errors import EnvironmentUnsuitable, IntegrityError, InvalidValue, UsageError
 
@@ -378,8 +378,9 @@ def sidecar_of(plan: Path) -> Path:
 
 
 def engine_name(precision: str, *capabilities: Capability, version: str, product: Product = TENSORRT) -> str:
-    """Return the name of a plan's file: ``fp16-sm89-trt10.13.3.9.plan``, or ``fp16-rtx1.7.1.116.plan`` for all GPUs."""
-    gpus = () if capabilities == TARGETS else tuple(f"sm{major}{minor}" for major, minor in capabilities)
+    """Return the name of a plan's file: ``fp16-sm89-trt10.13.3.9.plan``, or ``fp16-rtx1.7.1.116.plan`` for RTX GPUs
+    but Turing."""
+    gpus = () if capabilities == DEFAULT_TARGETS else tuple(f"sm{major}{minor}" for major, minor in capabilities)
     return f"{'-'.join((precision, *gpus, product.mark))}{version}{PLAN_SUFFIX}"
 
 
