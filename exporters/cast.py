@@ -10,12 +10,16 @@ from deploycli.exporters.derive import Derivation, Derived
 from deploycli.exporters.precision.insert_casts import cast
 from deploycli.exporters.precision.observed import magnitudes
 from deploycli.exporters.precision.policy import REDUCED_TYPES, Policy
+from deploycli.exporters.precision.rescale import rescale
 from deploycli.models.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    import onnx_ir as ir
+
     from deploycli.exporters.bundle.bundle import Bundle
+    from deploycli.exporters.graph.steps import Remark
     from deploycli.exporters.precision.options import CalibrationData, CastOptions
 
     Progress = Callable[[str, int, int], None]
@@ -34,7 +38,7 @@ def cast_bundle(
     Args:
         bundle: an opened bundle.
         options: how.
-        data: to find values near the end of FP16's range with; None skips that rule.
+        data: to find values near the end of FP16's range with, which are scaled or stay FP32; None skips that.
         lint: end where TensorRT could not read the result; otherwise it is written all the same.
         progress: called with a label, what is done and how much there is.
 
@@ -49,8 +53,14 @@ def cast_bundle(
     derivation = Derivation(bundle, options.type, lint=lint)
     if samples is not None:
         policy = replace(policy, magnitudes=magnitudes(derivation.source.path, samples, progress=progress))
-    derivation.step(f"cast-{options.type}", lambda: cast(derivation.model, policy, reduce_io=options.reduce_io))
+    derivation.step(f"cast-{options.type}", lambda: _cast(derivation.model, policy, options))
     return derivation.finish()
+
+
+def _cast(model: ir.Model, policy: Policy, options: CastOptions) -> list[Remark]:
+    """Scale what overflows, and type the graph; return what was done, and what stays FP32."""
+    policy, remarks = rescale(model, policy)
+    return remarks + cast(model, policy, reduce_io=options.reduce_io)
 
 
 def patterns(texts: Iterable[str]) -> tuple[re.Pattern[str], ...]:

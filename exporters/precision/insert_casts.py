@@ -47,7 +47,12 @@ if TYPE_CHECKING:
 
     from deploycli.exporters.precision.policy import Policy
 
-NOTES: Mapping[str, str] = {"mask": "masks are clipped", "flush": "constants have values that become zero"}
+NOTES: Mapping[str, str] = {
+    "mask": "masks are clipped",
+    "flush": "constants have values that become zero",
+    "rescaled": "repairs by powers of two: what is too large is stored smaller",
+    "unscaled": "values are too large, and cannot be stored smaller",
+}
 """What is noted of constants -> what happens to them; all other notes are of operators that stay FP32."""
 
 _FLOAT = ir.DataType.FLOAT

@@ -213,7 +213,7 @@ def _integer(node: ir.Node, policy: Policy) -> str | None:
 def _range(node: ir.Node, policy: Policy) -> str | None:
     for value in (*node.inputs, *node.outputs):
         seen = 0.0 if value is None else policy.magnitudes.get(value.name or "", 0.0)
-        if value is not None and seen > policy.limit and not _is_clipped(value, policy):
+        if value is not None and seen > policy.limit and not is_clipped(value, policy):
             return f"{value.name} reaches {seen:.4g} in the data; {policy.target.name} ends at {policy.largest:g}"
     return None
 
@@ -274,15 +274,15 @@ def _becomes_integer(value: ir.Value) -> bool:
     )
 
 
-def _is_clipped(value: ir.Value, policy: Policy) -> bool:
-    """Whether a value is large in FP32 only because a mask is that will be clipped."""
+def is_clipped(value: ir.Value, policy: Policy) -> bool:
+    """Say whether a value is large in FP32 only because a mask is that will be clipped."""
     node = value.producer()
     if not feeds_softmax(value) or (node is not None and node.op_type not in MASKING):
         return False
     if node is None or stored(value) is not None:
         rounding = policy.examine(value)
         return rounding is not None and rounding.near > 0
-    return any(v is not None and _is_clipped(v, policy) for v in node.inputs)
+    return any(v is not None and is_clipped(v, policy) for v in node.inputs)
 
 
 RULES: Mapping[str, Callable[[ir.Node, Policy], str | None]] = {
