@@ -12,8 +12,9 @@ No operator is added, and no digit changes: see `scales` for which values may be
   larger than the root of the channels, so no data are needed.
 * groups of values that share a scale. How large values are must be known from data; of weights it is known without.
 
-The smallest power of two is taken after which a value is no larger than half of what the type holds. Refused, for one:
-weights whose small numbers would lose digits (`_Limits`). What is refused stays FP32, as `policy` says.
+What fits is no larger than half of what the type holds; of values that were seen on data, an eighth, where no digits
+are lost by it: other data reach further. Refused, for one: weights whose small numbers would lose digits (`_Limits`).
+What is refused stays FP32, as `policy` says.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from deploycli.exporters.precision.policy import decide, is_clipped, stored
 from deploycli.exporters.precision.scales import Scales, Use, epsilon_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Mapping
 
     from deploycli.exporters.precision.dtypes import Array
     from deploycli.exporters.precision.policy import Policy
@@ -50,6 +51,9 @@ _TOO_LARGE = frozenset({"constant", "overflow", "range"})
 
 _MOST = 40
 """Larger exponents are no repair: 2^40 is more than FP16 has between its least and its largest number."""
+
+_MARGINS = (2, 1, 0)
+"""So many powers of two are left above what was seen, beyond the half that the policy leaves, if digits allow it."""
 
 _WORST_ROUNDING = 2.0**-11
 """Of a normal FP16 number, relative. Weights whose root mean square of it is larger have lost digits."""
@@ -98,7 +102,7 @@ def scaling(magnitude: float, limit: float) -> int:
     if magnitude == 0:
         return -_MOST
     mantissa, exponent = math.frexp(magnitude / limit)  # in [0.5, 1)
-    return exponent - 1 if mantissa == 0.5 else exponent  # noqa: PLR2004 - a power of two itself
+    return exponent - 1 if mantissa == 0.5 else exponent
 
 
 # --- groups ----------------------------------------------------------------------------------------------------------
@@ -107,42 +111,55 @@ def scaling(magnitude: float, limit: float) -> int:
 def _rescale_groups(graph: ir.Graph, policy: Policy, large: Iterable[ir.Node]) -> tuple[Policy, list[Remark]]:
     scales = Scales(graph)
     limits = _Limits(scales, policy)
-    accepted, found, remarks = dict[int, int](), dict[int, int](), list[Remark]()
+    accepted, found, remarks, failed = dict[int, int](), dict[int, int](), list[Remark](), set[int]()
     for node, group in _wanted(scales, limits, large):
-        least = limits.least[group]
-        if found.get(group, 0) >= least:
+        in_vain = not scales.groups[group].values and not failed.isdisjoint(_groups_at(scales, node))
+        if in_vain or found.get(group, 0) >= limits.least[group]:
             continue
-        tries = [scales.solve({**accepted, group: least + more}, limits.refusal) for more in range(2)]
-        solved = next((each for each in tries if not isinstance(each, str)), None)
-        if solved is None:
-            remarks.append(Remark(label(node), f"{UNSCALED}: {limits.text(group)}; {tries[0]}"))
+        solved: dict[int, int] | str = ""
+        for exponent in limits.preferred(group):
+            solved = scales.solve({**accepted, group: exponent}, limits.refusal)
+            if not isinstance(solved, str):
+                found, accepted[group] = solved, exponent
+                break
         else:
-            found = solved
-            accepted[group] = solved[group]
+            failed.add(group)
+            remarks.append(Remark(label(node), f"{UNSCALED}: {limits.text(group)}; {solved}"))
     writer = _Writer(graph)
     changed = apply_exponents(scales, found, writer)
     writer.finish()
-    remarks = [
-        _remark(scales, group, found, limits, changed) for group in found if scales.groups[group].values
-    ] + remarks
-    sizes = dict(policy.magnitudes)
-    for group, exponent in found.items():
-        for value in scales.groups[group].values:
-            if value.name in sizes:
-                sizes[value.name] = math.ldexp(sizes[value.name], -exponent)
-    return replace(policy, magnitudes=sizes), remarks
+    done = [_remark(scales, group, found, limits, changed) for group in found if scales.groups[group].values]
+    return replace(policy, magnitudes=_scaled_sizes(policy.magnitudes, scales, found)), done + remarks
 
 
-def _wanted(scales: Scales, limits: _Limits, large: Iterable[ir.Node]) -> Iterator[tuple[ir.Node, int]]:
-    """Yield the groups that do not fit, each once, with an operator that reads or makes one of their values."""
-    seen = set[int]()
+def _scaled_sizes(sizes: Mapping[str, float], scales: Scales, exponents: Mapping[int, int]) -> dict[str, float]:
+    changed = dict(sizes)
+    for group, exponent in exponents.items():
+        for name in (value.name or "" for value in scales.groups[group].values):
+            if name in sizes:
+                changed[name] = math.ldexp(sizes[name], -exponent)
+    return changed
+
+
+def _wanted(scales: Scales, limits: _Limits, large: Iterable[ir.Node]) -> Iterable[tuple[ir.Node, int]]:
+    """Return the groups that do not fit, each once, with an operator that reads or makes one of their values.
+
+    Weights come last: where the result of a product is stored smaller, they are too.
+    """
+    found: dict[int, ir.Node] = {}
     for node in large:
-        keys: list[ir.Value | Use] = [Use(node, i) for i in range(len(node.inputs))]
-        keys += [value for value in (*node.inputs, *node.outputs) if value is not None]
-        for group in (scales.of(key) for key in keys):
-            if group is not None and group not in seen and limits.least[group] > 0:
-                seen.add(group)
-                yield node, group
+        for group in _groups_at(scales, node):
+            if limits.least[group] > 0:
+                found.setdefault(group, node)
+    ordered = sorted(found, key=lambda group: not scales.groups[group].values)
+    return [(found[group], group) for group in ordered]
+
+
+def _groups_at(scales: Scales, node: ir.Node) -> list[int]:
+    """Return the groups of what an operator reads and makes."""
+    keys: list[ir.Value | Use] = [Use(node, i) for i in range(len(node.inputs))]
+    keys += [value for value in (*node.inputs, *node.outputs) if value is not None]
+    return [group for key in keys if (group := scales.of(key)) is not None]
 
 
 class _Limits:
@@ -156,6 +173,12 @@ class _Limits:
         self._scales, self._policy = scales, policy
         self._largest = [self._largest_of(group) for group in range(len(scales.groups))]
         self.least = [scaling(size, policy.limit) if np.isfinite(size) else _MOST + 1 for size, _ in self._largest]
+
+    def preferred(self, group: int) -> list[int]:
+        """Return the exponents to try for a group, the best one first: data not seen yet reach further."""
+        least = self.least[group]
+        more = _MARGINS if self._scales.groups[group].values else sorted(_MARGINS)
+        return [least + margin for margin in more]
 
     def text(self, group: int) -> str:
         """Say how large the largest of a group is."""
@@ -232,7 +255,7 @@ def _keeps_digits(use: Use, exponent: int, policy: Policy) -> bool:
 def _channel_axis(use: Use, rank: int) -> int:
     """Return the axis of a weight along which the results of a product lie."""
     node = use.node
-    if node.op_type == "Conv" or (node.op_type == "Gemm" and node.attributes.get_int("transB", 0)):
+    if node.op_type == "Conv" or (node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1):
         return 0
     if node.op_type == "ConvTranspose":
         return 1
@@ -360,7 +383,7 @@ def _rescale_channels(graph: ir.Graph, policy: Policy) -> tuple[Policy, list[Rem
         for use, axis in found.weights:
             writer.scale(use, exponents, axis)
         largest = float(np.ldexp(bounds, -exponents).max())
-        sizes |= {value.name: largest for value in found.values if value.name in sizes}
+        sizes |= {name: largest for value in found.values if (name := value.name or "") in sizes}
         remarks.append(_channel_remark(found, exponents))
     writer.finish()
     return replace(policy, magnitudes=sizes), remarks
@@ -400,7 +423,7 @@ def _weight_axis(node: ir.Node, position: int) -> int | None:
     weight = operand(node, 1)
     if position != 0 or weight is None or weight.is_graph_input() or stored(weight) is None or weight.shape is None:
         return None
-    if not weight.is_initializer() or len(weight.shape) != 2:  # noqa: PLR2004 - [C, M], or [M, C]
+    if not weight.is_initializer() or len(weight.shape) != 2:
         return None
     if is_onnx(node, "MatMul"):
         return 0

@@ -103,16 +103,18 @@ class Scales:
                 self.groups[group].uses.append(key)
             else:
                 self.groups[group].values.append(key)
-        for key, reason in relations.pins:
-            self.groups[self._of[key]].pinned = self.groups[self._of[key]].pinned or reason
-        for node, key in relations.norms:
-            self.groups[self._of[key]].norms.append(node)
+        for pinned, reason in relations.pins:
+            group_of = self.groups[self._of[pinned]]
+            group_of.pinned = group_of.pinned or reason
+        for node, read in relations.norms:
+            self.groups[self._of[read]].norms.append(node)
         self._equations: dict[int, list[_Coefficients]] = defaultdict(list)
         for result, factors in relations.products:
             coefficients: dict[int, int] = defaultdict(int)
-            for key, sign in ((result, 1), *((key, -1) for key in factors)):
-                if key is not None:
-                    coefficients[self._of[key]] += sign
+            if result is not None:
+                coefficients[self._of[result]] += 1
+            for factor in factors:
+                coefficients[self._of[factor]] -= 1
             for group in coefficients:
                 self._equations[group].append(coefficients)
 
@@ -242,7 +244,7 @@ class _Relations:
     def pin(self, node: ir.Node, *keys: _Key | None) -> None:
         """Note that an operator needs values as they are."""
         for key in keys:
-            self._pin(key, f"{label(node)} needs it as it is")
+            self._pin(key, f"{label(node)} is not linear")
 
     def multiply(self, result: _Key | None, *factors: _Key | None) -> None:
         """Note that exponents add up: that of the result, or zero where there is none."""
@@ -299,7 +301,7 @@ def _product(node: ir.Node, relations: _Relations) -> bool:
     relations.multiply(result, *(relations.read(node, i, factor=True) for i in range(2)))
     if result is not None:
         relations.tie(result, relations.read(node, 2))
-    return len(node.inputs) <= 3  # noqa: PLR2004 - two factors and a bias
+    return len(node.inputs) <= 3
 
 
 def _einsum(node: ir.Node, relations: _Relations) -> bool:
@@ -368,7 +370,7 @@ def _batch_normalization(node: ir.Node, relations: _Relations) -> bool:
 
 def _attention(node: ir.Node, relations: _Relations) -> bool:
     """Scores are as they are; the result is a mean of values."""
-    if len(node.inputs) > 4 or len(node.outputs) > 1:  # noqa: PLR2004 - query, key, value, mask; then past keys
+    if len(node.inputs) > 4 or len(node.outputs) > 1:
         return False
     relations.tie(relations.read(node, 2), relations.made(node))
     relations.pin(node, *(relations.read(node, position) for position in (0, 1, 3)))
