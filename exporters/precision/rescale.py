@@ -125,7 +125,7 @@ def _rescale_groups(graph: ir.Graph, policy: Policy, large: Iterable[ir.Node]) -
         else:
             failed.add(group)
             remarks.append(Remark(label(node), f"{UNSCALED}: {limits.text(group)}; {solved}"))
-    writer = _Writer(graph)
+    writer = Writer(graph)
     changed = apply_exponents(scales, found, writer)
     writer.finish()
     done = [_remark(scales, group, found, limits, changed) for group in found if scales.groups[group].values]
@@ -262,7 +262,7 @@ def _channel_axis(use: Use, rank: int) -> int:
     return rank - 2 if use.position == 0 and node.op_type in ("Gemm", "MatMul") else rank - 1
 
 
-def apply_exponents(scales: Scales, exponents: Mapping[int, int], writer: _Writer) -> dict[int, list[ir.Node]]:
+def apply_exponents(scales: Scales, exponents: Mapping[int, int], writer: Writer) -> dict[int, list[ir.Node]]:
     """Store values as ``x * 2^-k``.
 
     Args:
@@ -279,12 +279,17 @@ def apply_exponents(scales: Scales, exponents: Mapping[int, int], writer: _Write
         for use in found.uses:
             writer.scale(use, -exponent)
         for node in found.norms:
-            node.attributes["epsilon"] = ir.AttrFloat32("epsilon", math.ldexp(epsilon_of(node), -2 * exponent))
+            node.attributes["epsilon"] = ir.AttrFloat32("epsilon", scaled_epsilon(node, exponent))
         changed[group] = list(dict.fromkeys((*(use.node for use in found.uses), *found.norms)))
     return changed
 
 
-class _Writer:
+def scaled_epsilon(node: ir.Node, exponent: int) -> float:
+    """Return what a normalisation of ``x * 2^-k`` adds to the mean of its squares."""
+    return math.ldexp(epsilon_of(node), -2 * exponent)
+
+
+class Writer:
     """Replaces constants by scaled ones, which are shared where the original was, and drops what nothing reads."""
 
     def __init__(self, graph: ir.Graph) -> None:
@@ -368,7 +373,7 @@ def channel_bounds(node: ir.Node) -> Array | None:
 
 
 def _rescale_channels(graph: ir.Graph, policy: Policy) -> tuple[Policy, list[Remark]]:
-    writer, sizes, remarks = _Writer(graph), dict(policy.magnitudes), list[Remark]()
+    writer, sizes, remarks = Writer(graph), dict(policy.magnitudes), list[Remark]()
     for node in graph:
         bounds = channel_bounds(node)
         found = None if bounds is None else _read_channels(node, len(bounds))

@@ -68,25 +68,27 @@ class MLP(nn.Module):
 
 
 def with_outlier(model: nn.Module, size: float) -> nn.Module:
-    """Let one channel of the residual stream reach ``size`` behind the first block; the others count all the same."""
-    model = model.eval()
-    last = model.get_submodule("blocks.0.mlp.fc2")
+    """Let one channel of one token reach ``size`` behind the first block, as trained networks do.
+
+    The token is marked in its position embedding; one hidden unit of the MLP finds the mark, and no other token has it.
+    """
+    mark, token = 5, 6
+    mlp = model.get_submodule("blocks.0.mlp")
+    state = {**dict(model.named_parameters()), **{f"mlp.{name}": value for name, value in mlp.named_parameters()}}
     with torch.no_grad():
-        for _ in range(20):  # what else the block adds to the channel is not scaled
-            last.weight[CHANNEL] *= size / _largest(model, "blocks.0", [CHANNEL])  # type: ignore[operator, index]
-        others = [i for i in range(32) if i != CHANNEL]
-        for name, norm in model.named_modules():
-            if isinstance(norm, nn.LayerNorm) and not name.startswith("blocks.0"):
-                norm.weight[others] *= 3 / _largest(model, name, others)  # it divides by the size of the outlier
-                norm.weight[CHANNEL] *= 0.1
+        state["pos_embed"][0, token, mark] = 50
+        state["mlp.fc1.weight"][0] = 0
+        state["mlp.fc1.weight"][0, mark], state["mlp.fc1.bias"][0] = 100, -400
+        for _ in range(3):  # what else the block adds to the channel is not scaled
+            state["mlp.fc2.weight"][CHANNEL, 0] *= size / _largest(model.eval(), "blocks.0")
     return model
 
 
-def _largest(model: nn.Module, name: str, channels: list[int]) -> float:
-    """Return the largest magnitude that a module gives in some channels."""
+def _largest(model: nn.Module, name: str) -> float:
+    """Return the largest magnitude that a module gives in the channel."""
     seen: list[float] = []
     hook = model.get_submodule(name).register_forward_hook(
-        lambda _module, _args, out: seen.append(float(out[..., channels].abs().max()))
+        lambda _module, _args, out: seen.append(float(out[..., CHANNEL].abs().max()))
     )
     model(torch.from_numpy(IMAGES["images"]))
     hook.remove()
@@ -96,7 +98,7 @@ def _largest(model: nn.Module, name: str, channels: list[int]) -> float:
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "vit": lambda: with_outlier(tiny_vit(embed_dim=32, num_heads=2), 1e5),
     "dinov2": lambda: with_outlier(timm("vit_small_patch14_reg4_dinov2"), 1e5),
-    "siglip": lambda: with_outlier(timm("vit_base_patch16_siglip_224"), 4e4),
+    "siglip": lambda: with_outlier(timm("vit_base_patch16_siglip_224"), 8e4),
     "relu": lambda: MLP(nn.ReLU()),
     "gelu": lambda: MLP(nn.GELU()),
 }

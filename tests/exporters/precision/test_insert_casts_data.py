@@ -71,12 +71,12 @@ def test_a_mask_may_be_infinite(tmp_path: Path) -> None:
         measure(tmp_path, text, [[-1, -2]], zero=np.float32(0), ten=np.float32(10))
 
 
-def large() -> onnx.ModelProto:
-    """The outputs are those of the bundle's truth; on the way values are 62500 times as large."""
+def large(*, scalable: bool = False) -> onnx.ModelProto:
+    """The outputs are those of the bundle's truth; on the way values are 62500 times as large, and compared."""
     text = """g (float[batch, 12] images) => (float[batch, 5] logits, float[batch, 5] features) {
-        a = Mul (images, gain) b = Mul (a, gain) c = Mul (b, loss) d = Mul (c, loss)
+        a = Mul (images, gain) b = Mul (a, gain) COMPARED c = Mul (b, loss) d = Mul (c, loss)
         l = MatMul (d, weight) logits = Identity (l) features = Tanh (l)
-    }"""
+    }""".replace("COMPARED", "" if scalable else "above = Greater (b, gain)")
     return source(text, gain=np.float32(250), loss=np.float32(1 / 250), weight=bundles.WEIGHT)
 
 
@@ -104,11 +104,21 @@ def test_an_operator_whose_values_are_large_on_data_stays_fp32(bundle: Bundle) -
     assert "--calibrate DATA to find them" in caught.value.hint
     found = reasons(bundle, data=CalibrationData(ones()()))
     expected = "range: b reaches 6.25e+04 in the data; FLOAT16 ends at 65504"
-    assert found == {"block.1/Mul": expected, "block.2/Mul": expected}
-    assert reasons(bundle, typing={"keep": ("block.[12]/",)}) == dict.fromkeys(found, "user: matches 'block.[12]/'")
+    assert found == {f"block.{i}": expected for i in ("1/Mul", "2/Greater", "3/Mul")}
+    assert reasons(bundle, typing={"keep": ("block.[123]/",)}) == dict.fromkeys(found, "user: matches 'block.[123]/'")
     with pytest.raises(NumericsError):
         cast_bundle(bundle, CastOptions(allow=frozenset({"range"})), data=CalibrationData(ones()()))
     assert reasons(bundle, typing={"type": "bf16"}, data=CalibrationData(ones()())) == {}
+
+
+def test_a_value_that_is_large_on_data_is_scaled_where_it_can_be(tmp_path: Path) -> None:
+    bundle = bundles.make(tmp_path, model=large(scalable=True))
+    with pytest.raises(NumericsError):
+        cast_bundle(bundle, CastOptions())
+    derived = cast_bundle(bundle, CastOptions(), data=CalibrationData(ones()()))
+    said = {refusal.node: refusal.reason for step in derived.artifact.steps for refusal in step.refusals}
+    assert said == {"block.*": "rescaled: b, up to 6.25e+04, stored as x/8: 2 Mul"}
+    assert all(comparison.passed for comparison in derived.comparisons)
 
 
 def test_what_is_asked_is_checked_before_the_data_are_run(bundle: Bundle) -> None:
