@@ -35,7 +35,7 @@ from deploycli.exporters.graph.steps import Remark
 from deploycli.exporters.graph.unique import Names, label, value_names
 from deploycli.exporters.precision.dtypes import feeds_softmax, fill_types, reduced
 from deploycli.exporters.precision.policy import decide, is_clipped, stored
-from deploycli.exporters.precision.scales import Scales, Use, epsilon_of
+from deploycli.exporters.precision.scales import Group, Scales, Use, epsilon_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -200,13 +200,16 @@ class _Limits:
             return f"{self.text(group)}, too much for {2.0**-exponent:g} times of it"
         if exponent < 0 and (unknown := next((v for v in found.values if self._size(v) is None), None)):
             return f"nobody knows how large {unknown.name} is"
-        small = (value for value in found.values if exponent > 0 and self._loses_digits(value, exponent))
+        return self._lost(found, exponent) if exponent > 0 else ""
+
+    def _lost(self, group: Group, exponent: int) -> str:
+        """Say which numbers are too small to be made smaller."""
+        small = (value for value in group.values if self._loses_digits(value, exponent))
         if (value := next(small, None)) is not None:
             return f"{value.name} ({self._size(value):.3g}) would lose digits"
-        lost = (use for use in found.uses if use.is_factor and not _keeps_digits(use, exponent, self._policy))
-        if (use := next(lost, None)) is not None:
-            return f"numbers of {use.value.name} would lose digits"
-        return ""
+        lost = (use for use in group.uses if use.is_factor and not _keeps_digits(use, exponent, self._policy))
+        use = next(lost, None)
+        return "" if use is None else f"numbers of {use.value.name} would lose digits"
 
     def _largest_of(self, group: int) -> tuple[float, str]:
         found = self._scales.groups[group]
