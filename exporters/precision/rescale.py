@@ -86,6 +86,8 @@ def rescale(model: ir.Model, policy: Policy) -> tuple[Policy, list[Remark]]:
 
 def _too_large(graph: ir.Graph, policy: Policy) -> list[ir.Node]:
     """Return what would stay FP32 because of how large values are, and what makes them."""
+    if not _is_anything_large(graph, policy):
+        return []
     large = [node for node, reason in decide(graph, policy).items() if reason.partition(":")[0] in _TOO_LARGE]
     found = dict.fromkeys(large)
     while large:  # what made a value large may stay FP32 for another reason
@@ -95,6 +97,22 @@ def _too_large(graph: ir.Graph, policy: Policy) -> list[ir.Node]:
                 found[node] = None
                 large.append(node)
     return list(found)
+
+
+def _is_anything_large(graph: ir.Graph, policy: Policy) -> bool:
+    """Say whether a value or a constant is too large: quicker than to ask what stays FP32, and mostly not so."""
+    if any(size > policy.limit for size in policy.magnitudes.values()):
+        return True
+    made = (output for node in graph for output in node.outputs)
+    return any(_is_large(value, policy.largest) for value in (*graph.initializers.values(), *made))
+
+
+def _is_large(value: ir.Value, largest: float) -> bool:
+    tensor = stored(value)
+    if tensor is None or tensor.size == 0 or feeds_softmax(value):
+        return False
+    array = tensor.numpy()
+    return not (-largest <= array.min() and array.max() <= largest)  # or not a number
 
 
 def scaling(magnitude: float, limit: float) -> int:
@@ -114,7 +132,10 @@ def _rescale_groups(graph: ir.Graph, policy: Policy, large: Iterable[ir.Node]) -
     accepted, found, remarks, failed = dict[int, int](), dict[int, int](), list[Remark](), set[int]()
     for node, group in _wanted(scales, limits, large):
         in_vain = not scales.groups[group].values and not failed.isdisjoint(_groups_at(scales, node))
-        if in_vain or found.get(group, 0) >= limits.least[group]:
+        if in_vain:
+            continue
+        if found.get(group, 0) >= limits.least[group]:
+            accepted[group] = found[group]  # with what came before it
             continue
         solved: dict[int, int] | str = ""
         for exponent in limits.preferred(group):
@@ -172,6 +193,7 @@ class _Limits:
     def __init__(self, scales: Scales, policy: Policy) -> None:
         self._scales, self._policy = scales, policy
         self._largest = [self._largest_of(group) for group in range(len(scales.groups))]
+        self._refusals: dict[tuple[int, int], str] = {}
         self.least = [scaling(size, policy.limit) if np.isfinite(size) else _MOST + 1 for size, _ in self._largest]
 
     def preferred(self, group: int) -> list[int]:
@@ -191,6 +213,12 @@ class _Limits:
 
     def refusal(self, group: int, exponent: int) -> str:
         """Say why a group cannot be scaled by ``2^-exponent``; empty where it can."""
+        key = (group, exponent)
+        if key not in self._refusals:  # weights are rounded to find out
+            self._refusals[key] = self._find_refusal(group, exponent)
+        return self._refusals[key]
+
+    def _find_refusal(self, group: int, exponent: int) -> str:
         found = self._scales.groups[group]
         if exponent == 0:
             return ""
@@ -487,7 +515,8 @@ def _remark(
     touched = dict.fromkeys(node for nodes in changed.values() for node in nodes if node in near)
     kinds = Counter(node.op_type for node in touched)
     done = ", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "no constant changes"
-    return Remark(_place(sums or makers), f"{RESCALED}: {what}{size} stored as {_stored_as(found[group])}: {done}")
+    where = _place(sums or makers) or values[0].name or ""
+    return Remark(where, f"{RESCALED}: {what}{size} stored as {_stored_as(found[group])}: {done}")
 
 
 def _place(nodes: Iterable[ir.Node]) -> str:

@@ -252,9 +252,9 @@ def test_random_graphs_find_the_fault(mutant: str, monkeypatch: pytest.MonkeyPat
 # --- single operators ------------------------------------------------------------------------------------------------
 
 
-def groups(text: str, **constants: Any) -> dict[str, int]:
+def groups(text: str, opset: int = 20, **constants: Any) -> dict[str, int]:
     """Return the exponents of all values where ``a`` is to have 2."""
-    model = ir.from_proto(source(f"g (float[4,8] x) => (float[4,8] y) {{ a = Mul (x, c) {text} }}", **constants))
+    model = ir.from_proto(source(f"g (float[4,8] x) => (float[4,8] y) {{ a = Mul (x, c) {text} }}", opset, **constants))
     fill_types(model)
     scales = Scales(model.graph)
     a = next(value for value in values_of(model) if value.name == "a")
@@ -286,3 +286,14 @@ def groups(text: str, **constants: Any) -> dict[str, int]:
 def test_an_operator(text: str, exponents: dict[str, int]) -> None:
     c = np.float32(3) if "MatMul" not in text else weights(4, 8)
     assert groups(text, c=c, two=np.float32(2)) == exponents
+
+
+@pytest.mark.parametrize(("role", "exponents"), [("v", {"a": 2, "v": 2, "b": 2, "y": 0}), ("q", {}), ("k", {})])
+def test_the_values_of_an_attention_may_be_scaled_and_the_scores_may_not(role: str, exponents: dict[str, int]) -> None:
+    operands = ", ".join(role if name == role else "o" for name in "qkv")
+    text = f"""{role} = Reshape (a, heads) o = Reshape (x, heads)
+        b = Attention <q_num_heads = 2, kv_num_heads = 2> ({operands}) d = Reshape (b, rows) y = Mul (d, c)"""
+    constants = {"heads": np.array([1, 4, 8], np.int64), "rows": np.array([4, 8], np.int64)}
+    found = groups(text, 23, c=np.float32(3), **constants)
+    assert {name: found[name] for name in exponents} == exponents
+    assert bool(found) is bool(exponents)
