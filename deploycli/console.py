@@ -218,7 +218,8 @@ def show_steps(console: Output, steps: Sequence[Step], *, refusals: bool = True)
     console.print(table)
     for step in steps if refusals else ():
         for refusal in step.refusals:
-            console.print(f"  {step.name} left {refusal.node}: {refusal.reason}", soft_wrap=True)
+            did = "changed" if refusal.reason.startswith("rescaled:") else "left"
+            console.print(f"  {step.name} {did} {refusal.node}: {refusal.reason}", soft_wrap=True)
 
 
 def show_tuning(console: Output, tuning: Tuning) -> None:

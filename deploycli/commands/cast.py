@@ -35,12 +35,12 @@ if TYPE_CHECKING:
 @click.option(
     "--calibrate",
     metavar="DATA",
-    help="Run the FP32 graph on this data first: what comes near the end of FP16's range stays FP32. A folder of "
-    "pictures, .npy, .npz, or package.module:factory.",
+    help="Run the FP32 graph on this data first: what comes near the end of FP16's range is stored smaller, by a power "
+    "of two, or stays FP32. A folder of pictures, .npy, .npz, or package.module:factory.",
 )
 @samples_option
 @lint_option
-@click.option("-v", "--verbose", is_flag=True, help="Name every operator that stays FP32, and why.")
+@click.option("-v", "--verbose", is_flag=True, help="Name every operator that stays FP32, and why, and every repair.")
 @json_option
 def command(
     bundles: tuple[str, ...],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import stat
@@ -24,6 +25,7 @@ from tests.deploycli.test_faults import without_the_right_to_ignore_permissions
 from tests.exporters.bundle import bundles
 from tests.exporters.bundle.bundles import make
 from tests.exporters.precision.casts import source
+from tests.exporters.precision.test_insert_casts_data import large
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -79,6 +81,17 @@ def test_what_is_written_and_printed(deploycli: Command, bundle: Bundle) -> None
         "back": 10,
         "weight": 1,
     }
+
+
+def test_a_repair_is_printed(deploycli: Command, tmp_path: Path) -> None:
+    make(tmp_path / "artifacts", "large", large(scalable=True))
+    np.save(tmp_path / "rows.npy", np.ones((2, 12), np.float32))
+    result = deploycli("cast", "large", "--calibrate", tmp_path / "rows.npy", "-v")
+    assert result.code == 0, result.err
+    lines = result.out.splitlines()
+    assert "  1 repairs by powers of two: what is too large is stored smaller" in lines
+    assert "  cast-fp16 changed block.*: rescaled: b, up to 6.25e+04, stored as x/8: 2 Mul" in lines
+    assert not any("left as it was" in line for line in lines)
 
 
 def test_the_manifest_records_the_artifact(deploycli: Command, bundle: Bundle) -> None:
@@ -223,10 +236,11 @@ def test_data(deploycli: Command, tmp_path: Path) -> None:
     (made,) = result.json()
     said = [f"looking for large values ({i}/3)" for i in (1, 2, 3)]
     assert result.err.splitlines() in (said, [said[0], said[2]])  # between, a line every few seconds
-    reasons = {r["node"]: r["reason"] for r in made["artifact"]["steps"][0]["refusals"]}
-    assert list(reasons) == ["layers.0/MatMul", "layers.1/MatMul", "layers.2/MatMul"]
-    assert reasons["layers.0/MatMul"].startswith("range: a reaches 3.9")
-    assert reasons["layers.0/MatMul"].endswith("e+04 in the data; FLOAT16 ends at 65504")
+    reasons = [refusal["reason"] for refusal in made["artifact"]["steps"][0]["refusals"]]
+    pattern = r"rescaled: ([ab]), up to 3.9\d+e\+04, stored as x/8: 1 MatMul"
+    assert [found[1] for reason in reasons if (found := re.fullmatch(pattern, reason))] == ["a", "b"]
+    assert len(reasons) == 2
+    assert all(comparison["passed"] for comparison in made["comparisons"])
     result = deploycli("cast", "linear", "--calibrate", "data.npy", "--samples", "1", "--allow-fp16", "range")
     assert_refused(result, 5, "no usable numbers")
     images[2, 5] = 1e38

@@ -1,8 +1,15 @@
-"""Small networks of which one channel grows out of FP16, as of DINOv2 and SigLIP: exported, and cast with its data."""
+"""Small networks of which one channel grows out of FP16, as of DINOv2 and SigLIP: exported, and cast with their data.
+
+    python -m tests.exporters.precision.outliers
+
+prints what FP16 makes of them, with repairs and without.
+"""
 
 from __future__ import annotations
 
 import copy
+import itertools
+import os
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -15,6 +22,7 @@ from onnx import TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from torch import nn
 
+from deploycli.exporters.bundle.files import temporary_folder
 from deploycli.exporters.passes.common.names import name_nodes
 from deploycli.exporters.passes.pipeline import rewrite
 from deploycli.exporters.precision.insert_casts import cast
@@ -44,6 +52,7 @@ _SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_hea
 
 
 def timm(name: str) -> nn.Module:
+    torch.manual_seed(0)
     return randomized(import_timm().create_model(name, **_SMALL))
 
 
@@ -52,9 +61,9 @@ class MLP(nn.Module):
 
     def __init__(self, act: nn.Module) -> None:
         super().__init__()
+        torch.manual_seed(0)
         self.norm, self.act = nn.LayerNorm(32), act
         self.fc1, self.fc2, self.head = nn.Linear(32, 64), nn.Linear(64, 32), nn.Linear(32, 5)
-        torch.manual_seed(0)
         for layer in (self.fc1, self.fc2, self.head):
             nn.init.normal_(layer.weight, std=0.2)
         with torch.no_grad():
@@ -143,6 +152,11 @@ class Cast:
                 and n.output[0] not in half]  # fmt: skip
 
     @property
+    def too_large(self) -> int:
+        """Operators that stay FP32 because of how large values are."""
+        return sum(len(self.said(rule)) for rule in ("constant", "overflow", "range"))
+
+    @property
     def error(self) -> float:
         """The largest error over the largest number of the answer in float64."""
         truth = double(self.source, IMAGES)
@@ -179,3 +193,19 @@ def double(proto: onnx.ModelProto, inputs: Mapping[str, Array]) -> dict[str, Arr
     fed = {name: value.astype(np.float64) if value.dtype == np.float32 else value for name, value in inputs.items()}
     names = [value.name for value in graph.output]
     return dict(zip(names, ReferenceEvaluator(wide).run(names, fed), strict=True))
+
+
+def main() -> None:
+    """Print a line for each network and form."""
+    print("                    all FP16   without repairs: FP32 operators, products, error   with repairs")
+    with temporary_folder() as folder:
+        os.environ["DEPLOYCLI_TESTS"] = str(folder)
+        for name, form in itertools.product(NETWORKS, FORMS):
+            blind = cast_with_data(name, form, repair=False, data=False)
+            before, after = (cast_with_data(name, form, repair=repair) for repair in (False, True))
+            cells = [f"{each.too_large:2} {len(each.fp32_products):2} {each.error:9.1e}" for each in (before, after)]
+            print(f"{name:8} {form:10} {blind.error:8.1e} {cells[0]:>24} {cells[1]:>24}")
+
+
+if __name__ == "__main__":
+    main()
