@@ -468,9 +468,13 @@ def _weight_axis(node: ir.Node, position: int) -> int | None:
 
 
 def _overflows(found: _Channels, policy: Policy) -> bool:
-    seen = (policy.magnitudes.get(value.name or "", 0.0) for value in found.values)
-    constants = (*(use.value for use in found.gains), *(use.value for use, _ in found.weights))
-    return any(size > policy.limit for size in seen) or any(policy.overflows(value) for value in constants)
+    def is_beyond(value: ir.Value) -> bool:
+        return policy.magnitudes.get(value.name or "", 0.0) > policy.limit
+
+    # Weights whose products are too large become smaller with what they make, or not at all.
+    weights = (use.value for use, _ in found.weights if not is_beyond(use.node.outputs[0]))
+    constants = (*(use.value for use in found.gains), *weights)
+    return any(map(is_beyond, found.values)) or any(map(policy.overflows, constants))
 
 
 def _channel_exponents(found: _Channels, bounds: Array, policy: Policy) -> Array | None:
