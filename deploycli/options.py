@@ -337,8 +337,9 @@ samples_option = click.option(
 )  # fmt: skip
 
 scheme_option = click.option(
-    "--scheme", type=click.Choice(["gemm", "attention", "full"]), default="gemm", show_default=True,
-    help="INT8 in products with weights; in those of the attention too; on residual branches too.",
+    "--scheme", type=click.Choice(["auto", "gemm", "attention", "full"]), default="auto", show_default=True,
+    help="8 bits where an engine then moves fewest bytes; in all products with weights; in those of the attention too; "
+    "on residual branches too.",
 )  # fmt: skip
 
 
@@ -349,7 +350,8 @@ def calibration_options(function: F) -> F:
             samples_option,
             click.option(
                 "--cache", type=_FILE, metavar="FILE",
-                help="Ranges of an earlier calibration: model.int8.calibration.json of a bundle.",
+                help="Ranges of an earlier calibration: model.int8.calibration.json or model.fp8.calibration.json of a "
+                "bundle.",
             ),
             click.option(
                 "--allow-random-calibration", is_flag=True,

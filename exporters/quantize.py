@@ -1,4 +1,4 @@
-"""``deploycli quantize``: an INT8 artifact of a bundle."""
+"""``deploycli quantize``: an INT8 or FP8 artifact of a bundle."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from deploycli.exporters.precision.calibration import MOST_NAMES, CalibrationCac
 from deploycli.exporters.precision.insert_casts import cast
 from deploycli.exporters.precision.insert_qdq import check_opset, insert
 from deploycli.exporters.precision.methods import Method
-from deploycli.exporters.precision.options import DEFAULT_METHOD
 from deploycli.exporters.precision.placement import SCHEMES, Placement, place
 from deploycli.exporters.precision.policy import REDUCED_TYPES, Policy
 from deploycli.exporters.runtime.runtimes import OrtRuntime
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
 
     from deploycli.exporters.bundle.bundle import Bundle
     from deploycli.exporters.data.samples import Samples
+    from deploycli.exporters.precision.number_format import NumberFormat
     from deploycli.exporters.precision.options import AccuracyBudget, CalibrationData, Labelled, QuantizeOptions
     from deploycli.exporters.verification.accuracy import Accuracy
 
@@ -45,7 +45,7 @@ CALIBRATION_BATCH = 1
 
 @dataclass(frozen=True)
 class Quantized(Derived):
-    """An INT8 artifact.
+    """An INT8 or FP8 artifact.
 
     Attributes:
         search: what the accuracy budget led to, or None where there was none.
@@ -73,7 +73,7 @@ def quantize_bundle(
     lint: bool = True,
     progress: Progress = lambda _label, _done, _total: None,
 ) -> Quantized:
-    """Write the INT8 artifact of a bundle.
+    """Write the INT8 or FP8 artifact of a bundle.
 
     Args:
         bundle: an opened bundle.
@@ -92,7 +92,7 @@ def quantize_bundle(
     """
     samples = data.open(bundle)
     labelled = None if budget is None else budget.open(bundle, data)
-    derivation = Derivation(bundle, "int8", lint=lint)
+    derivation = Derivation(bundle, options.number_format.name, lint=lint)
     check_opset(derivation.model)
     derivation.require_readable()  # before the calibration, which takes long
     placement = _place(derivation.model, options)
@@ -106,9 +106,9 @@ def quantize_bundle(
     _apply(derivation, options, placement, ranges, kept)
     del placement  # it holds the graph
     if search is not None:
-        derivation.note("accuracy-budget", _reverted(search))
+        derivation.note("accuracy-budget", _reverted(search, options.number_format.title))
     derived = derivation.finish(
-        calibration=lambda folder: _record(folder, ranges),
+        calibration=lambda folder: _record(folder, ranges, derivation.precision),
         quantized=kept,
         reverted=() if search is None else search.reverted,
     )
@@ -116,10 +116,12 @@ def quantize_bundle(
 
 
 def _place(model: ir.Model, options: QuantizeOptions) -> Placement:
+    if options.method is not None:
+        _check_method(options.method, options.number_format)
     if options.scheme not in SCHEMES:
         raise UsageError(f"there is no scheme {options.scheme!r}", expected=", ".join(SCHEMES))
     exclude = patterns(options.exclude)
-    kept = patterns(() if options.around is None else options.around.keep)  # FP32 is no INT8 either
+    kept = patterns(() if options.around is None else options.around.keep)  # FP32 is not quantised either
     for pattern in (*exclude, *kept):
         if not _found(model.graph, pattern):
             raise UsageError(
@@ -127,14 +129,19 @@ def _place(model: ir.Model, options: QuantizeOptions) -> Placement:
                 expected=f"names such as {model.graph[0].name}",
             )
     placement = place(
-        model.graph, scheme=options.scheme, exclude=(*exclude, *kept), high_precision=options.high_precision
+        model.graph,
+        scheme=options.scheme,
+        number_format=options.number_format,
+        targets=options.targets,
+        exclude=(*exclude, *kept),
+        high_precision=options.high_precision,
     )
     if not placement.sites:
         first = placement.remarks[0] if placement.remarks else Remark("the graph", "no product with a weight")
         raise UsageError(
             f"nothing is left to quantise: {len(placement.remarks)} operators stay in high precision, such as "
             f"{first.node} ({first.reason})",
-            expected="at least one product in INT8",
+            expected=f"at least one product in {options.number_format.title}",
             hint="fewer --exclude and --high-precision",
         )
     return placement
@@ -162,13 +169,14 @@ def _ranges(
             data=None if samples is None else samples.sha256,
             tensors=placement.calibrated,
         )
+        _check_method(found.method, options.number_format)
         return found, ()
     assert samples is not None, "CalibrationData.open raises where there is neither data nor cache"
     calibration = calibrate(
         path,
         placement.calibrated,
         samples,
-        options.method or Method.of(DEFAULT_METHOD),
+        options.method or Method.of(options.number_format.methods[0]),
         batch_size=CALIBRATION_BATCH,
         state=bundle.path.parent / f".{bundle.path.name}.calibration.npz",
         key=_key(model, samples.sha256, preprocessing),
@@ -180,18 +188,31 @@ def _ranges(
     return measured, calibration.notes
 
 
+def _check_method(method: Method, number_format: NumberFormat) -> None:
+    """Refuse ranges that were cut for another format.
+
+    Raises:
+        UsageError: the method looks for the best range of INT8, and the format is not that.
+    """
+    if method.name not in number_format.methods:
+        raise UsageError(
+            f"ranges by the method {method.name} are for INT8: they cut off what {number_format.title} holds",
+            expected=f"--method {' or '.join(number_format.methods)}",
+        )
+
+
 def _key(model: str, data: str, preprocessing: object) -> str:
     return hashlib.sha256(json.dumps([model, data, preprocessing], sort_keys=True).encode()).hexdigest()
 
 
 def _check_type(placement: Placement, ranges: CalibrationCache, dtype: ir.DataType) -> None:
-    """Refuse what would be infinite before it is quantised: INT8 hides it."""
+    """Refuse what would be infinite before it is quantised: eight bits hide it."""
     largest = float(dtype.max)
     beyond = [f"{name} ({amax:.4g})" for name in placement.calibrated if (amax := ranges.ranges[name]) > largest]
     if beyond:
         raise NumericsError(
             f"beyond {dtype.name}, which ends at {largest:g}: {listed(beyond, MOST_NAMES)}",
-            expected="activations that the type around INT8 can hold",
+            expected="activations that the type around 8 bits can hold",
             hint="--around bf16, or --around fp32",
         )
 
@@ -203,7 +224,7 @@ def _apply(
     ranges: CalibrationCache,
     groups: Collection[str],
 ) -> None:
-    """Put these groups in INT8, and what is around them in its type."""
+    """Quantise these groups, and type what is around them."""
     model, around, policy = derivation.model, options.around, _policy(derivation.model.graph, options)
 
     def quantize() -> list[Remark]:
@@ -212,6 +233,7 @@ def _apply(
             [site for site in placement.sites if site.group in groups],
             ranges.ranges,
             scale_type=options.scale_type,
+            number_format=options.number_format,
             float_weights=options.float_weights,
         )
         return list(placement.remarks)
@@ -248,16 +270,17 @@ def _search(
     labelled: Labelled,
     progress: Progress,
 ) -> Search:
-    """Find what must leave INT8; every graph that is evaluated is the one that would be written."""
+    """Find what must not be quantised; every graph that is evaluated is the one that would be written."""
     batch = derivation.source.artifact.batch
     groups = _place(derivation.model, options).groups
+    title = options.number_format.title
 
     def evaluate(wanted: Collection[str]) -> Accuracy:
-        label = f"evaluating, {len(wanted)} of {len(groups)} in INT8"
+        label = f"evaluating, {len(wanted)} of {len(groups)} in {title}"
         if not wanted:
             with OrtRuntime(derivation.source.path) as runtime:
                 return accuracy_of(runtime, labelled, batch=batch, label=label, progress=progress)
-        tried = Derivation(derivation.bundle, "int8")
+        tried = Derivation(derivation.bundle, derivation.precision)
         _apply(tried, options, _place(tried.model, options), ranges, wanted)
         with tried.runtime() as runtime:
             return accuracy_of(runtime, labelled, batch=batch, label=label, progress=progress)
@@ -266,23 +289,28 @@ def _search(
         model = load_model(derivation.source.path)
         placement = _place(model, options)
         with GatedRuntime(
-            model, placement, ranges.ranges, scale_type=options.scale_type, output=labelled.output
+            model,
+            placement,
+            ranges.ranges,
+            scale_type=options.scale_type,
+            number_format=options.number_format,
+            output=labelled.output,
         ) as runtime:
             return harm_of(runtime, groups, labelled, batch=batch, progress=progress)
 
-    return fit(groups, max_drop, evaluate=evaluate, harm=harm)
+    return fit(groups, max_drop, evaluate=evaluate, harm=harm, title=title)
 
 
-def _reverted(search: Search) -> list[Remark]:
+def _reverted(search: Search, title: str) -> list[Remark]:
     return [
-        Remark(group, f"accuracy: alone in INT8 it moves the logits by {search.harm[group] ** 0.5:.2%}")
+        Remark(group, f"accuracy: alone in {title} it moves the logits by {search.harm[group] ** 0.5:.2%}")
         for group in search.reverted
     ]
 
 
-def _record(folder: Path, ranges: CalibrationCache) -> CalibrationRecord:
+def _record(folder: Path, ranges: CalibrationCache, precision: str) -> CalibrationRecord:
     """Write the ranges beside the artifact that uses them."""
-    name = "model.int8.calibration.json"
+    name = f"model.{precision}.calibration.json"
     ranges.save(folder / name)
     return CalibrationRecord(
         method=str(ranges.method),

@@ -31,7 +31,7 @@ IMPORTS = {
     "verification": "models bundle data runtime",
     "target": "models",
     "lint": "models graph bundle target",
-    "precision": "models graph bundle data runtime verification lint",
+    "precision": "models graph bundle data runtime verification target lint",
     "passes": "models graph",
     "tensorrt": "models graph bundle runtime target lint",
     "journeys": "models graph bundle data runtime verification target lint precision passes tensorrt",

@@ -15,6 +15,7 @@ from deploycli.options import (
     Number,
     calibration_options,
     expressions,
+    gpu_option,
     json_option,
     labels_source,
     lint_option,
@@ -45,6 +46,14 @@ _STAGES = "patch-embed, head, mlp.fc2, patch-merging"
     "package.module:factory, a function that returns an iterable.",
 )
 @calibration_options
+@click.option(
+    "--precision",
+    type=click.Choice(["int8", "fp8"]),
+    default="int8",
+    show_default=True,
+    help="INT8; or FP8 (E4M3), for GPUs of compute capability 8.9 and later.",
+)
+@gpu_option("GPU that --scheme auto chooses for  [default: all that compute in the precision]")
 @scheme_option
 @click.option("--exclude", multiple=True, metavar="REGEX", help="Leave matching operators alone. Repeatable.")
 @click.option(
@@ -63,8 +72,8 @@ _STAGES = "patch-embed, head, mlp.fc2, patch-merging"
 @click.option(
     "--method",
     type=click.Choice(["max", "percentile", "entropy", "mse"]),
-    help="How a range follows from the values that were seen.  [default: mse, the least squared error, or that of "
-    "--cache]",
+    help="How a range follows from the values that were seen.  [default: that of --cache; for INT8 mse, the least "
+    "squared error; for FP8 max]",
 )
 @click.option(
     "--percentile", type=Number(0, 100, above=True), metavar="P", help="Of --method percentile.  [default: 99.99]"
@@ -74,15 +83,15 @@ _STAGES = "patch-embed, head, mlp.fc2, patch-merging"
     type=click.Choice(["fp16", "bf16", "fp32"]),
     default="fp16",
     show_default=True,
-    help="Type of what is not INT8.",
+    help="Type of what is not quantized.",
 )
 @typing_options
 @click.option(
     "--weights",
-    type=click.Choice(["int8", "float"]),
-    default="int8",
+    type=click.Choice(["quantized", "float"]),
+    default="quantized",
     show_default=True,
-    help="Store weights as INT8 with DQ, or as they are with Q and DQ.",
+    help="Store weights in 8 bits with DQ, or as they are with Q and DQ.",
 )
 @click.option(
     "--max-drop",
@@ -109,6 +118,8 @@ def command(
     cache: Path | None,
     allow_random_calibration: bool,
     seed: int,
+    precision: str,
+    gpus: tuple[str, ...],
     scheme: str,
     exclude: tuple[str, ...],
     exclude_file: Path | None,
@@ -129,14 +140,16 @@ def command(
     verbose: bool,
     as_json: bool,
 ) -> int:
-    """Write the INT8 graph of BUNDLE (or of every bundle) beside its FP32 graph: symmetric Q/DQ, as TensorRT reads it.
+    """Write the INT8 or FP8 graph of BUNDLE (or of every bundle) beside its FP32 graph: symmetric Q/DQ, as TensorRT
+    reads it.
 
-    An interrupted calibration goes on where it stopped. INT8 is not always faster than FP16: build and time both.
+    An interrupted calibration goes on where it stopped. 8 bits are not always faster than FP16: build and time both.
 
     \b
     Examples:
       deploycli quantize swin_t --calibrate photos/
       deploycli quantize swin_t --calibrate train/ --images val/ --labels folders --max-drop 0.5
+      deploycli quantize swin_t --calibrate photos/ --precision fp8 --gpu ada
       deploycli quantize vit_b_16 --calibrate photos/ --high-precision sensitive --around fp32
       deploycli quantize swin_t --cache artifacts/swin_t/model.int8.calibration.json --exclude 'blocks.0.'
     """
@@ -149,11 +162,14 @@ def command(
         stages,
     )
     from deploycli.exporters.quantize import quantize_bundle
+    from deploycli.exporters.target.targets import parse_targets
 
     _check_options(click.get_current_context())
     cast = CastOptions(around, names(allow_fp16), expressions(keep_fp32, keep_fp32_file), io_types == "fp16")
     parameters = {} if percentile is None else {"percentile": percentile}
     options = QuantizeOptions(
+        precision=precision,
+        targets=parse_targets(gpus),
         scheme=scheme,
         exclude=expressions(exclude, exclude_file),
         high_precision=stages(names((high_precision,))),
@@ -188,6 +204,7 @@ def _check_options(context: click.Context) -> None:
     for options, serves, is_served in (
         (("images", "labels", "limit"), "--max-drop", "max_drop" in given),
         (("percentile",), "--method percentile", values["method"] == "percentile"),
+        (("gpus",), "--scheme auto", values["scheme"] == "auto"),
         (("seed",), "--allow-random-calibration", values["allow_random_calibration"]),
         (("samples",), "--calibrate", has_data or "cache" not in given),
         (
@@ -198,15 +215,16 @@ def _check_options(context: click.Context) -> None:
     ):
         for option in options:
             if option in given and not is_served:
-                raise click.UsageError(f"--{option.replace('_', '-')} does nothing without {serves}")
+                shown = "gpu" if option == "gpus" else option.replace("_", "-")
+                raise click.UsageError(f"--{shown} does nothing without {serves}")
 
 
 def show_quantized(quantized: Quantized, *, verbose: bool) -> None:
-    """Print an INT8 artifact, and what an accuracy budget led to."""
+    """Print an INT8 or FP8 artifact, and what an accuracy budget led to."""
     console = stdout()
     show_work_on(console, quantized, verbose=verbose)
     artifact = quantized.artifact
-    console.print(f"  {len(artifact.quantized)} products and attentions in INT8")
+    console.print(f"  {len(artifact.quantized)} products and attentions in {artifact.precision.upper()}")
     if (calibration := artifact.calibration) is not None:
         skipped = f", {len(calibration.skipped)} skipped" if calibration.skipped else ""
         console.print(
@@ -216,16 +234,16 @@ def show_quantized(quantized: Quantized, *, verbose: bool) -> None:
     for note in quantized.notes:
         console.print(f"  {note}", soft_wrap=True)
     if quantized.search is not None:
-        _show_search(console, quantized.search)
+        _show_search(console, quantized.search, artifact.precision.upper())
     next_step(console, quantized.bundle)
 
 
-def _show_search(console: Output, search: Search) -> None:
+def _show_search(console: Output, search: Search, title: str) -> None:
     rows = table_of("graph", "labelled", "top-1", "95 % interval", "top-1 lost")
     for name, accuracy in (
         ("fp32", search.fp32),
-        ("all in INT8", search.quantized),
-        (f"{len(search.kept)} in INT8, {len(search.reverted)} reverted", search.result),
+        (f"all in {title}", search.quantized),
+        (f"{len(search.kept)} in {title}, {len(search.reverted)} reverted", search.result),
     ):
         rows.add_row(
             name,
@@ -236,7 +254,7 @@ def _show_search(console: Output, search: Search) -> None:
         )
     console.print(rows)
     for group in search.reverted:
-        console.print(f"  reverted {group}: alone in INT8 it moves the logits by {search.harm[group] ** 0.5:.2%}")
+        console.print(f"  reverted {group}: alone in {title} it moves the logits by {search.harm[group] ** 0.5:.2%}")
 
 
 def _lost(search: Search, accuracy: Accuracy) -> str:

@@ -10,7 +10,8 @@ import onnx_ir as ir
 
 from deploycli.exporters.bench.candidate import Candidate, Prepared
 from deploycli.exporters.graph.onnx_file import load_model
-from deploycli.exporters.precision.simulate import reduced_type
+from deploycli.exporters.precision.number_format import FORMATS
+from deploycli.exporters.precision.simulate import holds_fp8, reduced_type
 from deploycli.exporters.runtime.runtimes import PROVIDERS, OrtRuntime
 from deploycli.models.errors import ExportError, first_line
 
@@ -36,7 +37,7 @@ def _emulated(file: ModelFile, device: str) -> str:
     if file.precision == "fp32":
         return ""
     if device == "cuda":
-        return "ONNX Runtime's CUDA provider dequantizes, and multiplies floats" if file.precision == "int8" else ""
+        return "ONNX Runtime's CUDA provider dequantizes, and multiplies floats" if file.precision in FORMATS else ""
     reduced = reduced_type(load_model(file.path))
     if reduced is None:
         return ""
@@ -45,8 +46,8 @@ def _emulated(file: ModelFile, device: str) -> str:
 
 @contextmanager
 def _open(path: Path, device: str, options: BenchOptions) -> Iterator[Prepare]:
-    load_model(path)  # it is judged as for every other command
-    with OrtRuntime(path, threads=options.threads, device=device, timed=True) as runtime:
+    fp8 = holds_fp8(load_model(path))  # loaded, it is judged as for every other command
+    with OrtRuntime(path, move_qdq=not fp8, threads=options.threads, device=device, timed=True) as runtime:
         yield partial(_prepare, runtime, device, options)
 
 

@@ -27,7 +27,7 @@ SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 EXPORT_AGAIN = "export the model again, or restore the folder from where it was copied"
 
-PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+PRECISIONS = ("fp32", "fp16", "bf16", "fp8", "int8")
 """What a model file can be made as, the most exact first."""
 
 Precision = Annotated[str, Meta(pattern=rf"^({'|'.join(PRECISIONS)})\Z")]

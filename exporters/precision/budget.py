@@ -1,6 +1,6 @@
-"""An accuracy budget: take out of INT8 what hurts most, until the top-1 that is lost fits.
+"""An accuracy budget: take out of INT8 or FP8 what hurts most, until the top-1 that is lost fits.
 
-The groups are ranked by a cheap proxy: how far the logits move, on a few samples, when one group alone is in INT8
+The groups are ranked by a cheap proxy: how far the logits move, on a few samples, when one group alone is quantised
 (`GatedRuntime`: one graph in which every group has a switch). How many of the worst must go is then found by evaluating
 all samples with the very graph that would be written: 1, 2, 4, ... until the drop fits, and halves from there. Where
 accuracy does not rise with every group that goes, more than the fewest may go; what is returned was evaluated, and
@@ -20,6 +20,7 @@ from deploycli.exporters.bundle.files import temporary_folder
 from deploycli.exporters.graph.onnx_file import write_model
 from deploycli.exporters.graph.unique import Names, value_names
 from deploycli.exporters.precision.insert_qdq import Inserter
+from deploycli.exporters.precision.number_format import INT8, NumberFormat
 from deploycli.exporters.runtime.runtimes import Closing, OrtRuntime
 from deploycli.exporters.verification.accuracy import Accuracy, AccuracyMeter
 from deploycli.models.errors import NumericsError, UsageError
@@ -81,6 +82,7 @@ def fit(
     *,
     evaluate: Callable[[Collection[str]], Accuracy],
     harm: Callable[[], Mapping[str, float]],
+    title: str = "INT8",
 ) -> Search:
     """Find few of the most harmful groups without which the drop fits.
 
@@ -89,11 +91,12 @@ def fit(
     Args:
         groups: all groups, in the order of the graph.
         max_drop: largest loss of top-1, as a share.
-        evaluate: accuracy with these groups in INT8; with none of them it is the FP32 graph's.
+        evaluate: accuracy with these groups quantised; with none of them it is the FP32 graph's.
         harm: ranks the groups; called only where something must be reverted.
+        title: of the format that is quantised to.
 
     Raises:
-        NumericsError: no group can be in INT8.
+        NumericsError: no group can be quantised.
     """
     fp32, quantized = evaluate(()), evaluate(groups)
     if _fits(fp32, quantized, max_drop):
@@ -116,8 +119,8 @@ def fit(
         few, many = (few, middle) if fits(middle) else (middle, many)
     if many == len(worst):
         raise NumericsError(
-            f"{worst[-1]}, which hurts least of {len(worst)}, alone in INT8 loses more than {max_drop:.2%} of top-1",
-            expected="a part of the network that bears INT8",
+            f"{worst[-1]}, which hurts least of {len(worst)}, alone in {title} loses more than {max_drop:.2%} of top-1",
+            expected=f"a part of the network that bears {title}",
             hint="a larger --max-drop, more calibration data, or another --method",
         )
     reverted = tuple(worst[:many])
@@ -197,6 +200,7 @@ class GatedRuntime(Closing):
         placement: the groups.
         ranges: value name -> largest magnitude.
         scale_type: scales are numbers of this type.
+        number_format: what is quantised to.
         output: name of the logits.
         optimize: let ONNX Runtime rewrite the graph.
     """
@@ -208,6 +212,7 @@ class GatedRuntime(Closing):
         ranges: Mapping[str, float],
         *,
         scale_type: ir.DataType,
+        number_format: NumberFormat = INT8,
         output: str,
         optimize: bool = True,
     ) -> None:
@@ -215,7 +220,7 @@ class GatedRuntime(Closing):
         names = Names(value_names(graph))
         self._gates = {group: _gate(graph, names.unique(f"gate_{i}")) for i, group in enumerate(placement.groups)}
         self._output = output
-        inserter = Inserter(graph, scale_type)
+        inserter = Inserter(graph, scale_type, number_format)
         for site in placement.sites:
             gate = self._gates[site.group]
             for position, value, quantized in inserter.operands(site, ranges):
@@ -225,7 +230,8 @@ class GatedRuntime(Closing):
                 graph.insert_before(site.node, where)
                 site.node.replace_input_with(position, result)
         with temporary_folder() as folder:
-            self._runtime = OrtRuntime(write_model(model, folder / "gated.onnx")[0], optimize=optimize)
+            path, *_ = write_model(model, folder / "gated.onnx")
+            self._runtime = OrtRuntime(path, optimize=optimize, move_qdq=not number_format.is_floating)
 
     def logits(self, inputs: Mapping[str, Array], groups: Collection[str]) -> Array:
         """Run one batch with these groups in INT8; return [B, classes]."""

@@ -1,4 +1,4 @@
-"""Calibration: run a model on data, measure the range of the tensors that become INT8, and keep the ranges.
+"""Calibration: run a model on data, measure the range of the tensors that are quantised, and keep the ranges.
 
 `calibrate` measures. What it knows after some batches is `Measured`, which an interrupted calibration leaves on the
 disk, so that the next one continues there. `CalibrationCache` is the ranges as a JSON file, bound to what they were
@@ -59,7 +59,7 @@ class Calibration:
 
     Attributes:
         histograms: tensor -> its histogram, in the order asked for.
-        ranges: tensor -> amax by ``method``; the INT8 scale is ``amax / 127``.
+        ranges: tensor -> amax by ``method``; the scale is ``amax / 127`` in INT8, ``amax / 448`` in FP8.
         method: how the ranges were chosen.
         count: samples that were used.
         skipped: names of the samples that could not be read.
@@ -402,7 +402,7 @@ class CalibrationCache:
         method: how the ranges were chosen.
         random: made from random data; it stays with the ranges for ever.
         tool_version: version of the tool that measured.
-        ranges: tensor -> amax; the INT8 scale is ``amax / 127``.
+        ranges: tensor -> amax; the scale is ``amax / 127`` in INT8, ``amax / 448`` in FP8.
     """
 
     model: Sha256

@@ -1,11 +1,12 @@
-"""From the magnitudes of a tensor to its INT8 range: one function and one line of `METHODS` a method.
+"""From the magnitudes of a tensor to its range in 8 bits: one function and one line of `METHODS` a method.
 
 A tensor is measured a batch at a time, as a `Histogram` of its magnitudes. The bins end at a power of two, so a value's
 bin is found without rounding, and doubling the range merges pairs of bins exactly. The histogram of some values is
 therefore the same however they are split into batches, and in any order: it adds up without loss.
 
 A range is one number, amax: symmetric INT8 stands for the multiples of ``amax / 127`` from ``-amax`` to ``amax``. (The
-level -128 is not counted on: it would help one side only.)
+level -128 is not counted on: it would help one side only.) FP8 has the levels of E4M3 times ``amax / 448``; ``entropy``
+and ``mse`` look for the best range of evenly spread levels, and are not for it.
 """
 
 from __future__ import annotations
@@ -163,7 +164,7 @@ class Method:
         return cls(name, {key: float(value) for key, value in (_defaults(name) | parameters).items()})
 
     def amax(self, histogram: Histogram) -> float:
-        """Return the magnitude that the largest INT8 level, 127, stands for: the scale is ``amax / 127``.
+        """Return the magnitude that the largest level stands for: the scale is ``amax / 127``, of FP8 ``amax / 448``.
 
         It is never above the largest magnitude; 0 where all values are 0 or there are none.
         """

@@ -9,7 +9,8 @@ import onnx_ir as ir
 
 from deploycli.exporters.bundle.golden import load_golden
 from deploycli.exporters.data.samples import open_samples, random_samples
-from deploycli.exporters.precision.placement import DEFAULT_HIGH_PRECISION
+from deploycli.exporters.precision.number_format import NumberFormat, format_of
+from deploycli.exporters.precision.placement import AUTO, DEFAULT_HIGH_PRECISION
 from deploycli.exporters.precision.policy import REDUCED_TYPES
 from deploycli.exporters.precision.roles import Stage
 from deploycli.exporters.verification.on_samples import class_output
@@ -22,13 +23,12 @@ if TYPE_CHECKING:
     from deploycli.exporters.bundle.bundle import Bundle
     from deploycli.exporters.data.samples import Samples
     from deploycli.exporters.precision.methods import Method
+    from deploycli.exporters.target.targets import Capability
 
 DEFAULT_SAMPLES = 512
 """Samples of a calibration; NVIDIA's Model Optimizer advises 500 or more for a ViT."""
 
 SENSITIVE = frozenset(Stage)
-
-DEFAULT_METHOD = "mse"
 
 PROXY_SAMPLES = 32
 """Labelled samples on which an accuracy budget ranks what it may revert."""
@@ -56,20 +56,29 @@ class QuantizeOptions:
     """How a graph is quantised.
 
     Attributes:
+        precision: ``int8`` or ``fp8``.
+        targets: compute capabilities that the scheme `AUTO` chooses for; none for all that compute in the precision.
         scheme: one of `deploycli.exporters.precision.placement.SCHEMES`.
         exclude: regular expressions: operators whose names they find stay in high precision.
         high_precision: stages of the network that stay in high precision.
-        method: how a range follows from the data; None takes that of a cache, or else `DEFAULT_METHOD`.
-        float_weights: keep weights in FP32 with Q and DQ; otherwise store INT8 and DQ.
-        around: what is not INT8 is of this type; None for FP32.
+        method: how a range follows from the data; None takes that of a cache, or else the first of the format's.
+        float_weights: keep weights in FP32 with Q and DQ; otherwise store 8 bits and DQ.
+        around: what is not quantised is of this type; None for FP32.
     """
 
-    scheme: str = "gemm"
+    precision: str = "int8"
+    targets: tuple[Capability, ...] = ()
+    scheme: str = AUTO
     exclude: tuple[str, ...] = ()
     high_precision: frozenset[Stage] = DEFAULT_HIGH_PRECISION
     method: Method | None = None
     float_weights: bool = False
     around: CastOptions | None = field(default_factory=CastOptions)
+
+    @property
+    def number_format(self) -> NumberFormat:
+        """What is quantised to."""
+        return format_of(self.precision)
 
     @property
     def scale_type(self) -> ir.DataType:

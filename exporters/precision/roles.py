@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import onnx_ir as ir
 
 from deploycli.exporters.graph.analysis import Analysis, dynamic_axes
-from deploycli.exporters.graph.attention import joined, makers, readers
+from deploycli.exporters.graph.attention import is_read_in_place, joined, makers, readers
 from deploycli.exporters.graph.movement_ops import MOVEMENT
 from deploycli.exporters.graph.operators import ACTIVATIONS, ARITHMETIC, PRODUCTS, SOFTMAX
 
@@ -122,6 +122,24 @@ class Roles:
         if any(_is_activation(value.producer()) for value in origins):
             return Stage.MLP_FC2
         return Stage.PATCH_MERGING if self._merges(node, weight, origins) else None
+
+    def projections(self, node: ir.Node) -> tuple[ir.Node, ...]:
+        """Return the products that make one kernel with a product: its query, key and value, read in place.
+
+        Empty where no attention reads the product in place. The products, in the order in which they read their value.
+        """
+        source = node.inputs[0]
+        if source is None or not self._is_projection(node):
+            return ()
+        return tuple(dict.fromkeys(reader for reader in source.consumers() if self._is_projection(reader)))
+
+    def _is_projection(self, node: ir.Node) -> bool:
+        return node.op_type == "MatMul" and self.constants(node) == (1,) and is_read_in_place(node)
+
+    def ends_attention(self, node: ir.Node) -> bool:
+        """Whether a product with a weight reads the heads of an attention, side by side."""
+        makers_ = [value.producer() for value in self._origins(node.inputs[0], MOVES)]
+        return bool(makers_) and all(maker is not None and self._multiplies_activations(maker) for maker in makers_)
 
     def attention(self, softmax: ir.Node) -> Attention | str:
         """Return the attention around a Softmax, or why there is none."""

@@ -6,6 +6,8 @@ core accumulates, and its result goes through a pair of casts, which ONNX Runtim
 
     y: f16 = MatMul(x: f16, w: f16)  ->  y: f32 = Cast f32 (Cast f16 (MatMul(x: f32, w: f32)))
 
+A QuantizeLinear rounds to INT8 and to FP8 in ONNX Runtime as it does in ONNX, so what is quantised is left as it is.
+
 It is a simulation: the order of a kernel's additions is not, and a fused kernel may round less often.
 """
 
@@ -21,6 +23,7 @@ from onnx_ir.passes import common
 from deploycli.exporters.bundle.files import temporary_folder
 from deploycli.exporters.graph.movement_ops import MOVEMENT
 from deploycli.exporters.graph.onnx_file import load_model, map_external, write_model
+from deploycli.exporters.graph.operators import QDQ, is_onnx
 from deploycli.exporters.graph.unique import Names, value_names
 from deploycli.exporters.precision.dtypes import REDUCED, drop_idle_casts, fill_types, type_of
 from deploycli.exporters.runtime.runtimes import Closing, OrtRuntime
@@ -63,6 +66,12 @@ def reduced_type(model: ir.Model) -> ir.DataType | None:
     fill_types(model)
     values = (value for node in model.graph.all_nodes() for value in (*node.inputs, *node.outputs))
     return next((dtype for value in values if (dtype := type_of(value)) in REDUCED), None)
+
+
+def holds_fp8(model: ir.Model) -> bool:
+    """Whether a graph quantises to FP8, or reads what is stored in it."""
+    values = (value for node in model.graph.all_nodes() if is_onnx(node, *QDQ) for value in node.inputs)
+    return any(type_of(value) == ir.DataType.FLOAT8E4M3FN for value in values)
 
 
 def simulate(model: ir.Model) -> None:
@@ -147,7 +156,7 @@ def open_runtime(path: Path, *, threads: int | None = None) -> OrtRuntime | Simu
     model = load_model(path)
     dtype = reduced_type(model)
     if dtype is None:
-        return OrtRuntime(path, threads=threads)
+        return OrtRuntime(path, move_qdq=not holds_fp8(model), threads=threads)
     map_external(model)
     return SimulatedRuntime(model, dtype, threads=threads)
 
@@ -175,7 +184,8 @@ class SimulatedRuntime(Closing):
         self._inputs, self._outputs = dict(_reduced(model.graph.inputs)), dict(_reduced(model.graph.outputs))
         simulate(model)
         with temporary_folder() as folder:
-            self._runtime = OrtRuntime(write_model(model, folder / "simulated.onnx")[0], threads=threads)
+            path, *_ = write_model(model, folder / "simulated.onnx")
+            self._runtime = OrtRuntime(path, move_qdq=not holds_fp8(model), threads=threads)
         self.inputs, self.outputs = (
             tuple(replace(info, dtype=types[info.name].name) if info.name in types else info for info in infos)
             for infos, types in ((self._runtime.inputs, self._inputs), (self._runtime.outputs, self._outputs))

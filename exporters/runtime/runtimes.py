@@ -212,6 +212,8 @@ class OrtRuntime(Closing):
     Args:
         path: the ONNX file.
         optimize: let ONNX Runtime rewrite the graph; off, it runs node by node as written.
+        move_qdq: let it move and fuse Q/DQ pairs as well. Of FP8 it must not: it moves them across a Transpose, and
+            then has no such Transpose.
         threads: threads within an operator; None leaves the choice to ONNX Runtime.
         device: of `PROVIDERS`.
         timed: for the clock: kernels need not be deterministic, and threads do not wait for work by spinning, which
@@ -235,6 +237,7 @@ class OrtRuntime(Closing):
         path: Path,
         *,
         optimize: bool = True,
+        move_qdq: bool = True,
         threads: int | None = None,
         device: str = "cpu",
         timed: bool = False,
@@ -256,6 +259,8 @@ class OrtRuntime(Closing):
         options.log_severity_level = 4  # errors are raised as well, and warnings are not ours to act on
         options.use_deterministic_compute = not timed
         options.intra_op_num_threads = threads or 0
+        if not move_qdq:
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
         if timed:
             options.add_session_config_entry("session.force_spinning_stop", "1")
         level = ort.GraphOptimizationLevel
