@@ -238,7 +238,7 @@ def _apply(
         )
         return list(placement.remarks)
 
-    derivation.step(f"quantize-{options.scheme}", quantize)
+    derivation.step(f"quantize-{placement.scheme}", quantize)
     if around is not None and policy is not None:
         derivation.step(f"cast-{around.type}", lambda: cast(model, policy, reduce_io=around.reduce_io))
 

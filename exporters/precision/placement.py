@@ -106,10 +106,12 @@ class Placement:
     Attributes:
         sites: where 8 bits go.
         remarks: matrix products, convolutions and attentions that stay in high precision, with the reason.
+        scheme: by which they were chosen; ``gemm`` where `AUTO` found nothing.
     """
 
     sites: tuple[Site, ...]
     remarks: tuple[Remark, ...]
+    scheme: str
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -176,7 +178,7 @@ def place(
             if node.domain == "" and node.op_type in PRODUCTS:
                 chooser.part(node, parts)
         if chooser.found:
-            return _placement(chooser, graph)
+            return _placement(chooser, graph, scheme)
         chooser = _Chooser(Roles(graph), number_format, exclude, high_precision)
         scheme = "gemm"
     for node in graph:
@@ -190,15 +192,15 @@ def place(
             chooser.attention(node)
         elif node.op_type == "Add" and scheme == "full":
             chooser.residual(node)
-    return _placement(chooser, graph)
+    return _placement(chooser, graph, scheme)
 
 
-def _placement(chooser: _Chooser, graph: ir.Graph) -> Placement:
+def _placement(chooser: _Chooser, graph: ir.Graph, scheme: str) -> Placement:
     for inner in graph.subgraphs():
         for node in inner:
             if node.op_type in PRODUCTS | _LEFT_ALONE:
                 chooser.refuse(node, "form: it stands in a branch or a loop")
-    return Placement(tuple(chooser.in_order(graph)), tuple(chooser.remarks))
+    return Placement(tuple(chooser.in_order(graph)), tuple(chooser.remarks), scheme)
 
 
 class _Chooser:

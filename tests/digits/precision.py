@@ -11,13 +11,14 @@ from onnxruntime.quantization import CalibrationMethod, QuantFormat, quantize_st
 from deploycli.exporters.cast import cast_bundle
 from deploycli.exporters.export import ExportOptions, export
 from deploycli.exporters.precision.options import CalibrationData, CastOptions, QuantizeOptions
+from deploycli.exporters.precision.placement import SCHEMES
 from deploycli.exporters.precision.simulate import open_runtime
 from deploycli.exporters.quantize import quantize_bundle
 from tests.calibration import Batches
 from tests.digits import arrays, checkpoint, registered
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
     import numpy.typing as npt
@@ -51,8 +52,17 @@ def exported(name: str, root: Path) -> Bundle:
         return export(ExportOptions(name, root, checkpoint=checkpoint(name)))
 
 
-def rows(bundle: Bundle, root: Path, schemes: tuple[str, ...] = ("gemm", "attention", "full")) -> Iterator[Row]:
-    """Yield FP32, FP16, INT8 by our schemes, and for contrast every operator in INT8 by its extreme values."""
+QUANTIZED: Mapping[str, QuantizeOptions] = {
+    **{f"INT8, {scheme}": QuantizeOptions(scheme=scheme) for scheme in SCHEMES},
+    "FP8, auto": QuantizeOptions(precision="fp8"),
+    "FP8, auto for Ada": QuantizeOptions(precision="fp8", targets=((8, 9),)),
+    "FP8, full": QuantizeOptions(precision="fp8", scheme="full"),
+}
+"""Name of a row -> how its graph is quantised."""
+
+
+def rows(bundle: Bundle, root: Path, names: Iterable[str] = tuple(QUANTIZED)) -> Iterator[Row]:
+    """Yield FP32, FP16, INT8 and FP8 as we place them, and for contrast every operator in INT8 by its extreme values."""
     images, labels = arrays("test")
     truth = _classes(bundle.path / "model.onnx", images)
 
@@ -63,9 +73,9 @@ def rows(bundle: Bundle, root: Path, schemes: tuple[str, ...] = ("gemm", "attent
     yield row("FP32", bundle.path / "model.onnx")
     yield row("FP16", cast_bundle(bundle, CastOptions()).bundle.path / "model.fp16.onnx")
     calibration = arrays("train", CALIBRATION_SAMPLES)[0]
-    for scheme in schemes:
-        quantize_bundle(bundle, QuantizeOptions(scheme=scheme), CalibrationData(list(calibration)))
-        yield row(f"INT8, {scheme}", bundle.path / "model.int8.onnx")
+    for name in names:
+        quantized = quantize_bundle(bundle, QUANTIZED[name], CalibrationData(list(calibration)))
+        yield row(name, quantized.file.path)
     yield row("INT8, naive", naive(bundle.path / "model.onnx", calibration, root / f"{bundle.path.name}.naive.onnx"))
 
 
