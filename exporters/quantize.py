@@ -6,15 +6,18 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from deploycli.exporters.bundle.files import temporary_folder
 from deploycli.exporters.bundle.manifest import CalibrationRecord, FileRecord
 from deploycli.exporters.cast import patterns
 from deploycli.exporters.derive import Derivation, Derived
-from deploycli.exporters.graph.onnx_file import load_model
+from deploycli.exporters.graph.onnx_file import load_model, write_model
 from deploycli.exporters.graph.steps import Remark
 from deploycli.exporters.graph.unique import listed
+from deploycli.exporters.precision.balance import balance
 from deploycli.exporters.precision.budget import GatedRuntime, Search, accuracy_of, fit, harm_of
 from deploycli.exporters.precision.calibration import MOST_NAMES, CalibrationCache, calibrate
 from deploycli.exporters.precision.insert_casts import cast
@@ -96,6 +99,8 @@ def quantize_bundle(
     check_opset(derivation.model)
     derivation.require_readable()  # before the calibration, which takes long
     placement = _place(derivation.model, options)
+    if _is_balanced(placement, options):
+        derivation.step("balance-weights", partial(balance, derivation.model.graph, placement))
     _policy(derivation.model.graph, options)  # what is wrong with it is said before the calibration
     ranges, notes = _ranges(derivation, options, placement, samples, data.cache, progress)
     _check_type(placement, ranges, options.scale_type)
@@ -147,6 +152,19 @@ def _place(model: ir.Model, options: QuantizeOptions) -> Placement:
     return placement
 
 
+def _is_balanced(placement: Placement, options: QuantizeOptions) -> bool:
+    """Whether weights that have one scale are made equally large first."""
+    return not options.number_format.is_floating and any(site.alike for site in placement.sites)
+
+
+def _balanced(model: ir.Model, options: QuantizeOptions) -> Placement:
+    """Choose the sites of a model that was just read, and balance its weights."""
+    placement = _place(model, options)
+    if _is_balanced(placement, options):
+        balance(model.graph, placement)
+    return placement
+
+
 def _ranges(
     derivation: Derivation,
     options: QuantizeOptions,
@@ -172,20 +190,32 @@ def _ranges(
         _check_method(found.method, options.number_format)
         return found, ()
     assert samples is not None, "CalibrationData.open raises where there is neither data nor cache"
-    calibration = calibrate(
-        path,
-        placement.calibrated,
-        samples,
-        options.method or Method.of(options.number_format.methods[0]),
-        batch_size=CALIBRATION_BATCH,
-        state=bundle.path.parent / f".{bundle.path.name}.calibration.npz",
-        key=_key(model, samples.sha256, preprocessing),
-        progress=progress,
-    )
+    with temporary_folder() as folder:
+        if _is_balanced(placement, options):
+            path, *_ = write_model(derivation.model, folder / "balanced.onnx")
+        calibration = calibrate(
+            path,
+            placement.calibrated,
+            samples,
+            options.method or _default_method(placement, options),
+            batch_size=CALIBRATION_BATCH,
+            state=bundle.path.parent / f".{bundle.path.name}.calibration.npz",
+            key=_key(model, samples.sha256, preprocessing),
+            progress=progress,
+        )
     measured = CalibrationCache.of(
         calibration, samples, model=model, preprocessing=preprocessing, tool_version=version("deploycli")
     )
     return measured, calibration.notes
+
+
+def _default_method(placement: Placement, options: QuantizeOptions) -> Method:
+    """Return how a range follows from data where nobody says.
+
+    What is large in a normalised vector is the same channel in every token. Cut off it is missing everywhere, which the
+    squared error of the vector does not show: in a trained DINOv2 ViT-S it moves the result by 10 % instead of 1 %.
+    """
+    return Method.of("max" if _is_balanced(placement, options) else options.number_format.methods[0])
 
 
 def _check_method(method: Method, number_format: NumberFormat) -> None:
@@ -281,13 +311,13 @@ def _search(
             with OrtRuntime(derivation.source.path) as runtime:
                 return accuracy_of(runtime, labelled, batch=batch, label=label, progress=progress)
         tried = Derivation(derivation.bundle, derivation.precision)
-        _apply(tried, options, _place(tried.model, options), ranges, wanted)
+        _apply(tried, options, _balanced(tried.model, options), ranges, wanted)
         with tried.runtime() as runtime:
             return accuracy_of(runtime, labelled, batch=batch, label=label, progress=progress)
 
     def harm() -> dict[str, float]:
         model = load_model(derivation.source.path)
-        placement = _place(model, options)
+        placement = _balanced(model, options)
         with GatedRuntime(
             model,
             placement,

@@ -72,8 +72,8 @@ _STAGES = "patch-embed, head, mlp.fc2, patch-merging"
 @click.option(
     "--method",
     type=click.Choice(["max", "percentile", "entropy", "mse"]),
-    help="How a range follows from the values that were seen.  [default: that of --cache; for INT8 mse, the least "
-    "squared error; for FP8 max]",
+    help="How a range follows from the values that were seen.  [default: that of --cache; max for FP8 and for the "
+    "INT8 of --scheme auto, else mse, the least squared error]",
 )
 @click.option(
     "--percentile", type=Number(0, 100, above=True), metavar="P", help="Of --method percentile.  [default: 99.99]"

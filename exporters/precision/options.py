@@ -61,7 +61,8 @@ class QuantizeOptions:
         scheme: one of `deploycli.exporters.precision.placement.SCHEMES`.
         exclude: regular expressions: operators whose names they find stay in high precision.
         high_precision: stages of the network that stay in high precision.
-        method: how a range follows from the data; None takes that of a cache, or else the first of the format's.
+        method: how a range follows from the data; None takes that of a cache, or else what suits the format and the
+            scheme.
         float_weights: keep weights in FP32 with Q and DQ; otherwise store 8 bits and DQ.
         around: what is not quantised is of this type; None for FP32.
     """

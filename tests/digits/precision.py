@@ -62,7 +62,7 @@ QUANTIZED: Mapping[str, QuantizeOptions] = {
 
 
 def rows(bundle: Bundle, root: Path, names: Iterable[str] = tuple(QUANTIZED)) -> Iterator[Row]:
-    """Yield FP32, FP16, INT8 and FP8 as we place them, and for contrast every operator in INT8 by its extreme values."""
+    """Yield FP32, FP16, INT8 and FP8 as we place them, and every operator in INT8 by its extreme values."""
     images, labels = arrays("test")
     truth = _classes(bundle.path / "model.onnx", images)
 
