@@ -22,6 +22,7 @@ from deploycli.exporters.derive import fp32_file
 from deploycli.exporters.gate import require_passed
 from deploycli.exporters.lint import lint
 from deploycli.exporters.lint.rules import DEFAULT_VERSION
+from deploycli.exporters.precision.number_format import FORMATS
 from deploycli.exporters.precision.options import CastOptions, QuantizeOptions
 from deploycli.exporters.quantize import quantize_bundle
 from deploycli.exporters.target.product import RTX, TENSORRT
@@ -60,13 +61,13 @@ class EngineOptions:
     """Which engines to build.
 
     Attributes:
-        precisions: of `PRECISIONS`; INT8 always comes with FP16, for it can be the slower of the two.
+        precisions: of `PRECISIONS`; INT8 and FP8 always come with FP16, for they can be the slower of the two.
         shapes: what the engines take.
         settings: everything else; its profile is made from ``shapes``.
         cast: how a graph is cast that the bundle does not hold yet.
         quantize: how it is quantised.
         recast: cast again, where the bundle holds a graph of the precision already.
-        data: to calibrate INT8 with; None takes the INT8 graph that the bundle holds.
+        data: to calibrate INT8 and FP8 with; None takes the graphs that the bundle holds.
         assertions: what must hold of the engines of their precision, in place of the default.
         timeout: seconds that one build may take, or None.
         tensorrt: version to lint for where TensorRT is not installed.
@@ -97,9 +98,9 @@ class EngineOptions:
         built = ", ".join(self.ordered)
         if idle := [a for a in self.assertions if a.precision not in self.ordered]:
             raise UsageError(f"{idle[0]} was asserted, and no such engine is built", expected=f"of {built}")
-        if self.data is not None and "int8" not in self.ordered:
+        if self.data is not None and not FORMATS.keys() & {*self.ordered}:
             raise UsageError(
-                f"data to calibrate with were given, and what is built is {built}", hint="--precision int8"
+                f"data to calibrate with were given, and what is built is {built}", hint="--precision int8 or fp8"
             )
         if self.product is RTX:
             _refuse_what_rtx_lacks(self.settings)
@@ -116,8 +117,8 @@ class EngineOptions:
 
     @property
     def ordered(self) -> tuple[str, ...]:
-        """The precisions to build, each once; FP16 before INT8."""
-        wanted = {*self.precisions, *(("fp16",) if "int8" in self.precisions else ())}
+        """The precisions to build, each once; FP16 before INT8 and FP8."""
+        wanted = {*self.precisions, *(("fp16",) if FORMATS.keys() & {*self.precisions} else ())}
         return tuple(p for p in PRECISIONS if p in wanted)
 
     def asserted(self, precision: str, report: LintReport) -> tuple[PrecisionAssertion, ...]:
@@ -208,7 +209,7 @@ def plan_all(bundles: Sequence[Bundle], options: EngineOptions, *, progress: Pro
     """Write the typed graphs of bundles and lint them. Needs no TensorRT.
 
     Raises:
-        UsageError: shapes that a model does not take, or INT8 without data.
+        UsageError: shapes that a model does not take, or INT8 or FP8 without data.
         ExportError: the lint finds errors.
         NumericsError, IntegrityError, EnvironmentUnsuitable: see `cast_bundle` and `quantize_bundle`.
     """
@@ -240,12 +241,13 @@ def build_all(bundles: Sequence[Bundle], options: EngineOptions, *, progress: Pr
 def _check_usage(bundle: Bundle, options: EngineOptions) -> str:
     """Refuse what cannot be built of a bundle; return the shapes that can, in words."""
     profiles = options.shapes.profiles(bundle.manifest.spec.inputs, fp32_file(bundle).artifact.batch)
-    if "int8" in options.ordered and options.data is None and bundle.onnx_file("model.int8.onnx") is None:
-        raise UsageError(
-            f"{bundle.path} holds no INT8 graph, and there is no data to calibrate one with",
-            expected="pictures such as the model will see",
-            hint="--calibrate DIR, or deploycli quantize first",
-        )
+    for name, quantized in FORMATS.items():
+        if name in options.ordered and options.data is None and bundle.onnx_file(f"model.{name}.onnx") is None:
+            raise UsageError(
+                f"{bundle.path} holds no {quantized.title} graph, and there is no data to calibrate one with",
+                expected="pictures such as the model will see",
+                hint="--calibrate DIR, or deploycli quantize first",
+            )
     return _describe(profiles)
 
 
@@ -345,9 +347,10 @@ def _typed(bundle: Bundle, precision: str, options: EngineOptions, progress: Pro
     if precision == "fp32":
         return fp32_file(bundle)
     found = bundle.onnx_file(f"model.{precision}.onnx")
-    if precision == "int8" and options.data is not None:
-        return quantize_bundle(bundle, options.quantize, options.data, lint=False, progress=progress).file
-    if found is not None and (precision == "int8" or not options.recast):
+    if precision in FORMATS and options.data is not None:
+        how = replace(options.quantize, precision=precision, targets=options.targets)
+        return quantize_bundle(bundle, how, options.data, lint=False, progress=progress).file
+    if found is not None and (precision in FORMATS or not options.recast):
         return found
     return cast_bundle(bundle, replace(options.cast, type=precision), lint=False, progress=progress).file
 

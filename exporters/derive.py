@@ -123,8 +123,8 @@ class Derivation:
 
         Args:
             calibration: writes the calibration cache into the folder it is given, and returns its record.
-            quantized: what is in INT8.
-            reverted: what an accuracy budget took out of INT8.
+            quantized: what is in INT8 or FP8.
+            reverted: what an accuracy budget took out of it.
 
         Raises:
             ExportError: TensorRT could not read the graph, or ONNX Runtime cannot load it.

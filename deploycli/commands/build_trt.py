@@ -57,11 +57,11 @@ def _batch_range(text: str) -> tuple[int, int, int]:
 @click.option(
     "--precision",
     "precisions",
-    type=click.Choice(["fp32", "fp16", "bf16", "int8"]),
+    type=click.Choice(["fp32", "fp16", "bf16", "fp8", "int8"]),
     multiple=True,
     default=("fp16",),
     show_default=True,
-    help="Repeatable. int8 builds fp16 as well: it can be the faster of the two.",
+    help="Repeatable. int8 and fp8 build fp16 as well: it can be the faster of the two.",
 )
 @click.option(
     "--batch",
@@ -103,9 +103,13 @@ def _batch_range(text: str) -> tuple[int, int, int]:
     multiple=True,
     metavar="P>=N%",
     help="Share of the products (matrix products, convolutions, attention) that must compute in a precision; exit 6 "
-    "otherwise. Repeatable.  [default: fp32>=90%, fp16>=80%, bf16>=80%, int8>= half of what the graph quantizes]",
+    "otherwise. Repeatable.  [default: fp32>=90%, fp16>=80%, bf16>=80%, int8 and fp8>= half of what the graph quantizes]",
 )
-@click.option("--calibrate", metavar="DATA", help="Data to calibrate int8 with.  [default: the bundle's INT8 graph]")
+@click.option(
+    "--calibrate",
+    metavar="DATA",
+    help="Data to calibrate int8 and fp8 with.  [default: the bundle's INT8 or FP8 graph]",
+)
 @calibration_options
 @scheme_option
 @typing_options
@@ -148,7 +152,7 @@ def command(
 ) -> int:
     """Build TensorRT engines for BUNDLE (or for every bundle): cast or quantize, lint, build, prove, write.
 
-    An FP16 or INT8 graph that the bundle holds already is taken as it is, unless an option says how to cast or data to
+    An FP16, INT8 or FP8 graph that the bundle holds already is taken as it is, unless an option says how to cast or data to
     calibrate with are given. Each build runs in a process of its own. Engine and sidecar go to engines/ in the bundle;
     `deploycli verify` then judges the very engine.
 
@@ -157,6 +161,7 @@ def command(
       deploycli build-trt
       deploycli build-trt swin_t --precision int8 --calibrate photos/ --batch 1:16:64
       deploycli build-trt --compiler rtx --gpu ada --gpu rtx-3090
+      deploycli build-trt swin_t --precision fp8 --gpu ada --calibrate photos/
       deploycli build-trt --timing-cache timings/ --hardware-compatibility ampere+
       deploycli build-trt --dry-run
     """

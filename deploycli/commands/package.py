@@ -48,7 +48,7 @@ POSITIVE = Count()
 )
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "fp16", "bf16", "int8"]),
+    type=click.Choice(["fp32", "fp16", "bf16", "fp8", "int8"]),
     help="Which file.  [default: fp32 of ONNX for Triton; else the smallest that is verified]",
 )
 @click.option("--engine", metavar="FILE", help="Which engine, where there are several of one precision.")

@@ -126,7 +126,7 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class CalibrationRecord:
-    """What the INT8 ranges of an artifact were measured on.
+    """What the ranges of a quantised artifact were measured on.
 
     Attributes:
         method: how ranges were chosen, such as ``mse``.
@@ -154,16 +154,16 @@ class Artifact:
     Attributes:
         file: the model file.
         external: its external data files.
-        precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``; the key of its budget.
+        precision: one of `PRECISIONS`; the key of its budget.
         opset: ONNX operator set version.
         batch: the batch size, or None where the batch axis is symbolic.
         ops_before: operator type -> number of nodes, as traced.
         ops_after: the same for the shipped graph.
         steps: what was done in between, in order.
         source: the file of the bundle that it was made from; empty for the exported graph.
-        calibration: what its INT8 ranges were measured on, or None where it has none.
-        quantized: the operators and attentions that are in INT8, by name.
-        reverted: what an accuracy budget took out of INT8 again.
+        calibration: what its ranges were measured on, or None where it has none.
+        quantized: the operators and attentions that are in INT8 or FP8, by name.
+        reverted: what an accuracy budget took out of them again.
     """
 
     file: FileRecord

@@ -399,13 +399,21 @@ def _weight(node: ir.Node, position: int, subject: Subject) -> Iterator[Problem]
         return  # moved in another way: which axis it was is not followed
     dims = subject.inference.dims(dq.outputs[0])
     if not scale or scale[0] == 1:
-        if dims is not None and dims[channel] != 1:
+        if dims is not None and dims[channel] != 1 and not _is_one_of_several(node, position, dq):
             yield warning(
                 dq, f"one scale for all channels of the weight of {node.op_type}", f"one each, axis {channel}"
             )
     elif axis_of(dq, subject) % rank != channel:
         found = f"scales along axis {axis_of(dq, subject)} of the weight of {node.op_type}"
         yield warning(dq, found, f"axis {channel}, the output channels: a sum cannot be scaled term by term")
+
+
+def _is_one_of_several(node: ir.Node, position: int, dq: ir.Node) -> bool:
+    """Say whether products of one value have weights of one scale: query, key and value, which are then one kernel."""
+    value, scale = operand(node, 1 - position), operand(dq, 1)
+    beside = [] if value is None else [n for n in value.consumers() if _is_gemm(n) and n is not node]
+    scales = [None if (other := dequantized(operand(n, position))) is None else operand(other, 1) for n in beside]
+    return bool(scales) and all(each is scale for each in scales)
 
 
 def _channel_axis(node: ir.Node, position: int, rank: int) -> int:

@@ -152,8 +152,8 @@ def _engine(engine: Engine) -> Servable:
     )
 
 
-_SMALLEST_FIRST = ("int8", "fp16", "bf16", "fp32")
-_MAKE = {"fp16": "deploycli cast", "bf16": "deploycli cast", "int8": "deploycli quantize"}
+_SMALLEST_FIRST = ("int8", "fp8", "fp16", "bf16", "fp32")
+_MAKE = {"fp16": "deploycli cast", "bf16": "deploycli cast", **dict.fromkeys(("fp8", "int8"), "deploycli quantize")}
 
 
 @dataclass(frozen=True)

@@ -229,7 +229,7 @@ def _optimization(servable: Servable, max_batch: int, options: TritonOptions) ->
     if options.flavour == "onnx":
         if not options.onnx_tensorrt:
             return {}
-        modes = {"fp16": "FP16", "bf16": "BF16", "int8": "INT8"}
+        modes = {"fp16": "FP16", "bf16": "BF16", "fp8": "FP16", "int8": "INT8"}
         mode: Message = {"key": "precision_mode", "value": modes.get(servable.file.precision, "FP32")}
         accelerator: Message = {"name": "tensorrt", "parameters": [mode]}
         return {"execution_accelerators": {"gpu_execution_accelerator": [accelerator]}}

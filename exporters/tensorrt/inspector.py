@@ -218,6 +218,7 @@ class EngineLayers:
 _SERVES: Mapping[str, frozenset[str]] = {
     "fp16": frozenset({"fp16", "fp8", "int8"}),
     "bf16": frozenset({"bf16", "fp8", "int8"}),
+    "fp8": frozenset({"fp8"}),
     "int8": frozenset({"int8"}),
     "fp32": frozenset({"fp32"}),
 }
@@ -277,9 +278,12 @@ DEFAULT_ASSERTIONS: Mapping[str, PrecisionAssertion] = {
     "fp16": PrecisionAssertion("fp16", 0.8),
     "bf16": PrecisionAssertion("bf16", 0.8),
     # Where nothing is known of the graph; half of what it quantizes otherwise.
+    "fp8": PrecisionAssertion("fp8", 0.5),
     "int8": PrecisionAssertion("int8", 0.5),
 }
 """Precision of a build -> what its engine must keep, unless the user says otherwise or its graph is known."""
+
+_QUANTIZED = frozenset({"fp8", "int8"})
 
 _OF_WHAT_IS_QUANTIZED = 0.5
 """The compiler leaves products with quantized operands in FP16: 31 % of them in timm's cait_xxs24_224."""
@@ -291,10 +295,10 @@ def default_assertion(precision: str, quantized_share: float) -> PrecisionAssert
     Args:
         precision: of the build.
         quantized_share: of the products of its graph, how many are quantized, 0 to 1, or 0 where that is not known. Of
-            an INT8 engine half of that is asked.
+            an INT8 or FP8 engine half of that is asked.
     """
     usual = DEFAULT_ASSERTIONS[precision]
-    if precision != "int8" or not quantized_share:
+    if precision not in _QUANTIZED or not quantized_share:
         return usual
     return replace(usual, share=math.ceil(100 * _OF_WHAT_IS_QUANTIZED * quantized_share) / 100)
 
