@@ -103,6 +103,7 @@ def quantize_bundle(
         derivation.step("balance-weights", partial(balance, derivation.model.graph, placement))
     _policy(derivation.model.graph, options)  # what is wrong with it is said before the calibration
     ranges, notes = _ranges(derivation, options, placement, samples, data.cache, progress)
+    notes += _notes(placement, options)
     _check_type(placement, ranges, options.scale_type)
     search = None
     if budget is not None and labelled is not None:
@@ -118,6 +119,15 @@ def quantize_bundle(
         reverted=() if search is None else search.reverted,
     )
     return Quantized(derived.file, derived.runtime, derived.comparisons, search, notes)
+
+
+def _notes(placement: Placement, options: QuantizeOptions) -> tuple[str, ...]:
+    if placement.scheme == options.scheme:
+        return ()
+    return (
+        f"no product makes an engine move fewer bytes in {options.number_format.title}, so the scheme is "
+        f"{placement.scheme}: FP16 may be faster",
+    )
 
 
 def _place(model: ir.Model, options: QuantizeOptions) -> Placement:

@@ -103,7 +103,8 @@ def _batch_range(text: str) -> tuple[int, int, int]:
     multiple=True,
     metavar="P>=N%",
     help="Share of the products (matrix products, convolutions, attention) that must compute in a precision; exit 6 "
-    "otherwise. Repeatable.  [default: fp32>=90%, fp16>=80%, bf16>=80%, int8 and fp8>= half of what the graph quantizes]",
+    "otherwise. Repeatable.  [default: fp32>=90%, fp16>=80%, bf16>=80%, int8 and fp8>= half of what the graph "
+    "quantizes]",
 )
 @click.option(
     "--calibrate",
@@ -152,9 +153,9 @@ def command(
 ) -> int:
     """Build TensorRT engines for BUNDLE (or for every bundle): cast or quantize, lint, build, prove, write.
 
-    An FP16, INT8 or FP8 graph that the bundle holds already is taken as it is, unless an option says how to cast or data to
-    calibrate with are given. Each build runs in a process of its own. Engine and sidecar go to engines/ in the bundle;
-    `deploycli verify` then judges the very engine.
+    An FP16, INT8 or FP8 graph that the bundle holds already is taken as it is, unless an option says how to cast or
+    data to calibrate with are given. Each build runs in a process of its own. Engine and sidecar go to engines/ in the
+    bundle; `deploycli verify` then judges the very engine.
 
     \b
     Examples:

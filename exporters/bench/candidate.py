@@ -84,7 +84,8 @@ class Candidate:
 
     Attributes:
         name: the runtime, by which a user asks for it: ``eager``, ``compile``, ``ort-cpu``, ``ort-cuda``.
-        precision: of `deploycli.exporters.bundle.manifest.PRECISIONS`; the key of the budget that its outputs are judged by.
+        precision: of `deploycli.exporters.bundle.manifest.PRECISIONS`; the key of the budget that its outputs are
+            judged by.
         device: ``cpu`` or ``cuda``.
         open: loads it for as long as the context lasts; raises DeployError where this host cannot.
         file: the file of the bundle that it runs; None for the PyTorch module.

@@ -109,7 +109,8 @@ class ModelFile:
         bundle: whose it is.
         record: the file as it was recorded.
         external: the same of its external data.
-        precision: one of `deploycli.exporters.bundle.manifest.PRECISIONS`: what it was made as, and the key of its budget.
+        precision: of `deploycli.exporters.bundle.manifest.PRECISIONS`: what it was made as, and the key of its
+            budget.
         batches: the smallest and the largest batch that it takes, which are equal where its batch is fixed; None is
             any.
         unreleasable: why it must not be shipped, or an empty string.

@@ -84,6 +84,9 @@ def _balance_channels(graph: ir.Graph, products: list[ir.Node], names: Names) ->
         value = initializer(name, ir.tensor((array.astype(np.float64) * factor).astype(np.float32), name=name))
         graph.register_initializer(value)
         norm.replace_input_with(position, value)
+    for value in dict.fromkeys(old):
+        if not value.uses() and not value.is_graph_output():
+            del graph.initializers[value.name or ""]
     for product in products:
         _scale(product, 1 / factor[:, None])
     vector.name = names.unique(f"{vector.name}.balanced")

@@ -50,7 +50,8 @@ BUDGETS: Mapping[str, Budget] = {
     "bf16": Budget(5e-2, 0.999, 0.98),  # eight bits of significand where FP16 has eleven
     # Quantisation is judged by direction and decision. Cosine and top-1 are blind to scale, so a loose bound on the
     # error stands beside them; as a margin it would leave no sample decided.
-    "fp8": Budget(0.5, 0.99, 0.95, tie_margin=0.02, max_top1_drop=0.005),
+    # FP8's three bits of significand move the logits of Swin, ViT and CrossFormer by 5 to 7 % of the largest.
+    "fp8": Budget(0.5, 0.99, 0.95, tie_margin=0.05, max_top1_drop=0.005),
     "int8": Budget(0.5, 0.99, 0.95, tie_margin=0.02, max_top1_drop=0.005),
 }
 
