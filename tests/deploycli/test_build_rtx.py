@@ -58,6 +58,19 @@ def sidecar(plan: Path) -> dict[str, Any]:
     return found
 
 
+def test_fp8_for_a_target(bundle: Path, deploycli: Command) -> None:
+    """Calibrated, built with FP16 beside it, proven, and refused for GPUs that have no FP8."""
+    given = ("--precision", "fp8", "--allow-random-calibration", "--samples", "4")
+    built = deploycli("build-trt", "--gpu", "ada", *given)
+    assert built.code == 0, built.err
+    (plan,) = bundle.glob("engines/fp8-*.plan")
+    found = sidecar(plan)
+    quantized = json.loads((bundle / "manifest.json").read_text())["artifacts"][-1]["quantized"]
+    assert found["layers"]["products_per_type"]["fp8"] == len(quantized) > 0
+    assert len(list(bundle.glob("engines/fp16-*ada*.plan")) + list(bundle.glob("engines/fp16-*89*.plan"))) >= 1
+    assert_refused(deploycli("build-trt", "--gpu", "ampere", *given), 2, "FP8")
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_every_precision_is_proven_over_all_products(plans: dict[str, Path], precision: str) -> None:
     found = sidecar(plans[precision])

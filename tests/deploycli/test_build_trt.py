@@ -148,7 +148,8 @@ def test_a_dry_run_writes_the_graph_and_shows_the_plan(bundle: Path, deploycli: 
         (["--workspace", "lots"], "is no size"),
         (["--error-on-timing-cache-miss"], "--timing-cache DIR"),
         (["--builder-optimization-level", "9"], "'9' is no whole number from 0 to 5"),
-        (["--precision", "fp8"], "'fp8' is not one of"),
+        (["--precision", "fp4"], "'fp4' is not one of"),
+        (["--precision", "fp8"], "holds no FP8 graph, and there is no data to calibrate one with"),
         (["nowhere"], "nowhere"),
     ],
 )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from deploycli.exporters.bundle.bundle import Bundle
 from deploycli.exporters.graph.onnx_file import load_model
 from deploycli.exporters.precision.calibration import CalibrationCache
 from deploycli.exporters.runtime.runtimes import OrtRuntime
@@ -21,7 +22,6 @@ from tests.exporters.precision.tiny import GEMMS, labelled, make, pictures
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from deploycli.exporters.bundle.bundle import Bundle
     from tests.deploycli.conftest import Command
 
 INT8, CACHE = "model.int8.onnx", "model.int8.calibration.json"
@@ -40,6 +40,36 @@ def rows(tmp_path: Path) -> Path:
     with OrtRuntime(bundle.path / "model.onnx") as runtime:
         np.savez(path, images=images, labels=runtime.run({"images": images})["logits"].argmax(1))
     return path
+
+
+def test_fp8(deploycli: Command, bundle: Bundle, rows: Path) -> None:
+    result = deploycli("quantize", "tiny", "--precision", "fp8", "--calibrate", rows)
+    assert result.code == 0, result.err
+    assert re.match(r"artifacts/tiny/model\.fp8\.onnx \d+\.\d MB, fp8, opset 20, batch dynamic\n", result.out)
+    assert "  2 products and attentions in FP8\n" in result.out
+    assert "  calibrated by max on 12 samples in " in result.out
+    artifact = Bundle.open(bundle.path).manifest.artifacts[-1]
+    assert (artifact.precision, artifact.quantized) == ("fp8", ("attn.proj/MatMul", "mlp.fc2/MatMul"))
+    assert artifact.calibration is not None
+    assert artifact.calibration.cache.path == "model.fp8.calibration.json"
+    linted = deploycli("lint", bundle.path / "model.fp8.onnx", "--json").json()
+    assert not [f for f in linted[0]["findings"] if f["level"] == "error" or f["rule"].startswith("quantization")]
+    verified = deploycli("verify", "tiny", "--json").json()
+    assert verified["passed"], verified
+    shown = deploycli("inspect", "tiny").out
+    assert "fp8" in shown
+    assert "2 operators are quantized" not in shown
+    ada = deploycli("quantize", "tiny", "--precision", "fp8", "--calibrate", rows, "--scheme", "gemm", "--json").json()
+    assert len(ada[0]["artifact"]["quantized"]) == 6
+    for options, words in (
+        (("--gpu", "rtx-3090"), "FP8 was asked for, which compute capability 8.6 does not compute"),
+        (("--method", "entropy"), "ranges by the method entropy are for INT8"),
+        (("--gpu", "ada", "--scheme", "gemm"), "--gpu does nothing without --scheme auto"),
+    ):
+        assert_refused(deploycli("quantize", "tiny", "--precision", "fp8", "--calibrate", rows, *options), 2, words)
+    deploycli("quantize", "tiny", "--calibrate", rows)
+    given = ("--precision", "fp8", "--cache", bundle.path / "model.int8.calibration.json")
+    assert_refused(deploycli("quantize", "tiny", *given), 2, "ranges by the method mse are for INT8")
 
 
 def test_what_it_prints(deploycli: Command, bundle: Bundle, rows: Path) -> None:

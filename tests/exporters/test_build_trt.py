@@ -115,5 +115,6 @@ def test_what_the_options_ask_for() -> None:
     half = PrecisionAssertion("fp16", 0.5)
     assert EngineOptions(assertions=(half,)).asserted("fp16", report) == (half,)
     assert EngineOptions(settings=BuildSettings({}, version_compatible=True)).asserted("fp16", report) == ()
-    with pytest.raises(UsageError, match="no precision 'fp8'"):
-        EngineOptions(("fp8",))
+    assert EngineOptions(("fp8", "int8")).ordered == ("fp16", "fp8", "int8")
+    with pytest.raises(UsageError, match="no precision 'fp4'"):
+        EngineOptions(("fp4",))

@@ -14,6 +14,7 @@ from deploycli.exporters.lint import lint
 from deploycli.exporters.passes.common.names import name_nodes
 from deploycli.exporters.passes.pipeline import rewrite
 from deploycli.exporters.precision.insert_qdq import insert
+from deploycli.exporters.precision.number_format import INT8, NumberFormat
 from deploycli.exporters.precision.placement import Placement, place
 from deploycli.exporters.trace import MODULE_KEY, trace
 from deploycli.models.outputs import output_names
@@ -89,6 +90,36 @@ def block() -> ir.Model:
     return graph(BLOCK_TEXT, **constants)
 
 
+# An attention that reads its query, key and value in place, and an MLP: 8 tokens first, two heads of 16.
+IN_PLACE_TEXT = """(float[8,b,32] x) => (float[8,b,32] y) {
+    n1 = LayerNormalization<axis=-1>(x, g1, z1)
+    q0 = MatMul(n1, wq)   k0 = MatMul(n1, wk)   v0 = MatMul(n1, wv)
+    q1 = Reshape(q0, heads)   k1 = Reshape(k0, heads)   v1 = Reshape(v0, heads)
+    q = Transpose<perm=[1,2,0,3]>(q1)   kt = Transpose<perm=[1,2,3,0]>(k1)   v = Transpose<perm=[1,2,0,3]>(v1)
+    s = MatMul(q, kt)   p = Softmax<axis=-1>(s)   o = MatMul(p, v)
+    o1 = Transpose<perm=[2,0,1,3]>(o)   o2 = Reshape(o1, tokens)   o3 = MatMul(o2, wo)   o4 = Add(o3, bo)
+    r = Add(x, o4)
+    n2 = LayerNormalization<axis=-1>(r, g2, z2)
+    h0 = MatMul(n2, w1)   h1 = Add(h0, b1)   h2 = Gelu(h1)   h3 = MatMul(h2, w2)   h4 = Add(h3, b2)
+    y = Add(r, h4)
+}"""
+
+
+def in_place(text: str = IN_PLACE_TEXT, *, scale: float = 0.3, **weights: Any) -> ir.Model:
+    """A transformer block whose projections have no bias and stand tokens first; some weights may be others."""
+    shapes = {
+        **dict.fromkeys(("wq", "wk", "wv", "wo"), (32, 32)),
+        **dict.fromkeys(("bo", "b2", "z1", "z2"), (32,)),
+        **{"w1": (32, 64), "w2": (64, 32), "b1": (64,)},
+    }
+    constants: dict[str, Any] = {
+        name: scale * normal(*shape, seed=i) for i, (name, shape) in enumerate(sorted(shapes.items()))
+    }
+    constants |= {"g1": 1 + 0.1 * normal(32), "g2": 1 + 0.1 * normal(32, seed=1)}
+    constants |= {"heads": np.array([8, -1, 2, 16], np.int64), "tokens": np.array([8, -1, 32], np.int64)}
+    return graph(text, **constants | weights)
+
+
 def node(model: ir.Model, name: str) -> ir.Node:
     """Return the operator of this name."""
     return next(found for found in model.graph if found.name == name)
@@ -139,6 +170,7 @@ def quantized(
     *,
     scheme: str = "full",
     scale_type: ir.DataType = FLOAT,
+    number_format: NumberFormat = INT8,
     float_weights: bool = False,
     groups: tuple[str, ...] | None = None,
     **choices: Any,
@@ -146,9 +178,11 @@ def quantized(
     """Quantise by the extremes of some inputs, stages in high precision included unless ``choices`` names some."""
     model = make()
     found = ranges(model, inputs)
-    placement = place(model.graph, scheme=scheme, **{"high_precision": frozenset(), **choices})
+    placement = place(
+        model.graph, scheme=scheme, number_format=number_format, **{"high_precision": frozenset(), **choices}
+    )
     sites = [site for site in placement.sites if groups is None or site.group in groups]
-    insert(model, sites, found, scale_type=scale_type, float_weights=float_weights)
+    insert(model, sites, found, scale_type=scale_type, number_format=number_format, float_weights=float_weights)
     return model, placement
 
 

@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deploycli.exporters.precision.placement import SCHEMES, Placement, place
+from deploycli.exporters.precision.insert_qdq import insert
+from deploycli.exporters.precision.number_format import FP8, INT8, NumberFormat
+from deploycli.exporters.precision.placement import AUTO, SCHEMES, Placement, place
 from deploycli.exporters.precision.roles import Stage
-from tests.exporters.precision.networks import block, graph, normal
+from deploycli.models.errors import UsageError
+from tests.exporters.precision.networks import HALF, assert_valid, block, graph, in_place, node, normal
 
 NOTHING: frozenset[Stage] = frozenset()
 
@@ -31,19 +34,72 @@ RESIDUALS = [("Add_3", (1,), None), ("Add_6", (1,), None)]
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_schemes(scheme: str) -> None:
     placement = place(block().graph, scheme=scheme, high_precision=NOTHING)
+    alone = scheme in ("auto", "gemm")  # nothing is read in place here
+    assert placement.scheme == ("gemm" if alone else scheme)
     expected = [*GEMMS]
-    if scheme != "gemm":
+    if not alone:
         expected[3:3] = PRODUCTS
     if scheme == "full":
         expected.insert(6, RESIDUALS[0])
         expected.append(RESIDUALS[1])
     assert chosen(placement) == expected
-    names = {"MatMul_3", "MatMul_4"} if scheme == "gemm" else set()
+    names = {"MatMul_3", "MatMul_4"} if alone else set()
     assert refused(placement) == dict.fromkeys(names, "scheme: gemm leaves products of two activations alone")
     for site in placement.sites:
         group = "Softmax" if (site.node.name, site.activations, None) in PRODUCTS else site.node.name
         assert site.group == group
         assert site.known == ({0: 1.0} if site.node.name == "MatMul_4" else {})
+
+
+PROJECTIONS, AFTER, FC2 = ("MatMul", "MatMul_1", "MatMul_2"), ("MatMul_5",), ("MatMul_7",)
+
+
+@pytest.mark.parametrize(
+    ("number_format", "targets", "expected"),
+    [
+        (INT8, (), PROJECTIONS),
+        (INT8, ((7, 5), (12, 1)), PROJECTIONS),
+        (FP8, (), AFTER + FC2),
+        (FP8, ((8, 9),), PROJECTIONS + AFTER + FC2),
+        (FP8, ((12, 0),), AFTER + FC2),
+        (FP8, ((8, 9), (12, 1)), AFTER + FC2),
+    ],
+)
+def test_auto_is_for_the_target(
+    number_format: NumberFormat, targets: tuple[tuple[int, int], ...], expected: tuple[str, ...]
+) -> None:
+    model = in_place()
+    placement = place(model.graph, scheme=AUTO, number_format=number_format, targets=targets, high_precision=NOTHING)
+    assert placement.scheme == AUTO
+    assert tuple(site.node.name for site in placement.sites) == expected
+    is_together = PROJECTIONS[0] in expected
+    assert placement.groups == (PROJECTIONS[:1] if is_together else ()) + expected[3 * is_together :]
+    assert refused(placement).keys() == {f"MatMul{s}" for s in ("", *map("_{}".format, range(1, 8)))} - {*expected}
+    insert(
+        model, placement.sites, dict.fromkeys(placement.calibrated, 3.0), scale_type=HALF, number_format=number_format
+    )
+    assert_valid(model)
+    scales = {node(model, name).inputs[1].producer().inputs[1] for name in PROJECTIONS if name in expected}  # type: ignore[union-attr]
+    assert len(scales) == is_together
+    assert all(scale is not None and scale.const_value is not None and scale.const_value.size == 1 for scale in scales)
+
+
+def test_query_key_and_value_go_together_or_not_at_all() -> None:
+    placement = place(
+        in_place().graph,
+        scheme=AUTO,
+        number_format=FP8,
+        targets=((8, 9),),
+        exclude=(re.compile("^MatMul_1$"),),
+        high_precision=NOTHING,
+    )
+    assert tuple(site.node.name for site in placement.sites) == AFTER + FC2
+    assert refused(placement)["MatMul_1"] == "user: matches '^MatMul_1$'"
+
+
+def test_a_target_without_fp8() -> None:
+    with pytest.raises(UsageError, match=r"compute capability 8\.6 does not compute"):
+        place(in_place().graph, scheme=AUTO, number_format=FP8, targets=((8, 6), (8, 9)))
 
 
 def test_what_needs_data_and_what_not() -> None:
@@ -189,7 +245,7 @@ TRAPS = {
     "Einsum": (
         '(float[b,16] x) => (float[] y) { y = Einsum<equation="bi,ij->bj">(x, w) }',
         {"w": normal(16, 16)},
-        {"Einsum": "form: Einsum has no INT8 form here"},
+        {"Einsum": "form: Einsum has no 8-bit form here"},
     ),
 }
 

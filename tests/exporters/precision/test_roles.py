@@ -125,8 +125,9 @@ def test_every_network_in_every_scheme(name: str) -> None:
     for scheme in SCHEMES if name in ("swin", "deit distilled", "transformers DeiT") else ("full",):
         model = family(name)
         sites = place(model.graph, scheme=scheme).sites
-        assert sum(site.known == {0: 1.0} for site in sites) == (0 if scheme == "gemm" else blocks)
-        assert sum(site.node.op_type in ("MatMul", "Conv") and site.axis is not None for site in sites) >= 4 * blocks
+        assert sum(site.known == {0: 1.0} for site in sites) == (0 if scheme in ("auto", "gemm") else blocks)
+        weights = sum(site.node.op_type in ("MatMul", "Conv") and site.axis is not None for site in sites)
+        assert weights == 3 * blocks if scheme == "auto" else weights >= 4 * blocks
         insert(model, sites, found, scale_type=HALF)
         assert_valid(model)
         cast(model, Policy(HALF))
