@@ -11,6 +11,7 @@ import pytest
 
 from tests.deploycli.commands import assert_refused, files
 from tests.exporters.lint.rtx import WHY
+from tests.exporters.precision.tiny import make
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -58,17 +59,18 @@ def sidecar(plan: Path) -> dict[str, Any]:
     return found
 
 
-def test_fp8_for_a_target(bundle: Path, deploycli: Command) -> None:
+def test_fp8_for_a_target(tmp_path: Path, deploycli: Command) -> None:
     """Calibrated, built with FP16 beside it, proven, and refused for GPUs that have no FP8."""
-    given = ("--precision", "fp8", "--allow-random-calibration", "--samples", "4")
+    bundle = make(tmp_path / "artifacts").path
+    given = ("tiny", "--precision", "fp8", "--allow-random-calibration", "--samples", "4")
     built = deploycli("build-trt", "--gpu", "ada", *given)
     assert built.code == 0, built.err
     (plan,) = bundle.glob("engines/fp8-*.plan")
+    assert len(list(bundle.glob("engines/fp16-*.plan"))) == 1
     found = sidecar(plan)
-    quantized = json.loads((bundle / "manifest.json").read_text())["artifacts"][-1]["quantized"]
-    assert found["layers"]["products_per_type"]["fp8"] == len(quantized) > 0
-    assert len(list(bundle.glob("engines/fp16-*ada*.plan")) + list(bundle.glob("engines/fp16-*89*.plan"))) >= 1
-    assert_refused(deploycli("build-trt", "--gpu", "ampere", *given), 2, "FP8")
+    assert found["layers"]["products_per_type"]["fp8"] == 2  # the attention's projection, and the MLP's second layer
+    assert [*found["assertions"]] == ["fp8>=10%"]
+    assert_refused(deploycli("build-trt", "--gpu", "ampere", *given), 2, "FP8 was asked for")
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
