@@ -52,10 +52,11 @@ def ours(bundle: Bundle, root: Path) -> Iterator[tuple[str, Path]]:
     path = cast_bundle(bundle, CastOptions()).bundle.path / "model.fp16.onnx"
     yield "deploycli, FP16", path.rename(root / "fp16.onnx")
     settings = {
-        "deploycli, gemm (default)": QuantizeOptions(),
-        "deploycli, gemm, max": QuantizeOptions(method=Method.of("max")),
-        "deploycli, gemm, FP32 around": QuantizeOptions(around=None),
-        "deploycli, gemm, sensitive stages in FP16": QuantizeOptions(high_precision=SENSITIVE),
+        "deploycli, auto (default)": QuantizeOptions(),
+        "deploycli, gemm": QuantizeOptions(scheme="gemm"),
+        "deploycli, gemm, max": QuantizeOptions(scheme="gemm", method=Method.of("max")),
+        "deploycli, gemm, FP32 around": QuantizeOptions(scheme="gemm", around=None),
+        "deploycli, gemm, sensitive stages in FP16": QuantizeOptions(scheme="gemm", high_precision=SENSITIVE),
         "deploycli, attention": QuantizeOptions(scheme="attention"),
         "deploycli, full": QuantizeOptions(scheme="full"),
     }
