@@ -23,7 +23,7 @@ import numpy as np
 import onnx_ir as ir
 
 from deploycli.exporters.graph.analysis import Analysis
-from deploycli.exporters.graph.attention import IN_PLACE
+from deploycli.exporters.graph.attention import IN_PLACE, TURNED_IN_PLACE
 from deploycli.exporters.graph.builder import initializer
 from deploycli.exporters.graph.operators import is_onnx, operand
 from deploycli.exporters.graph.steps import Remark
@@ -69,8 +69,6 @@ def _balance_channels(graph: ir.Graph, products: list[ir.Node], names: Names) ->
     norm = None if vector is None else vector.producer()
     if vector is None or norm is None or not is_onnx(norm, "LayerNormalization"):
         return "form: no LayerNormalization is in front of it"
-    if vector.is_graph_output() or set(vector.consumers()) != set(products):
-        return "form: its LayerNormalization is read elsewhere too"
     weights = np.concatenate([_weight(product) for product in products], axis=1).astype(np.float64)
     old = [value for value in norm.inputs[1:] if value is not None]
     arrays = [None if v.const_value is None or v.is_graph_input() else v.const_value.numpy() for v in old]
@@ -122,7 +120,7 @@ def _reader(product: ir.Node, analysis: Analysis) -> Reader | None:
     """Return the product of two activations that reads a projection, at which position, and its heads, (h, d)."""
     split = _only_reader(product, "Reshape")
     turn = None if split is None else _only_reader(split, "Transpose")
-    if split is None or turn is None or tuple(turn.attributes.get_ints("perm", ())) not in IN_PLACE:
+    if split is None or turn is None or tuple(turn.attributes.get_ints("perm", ())) not in (IN_PLACE, TURNED_IN_PLACE):
         return None
     reader = _only_reader(turn, "MatMul")
     heads = (analysis.dims(split.outputs[0]) or ())[-2:]

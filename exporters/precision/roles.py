@@ -126,15 +126,16 @@ class Roles:
     def projections(self, node: ir.Node) -> tuple[ir.Node, ...]:
         """Return the products that make one kernel with a product: its query, key and value, read in place.
 
-        Empty where no attention reads the product in place. The products, in the order in which they read their value.
+        Empty where no attention reads the product in place, or where something else reads the value too: that would
+        have to be written in 8 bits and in another type. The products, in the order in which they read their value.
         """
         source = node.inputs[0]
-        if source is None or not self._is_projection(node):
+        if source is None or source.is_graph_output() or not all(map(self._is_projection, source.consumers())):
             return ()
-        return tuple(dict.fromkeys(reader for reader in source.consumers() if self._is_projection(reader)))
+        return tuple(dict.fromkeys(source.consumers()))
 
     def _is_projection(self, node: ir.Node) -> bool:
-        return node.op_type == "MatMul" and self.constants(node) == (1,) and is_read_in_place(node)
+        return node.op_type == "MatMul" and self.constants(node) == (1,) and is_read_in_place(node, self._analysis)
 
     def ends_attention(self, node: ir.Node) -> bool:
         """Whether a product with a weight reads the heads of an attention, side by side."""

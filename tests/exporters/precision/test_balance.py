@@ -115,30 +115,29 @@ def test_a_range_of_the_vector_as_it_was_is_not_taken_for_the_new_one() -> None:
     assert not {"g1", "z1"} & model.graph.initializers.keys()
 
 
-REFUSED = {
-    "read elsewhere": (
-        IN_PLACE_TEXT.replace("r = Add(x, o4)", "r0 = Add(x, o4)   r = Add(r0, n1)"),
-        ["form: its LayerNormalization is read elsewhere too"],
-    ),
-    "no norm": (
-        IN_PLACE_TEXT.replace("LayerNormalization<axis=-1>(x, g1, z1)", "Mul(x, g1)"),
-        ["form: no LayerNormalization is in front of it"],
-    ),
-    "rotated": (
-        IN_PLACE_TEXT.replace("s = MatMul(q, kt)", "q2 = Mul(q, turn)   s = MatMul(q2, kt)"),
-        ["form: not one query that meets its key as they are projected"],
-    ),
+def test_without_a_norm_the_columns_alone_are_balanced() -> None:
+    model = in_place(IN_PLACE_TEXT.replace("LayerNormalization<axis=-1>(x, g1, z1)", "Mul(x, g1)"))
+    before = run(model, X)["y"]
+    assert balanced(model) == ["form: no LayerNormalization is in front of it"]
+    assert run(model, X)["y"] == pytest.approx(before, rel=1e-4, abs=1e-4)
+    held = weights(model)
+    assert np.abs(held["wq"]).max(axis=0) == pytest.approx(np.abs(held["wk"]).max(axis=0), rel=1e-5)
+
+
+ELSEWHERE = {
+    "the vector is read elsewhere": ("r = Add(x, o4)", "r0 = Add(x, o4)   r = Add(r0, n1)"),
+    "the query is rotated": ("s = MatMul(q, kt)", "q2 = Mul(q, bo2)   s = MatMul(q2, kt)"),
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_is_left_as_it_is(name: str) -> None:
-    text, reasons = REFUSED[name]
-    more = {"turn": np.float32(0.5)} if name == "rotated" else {}
-    model = in_place(text, **more)
-    before = run(model, X)["y"]
-    assert balanced(model) == reasons
-    assert run(model, X)["y"] == pytest.approx(before, rel=1e-4, abs=1e-4)
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_what_would_be_written_twice_is_not_chosen(name: str) -> None:
+    model = in_place(IN_PLACE_TEXT.replace(*ELSEWHERE[name]), bo2=np.float32(0.5))
+    placement = place(model.graph, scheme=AUTO, high_precision=frozenset())
+    assert placement.scheme == "gemm"
+    before = weights(model)
+    assert balance(model.graph, placement) == []
+    assert all((array == before[name]).all() for name, array in weights(model).items())
 
 
 def test_a_projection_that_is_quantised_keeps_its_range() -> None:
