@@ -69,6 +69,8 @@ def _balance_channels(graph: ir.Graph, products: list[ir.Node], names: Names) ->
     norm = None if vector is None else vector.producer()
     if vector is None or norm is None or not is_onnx(norm, "LayerNormalization"):
         return "form: no LayerNormalization is in front of it"
+    if set(vector.consumers()) != set(products):
+        return "form: its LayerNormalization is read elsewhere too"
     weights = np.concatenate([_weight(product) for product in products], axis=1).astype(np.float64)
     old = [value for value in norm.inputs[1:] if value is not None]
     arrays = [None if v.const_value is None or v.is_graph_input() else v.const_value.numpy() for v in old]

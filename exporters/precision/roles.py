@@ -126,13 +126,15 @@ class Roles:
     def projections(self, node: ir.Node) -> tuple[ir.Node, ...]:
         """Return the products that make one kernel with a product: its query, key and value, read in place.
 
-        Empty where no attention reads the product in place, or where something else reads the value too: that would
-        have to be written in 8 bits and in another type. The products, in the order in which they read their value.
+        Empty where no attention reads the product in place, or where something else computes with the value too: that
+        would have to be written in 8 bits and in another type. A part of it, such as the class token whose query is the
+        only one, may be moved. The products, in the order in which they read their value.
         """
         source = node.inputs[0]
-        if source is None or source.is_graph_output() or not all(map(self._is_projection, source.consumers())):
-            return ()
-        return tuple(dict.fromkeys(source.consumers()))
+        readers_ = [] if source is None or source.is_graph_output() else dict.fromkeys(source.consumers())
+        found = tuple(reader for reader in readers_ if self._is_projection(reader))
+        is_read_by_others = any(reader not in found and reader.op_type not in MOVES for reader in readers_)
+        return found if node in found and not is_read_by_others else ()
 
     def _is_projection(self, node: ir.Node) -> bool:
         return node.op_type == "MatMul" and self.constants(node) == (1,) and is_read_in_place(node, self._analysis)

@@ -124,6 +124,13 @@ def test_without_a_norm_the_columns_alone_are_balanced() -> None:
     assert np.abs(held["wq"]).max(axis=0) == pytest.approx(np.abs(held["wk"]).max(axis=0), rel=1e-5)
 
 
+def test_a_vector_of_which_a_part_is_moved_keeps_its_channels() -> None:
+    text = IN_PLACE_TEXT.replace("n2 = Layer", "m = Transpose<perm=[1,0,2]>(n1)   n2 = Layer").replace(
+        "=> (float[8,b,32] y)", "=> (float[8,b,32] y, float[b,8,32] m)"
+    )
+    assert balanced(in_place(text)) == ["form: its LayerNormalization is read elsewhere too"]
+
+
 ELSEWHERE = {
     "the vector is read elsewhere": ("r = Add(x, o4)", "r0 = Add(x, o4)   r = Add(r0, n1)"),
     "the query is rotated": ("s = MatMul(q, kt)", "q2 = Mul(q, bo2)   s = MatMul(q2, kt)"),
