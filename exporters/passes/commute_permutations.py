@@ -319,7 +319,9 @@ class Planner:
         """Return the layout of the source from which a result is made at least cost, and that cost, in bytes."""
         if not permute.by_rows:
             own = self.layouts.identity(permute.source.rows)
-            extra = 0 if own in have or permute.source.rows == 1 else self.nearest(permute.source, have, own)[1]
+            extra = 0
+            if own not in have and permute.source.rows > 1:  # and is moved in any case
+                extra = self.nearest(permute.source, have, own)[1] - _cost_of_breaking(permute.source)
             return own, extra + self._permute_cost(permute, None, want)
         cost, _, layout = min((self._permute_cost(permute, h, want), i, h) for i, h in enumerate(have))
         return layout, cost
@@ -415,7 +417,9 @@ class Planner:
             if pieces.is_identity:
                 self._costs[key] = 0 if same else VIEW
             else:
-                self._costs[key] = _copy_cost(pieces, permute.result, permute.unit) + _cost_of_breaking(permute.source)
+                # Where channels move, too, the value is moved in any order of its rows.
+                breaking = _cost_of_breaking(permute.source) if permute.by_rows else 0
+                self._costs[key] = _copy_cost(pieces, permute.result, permute.unit) + breaking
         return self._costs[key]
 
     def _is_strided(self, permute: Permute, want: int) -> bool:
