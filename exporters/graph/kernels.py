@@ -522,9 +522,11 @@ class _Anchors:
 
     def _may_be_added(self, key: _Key, unit: _Unit, first: _Unit) -> bool:
         """Say whether a residual is there, as the kernel can read it, when the anchor has computed the rest."""
+        if unit.node.op_type != "Add" or len(unit.reads) > 2:
+            return False
         maker = self._units.maker.get(key)
         shapes = {self._units.dims(value) for value in unit.node.inputs}
-        if unit.node.op_type != "Add" or len(unit.reads) > 2 or len(shapes) > 1 or self._follows(key, first):
+        if len(shapes) > 1 or self._follows(key, first):
             return False
         is_moved = maker is not None and maker.is_copy and len(self._units.readers[key]) == 1
         return not is_moved and not self._units.stays_wide(key)

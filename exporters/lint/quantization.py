@@ -55,10 +55,18 @@ _MIXED_SINCE = (11,)
 
 
 def quantized_share(subject: Subject) -> float:
-    """Return how many of a graph's matrix products and convolutions read quantized operands only, 0 to 1."""
-    products = [node for node in subject.nodes if is_onnx(node, *GEMMS)]
-    quantized = [node for node in products if all(map(dequantized, node.inputs[:2]))]
+    """Return how many of a graph's matrix products and convolutions read quantized operands only, 0 to 1.
+
+    Products of one value that are split into heads at once count as one: they are one kernel.
+    """
+    products = {_kernel_of(node): node for node in subject.nodes if is_onnx(node, *GEMMS)}
+    quantized = [node for node in products.values() if all(map(dequantized, node.inputs[:2]))]
     return len(quantized) / max(len(products), 1)
+
+
+def _kernel_of(node: ir.Node) -> object:
+    shaped = {reader.op_type for reader in node.outputs[0].consumers()}
+    return (node.inputs[0], len(node.outputs[0].consumers())) if shaped == {"Reshape"} else node
 
 
 def quantization(subject: Subject) -> Iterator[Problem]:

@@ -229,6 +229,28 @@ def _constant(node: ir.Node, policy: Policy) -> str | None:
             return f"{value.name} ({rounding.largest:.3g}) would become zero"
         if rounding.subnormal and position == 1 and node.op_type in QDQ:
             return f"{rounding.subnormal} of {rounding.size} scales of {value.name} would lose their digits"
+    if (other := _finer_partner(node, policy)) is not None:
+        return f"it is multiplied with what {other.name} scales, in FP32: NVIDIA's builder takes no two types"
+    return None
+
+
+def _finer_partner(node: ir.Node, policy: Policy) -> ir.Value | None:
+    """Return the scales of the other operand of a product of quantised values, where they have to stay FP32.
+
+    TensorRT for RTX 1.7 builds no MatMul whose operands are scaled in FP16 and, channel by channel, in FP32.
+    """
+    if node.op_type not in QDQ:
+        return None
+    ends = node.outputs[0].consumers()
+    pairs = [node] if node.op_type == "DequantizeLinear" else [n for n in ends if n.op_type == "DequantizeLinear"]
+    products = [n for pair in pairs for n in pair.outputs[0].consumers() if is_onnx(n, "MatMul")]
+    for value in (value for product in products for value in product.inputs):
+        other = None if value is None else value.producer()
+        if other is None or other in pairs or other.op_type != "DequantizeLinear":
+            continue
+        rounding = policy.examine(other.inputs[1])
+        if rounding is not None and rounding.subnormal and rounding.size > 1:
+            return other.inputs[1]
     return None
 
 

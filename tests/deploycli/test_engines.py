@@ -121,7 +121,7 @@ def test_another_gpu(plans: dict[str, Path], deploycli: Command, monkeypatch: py
     result = deploycli("verify")
     assert result.code == 0
     name = plans["fp16"].name
-    reason = "is for compute capability 7.5, 8.0, 8.6, 8.9, 12.0 and 12.1, here is NVIDIA H100 (9.0)"
+    reason = "is for compute capability 8.0, 8.6, 8.9, 12.0 and 12.1, here is NVIDIA H100 (9.0)"
     assert f"NOT JUDGED engines/{name}: {name} {reason}" in result.out
     assert_refused(deploycli("verify", "--engines", "all"), 7, "NVIDIA H100", "--compiler tensorrt, on this machine")
     assert Engine.opened == []
@@ -231,8 +231,8 @@ def test_int8_comes_with_fp16(tmp_path: Path, deploycli: Command, monkeypatch: p
     options = ("build-trt", "--compiler", "rtx", "--precision", "int8", "--gpu", "ada")
     built = deploycli(*options, "--calibrate", tmp_path / "data.npy", "--json").json()
     assert [engine["precision"] for engine in built] == ["fp16", "int8"]
-    assert built[1]["sidecar"]["assertions"] == ["int8>=29%"]  # half of the 8 in 14 products that the graph has
-    assert built[1]["sidecar"]["layers"]["products_per_type"]["int8"] > 7
+    assert built[1]["sidecar"]["assertions"] == ["int8>=8%"]  # half of 2 in 12: query, key and value are one kernel
+    assert built[1]["sidecar"]["layers"]["products_per_type"]["int8"] == 2
     assert sorted(path.suffix for path in (wider / "engines").iterdir()) == [*2 * [".json"], *2 * [".plan"]]
     result = deploycli(*options, "--allow-random-calibration", "--samples", "4")
     assert result.code == 0, result.err

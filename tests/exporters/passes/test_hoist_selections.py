@@ -140,14 +140,14 @@ def test_queries_that_are_projected_apart_need_no_splitting() -> None:
     assert selections(rewritten) == 3  # of x, of n, and the one that was there
 
 
-def test_the_pipeline_leaves_what_is_left_of_the_projections_apart() -> None:
+def test_the_pipeline_merges_what_is_left_of_the_projections() -> None:
     plain = block(NORM, APART, SCORES, MIXED, PROJECTED, MLP, CLASS)
     model = load(plain)
     rewrite(model)
     rewritten = proto(model)
     assert deviation(plain, rewritten, (1, 3, 5)) < 1e-5
-    assert ops(rewritten)["MatMul"] == 8  # q, k, v, two in attention, projection, two of the MLP
-    assert ops(rewritten)["Add"] == 5  # their biases are in their weights: projection, MLP, two residuals
+    # q, k and v, two in attention, projection, two of the MLP: of one block no kernel is saved by reading them in place
+    assert ops(rewritten)["MatMul"] == 7
     assert multiply_adds(rewritten) == N * 2 * C * C + ROW + C * CLASSES
 
 

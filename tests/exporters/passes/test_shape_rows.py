@@ -4,6 +4,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import find, given, settings
 from hypothesis import strategies as st
@@ -42,7 +43,22 @@ CONSTANTS = {"image": [-1, 2, 3, 4], "flat": [-1, 6, 4], "w": constant(4, 4), "b
 
 def test_rows_keep_one_shape() -> None:
     counts, _, modified = shape(MLP, **CONSTANTS)
-    assert (counts, modified) == ({"Transpose": 1, "Reshape": 1, "Relu": 2, "MatMul": 1, "Add": 2, "Neg": 1}, True)
+    assert (counts, modified) == ({"Transpose": 1, "Reshape": 2, "Relu": 2, "MatMul": 1, "Add": 2, "Neg": 1}, True)
+
+
+def test_a_product_has_three_axes_at_most() -> None:
+    """The image is its shape from one end to the other, and no Reshape would be needed: but for the product."""
+    text = """g (float[batch, 2, 3, 4] x) => (float[batch, 2, 3, 4] y) {
+        m = MatMul (x, w)
+        b = Add (m, bias)
+        y = Neg (b)
+    }"""
+    rewritten, _, modified = apply(ShapeRows, plain := parse(text, w=CONSTANTS["w"], bias=CONSTANTS["bias"]))
+    assert differences(plain, rewritten) == []
+    assert (ops(rewritten), modified) == ({"Reshape": 2, "MatMul": 1, "Add": 1, "Neg": 1}, True)
+    inferred = onnx.shape_inference.infer_shapes(rewritten)
+    (product,) = (node.output[0] for node in rewritten.graph.node if node.op_type == "MatMul")
+    assert [len(v.type.tensor_type.shape.dim) for v in inferred.graph.value_info if v.name == product] == [3]
 
 
 def test_a_second_run_changes_nothing() -> None:
@@ -78,7 +94,7 @@ def test_a_normalisation_counts_its_axis_from_the_end() -> None:
     plain = parse(text, gamma=constant(4), **CONSTANTS)
     rewritten, _, modified = apply(ShapeRows, plain)
     assert differences(plain, rewritten, rtol=1e-5) == []
-    assert (modified, ops(rewritten)["Reshape"]) == (True, 1)
+    assert (modified, ops(rewritten)["Reshape"]) == (True, 2)
 
 
 # --- twins that must not match ---------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from deploycli.exporters.bundle.engine import GpuRecord, IoTensor, Sidecar, engi
 from deploycli.exporters.graph.onnx_file import model_sha256
 from deploycli.exporters.target.product import RTX, TENSORRT
 from deploycli.exporters.target.settings import BuildSettings, ShapeRange
-from deploycli.exporters.target.targets import TARGETS
+from deploycli.exporters.target.targets import DEFAULT_TARGETS, TARGETS
 from deploycli.exporters.tensorrt import library, runtime
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def write_engine(
     batch: tuple[int, int, int],
     *,
     product: Product = TENSORRT,
-    targets: tuple[Capability, ...] = TARGETS,
+    targets: tuple[Capability, ...] = DEFAULT_TARGETS,
     **changes: Any,
 ) -> Sidecar:
     """Write a plan of ``folder/onnx`` that the stand-in runs; return its sidecar.
