@@ -28,6 +28,7 @@ from deploycli.exporters.precision.insert_casts import cast
 from deploycli.exporters.precision.policy import REDUCED_TYPES, Policy
 from deploycli.exporters.target.product import RTX
 from deploycli.exporters.target.settings import BuildSettings, ShapeRange
+from deploycli.exporters.target.targets import Capability  # msgspec reads the annotation
 from deploycli.exporters.tensorrt import library
 from deploycli.exporters.tensorrt.child import run_build
 from deploycli.exporters.tensorrt.inspector import parse_layers
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from deploycli.exporters.passes.pipeline import Attention
-    from deploycli.exporters.target.targets import Capability
 
 BATCH = 8
 """Images of a run, where the graph takes any number."""
@@ -208,11 +208,11 @@ def tune(
 
 def _compiled(model: ir.Model, form: Form, settings: BuildSettings, options: TuneOptions) -> Tried:
     """Cast a graph, compile it, and count its kernels."""
-    cast(model, Policy(REDUCED_TYPES["fp16"], frozenset(), ()))
     with temporary_folder() as folder:
         path = Path(folder) / "model.onnx"
-        write_model(model, path)
         try:
+            cast(model, Policy(REDUCED_TYPES["fp16"], frozenset(), ()))
+            write_model(model, path)
             result = run_build(path, settings, Path(folder) / "work", compiler=RTX.key, targets=options.targets)
             if result.layers is None:
                 return Tried(form.name, remark="the compiler lists no layers")

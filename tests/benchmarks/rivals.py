@@ -254,7 +254,7 @@ def main() -> None:
     table = list(lines({model: models[model] for model in MODELS if "ours" in models.get(model, {})}))
     print(*table, sep="\n")
     if asked.write:
-        write_block("rivals", [f"GPU {asked.gpu}; launches / MB for one image / fused attentions.", "", *table])
+        write_block("rivals", [f"GPU {asked.gpu}, batch 8:", "", *table])
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -11,10 +12,11 @@ import numpy as np
 import onnx
 import pytest
 
-from deploycli.exporters import optimize
+from deploycli.exporters import optimize, tune
 from tests.deploycli.commands import assert_refused, files, run, start
 from tests.digits import checkpoint, registered
 from tests.exporters.bundle.bundles import make
+from tests.exporters.lint.rtx import WHY
 from tests.exporters.passes.graphs import ops, parse
 
 if TYPE_CHECKING:
@@ -315,3 +317,19 @@ def test_only_a_file_is_replaced(deploycli: Command, roll: Path, target: str) ->
     assert_refused(result, 2, f"{target} is a ", "a file to replace, or nothing there")
     assert "reading" not in result.err
     assert (roll.parent / target).stat().st_ino == before.st_ino
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason=WHY)
+def test_forms_are_compiled_and_the_best_is_written(
+    deploycli: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tune, "user_cache_path", lambda name: tmp_path / name)
+    text = "g (float[batch, 8, 16] x) => (float[batch, 8, 16] y) { m = MatMul (x, w) y = Relu (m) }"
+    onnx.save(parse(text, w=np.ones((16, 16), np.float32)), tmp_path / "product.onnx")
+    result = deploycli("optimize", "product.onnx", "-o", "tuned.onnx", "--tune", "--tune-gpu", "ada")
+    assert result.code == 0, result.err
+    assert re.search(r"^default +\d+ +\d+\.\d +0 +kept$", result.out, re.M)
+    assert "counted for FP16, batch 8, GPU 8.9, TensorRT for RTX" in result.out
+    again = deploycli("optimize", "product.onnx", "-o", "tuned.onnx", "--tune", "--tune-gpu", "ada", "--json")
+    assert again.json()["tuning"]["best"] == "default"
+    assert "compiling" not in again.err
