@@ -408,7 +408,7 @@ class _Anchors:
         for key in list(unit.reads):
             for move in self._moves_above(key, unit, "Transpose", *(("Split", "Slice", "Gather") if is_row else ())):
                 self._units.see_through(move)
-        (made,) = unit.makes
+        made = unit.makes[0]
         for move in list(self._units.readers[made]):
             behind = [reader for key in move.makes for reader in self._units.readers[key]]
             is_read = all(_is(reader, "product") or self._makes_fp8(reader) for reader in behind)
@@ -653,7 +653,7 @@ class _Generated:
         for unit in list(self._units.units):
             if self._units.is_reduced or not self._ends(unit):
                 continue
-            (made,) = unit.makes
+            made = unit.makes[0]
             size = self._units.size(made)
             for reader in [reader for reader in self._units.readers[made] if reader.anchor is not None]:
                 self._units.insert(reader, made, ("rounded", unit.node), size)
