@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, TypeAlias
 import onnx_ir as ir
 
 from deploycli.exporters.graph.index_map import IndexMap
-from deploycli.exporters.graph.movement_ops import data_operands
 from deploycli.exporters.graph.operators import is_onnx, operand
-from deploycli.exporters.graph.regions import moved
+from deploycli.exporters.graph.regions import moved, moves_one
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -127,7 +126,7 @@ def is_read_in_place(product: ir.Node, analysis: Analysis) -> bool:
         if len(uses) > 1 or value.is_graph_output():
             return False
         reader, position = uses[0].node, uses[0].idx
-        if position or not analysis.only_moves(reader) or len(data_operands(reader)) > 1 or len(reader.outputs) > 1:
+        if position or not moves_one(reader, analysis) or len(reader.outputs) > 1:
             return False
         try:
             (found,) = moved(reader, {value: found}, analysis)

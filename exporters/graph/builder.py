@@ -140,6 +140,12 @@ def replace_all(values: Mapping[ir.Value, ir.Value]) -> None:
         old.replace_all_uses_with(new, replace_graph_outputs=True)
 
 
+def let_read(node: ir.Node, position: int, value: ir.Value) -> None:
+    """Let a node read another value at a position; nothing is rewired where it reads it already."""
+    if node.inputs[position] is not value:
+        node.replace_input_with(position, value)
+
+
 def remove(graph: ir.Graph, nodes: Collection[ir.Node]) -> None:
     """Remove nodes that nothing else reads; what the graphs inside them read is no longer read by them."""
     for node in nodes:

@@ -37,6 +37,12 @@ def operand(node: ir.Node, position: int) -> ir.Value | None:
     return node.inputs[position] if position < len(node.inputs) else None
 
 
+def only_reader(value: ir.Value) -> ir.Node | None:
+    """Return the operator that reads a value, once, where nothing else does; None where there is no such one."""
+    uses = list(value.uses())
+    return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
+
+
 def opset(imports: Mapping[str, int]) -> int:
     """Return the version of the ONNX operator set, which has two names; 0 where a file imports none."""
     return next((version for domain, version in imports.items() if domain in ONNX_DOMAINS), 0)

@@ -148,6 +148,13 @@ class RegionMaps:
         return {sink: _for_every_batch(maps[sink], source, self._analysis.known_dims(sink)) for sink in region.sinks}
 
 
+def moves_one(node: ir.Node, analysis: Analysis) -> bool:
+    """Say whether a node moves one value, where to is known, and what shapes it has before and behind."""
+    if node.inputs[:1] in ((), (None,)) or len(data_operands(node)) > 1 or not analysis.only_moves(node):
+        return False
+    return all(analysis.dims(value) is not None for value in (node.inputs[0], *node.outputs))
+
+
 def moved(node: ir.Node, maps: Mapping[ir.Value, IndexMap | str], analysis: Analysis) -> list[IndexMap]:
     """Return what a movement operator makes of index maps.
 

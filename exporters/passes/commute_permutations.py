@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from deploycli.exporters.graph.analysis import dynamic_axes
-from deploycli.exporters.graph.builder import Builder, replace
+from deploycli.exporters.graph.builder import Builder, let_read, replace
 from deploycli.exporters.graph.index_map import IndexMap
 from deploycli.exporters.graph.lowerings import CACHE_LINE, LAUNCH, MOST_AXES, OPAQUE, VIEW, find_lowerings
 from deploycli.exporters.graph.shapes import item_bytes
@@ -95,7 +95,7 @@ class _Writer:
             elif isinstance(op, FixedLayout):
                 value = self._get(op.source, layout, op.anchor)
                 for node, position in op.usages:
-                    _read(node, position, value)
+                    let_read(node, position, value)
             else:
                 self._reduce(op, layout)
 
@@ -105,7 +105,7 @@ class _Writer:
         for tokens in op.operands:  # one may be read in a layout that is another one's own
             value = self._get(tokens, layout, node)
             for i in places[tokens.value]:
-                _read(node, i, value)
+                let_read(node, i, value)
         if layout != self._own(op.result):
             for i in op.operator.varying:
                 constant = self._builder.analysis.constant(node.inputs[i])
@@ -134,7 +134,7 @@ class _Writer:
     def _reduce(self, op: Reduce, own: int) -> None:
         serving = [value for layout, value in self._layouts_of(op.source).items() if self._planner.serves(op, layout)]
         value = serving[0] if serving else self._get(op.source, own, op.anchor)
-        _read(op.anchor, 0, value)
+        let_read(op.anchor, 0, value)
 
     def _own(self, tokens: Tokens) -> int:
         return self._planner.layouts.identity(tokens.rows)
@@ -163,11 +163,6 @@ class _Writer:
         for op in self._lowerings[key]:
             value = self._builder.move(op, value, anchor)
         return value
-
-
-def _read(node: ir.Node, position: int, value: ir.Value) -> None:
-    if node.inputs[position] is not value:
-        node.replace_input_with(position, value)
 
 
 def _cheapest(pieces: IndexMap, unit: int, source: Dims, result: Dims, itemsize: int) -> Lowering:

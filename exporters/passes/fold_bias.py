@@ -32,7 +32,7 @@ from deploycli.exporters.graph.builder import Builder, remove_dead, replace
 from deploycli.exporters.graph.index_map import IndexMap
 from deploycli.exporters.graph.movement_ops import data_operands
 from deploycli.exporters.graph.operators import is_onnx, operand
-from deploycli.exporters.graph.regions import moved
+from deploycli.exporters.graph.regions import moved, moves_one
 from deploycli.exporters.graph.steps import Remark
 from deploycli.exporters.graph.unique import label
 from deploycli.exporters.passes.graph_pass import GraphPass
@@ -153,10 +153,9 @@ def _find_readers(norm: ir.Node, analysis: Analysis) -> tuple[list[_Reader], set
 def _moves_rows(node: ir.Node, analysis: Analysis) -> bool:
     """Say whether a node moves rows and leaves the channels of each as they are."""
     dims, result = analysis.dims(operand(node, 0)), analysis.dims(node.outputs[0])
-    if not dims or not result or dims[-1] != result[-1] or len(node.outputs) > 1 or not analysis.only_moves(node):
+    if not dims or not result or dims[-1] != result[-1] or len(node.outputs) > 1 or not moves_one(node, analysis):
         return False
-    if len(data_operands(node)) > 1 or node.inputs[0] is None:
-        return False
+    assert node.inputs[0] is not None, "movement has an operand"
     try:
         (channels,) = moved(node, {node.inputs[0]: IndexMap.coordinate(dims, len(dims) - 1)}, analysis)
     except ValueError:

@@ -24,8 +24,8 @@ import numpy as np
 from deploycli.exporters.graph.analysis import dynamic_axes
 from deploycli.exporters.graph.builder import Builder, remove, replace
 from deploycli.exporters.graph.index_map import IndexMap
-from deploycli.exporters.graph.movement_ops import data_operands
-from deploycli.exporters.graph.regions import moved
+from deploycli.exporters.graph.operators import only_reader
+from deploycli.exporters.graph.regions import moved, moves_one
 from deploycli.exporters.graph.steps import Remark
 from deploycli.exporters.graph.unique import label
 from deploycli.exporters.passes.graph_pass import GraphPass
@@ -239,8 +239,7 @@ class _Folder:
 
     def _moves(self, node: ir.Node) -> bool:
         """Say whether a node moves one thing, in a way that is known."""
-        known = node.graph is self._graph and self._analysis.only_moves(node) and len(data_operands(node)) == 1
-        return known and all(self._analysis.dims(value) is not None for value in (node.inputs[0], *node.outputs))
+        return node.graph is self._graph and moves_one(node, self._analysis)
 
     def _projection(self, result: ir.Value) -> _Projection | None:
         """Read a value as the result of a projection and of additions to it."""
@@ -249,7 +248,7 @@ class _Folder:
         while node is not None and node.op_type == "Add" and node.domain == "":
             found = [i for i, value in enumerate(node.inputs) if self._analysis.constant(value) is not None]
             summand = node.inputs[1 - found[0]] if len(found) == 1 else None
-            if summand is None or self._analysis.dims(summand) != dims or not _is_read_once(summand):
+            if summand is None or self._analysis.dims(summand) != dims or only_reader(summand) is None:
                 return None
             parameters.append(_Parameter(node, found[0], -1, is_weight=False))
             node = summand.producer()
@@ -276,7 +275,3 @@ _OPERATORS = frozenset({"Conv", "Gemm", "LayerNormalization", "MatMul"})
 """Operators whose result is linear in their constant operands, column by column."""
 
 _NO_PROJECTION = "no projection by constants: it comes from"
-
-
-def _is_read_once(value: ir.Value) -> bool:
-    return len(value.uses()) == 1 and not value.is_graph_output()

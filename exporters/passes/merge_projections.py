@@ -70,10 +70,10 @@ class MergeProjections(GraphPass):
     def _read(self, node: ir.Node, analysis: Analysis) -> _Projection | None:
         if node.op_type != "MatMul" or node.domain != "" or node.inputs[1] is None:
             return None
-        if is_read_in_place(node, analysis):
-            return None
         weight = analysis.constant(node.inputs[1])
         if weight is None or weight.ndim != 2 or analysis.dims(node.outputs[0]) is None:
+            return None
+        if is_read_in_place(node, analysis):
             return None
         if len(node.inputs[1].uses()) > 1:
             self.remarks.append(Remark(label(node), "its weight is read elsewhere too"))

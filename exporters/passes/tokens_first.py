@@ -6,13 +6,12 @@ Before -> after, for windows of N tokens, G of them in a batch of samples of L t
     -> x [N, G, C]: LN, MatMul(Wq), Reshape [N, G, h, d], Transpose [1, 2, 0, 3] -> q; k, v alike; .. -> [N, G, C]
 
 TensorRT's fused attention reads an operand in place where one stride counts windows and heads: in [N, G, h, d] it does,
-in [B, L, h, d] it does not. Three products by
-constants of one value are one kernel, each part of whose result is such an operand, if nothing is added to them.
-:mod:`~deploycli.exporters.passes.fold_bias` comes before; what it leaves, as there is no LayerNormalization in front
-that nothing else reads, is taken out here: what a key's bias adds is the same for all keys, which a Softmax does not
-see; probabilities add up to one, so a value's bias goes through the projection behind the attention into its bias; and
-a query's is a number for each key, ``sum_d k_d b_d``, that is added to the scores. A product that is cut by a Split is
-copied, and so is one whose rows stand window by window.
+in [B, L, h, d] it does not. Three products by constants of one value are one kernel, each part of whose result is such
+an operand, if nothing is added to them. :mod:`~deploycli.exporters.passes.fold_bias` comes before; what it leaves, as
+there is no LayerNormalization in front that nothing else reads, is taken out here: what a key's bias adds is the same
+for all keys, which a Softmax does not see; probabilities add up to one, so a value's bias goes through the projection
+behind the attention into its bias; and a query's is a number for each key, ``sum_d k_d b_d``, that is added to the
+scores. A product that is cut by a Split is copied, and so is one whose rows stand window by window.
 
 What works row by row (normalisation, products by constants, residuals) works in whichever layout it finds its rows; so
 a value is brought into the layout of an attention where that is asked for first, in front of its LayerNormalization,
@@ -40,11 +39,10 @@ from deploycli.exporters.graph.attention import (
     is_product_of_activations,
     is_read_in_place,
 )
-from deploycli.exporters.graph.builder import Builder, annotate, replace
+from deploycli.exporters.graph.builder import Builder, annotate, let_read, replace
 from deploycli.exporters.graph.index_map import IndexMap
-from deploycli.exporters.graph.movement_ops import data_operands
-from deploycli.exporters.graph.operators import ELEMENTWISE, REDUCTIONS, is_onnx, operand
-from deploycli.exporters.graph.regions import moved
+from deploycli.exporters.graph.operators import ELEMENTWISE, REDUCTIONS, is_onnx, only_reader, operand
+from deploycli.exporters.graph.regions import moved, moves_one
 from deploycli.exporters.graph.steps import Remark
 from deploycli.exporters.graph.token_view import RowWise, row_wise
 from deploycli.exporters.graph.unique import label
@@ -195,19 +193,14 @@ def _is_alike_for_keys(node: ir.Node, analysis: Analysis) -> bool:
 
 def _bias_behind(result: ir.Value, analysis: Analysis) -> ir.Node | None:
     """Return the sum with a bias of the one projection that reads heads side by side."""
-    node = _only_reader(result)
+    node = only_reader(result)
     if node is None or not is_onnx(node, "MatMul") or node.inputs[0] is not result:
         return None
-    weight, add = analysis.constant(node.inputs[1]), _only_reader(node.outputs[0])
+    weight, add = analysis.constant(node.inputs[1]), only_reader(node.outputs[0])
     if weight is None or weight.ndim != 2 or add is None or not is_onnx(add, "Add"):
         return None
     bias = next((array for value in add.inputs if (array := analysis.constant(value)) is not None), None)
     return add if bias is not None and bias.shape == weight.shape[1:] else None
-
-
-def _only_reader(value: ir.Value) -> ir.Node | None:
-    uses = list(value.uses())
-    return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
 
 
 def _is_read_by(attention: Attention, operands: Iterable[Heads], analysis: Analysis) -> bool:
@@ -297,7 +290,7 @@ def _bias_of(add: ir.Node, analysis: Analysis) -> Array | None:
         if array is None or dims is None or made is None or not is_onnx(made, "MatMul"):
             continue
         is_row = array.shape[-1:] == dims[-1:] and array.size == dims[-1] and analysis.dims(product) == dims
-        if is_row and _only_reader(made.outputs[0]) is add:
+        if is_row and only_reader(made.outputs[0]) is add:
             return array.reshape(-1)
     return None
 
@@ -317,7 +310,7 @@ def _read_result(attention: Attention, queries: Heads, analysis: Analysis) -> ir
         if dims is not None and is_of_tokens and index_map.key == wanted.reshape(dims).key:
             result = value
         readers = list(value.consumers())
-        if value.is_graph_output() or len(readers) != 1 or not _moves_one(readers[0], analysis):
+        if value.is_graph_output() or len(readers) != 1 or not moves_one(readers[0], analysis):
             return result
         try:
             (index_map,) = moved(readers[0], {value: index_map}, analysis)
@@ -329,7 +322,7 @@ def _read_result(attention: Attention, queries: Heads, analysis: Analysis) -> ir
 def _origin(value: ir.Value, analysis: Analysis) -> tuple[ir.Value, list[tuple[ir.Node, int]]]:
     """Return what a value was before it was moved, and the operators on the way with their outputs, in order."""
     way: list[tuple[ir.Node, int]] = []
-    while (node := value.producer()) is not None and _moves_one(node, analysis):
+    while (node := value.producer()) is not None and moves_one(node, analysis):
         way.insert(0, (node, list(node.outputs).index(value)))
         source = node.inputs[0]
         assert source is not None, "movement has an operand"
@@ -344,11 +337,6 @@ def _follow(way: list[tuple[ir.Node, int]], index_map: IndexMap, analysis: Analy
     return index_map
 
 
-def _moves_one(node: ir.Node, analysis: Analysis) -> bool:
-    known = analysis.only_moves(node) and len(data_operands(node)) == 1 and node.inputs[0] is not None
-    return known and all(analysis.dims(value) is not None for value in (node.inputs[0], *node.outputs))
-
-
 def _moved_readers(value: ir.Value, analysis: Analysis) -> Iterator[tuple[ir.Node | None, int]]:
     """Yield what reads a value, through all movement; None for a graph output."""
     waiting = [value]
@@ -357,7 +345,7 @@ def _moved_readers(value: ir.Value, analysis: Analysis) -> Iterator[tuple[ir.Nod
         if value.is_graph_output():
             yield None, 0
         for reader, position in value.uses():
-            if position == 0 and _moves_one(reader, analysis):
+            if position == 0 and moves_one(reader, analysis):
                 waiting += reader.outputs
             else:
                 yield reader, position
@@ -456,7 +444,7 @@ class _Writer:
         assert bias is not None, "_bias_behind looked at it"
         assert weight is not None, "_bias_behind looked at it"
         moved = each.values.bias.astype(np.float64).reshape(-1) @ weight.astype(np.float64)
-        _read(each.bias, position, self._builder.constant((bias.astype(np.float64) + moved).astype(bias.dtype)))
+        let_read(each.bias, position, self._builder.constant((bias.astype(np.float64) + moved).astype(bias.dtype)))
 
     def _write_mix(self, each: ProjectedAttention) -> None:
         """Multiply probabilities by values, and put the heads side by side, tokens first."""
@@ -494,7 +482,7 @@ class _Writer:
             return
         for position, value in enumerate(node.inputs):
             if value is not None and value in self._at_hand:
-                _read(node, position, self._get(value, BATCH_FIRST, node))
+                let_read(node, position, self._get(value, BATCH_FIRST, node))
 
     def _choose(self, operator: RowWise) -> int:
         """Return the layout to compute in: the one that most operands are in, or that an attention asks for."""
@@ -525,7 +513,7 @@ class _Writer:
         for position in operator.operands:
             value = node.inputs[position]
             assert value is not None, "it has rows"
-            _read(node, position, self._get(value, layout, node))
+            let_read(node, position, self._get(value, layout, node))
         if "axis" in node.attributes:  # the last one: a row-wise operator has no other
             node.attributes["axis"] = ir.AttrInt64("axis", -1)
         self._turn(node, layout)
@@ -542,12 +530,12 @@ class _Writer:
             return False
         axes = 3 if node.op_type == "Slice" else 1
         if is_onnx(node, "Slice", *REDUCTIONS) and _is_number(self._analysis.constant(operand(node, axes)), 1):
-            _read(node, axes, self._builder.constant(np.array([0], np.int64)))
+            let_read(node, axes, self._builder.constant(np.array([0], np.int64)))
         elif is_onnx(node, "Gather") and node.attributes.get_int("axis", 0) in (1, -2) and len(result) < 4:
             node.attributes["axis"] = ir.AttrInt64("axis", 0)
         else:
             return False
-        _read(node, 0, layouts[dims[1]])
+        let_read(node, 0, layouts[dims[1]])
         if len(result) == 3:
             self._turn(node, result[1])
         return True
@@ -599,8 +587,3 @@ def _readers_of(each: ProjectedAttention) -> tuple[tuple[Heads, tuple[ir.Node, i
 
 def _is_number(constant: Array | None, number: int) -> bool:
     return constant is not None and constant.size == 1 and int(constant.reshape(())) == number
-
-
-def _read(node: ir.Node, position: int, value: ir.Value) -> None:
-    if node.inputs[position] is not value:
-        node.replace_input_with(position, value)

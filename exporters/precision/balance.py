@@ -25,7 +25,7 @@ import onnx_ir as ir
 from deploycli.exporters.graph.analysis import Analysis
 from deploycli.exporters.graph.attention import IN_PLACE, TURNED_IN_PLACE
 from deploycli.exporters.graph.builder import initializer
-from deploycli.exporters.graph.operators import is_onnx, operand
+from deploycli.exporters.graph.operators import is_onnx, only_reader, operand
 from deploycli.exporters.graph.steps import Remark
 from deploycli.exporters.graph.unique import Names, value_names
 
@@ -147,9 +147,8 @@ def _projection(reader: Reader, analysis: Analysis) -> ir.Node | None:
 
 def _only_reader(node: ir.Node, op_type: str) -> ir.Node | None:
     """Return what reads the result of a node, if it is one operator of a type, and reads it once."""
-    value = node.outputs[0]
-    uses = list(value.uses())
-    return uses[0].node if len(uses) == 1 and is_onnx(uses[0].node, op_type) and not value.is_graph_output() else None
+    reader = only_reader(node.outputs[0])
+    return reader if reader is not None and is_onnx(reader, op_type) else None
 
 
 def _is_its_own(product: ir.Node) -> bool:
