@@ -32,6 +32,7 @@ from deploycli.exporters.graph.builder import Builder, remove_dead, replace
 from deploycli.exporters.graph.index_map import IndexMap
 from deploycli.exporters.graph.movement_ops import data_operands
 from deploycli.exporters.graph.operators import is_onnx, operand
+from deploycli.exporters.graph.projections import bias_of
 from deploycli.exporters.graph.regions import moved, moves_one
 from deploycli.exporters.graph.steps import Remark
 from deploycli.exporters.graph.unique import label
@@ -165,14 +166,9 @@ def _moves_rows(node: ir.Node, analysis: Analysis) -> bool:
 
 def _with_bias(matmul: ir.Node, weight: Array, analysis: Analysis) -> _Reader:
     """Return a product with its bias where an attention reads the sum."""
-    uses = list(matmul.outputs[0].uses())
-    add = uses[0].node if len(uses) == 1 and not matmul.outputs[0].is_graph_output() else None
-    if add is not None and is_onnx(add, "Add"):
-        bias = analysis.constant(operand(add, 1 - uses[0].idx))
-        fits = bias is not None and bias.shape[-1:] == weight.shape[1:] and bias.size == weight.shape[1]
-        keeps = analysis.dims(add.outputs[0]) == analysis.dims(matmul.outputs[0])
-        if bias is not None and fits and keeps and _is_read_by_attention(add.outputs[0], analysis):
-            return _Reader(matmul, weight, add, bias.reshape(-1))
+    found = bias_of(matmul, analysis)
+    if found is not None and _is_read_by_attention(found.add.outputs[0], analysis):
+        return _Reader(matmul, weight, found.add, found.numbers.reshape(-1))
     return _Reader(matmul, weight, None, None)
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from deploycli.exporters.graph.attention import is_read_in_place
 from deploycli.exporters.graph.builder import Builder, remove_dead, replace_all
+from deploycli.exporters.graph.projections import bias_of
 from deploycli.exporters.graph.steps import Remark
 from deploycli.exporters.graph.unique import label
 from deploycli.exporters.passes.graph_pass import GraphPass
@@ -78,12 +79,9 @@ class MergeProjections(GraphPass):
         if len(node.inputs[1].uses()) > 1:
             self.remarks.append(Remark(label(node), "its weight is read elsewhere too"))
             return None
-        readers = node.outputs[0].consumers()
-        if len(readers) == 1 and readers[0].op_type == "Add" and not node.outputs[0].is_graph_output():
-            for value in readers[0].inputs:
-                bias = analysis.constant(value)
-                if bias is not None and bias.shape == weight.shape[1:]:
-                    return _Projection(node, readers[0], weight, bias)
+        found = bias_of(node, analysis)
+        if found is not None and found.numbers.ndim == 1:
+            return _Projection(node, found.add, weight, found.numbers)
         return _Projection(node, None, weight, None)
 
 

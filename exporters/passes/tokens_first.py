@@ -42,6 +42,7 @@ from deploycli.exporters.graph.attention import (
 from deploycli.exporters.graph.builder import Builder, annotate, let_read, replace
 from deploycli.exporters.graph.index_map import IndexMap
 from deploycli.exporters.graph.operators import ELEMENTWISE, REDUCTIONS, is_onnx, only_reader, operand
+from deploycli.exporters.graph.projections import Bias, bias_of
 from deploycli.exporters.graph.regions import moved, moves_one
 from deploycli.exporters.graph.steps import Remark
 from deploycli.exporters.graph.token_view import RowWise, row_wise
@@ -128,7 +129,7 @@ class ProjectedAttention:
         keys: k.
         values: v.
         result: the heads side by side, [B, L, h*d], as moved from what ``mix`` gives.
-        bias: the sum with the bias of the projection behind it, where a value's bias goes; None where it has none.
+        bias: that of the projection behind it, where a value's goes; None where it has none.
     """
 
     softmax: ir.Node
@@ -138,7 +139,7 @@ class ProjectedAttention:
     keys: Heads
     values: Heads
     result: ir.Value
-    bias: ir.Node | None
+    bias: Bias | None
 
 
 def _find(softmax: ir.Node, analysis: Analysis) -> ProjectedAttention | str | None:
@@ -191,16 +192,14 @@ def _is_alike_for_keys(node: ir.Node, analysis: Analysis) -> bool:
     return is_onnx(node, "Div", "Mul") and all(other is not None and other[-1:] in ((), (1,)) for other in others)
 
 
-def _bias_behind(result: ir.Value, analysis: Analysis) -> ir.Node | None:
-    """Return the sum with a bias of the one projection that reads heads side by side."""
+def _bias_behind(result: ir.Value, analysis: Analysis) -> Bias | None:
+    """Return the bias of the one projection that reads heads side by side."""
     node = only_reader(result)
     if node is None or not is_onnx(node, "MatMul") or node.inputs[0] is not result:
         return None
-    weight, add = analysis.constant(node.inputs[1]), only_reader(node.outputs[0])
-    if weight is None or weight.ndim != 2 or add is None or not is_onnx(add, "Add"):
-        return None
-    bias = next((array for value in add.inputs if (array := analysis.constant(value)) is not None), None)
-    return add if bias is not None and bias.shape == weight.shape[1:] else None
+    weight, bias = analysis.constant(node.inputs[1]), bias_of(node, analysis)
+    is_row = weight is not None and weight.ndim == 2 and bias is not None and bias.numbers.ndim == 1
+    return bias if is_row else None
 
 
 def _is_read_by(attention: Attention, operands: Iterable[Heads], analysis: Analysis) -> bool:
@@ -246,10 +245,7 @@ def _leads(node: ir.Node, analysis: Analysis) -> tuple[int, ...] | None:
 def _read_heads(value: ir.Value, analysis: Analysis, *, turned: bool = False) -> Heads | str:
     """Read a value [.., N, d] (``turned``: [.., d, N]) as heads of a projection, or say why it is none."""
     origin, way = _origin(value, analysis)
-    product, dims = origin.producer(), analysis.dims(origin)
-    bias = None if product is None else _bias_of(product, analysis)
-    if product is not None and bias is not None:
-        product = next(made for value in product.inputs if value is not None and (made := value.producer()) is not None)
+    (product, bias), dims = _product_of(origin, analysis), analysis.dims(origin)
     if product is None or not is_onnx(product, "MatMul"):
         return f"comes from {'an input' if product is None else product.op_type}, not straight from a product"
     weight = analysis.constant(product.inputs[1])
@@ -280,19 +276,16 @@ def _read_heads(value: ir.Value, analysis: Analysis, *, turned: bool = False) ->
     return Heads(origin, product, columns, own, windows, tokens)
 
 
-def _bias_of(add: ir.Node, analysis: Analysis) -> Array | None:
-    """Return the bias that an operator adds to a product, [M]; None where it is no such sum."""
-    if not is_onnx(add, "Add"):
-        return None
-    dims = analysis.dims(add.outputs[0])
-    for product, other in (add.inputs, add.inputs[::-1]):
-        array, made = analysis.constant(other), None if product is None else product.producer()
-        if array is None or dims is None or made is None or not is_onnx(made, "MatMul"):
-            continue
-        is_row = array.shape[-1:] == dims[-1:] and array.size == dims[-1] and analysis.dims(product) == dims
-        if is_row and only_reader(made.outputs[0]) is add:
-            return array.reshape(-1)
-    return None
+def _product_of(origin: ir.Value, analysis: Analysis) -> tuple[ir.Node | None, Array | None]:
+    """Return what makes a value, seen through the sum with a bias, and the bias, [M]."""
+    node = origin.producer()
+    for value in () if node is None else node.inputs:
+        product = None if value is None else value.producer()
+        if product is not None and is_onnx(product, "MatMul"):
+            bias = bias_of(product, analysis)
+            if bias is not None and bias.add is node:
+                return product, bias.numbers.reshape(-1)
+    return node, None
 
 
 def _read_result(attention: Attention, queries: Heads, analysis: Analysis) -> ir.Value | None:
@@ -436,15 +429,13 @@ class _Writer:
         """Let the projection behind an attention add what the bias of its values gives."""
         if each.values.bias is None or each.bias is None:
             return
-        position = next(i for i, v in enumerate(each.bias.inputs) if self._analysis.constant(v) is not None)
-        product = each.bias.inputs[1 - position]
-        bias = self._analysis.constant(each.bias.inputs[position])
+        product = each.bias.add.inputs[1 - each.bias.position]
         made = None if product is None else product.producer()
         weight = None if made is None else self._analysis.constant(made.inputs[1])
-        assert bias is not None, "_bias_behind looked at it"
         assert weight is not None, "_bias_behind looked at it"
         moved = each.values.bias.astype(np.float64).reshape(-1) @ weight.astype(np.float64)
-        let_read(each.bias, position, self._builder.constant((bias.astype(np.float64) + moved).astype(bias.dtype)))
+        numbers = (each.bias.numbers.astype(np.float64) + moved).astype(each.bias.numbers.dtype)
+        let_read(each.bias.add, each.bias.position, self._builder.constant(numbers))
 
     def _write_mix(self, each: ProjectedAttention) -> None:
         """Multiply probabilities by values, and put the heads side by side, tokens first."""

@@ -249,7 +249,7 @@ MUTANTS = {
         lambda real: lambda self, source, result: real(self, source, np.arange(result.size)),
     ),
     "constants keep their order": patched(permutations, "permuted", lambda _: lambda constant, order: constant),
-    "a reader is not rewired": patched(permutations, "_read", lambda _: lambda node, position, value: None),
+    "a reader is not rewired": patched(permutations, "let_read", lambda _: lambda node, position, value: None),
     "any order serves a reduction": patched(Planner, "serves", lambda _: lambda self, reduce, order: True),
 }
 
