@@ -294,12 +294,11 @@ def _write_onnx(
     steps = [Step("trace", model.graph.num_nodes(), time.perf_counter() - start)]
     before = operator_counts(model)
     if options.rewrite:
-        attention, left_out = options.attention, frozenset[str]()
+        without, also = for_attention(options.attention)
         if options.tune is not None:
-            attention, left_out = _tune(model, options.tune, steps, progress, tuned)
+            without, also = _tune(model, options.tune, steps, progress, tuned)
         progress("rewriting")
-        without, also = for_attention(attention)
-        steps += rewrite(model, without=without | left_out, also=also)
+        steps += rewrite(model, without=without, also=also)
     else:
         store_operands(model)
     name_nodes(model, MODULE_KEY)
@@ -326,16 +325,16 @@ def _tune(
     steps: list[Step],
     progress: Callable[[str], None],
     tuned: Callable[[Tuning], None],
-) -> tuple[Attention, frozenset[str]]:
-    """Return the form of scores and the passes to leave out that make the cheapest engine."""
+) -> tuple[frozenset[str], frozenset[str]]:
+    """Return the passes to leave out, and those to run besides, that make the cheapest engine."""
     from deploycli.exporters.passes.common.names import name_nodes
-    from deploycli.exporters.passes.pipeline import for_attention, rewrite
+    from deploycli.exporters.passes.pipeline import rewrite
     from deploycli.exporters.trace import MODULE_KEY
     from deploycli.exporters.tune import tune
 
     def rewritten(candidate: ir.Model, form: Form) -> ir.Model:
-        without, also = for_attention(form.attention)
-        rewrite(candidate, without=without | form.without, also=also)
+        without, also = form.passes
+        rewrite(candidate, without=without, also=also)
         name_nodes(candidate, MODULE_KEY)
         return candidate
 
@@ -344,7 +343,7 @@ def _tune(
     tuned(tuning)
     seconds = time.perf_counter() - start
     steps.append(Step("tune", model.graph.num_nodes(), seconds, remark=tuning.summary))
-    return tuning.form.attention, tuning.form.without
+    return tuning.form.passes
 
 
 def _check(path: Path, feed: Arrays, truth: Arrays, exact: Callable[[], Arrays | None]) -> str:

@@ -162,11 +162,8 @@ def optimize(options: OptimizeOptions, *, progress: Callable[[str], None] = lamb
             hint="--attention 4d",
         )
     tuning = None if options.tune is None else tune(model, options.tune, partial(_in_form, options), progress=progress)
-    attention, left_out = options.attention, options.without
-    if tuning is not None:
-        attention, left_out = tuning.form.attention, left_out | tuning.form.without
+    without, also = for_attention(options.attention) if tuning is None else tuning.form.passes
     progress("rewriting")
-    without, also = for_attention(attention)
     predicted: list[KernelFigures] = []
 
     def judge(graph: ir.Graph) -> None:
@@ -175,7 +172,7 @@ def optimize(options: OptimizeOptions, *, progress: Callable[[str], None] = lamb
             _weigh(graph, analysis)
         predicted.append(predict(graph, analysis).figures)
 
-    model, steps = optimized(model, without=left_out | without, also=also, judge=judge)
+    model, steps = optimized(model, without=options.without | without, also=also, judge=judge)
     if options.lint:
         require_readable(model, str(options.source))
     analysis = Analysis(model.graph)
@@ -208,9 +205,10 @@ def optimize(options: OptimizeOptions, *, progress: Callable[[str], None] = lamb
 
 
 def _in_form(options: OptimizeOptions, model: ir.Model, form: Form) -> ir.Model:
-    without, also = for_attention(form.attention)
-    without |= options.without | form.without
-    return optimized(model, without=without, also=also, judge=lambda graph: _weigh(graph, Analysis(graph)))[0]
+    without, also = form.passes
+    return optimized(
+        model, without=options.without | without, also=also, judge=lambda graph: _weigh(graph, Analysis(graph))
+    )[0]
 
 
 def _weigh(graph: ir.Graph, analysis: Analysis) -> None:

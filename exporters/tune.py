@@ -24,6 +24,7 @@ from deploycli.exporters.bundle.files import temporary_folder, write_whole
 from deploycli.exporters.bundle.manifest import version_of
 from deploycli.exporters.graph.lowerings import LAUNCH
 from deploycli.exporters.graph.onnx_file import without_initializers, write_model
+from deploycli.exporters.passes.pipeline import for_attention
 from deploycli.exporters.precision.insert_casts import cast
 from deploycli.exporters.precision.policy import REDUCED_TYPES, Policy
 from deploycli.exporters.target.product import RTX
@@ -60,6 +61,12 @@ class Form:
     name: str
     without: frozenset[str] = frozenset()
     attention: Attention = "4d"
+
+    @property
+    def passes(self) -> tuple[frozenset[str], frozenset[str]]:
+        """The passes to leave out, and those to run that are off by default."""
+        without, also = for_attention(self.attention)
+        return without | self.without, also
 
 
 FORMS = (
@@ -211,7 +218,7 @@ def _compiled(model: ir.Model, form: Form, settings: BuildSettings, options: Tun
     with temporary_folder() as folder:
         path = Path(folder) / "model.onnx"
         try:
-            cast(model, Policy(REDUCED_TYPES["fp16"], frozenset(), ()))
+            cast(model, Policy(REDUCED_TYPES["fp16"]))
             write_model(model, path)
             result = run_build(path, settings, Path(folder) / "work", compiler=RTX.key, targets=options.targets)
             if result.layers is None:

@@ -260,6 +260,7 @@ class Planner:
         self._costs: dict[object, int] = {}
         self._maps: dict[object, int] = {}
         self._map_of = {id(op): self._number_of(op) for op in self.ops if isinstance(op, Permute)}
+        self._breaking = {tokens.value: _cost_of_breaking(tokens) for op in self.ops for tokens in operands(op)}
         self._readers: Counter[ir.Value] = Counter()
         self._made = {op.result.value for op in self.ops if isinstance(op, (Compute, Permute))}
         for i, op in enumerate(self.ops):
@@ -316,7 +317,7 @@ class Planner:
             own = self.layouts.identity(permute.source.rows)
             extra = 0
             if own not in have and permute.source.rows > 1:  # and is moved in any case
-                extra = self.nearest(permute.source, have, own)[1] - _cost_of_breaking(permute.source)
+                extra = self.nearest(permute.source, have, own)[1] - self._breaking[permute.source.value]
             return own, extra + self._permute_cost(permute, None, want)
         cost, _, layout = min((self._permute_cost(permute, h, want), i, h) for i, h in enumerate(have))
         return layout, cost
@@ -401,7 +402,7 @@ class Planner:
         key = (tokens.channels * tokens.itemsize, self.layouts.then(self.layouts.inverse(have), want))
         if key not in self._costs:
             self._costs[key] = _copy_cost(IndexMap.of(self.layouts[key[1]], tokens.rows), tokens, tokens.channels)
-        return self._costs[key] + _cost_of_breaking(tokens)
+        return self._costs[key] + self._breaking[tokens.value]
 
     def _permute_cost(self, permute: Permute, have: int | None, want: int) -> int:
         same = permute.source.dims == permute.result.dims
@@ -412,10 +413,10 @@ class Planner:
             if pieces.is_identity:
                 self._costs[key] = 0 if same else VIEW
             else:
-                # Where channels move, too, the value is moved in any order of its rows.
-                breaking = _cost_of_breaking(permute.source) if permute.by_rows else 0
-                self._costs[key] = _copy_cost(pieces, permute.result, permute.unit) + breaking
-        return self._costs[key]
+                self._costs[key] = _copy_cost(pieces, permute.result, permute.unit)
+        # Where channels move, too, the value is moved in any order of its rows.
+        is_broken = permute.by_rows and self._costs[key] > VIEW
+        return self._costs[key] + (self._breaking[permute.source.value] if is_broken else 0)
 
     def _is_strided(self, permute: Permute, want: int) -> bool:
         key = ("strided", self._map_of[id(permute)], want)

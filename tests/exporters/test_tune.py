@@ -10,7 +10,6 @@ import pytest
 
 from deploycli.exporters import tune as module
 from deploycli.exporters.passes.any_model import optimized
-from deploycli.exporters.passes.pipeline import for_attention
 from deploycli.exporters.tune import FORMS, Form, Tried, TuneOptions, tune
 from deploycli.models.errors import BuildError, UsageError
 from tests.exporters.lint.rtx import WHY
@@ -34,8 +33,8 @@ def graph() -> ir.Model:
 
 
 def rewritten(model: ir.Model, form: Form) -> ir.Model:
-    without, also = for_attention(form.attention)
-    return optimized(model, without=without | form.without, also=also)[0]
+    without, also = form.passes
+    return optimized(model, without=without, also=also)[0]
 
 
 @needs_compiler
