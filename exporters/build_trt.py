@@ -31,7 +31,7 @@ from deploycli.exporters.target.targets import DEFAULT_TARGETS, NEEDS, dotted, l
 from deploycli.exporters.tensorrt import library
 from deploycli.exporters.tensorrt.child import run_build
 from deploycli.exporters.tensorrt.inspector import EngineLayers, PrecisionAssertion, default_assertion, parse_layers
-from deploycli.exporters.tensorrt.traffic import by_profile, read_engine
+from deploycli.exporters.tensorrt.traffic import by_profile, one_batch, read_engine
 from deploycli.models.errors import (
     DeployError,
     EnvironmentUnsuitable,
@@ -413,13 +413,7 @@ def _read(planned: PlannedEngine, result: BuildResult) -> list[Reading]:
     """Return what is known of the layers of every optimization profile, as far as they are told apart."""
     profiles, layers = planned.settings.profiles, _inspected(result)
     groups = by_profile(layers, len(profiles)) if planned.product is RTX else (layers,)
-    return read_engine(planned.onnx.path, zip(groups, map(_one_batch, profiles), strict=False))
-
-
-def _one_batch(profile: Mapping[str, ShapeRange]) -> int | None:
-    """Return the batch of an engine that takes only one."""
-    sizes = {shape[0] for shapes in profile.values() for shape in (shapes.min, shapes.max)}
-    return sizes.pop() if len(sizes) == 1 else None
+    return read_engine(planned.onnx.path, zip(groups, map(one_batch, profiles), strict=False))
 
 
 def _assert(

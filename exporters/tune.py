@@ -31,9 +31,7 @@ from deploycli.exporters.target.product import RTX
 from deploycli.exporters.target.settings import BuildSettings, ShapeRange
 from deploycli.exporters.target.targets import Capability  # msgspec reads the annotation
 from deploycli.exporters.tensorrt import library
-from deploycli.exporters.tensorrt.child import run_build
-from deploycli.exporters.tensorrt.inspector import parse_layers
-from deploycli.exporters.tensorrt.traffic import read_engine
+from deploycli.exporters.tensorrt.traffic import compiled
 from deploycli.models.codec import load
 from deploycli.models.errors import BuildError, DeployError, UsageError
 
@@ -178,7 +176,7 @@ def tune(
         UsageError: an input has an axis that is no batch and is not known.
         BuildError: no form could be compiled.
     """
-    compiler, settings = library.version(RTX), _settings(model, options.batch)
+    compiler, settings = library.version(RTX), settings_of(model, options.batch)
     cache = _cache(model, options, compiler)
     if cache.is_file():
         return load(cache, Tuning, what="a tuning")
@@ -220,18 +218,19 @@ def _compiled(model: ir.Model, form: Form, settings: BuildSettings, options: Tun
         try:
             cast(model, Policy(REDUCED_TYPES["fp16"]))
             write_model(model, path)
-            result = run_build(path, settings, Path(folder) / "work", compiler=RTX.key, targets=options.targets)
-            if result.layers is None:
-                return Tried(form.name, remark="the compiler lists no layers")
-            (reading,) = read_engine(path, [(parse_layers(result.layers.read_text("utf-8")), options.batch)])
+            reading = compiled(path, settings, Path(folder) / "work", options.targets)
         except DeployError as error:
             return Tried(form.name, remark=str(error).partition("\n")[0])
     totals = KernelTotals.of(reading.kernels)
     return Tried(form.name, totals.launches, totals.moved, totals.attention)
 
 
-def _settings(model: ir.Model, batch: int) -> BuildSettings:
-    """Return settings for one batch: the first axis of every input that has no number."""
+def settings_of(model: ir.Model, batch: int) -> BuildSettings:
+    """Return settings for one batch: the first axis of every input that has no number.
+
+    Raises:
+        UsageError: another axis has none.
+    """
     profile: dict[str, ShapeRange] = {}
     for value in model.graph.inputs:
         dims = [] if value.shape is None else list(value.shape)

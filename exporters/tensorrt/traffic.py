@@ -18,7 +18,10 @@ from deploycli.exporters.graph.products import COUNTED
 from deploycli.exporters.lint.rules import DEFAULT_VERSION
 from deploycli.exporters.lint.subject import Subject, inlined
 from deploycli.exporters.lint.versions import parse_version
-from deploycli.exporters.tensorrt.inspector import EngineLayers
+from deploycli.exporters.target.product import RTX
+from deploycli.exporters.tensorrt.child import run_build
+from deploycli.exporters.tensorrt.inspector import EngineLayers, parse_layers
+from deploycli.models.errors import BuildError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
+    from deploycli.exporters.target.settings import BuildSettings, ShapeRange
+    from deploycli.exporters.target.targets import Capability
     from deploycli.exporters.tensorrt.inspector import EngineTensor, Layer
 
 _PROFILE = re.compile(r"_myl(\d+)_\d+\Z")
@@ -83,6 +88,35 @@ def _read(layers: EngineLayers, graph: _Graph, batch: int | None) -> Reading:
     kernels = tuple(_kernel(layer, graph, sizes) for layer in known.launched)
     named = {node for layer in known.layers for node in layer.nodes}
     return Reading(known, kernels, tuple(sorted(open_ - named)))
+
+
+def compiled(
+    onnx: Path, settings: BuildSettings, folder: Path, targets: tuple[Capability, ...], timeout: float | None = None
+) -> Reading:
+    """Compile a graph with TensorRT for RTX, for shapes of one profile, and read what it makes of it.
+
+    Args:
+        onnx: the graph; nodes without names cannot be told apart.
+        settings: the shapes.
+        folder: where the build is left.
+        targets: compute capabilities to compile for.
+        timeout: seconds, or None for as long as it takes.
+
+    Raises:
+        BuildError, EnvironmentUnsuitable: see `run_build`; also where the compiler lists no layers.
+    """
+    result = run_build(onnx, settings, folder, compiler=RTX.key, targets=targets, timeout=timeout)
+    if result.layers is None:
+        raise BuildError("the compiler lists no layers", expected="a version of TensorRT for RTX that lists them")
+    (profile,) = settings.profiles
+    (reading,) = read_engine(onnx, [(parse_layers(result.layers.read_text("utf-8")), one_batch(profile))])
+    return reading
+
+
+def one_batch(profile: Mapping[str, ShapeRange]) -> int | None:
+    """Return the batch of an engine that takes only one."""
+    sizes = {shape[0] for shapes in profile.values() for shape in (shapes.min, shapes.max)}
+    return sizes.pop() if len(sizes) == 1 else None
 
 
 def by_profile(layers: EngineLayers, profiles: int) -> tuple[EngineLayers, ...]:

@@ -35,6 +35,7 @@ from deploycli.exporters.passes.pipeline import PASSES
 from deploycli.exporters.precision.insert_casts import cast
 from deploycli.exporters.precision.policy import REDUCED_TYPES, Policy
 from deploycli.models.codec import load
+from deploycli.models.errors import BuildError
 from tests.benchmarks.engines import DEPLOYCLI, MAKE_WEIGHTS, run
 from tests.benchmarks.measure import write_block
 from tests.benchmarks.rtx_layers import compiled_figures
@@ -179,7 +180,7 @@ def compiled(path: Path) -> KernelFigures | None:
     """Compile a file; None where the compiler refuses it."""
     try:
         return compiled_figures(path, BATCH)
-    except ValueError:
+    except BuildError:
         return None
 
 

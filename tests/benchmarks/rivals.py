@@ -32,9 +32,7 @@ from deploycli.exporters.precision.insert_casts import cast
 from deploycli.exporters.precision.policy import REDUCED_TYPES, Policy
 from deploycli.exporters.target.settings import BuildSettings, ShapeRange
 from deploycli.exporters.target.targets import Capability
-from deploycli.exporters.tensorrt.child import run_build
-from deploycli.exporters.tensorrt.inspector import parse_layers
-from deploycli.exporters.tensorrt.traffic import read_engine
+from deploycli.exporters.tensorrt.traffic import compiled as read_compiled
 from deploycli.models.codec import load
 from deploycli.models.errors import DeployError
 from tests.benchmarks.engines import DEPLOYCLI, Failed, run, sources
@@ -131,7 +129,7 @@ class Results:
 def typed(path: Path) -> Path:
     """Write the FP16 graph of a file beside it, by the defaults of the command."""
     model = ir.load(path)
-    cast(model, Policy(REDUCED_TYPES["fp16"], frozenset(), ()))
+    cast(model, Policy(REDUCED_TYPES["fp16"]))
     reduced = path.with_suffix(".fp16.onnx")
     ir.save(model, reduced)
     return reduced
@@ -148,12 +146,9 @@ def compiled(path: Path, gpu: Capability) -> Measured:
         settings = BuildSettings({images.name or "": ShapeRange(least, best, most)})
         with tempfile.TemporaryDirectory() as work:
             try:
-                result = run_build(path, settings, Path(work) / "work", compiler="rtx", targets=(gpu,), timeout=900)
+                reading = read_compiled(path, settings, Path(work) / "work", (gpu,), timeout=900)
             except DeployError as error:
                 return Measured(str(error).splitlines()[0])
-            assert result.layers is not None, "TensorRT for RTX lists them"
-            layers = parse_layers(result.layers.read_text("utf-8"))
-            (reading,) = read_engine(path, [(layers, None if least != most else batches[0])])
         totals[name] = KernelTotals.of(reading.kernels)
     return Measured(totals=totals)
 

@@ -17,9 +17,7 @@ from deploycli.exporters.precision.placement import DEFAULT_HIGH_PRECISION
 from deploycli.exporters.precision.policy import REDUCED_TYPES, Policy
 from deploycli.exporters.target.settings import BuildSettings, ShapeRange
 from deploycli.exporters.target.targets import TARGETS
-from deploycli.exporters.tensorrt.child import run_build
-from deploycli.exporters.tensorrt.inspector import parse_layers
-from deploycli.exporters.tensorrt.traffic import read_engine
+from deploycli.exporters.tensorrt import traffic
 from tests.exporters.lint.rtx import WHY
 from tests.exporters.precision.networks import FAMILIES, family, images, quantized
 
@@ -71,12 +69,7 @@ def compiled(
     (path, *_) = write_model(model, folder / "model.onnx")
     sizes = [(batch, 3, *FAMILIES[name][1]) for batch in batches]
     settings = BuildSettings({"images": ShapeRange(*sizes)})
-    result = run_build(path, settings, folder / "work", timeout=120, compiler="rtx", targets=targets)
-    assert result.layers is not None
-    (found,) = read_engine(
-        path, [(parse_layers(result.layers.read_text("utf-8")), batches[0] if len({*batches}) == 1 else None)]
-    )
-    return found
+    return traffic.compiled(path, settings, folder / "work", targets, timeout=120)
 
 
 def moved(engine: Reading) -> int:

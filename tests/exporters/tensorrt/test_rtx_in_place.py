@@ -13,10 +13,8 @@ from deploycli.exporters.passes.pipeline import rewrite
 from deploycli.exporters.precision.insert_casts import cast
 from deploycli.exporters.precision.policy import REDUCED_TYPES, Policy
 from deploycli.exporters.target.settings import BuildSettings, ShapeRange
-from deploycli.exporters.target.targets import TARGETS
-from deploycli.exporters.tensorrt.child import run_build
-from deploycli.exporters.tensorrt.inspector import parse_layers
-from deploycli.exporters.tensorrt.traffic import read_engine
+from deploycli.exporters.target.targets import DEFAULT_TARGETS
+from deploycli.exporters.tensorrt.traffic import compiled
 from deploycli.exporters.trace import MODULE_KEY, trace
 from deploycli.models.outputs import output_names
 from deploycli.models.spec import TensorSpec
@@ -34,9 +32,6 @@ if TYPE_CHECKING:
     from deploycli.exporters.bundle.engine import Kernel
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason=WHY)
-
-AMPERE_AND_LATER = TARGETS[1:]
-"""Turing reads nothing in place."""
 
 SIZE = 64
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
@@ -61,10 +56,7 @@ def kernels(module: nn.Module, folder: Path) -> tuple[Kernel, ...]:
     cast(model, Policy(REDUCED_TYPES["fp16"]))
     (path, *_) = write_model(model, folder / "model.onnx")
     settings = BuildSettings({"images": ShapeRange(*((batch, 3, SIZE, SIZE) for batch in (1, 4, 8)))})
-    result = run_build(path, settings, folder / "work", timeout=120, compiler="rtx", targets=AMPERE_AND_LATER)
-    assert result.layers is not None
-    (found,) = read_engine(path, [(parse_layers(result.layers.read_text("utf-8")), None)])
-    return found.kernels
+    return compiled(path, settings, folder / "work", DEFAULT_TARGETS, timeout=120).kernels
 
 
 @pytest.mark.parametrize("name", NETWORKS)
