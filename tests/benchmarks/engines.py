@@ -21,18 +21,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx
 
 from deploycli.exporters.bundle.engine import Kernel, KernelTotals, Sidecar, sidecars
-from deploycli.exporters.bundle.files import write_whole
 from deploycli.exporters.target.product import RTX
 from deploycli.exporters.tensorrt import library
 from deploycli.models.codec import load
 from deploycli.models.registry import variants
-from tests.benchmarks.measure import write_block
+from tests.benchmarks.measure import save, write_block
 from tests.benchmarks.model_table import parameters
 
 ROOT = Path(__file__).parents[2]
@@ -160,11 +159,6 @@ class Results:
     """The file of results: what is known, by model."""
 
     models: Mapping[str, Measured] = field(default_factory=dict)
-
-    def save(self, path: Path) -> None:
-        """Write the file."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(asdict(self), indent=1).encode())
 
 
 def sources() -> str:
@@ -312,7 +306,7 @@ def main() -> None:
     for model in smaller_first([model for model in models() if arguments.only.search(model)]):
         if model not in known:
             known[model] = measure(model, digest)
-            Results(known).save(arguments.results)
+            save(Results(known), arguments.results)
         print(row(model, known[model]), flush=True)
         if arguments.verbose:
             show_others(model, known[model])

@@ -13,20 +13,17 @@ interrupted run goes on where it stopped.
 
 import argparse
 import hashlib
-import json
 import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-import torch
 
-from deploycli.exporters.bundle.files import write_whole
 from deploycli.exporters.graph.analysis import Analysis
 from deploycli.exporters.graph.kernels import predict
 from deploycli.exporters.graph.steps import KernelFigures
@@ -37,10 +34,9 @@ from deploycli.exporters.precision.policy import REDUCED_TYPES, Policy
 from deploycli.models.codec import load
 from deploycli.models.errors import BuildError
 from tests.benchmarks.engines import DEPLOYCLI, MAKE_WEIGHTS, run
-from tests.benchmarks.measure import write_block
+from tests.benchmarks.measure import save, write_block
+from tests.benchmarks.plain import export_plain
 from tests.benchmarks.rtx_layers import compiled_figures
-from tests.peers import import_timm
-from tests.weights import golden_weight
 
 FOLDER = Path(__file__).parents[2] / "build" / "kernel_costs"
 BATCH = 8
@@ -107,13 +103,6 @@ class Known:
     files: Mapping[str, KernelFigures | None] = field(default_factory=dict)
 
 
-def with_golden_weights(module: torch.nn.Module) -> torch.nn.Module:
-    """Return a module whose weights are those of tests/golden."""
-    state = {key: torch.from_numpy(golden_weight(key, tuple(p.shape))) for key, p in module.named_parameters()}
-    module.load_state_dict(module.state_dict() | state)
-    return module.eval()
-
-
 def traced(model: str) -> Path:
     """Return the file of a model as `export --no-rewrite` or PyTorch writes it; made once."""
     path = FOLDER / f"{model}.onnx"
@@ -125,15 +114,7 @@ def traced(model: str) -> Path:
             (made,) = Path(folder).glob("artifacts/*/model.onnx")
             shutil.copy(made, path)
     elif not path.is_file():
-        module = with_golden_weights(import_timm().create_model(model))
-        size = module.default_cfg.get("input_size", (3, 224, 224))
-        images, batch = torch.zeros(2, *size), torch.export.Dim("batch")
-        program = torch.onnx.export(
-            module, (images,), dynamo=True, opset_version=20, dynamic_shapes=({0: batch},),
-            input_names=["images"], output_names=["logits"], external_data=False,
-        )  # fmt: skip
-        assert program is not None
-        program.save(str(path))
+        export_plain(model, path)
     return path
 
 
@@ -171,7 +152,7 @@ def compared(models: Sequence[str]) -> Iterator[Compared]:
                 seen.add(digest)
                 if digest not in known:
                     known[digest] = compiled(path)
-                    write_whole(results, json.dumps(asdict(Known(known)), indent=1).encode())
+                    save(Known(known), results)
             if (figures := known[digest]) is not None:
                 yield Compared(model, form, predicted, figures)
 

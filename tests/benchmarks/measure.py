@@ -1,16 +1,19 @@
 """What the benchmarks measure, the same for every graph, whoever made it."""
 
 import importlib.util
+import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
+from deploycli.exporters.bundle.files import write_whole
 from deploycli.exporters.graph.analysis import Analysis
 from deploycli.exporters.graph.cost import graph_cost
 from deploycli.exporters.graph.operators import COPIES, VIEWS
@@ -97,6 +100,12 @@ class Printed(list[str]):
         """Print one more line, or several."""
         print(text, flush=True)
         self.append(text)
+
+
+def save(results: Any, path: Path) -> None:
+    """Keep what was measured: whole, whenever the script is ended."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(asdict(results), indent=1).encode())
 
 
 def write_block(benchmark: str, lines: Sequence[str]) -> None:

@@ -14,20 +14,18 @@ better of `plain` and `OnnxSlim`; below the table stands their geometric mean.
 """
 
 import argparse
-import json
 import math
 import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx_ir as ir
 
 from deploycli.exporters.bundle.engine import KernelTotals
-from deploycli.exporters.bundle.files import write_whole
 from deploycli.exporters.precision.insert_casts import cast
 from deploycli.exporters.precision.policy import REDUCED_TYPES, Policy
 from deploycli.exporters.target.settings import BuildSettings, ShapeRange
@@ -36,7 +34,7 @@ from deploycli.exporters.tensorrt.traffic import compiled as read_compiled
 from deploycli.models.codec import load
 from deploycli.models.errors import DeployError
 from tests.benchmarks.engines import DEPLOYCLI, Failed, run, sources
-from tests.benchmarks.measure import write_block
+from tests.benchmarks.measure import save, write_block
 
 RESULTS = Path(__file__).parents[2] / "build" / "rivals.json"
 
@@ -71,18 +69,11 @@ RIVALS = ("plain", "OnnxSlim")
 """The better of these is what ours is compared with."""
 
 EXPORT = """
-import sys, torch, onnxslim
-from tests.peers import import_timm
-from tests.weights import golden_weight
+import sys, onnxslim
+from pathlib import Path
+from tests.benchmarks.plain import export_plain
 name, folder = sys.argv[1:]
-module = import_timm().create_model(name).eval()
-state = {key: torch.from_numpy(golden_weight(key, tuple(p.shape))) for key, p in module.named_parameters()}
-module.load_state_dict(module.state_dict() | state)
-batch = {0: torch.export.Dim("batch")}
-images = torch.randn(2, *module.default_cfg.get("input_size", (3, 224, 224)))
-program = torch.onnx.export(module, (images,), dynamo=True, opset_version=20, dynamic_shapes=(batch,),
-                            input_names=["images"], output_names=["logits"], external_data=False)
-program.save(f"{folder}/plain.onnx")
+export_plain(name, Path(folder) / "plain.onnx")
 onnxslim.slim(f"{folder}/plain.onnx", f"{folder}/OnnxSlim.onnx")
 """
 
@@ -119,11 +110,6 @@ class Results:
 
     sources: str = ""
     models: Mapping[str, Mapping[str, Measured]] = field(default_factory=dict)
-
-    def save(self) -> None:
-        """Write the file."""
-        RESULTS.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(RESULTS, json.dumps(asdict(self), indent=1).encode())
 
 
 def typed(path: Path) -> Path:
@@ -244,7 +230,7 @@ def main() -> None:
         if asked.only.search(model):
             known = {name: python for name, python in others.items() if python}
             models[model] = measure(model, (major, minor), models.get(model, {}), known)
-            Results(digest, models).save()
+            save(Results(digest, models), RESULTS)
             print(model, *(f"{name} {cell(found)}" for name, found in models[model].items()), sep="  ", flush=True)
     table = list(lines({model: models[model] for model in MODELS if "ours" in models.get(model, {})}))
     print(*table, sep="\n")
