@@ -192,6 +192,10 @@ def _variant(options: ExportOptions) -> Variant:
         )
     if options.attention == "onnx" and not options.rewrite:
         raise UsageError("both --attention onnx and --no-rewrite were given", expected="one of the two")
+    if options.tune is not None:
+        from deploycli.exporters.tune import refuse_other_forms
+
+        refuse_other_forms(options.tune, options.attention, rewrite=options.rewrite)
     if options.batch is not None and options.batch < 1:
         raise UsageError(f"a batch of {options.batch}", expected="a positive number, or dynamic")
     source = parse_source(options.model)

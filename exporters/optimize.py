@@ -27,7 +27,7 @@ from deploycli.exporters.graph_check import BATCHES, RUNNING_CANDIDATE, UNCHECKE
 from deploycli.exporters.passes.any_model import optimized
 from deploycli.exporters.passes.pipeline import PASSES, Attention, for_attention
 from deploycli.exporters.runtime.isolated import Died, isolated
-from deploycli.exporters.tune import Form, TuneOptions, Tuning, tune
+from deploycli.exporters.tune import Form, TuneOptions, Tuning, refuse_other_forms, tune
 from deploycli.models.errors import EnvironmentUnsuitable, NumericsError, UsageError
 from deploycli.models.memory import free_memory
 
@@ -147,6 +147,7 @@ def optimize(options: OptimizeOptions, *, progress: Callable[[str], None] = lamb
     """
     if unknown := sorted(options.without - set(PASSES)):
         raise UsageError(f"there is no pass {', '.join(unknown)}", expected=f"some of {', '.join(PASSES)}")
+    refuse_other_forms(options.tune, options.attention)
     real = None if options.target is None else _real(options.target)
     progress("reading")
     model = load(options.source)

@@ -33,7 +33,7 @@ from deploycli.exporters.target.targets import Capability  # msgspec reads the a
 from deploycli.exporters.tensorrt import library
 from deploycli.exporters.tensorrt.traffic import compiled
 from deploycli.models.codec import load
-from deploycli.models.errors import BuildError, DeployError, UsageError
+from deploycli.models.errors import BuildError, DeployError, IntegrityError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -156,6 +156,17 @@ def _figures(one: Tried) -> str:
     return one.remark if one.launches is None else f"{one.launches} launches, {(one.moved or 0) / 1e6:.1f} MB an image"
 
 
+def refuse_other_forms(options: TuneOptions | None, attention: Attention, *, rewrite: bool = True) -> None:
+    """Refuse a search together with one form that it would not keep.
+
+    Raises:
+        UsageError: both were asked for.
+    """
+    other = "--no-rewrite" if not rewrite else f"--attention {attention}" if attention != FORMS[0].attention else ""
+    if options is not None and other:
+        raise UsageError(f"both --tune and {other} were given", expected="one of the two", hint=f"leave out {other}")
+
+
 def tune(
     model: ir.Model,
     options: TuneOptions,
@@ -178,8 +189,8 @@ def tune(
     """
     compiler, settings = library.version(RTX), settings_of(model, options.batch)
     cache = _cache(model, options, compiler)
-    if cache.is_file():
-        return load(cache, Tuning, what="a tuning")
+    if (tuning := _kept(cache)) is not None:
+        return tuning
     end = time.monotonic() + options.seconds
     tried: list[Tried] = []
     known: dict[tuple[bytes, bytes], Tried] = {}
@@ -209,6 +220,16 @@ def tune(
         cache.parent.mkdir(parents=True, exist_ok=True)
         write_whole(cache, json.dumps(asdict(tuning), indent=1).encode())
     return tuning
+
+
+def _kept(cache: Path) -> Tuning | None:
+    """Return what was found before; a file that is damaged is as good as none."""
+    try:
+        tuning = load(cache, Tuning, what="a tuning") if cache.is_file() else None
+    except IntegrityError:
+        return None
+    is_known = tuning is not None and tuning.best in {one.form for one in tuning.tried} & {form.name for form in FORMS}
+    return tuning if is_known else None
 
 
 def _compiled(model: ir.Model, form: Form, settings: BuildSettings, options: TuneOptions) -> Tried:

@@ -333,3 +333,19 @@ def test_forms_are_compiled_and_the_best_is_written(
     again = deploycli("optimize", "product.onnx", "-o", "tuned.onnx", "--tune", "--tune-gpu", "ada", "--json")
     assert again.json()["tuning"]["best"] == "default"
     assert "compiling" not in again.err
+
+
+@pytest.mark.parametrize(
+    ("command", "other"),
+    [
+        (("optimize", "roll.onnx", "-o", "tuned.onnx"), ("--attention", "5d")),
+        (("export", "deit_t"), ("--attention", "5d")),
+        (("export", "deit_t"), ("--no-rewrite",)),
+    ],
+)
+def test_a_search_that_would_be_without_effect_is_refused(
+    deploycli: Command, tmp_path: Path, command: tuple[str, ...], other: tuple[str, ...]
+) -> None:
+    before = files(tmp_path)
+    assert_refused(deploycli(*command, "--tune", *other), 2, f"both --tune and {' '.join(other)}", "one of the two")
+    assert files(tmp_path) == before

@@ -16,6 +16,7 @@ from tests.exporters.lint.rtx import WHY
 from tests.exporters.tensorrt.test_rtx import TOKENS, WIDTH, block
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 needs_compiler = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason=WHY)
@@ -54,6 +55,17 @@ def test_the_cheapest_form_is_kept_and_found_again(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(module, "_compiled", compiled)
     assert tune(graph(), TuneOptions(), rewritten) == found
+
+
+@needs_compiler
+@pytest.mark.parametrize("damage", [lambda text: text[:40], lambda text: text.replace('"best": "', '"best": "un')])
+def test_what_was_kept_and_is_damaged_is_searched_again(damage: Callable[[str], str], tmp_path: Path) -> None:
+    found = tune(graph(), TuneOptions(), rewritten)
+    (kept,) = tmp_path.rglob("*.json")
+    whole = kept.read_text("utf-8")
+    kept.write_text(damage(whole), "utf-8")
+    assert tune(graph(), TuneOptions(), rewritten) == found
+    assert kept.read_text("utf-8") == whole
 
 
 @needs_compiler
