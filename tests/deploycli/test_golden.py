@@ -53,6 +53,7 @@ def test_golden_logits(deploycli: Command, tmp_path: Path) -> None:
     assert Counter(node.op_type for node in graph.node) == artifact.ops_after
     assert len(graph.node) <= 400
     assert_only_the_model_is_left(graph, blocks=12, moves=7 + 3, fixed=False)
+    assert_moved_before_normalised(graph)
     file.unlink()
 
 
@@ -63,6 +64,16 @@ def test_only_the_model_is_left_of_one_image() -> None:
     graph = ir.to_proto(model).graph
     assert_only_the_model_is_left(graph, blocks=4, moves=2 + 1, fixed=True)
     assert len(graph.node) <= 110
+
+
+def assert_moved_before_normalised(graph: onnx.GraphProto) -> None:
+    """A compiler moves and normalises by one kernel, and normalises and moves by two."""
+    makers = {name: node for node in graph.node for name in node.output}
+    for gather in (node for node in graph.node if node.op_type == "Gather"):
+        maker = makers[gather.input[0]]
+        while maker.op_type in ("Reshape", "Transpose"):
+            maker = makers[maker.input[0]]
+        assert maker.op_type == "Add", gather.name  # the residual stream
 
 
 def assert_golden(file: Path, model: str) -> None:
