@@ -194,14 +194,26 @@ def networks(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
     return text, {name: value for name, value in constants.items() if f" {name})" in text}
 
 
+def reshapes_of(model: onnx.ModelProto) -> int:
+    return ops(model).get("Reshape", 0)
+
+
+def deep_products(model: onnx.ModelProto) -> int:
+    """How many products have more than three axes."""
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    ranks = {v.name: len(v.type.tensor_type.shape.dim) for v in (*graph.value_info, *graph.output)}
+    return sum(node.op_type == "MatMul" and ranks[node.output[0]] > 3 for node in graph.node)
+
+
 def check(case: tuple[str, dict[str, Any]]) -> list[str]:
     model = load(parse(case[0], **case[1]))
     common.RemoveUnusedNodesPass()(model)  # as before every pass
     plain = proto(model)
     rewritten, _, _ = apply(ShapeRows, plain)
     found = differences(plain, rewritten, (1, 3))
-    if ops(rewritten).get("Reshape", 0) > ops(plain).get("Reshape", 0):
-        found.append("more Reshapes than before")
+    reshapes, deep = (tuple(count(graph) for graph in (plain, rewritten)) for count in (reshapes_of, deep_products))
+    if reshapes[1] - reshapes[0] > row_shapes._DEEP * (deep[0] - deep[1]):
+        found.append("more Reshapes than before, and than products of fewer axes are worth")
     return found + (["a second run changes something"] if apply(ShapeRows, rewritten)[2] else [])
 
 
