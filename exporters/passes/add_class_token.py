@@ -7,7 +7,8 @@ Before -> after, for the class token of a ViT::
 
 The padded row is zero, and the constant holds the token there and zero elsewhere; it then meets the position embedding.
 The batch size is no longer computed in the graph. Equal, but for the sign of a zero. Refused, for one: a token that
-stands between two parts of what varies.
+stands between two parts of what varies; and one behind which nothing is added, as before rotary embeddings: TensorRT
+would make two kernels more of the Pad, if the batch is dynamic, and save none.
 """
 
 from __future__ import annotations
@@ -78,11 +79,27 @@ class AddClassToken(GraphPass):
             if varying[-1] - varying[0] >= len(varying):
                 self.remarks.append(Remark(label(node), "a token stands between two parts of what varies"))
             return None
+        if not _meets_a_constant(node, analysis):
+            self.remarks.append(Remark(label(node), "nothing is added behind it that its tokens could be added to"))
+            return None
         value = node.inputs[varying[0]]
         parts = [token for token in tokens if token is not None]
         if value is None:
             return None
         return _Tokens(node, axis, value, parts[: varying[0]], parts[varying[0] :])
+
+
+def _meets_a_constant(concat: ir.Node, analysis: Analysis) -> bool:
+    """Say whether a constant is added to what is concatenated, at once or behind more tokens."""
+    readers = list(concat.outputs[0].consumers())
+    while readers:
+        node = readers.pop()
+        if node.domain == "" and node.op_type == "Add":
+            if any(analysis.constant(value) is not None for value in node.inputs):
+                return True
+        elif node.domain == "" and node.op_type == "Concat":
+            readers += node.outputs[0].consumers()
+    return False
 
 
 def _same_in_every_sample(value: ir.Value, analysis: Analysis) -> Array | None:

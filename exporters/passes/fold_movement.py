@@ -116,13 +116,15 @@ class _Folder:
                 sink: min(lowerings, key=lambda lowering: rank(sink, lowering)) for sink, lowerings in options.items()
             }
 
-        candidates = [each(options)]
         strided = {
             sink: [p for p in lowerings if not any(m.is_row_gather for m in p)] for sink, lowerings in options.items()
         }
-        if len(options) > 1 and all(strided.values()):
-            candidates.append(each(strided))  # they share a Split
-        candidates += [dict(zip(region.sinks, lowerings, strict=True)) for lowerings in joint]
+        views = each({sink: strided[sink] or lowerings for sink, lowerings in options.items()})  # they share a Split
+        candidates = [views, *(dict(zip(region.sinks, lowerings, strict=True)) for lowerings in joint)]
+        one_by_one = each(options)
+        gathered = sum(node.op_type == "Gather" and len(node.inputs[1].shape or ()) > 0 for node in region.nodes)
+        if _gathers(one_by_one) <= max(1, _gathers(views), gathered):
+            candidates.insert(0, one_by_one)
         return min(candidates, key=lambda chosen: self._cost(chosen, region))
 
     def _lowerings(self, region: Region) -> tuple[dict[ir.Value, list[Lowering] | str], list[tuple[Lowering, ...]]]:
@@ -224,6 +226,14 @@ def _is_read_in_place(value: ir.Value, perm: Sequence[int], besides: Collection[
     readers = [reader for reader in value.consumers() if reader not in besides]
     products = all(reader.op_type == "MatMul" and reader.domain == "" for reader in readers)
     return bool(readers) and products and not value.is_graph_output() and swaps_last_axes(perm)
+
+
+def _gathers(chosen: Mapping[ir.Value, Lowering]) -> int:
+    """Count the Gathers of a set of lowerings.
+
+    TensorRT moves by one kernel whatever is cut from one value by Slices; of Gathers each may be a kernel for itself.
+    """
+    return len({lowering[: i + 1] for lowering in chosen.values() for i, m in enumerate(lowering) if m.is_row_gather})
 
 
 def _may_be_renamed(value: ir.Value) -> bool:

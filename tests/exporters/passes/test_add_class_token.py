@@ -42,13 +42,16 @@ def test_it_meets_the_position_embedding() -> None:
 def test_tokens_of_tokens() -> None:
     """A distilled ViT that concatenates one after the other."""
     text = VIT.replace(
-        "y = Add (tokens, position)", "again = Expand (other, shape) y = Concat <axis = 1> (again, tokens)"
+        "y = Add (tokens, position)",
+        "again = Expand (other, shape) both = Concat <axis = 1> (again, tokens) y = Add (both, position)",
     )
-    plain = parse(text.replace("7, 4] y", "8, 4] y"), token=TOKEN, other=OTHER[:1], rest=np.array([1, 4]))
+    position = RNG.standard_normal((1, 8, 4)).astype(np.float32)
+    constants = CONSTANTS | {"other": OTHER[:1], "position": position}
+    plain = parse(text.replace("7, 4] y", "8, 4] y"), **constants)
     model = load(plain)
     rewrite(model)
     assert differences(plain, proto(model)) == []
-    assert "Expand" not in ops(model)
+    assert ops(model) == {"Pad": 2, "Add": 1}
 
 
 def test_tokens_stand_before_and_behind() -> None:
@@ -58,12 +61,24 @@ def test_tokens_stand_before_and_behind() -> None:
         b = Concat <axis = 0> (size, two)
         first = Expand (token, a)
         last = Expand (other, b)
-        y = Concat <axis = -2> (first, last, x, first)
+        tokens = Concat <axis = -2> (first, last, x, first)
+        y = Add (tokens, bias)
     }"""
-    plain = parse(text, token=TOKEN, other=OTHER, one=np.array([1, 4]), two=np.array([2, 4]))
+    constants = {"token": TOKEN, "other": OTHER, "bias": TOKEN[0, 0]}
+    plain = parse(text, **constants, one=np.array([1, 4]), two=np.array([2, 4]))
     rewritten, _, _ = apply(AddClassToken, plain)
     assert differences(plain, rewritten) == []
-    assert ops(rewritten) == {"Pad": 1, "Add": 1}
+    assert ops(rewritten) == {"Pad": 1, "Add": 2}
+
+
+def test_tokens_that_nothing_is_added_to_stay() -> None:
+    """With a rotary embedding there is no position to meet."""
+    plain = parse(VIT.replace("Add (tokens, position)", "Neg (tokens)"), token=TOKEN, rest=np.array([1, 4]))
+    _, graph_pass, modified = apply(AddClassToken, plain)
+    assert (modified, reasons(graph_pass)) == (
+        False,
+        ["nothing is added behind it that its tokens could be added to"],
+    )
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,31 @@ def test_which_permutation_a_product_reads_in_place(perm: tuple[int, ...], *, ex
     assert swaps_last_axes(perm) is expected
 
 
+def test_parts_that_are_rotated_are_no_gathers() -> None:
+    """As before a rotary embedding: of a prefix and of halves, Slices are one kernel, and Gathers one each."""
+    text = """g (float[batch, 301, 192] x) => (float[batch, 2, 1, 32] y, float[batch, 2, 300, 16] a, float[batch, 2, 300, 16] b,
+            float[batch, 2, 301, 32] w) {
+        heads = Reshape (x, s)
+        moved = Transpose <perm = [2, 0, 3, 1, 4]> (heads)
+        q5, k5, v5 = Split <axis = 0, num_outputs = 3> (moved)
+        q = Squeeze (q5, zero)
+        k = Squeeze (k5, zero)
+        v = Squeeze (v5, zero)
+        first = Slice (q, zero, one, two)
+        rest = Slice (q, one, end, two)
+        left, right = Split <axis = 3, num_outputs = 2> (rest)
+        y = Neg (first)
+        a = Neg (left)
+        b = Neg (right)
+        w = Add (k, v)
+    }"""
+    constants = {"s": [-1, 301, 3, 2, 32], "zero": [0], "one": [1], "two": [2], "end": [2**31 - 1]}
+    plain = parse(text, **constants)
+    rewritten, _, _ = apply(FoldMovement, plain)
+    assert differences(plain, rewritten) == []
+    assert "Gather" not in ops(rewritten)
+
+
 def test_results_that_agree_in_no_static_axis_have_no_joint_form() -> None:
     index = np.arange(6)
     maps = [IndexMap.of(index, 12), IndexMap.of(index.reshape(2, 3) + 6, 12)]
