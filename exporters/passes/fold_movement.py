@@ -122,7 +122,7 @@ class _Folder:
         views = each({sink: strided[sink] or lowerings for sink, lowerings in options.items()})  # they share a Split
         candidates = [views, *(dict(zip(region.sinks, lowerings, strict=True)) for lowerings in joint)]
         one_by_one = each(options)
-        gathered = sum(node.op_type == "Gather" and len(node.inputs[1].shape or ()) > 0 for node in region.nodes)
+        gathered = sum(node.op_type == "Gather" and bool(self._analysis.dims(node.inputs[1])) for node in region.nodes)
         if _gathers(one_by_one) <= max(1, _gathers(views), gathered):
             candidates.insert(0, one_by_one)
         return min(candidates, key=lambda chosen: self._cost(chosen, region))

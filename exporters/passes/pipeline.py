@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from onnx_ir.passes import common
 
 from deploycli.exporters.graph.analysis import Analysis, unknowns
 from deploycli.exporters.graph.attention import is_read_in_place
 from deploycli.exporters.graph.cost import graph_cost
-from deploycli.exporters.graph.kernels import predict
+from deploycli.exporters.graph.kernels import predict, run_cost
 from deploycli.exporters.graph.steps import Step
 from deploycli.exporters.passes.add_class_token import AddClassToken
 from deploycli.exporters.passes.common.tidy import LiftConstants, Sort, Sweep, sweep
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
-    from deploycli.exporters.graph.steps import Remark
+    from deploycli.exporters.graph.steps import KernelFigures, Remark
     from deploycli.exporters.passes.graph_pass import GraphPass
 
 # It warns of every initializer that is a graph output, which is legal and no business of the user.
@@ -85,6 +85,9 @@ _IN_PLACE: tuple[tuple[str, type[GraphPass]], ...] = (
     ("tokens-first", TokensFirst),  # last of the layouts: what stands tokens first is no row of a sample any more
     ("fold-movement-again", FoldMovement),  # into the layout and out of it, with what moves there anyway
 )
+
+_HOIST = "hoist-selections"
+"""What stands before it makes of any exporter's graph the plain one, that the result is compared with."""
 
 _OF_ROWS = frozenset({"commute-permutations", "shape-rows"})
 """They take what stands tokens first for rows of one sample, if the batch is static: it keeps its layout."""
@@ -148,42 +151,128 @@ def rewrite(
     steps.append(replace(_step("infer", model, start, analysis=analysis), remark=unknowns(model.graph, analysis)))
     if any(is_read_in_place(node, analysis) for node in model.graph):
         without |= _OF_ROWS
-    early, late = (
-        [(name, make) for name, make in part if name.removesuffix(_AGAIN) not in without]
-        for part in (_REWRITE[:_LATE], _REWRITE[_LATE:])
-    )
-    _apply((*early, *late), model, analysis, steps)
-    for _ in range(_MORE_ROUNDS):  # a view or a permutation that is gone may have stood between two projections
-        if not _apply(early, model, analysis, steps, again=True):
-            break
-        _apply(late, model, analysis, steps, again=True)
-    analysis = _read_in_place(model, analysis, steps, without)
+    analysis = _rewrite(_Passes.but(without), model, analysis, steps)
     _apply([(name, make) for name, make in _ON_REQUEST if name in also], model, analysis, steps)
     start = time.perf_counter()
     _run(model, _CLEAN)
     return [*steps, _step("clean", model, start, analysis=analysis)]
 
 
-def _read_in_place(model: ir.Model, analysis: Analysis, steps: list[Step], without: frozenset[str]) -> Analysis:
-    """Run the passes that let attentions read in place, and take them back where more kernels or bytes are predicted.
+_Named: TypeAlias = "list[tuple[str, type[GraphPass]]]"
+
+
+@dataclass(frozen=True)
+class _Passes:
+    """The passes of a run: those that fold, the choices among them, and the others."""
+
+    fold: _Named
+    hoist: _Named
+    early: _Named
+    late: _Named
+    in_place: _Named
+
+    @classmethod
+    def but(cls, without: frozenset[str]) -> _Passes:
+        """Return all but some."""
+        hoist = [name for name, _ in _REWRITE].index(_HOIST)
+        parts = _REWRITE[:hoist], _REWRITE[hoist : hoist + 1], _REWRITE[hoist + 1 : _LATE], _REWRITE[_LATE:], _IN_PLACE
+        return cls(*([(n, make) for n, make in part if n.removesuffix(_AGAIN) not in without] for part in parts))
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A graph to go back to, and what TensorRT is predicted to make of it.
+
+    Attributes:
+        graph: a copy of the graph.
+        figures: the kernels that are predicted.
+        multiply_adds: of one sample; None where they are not known.
+        is_known: whether all shapes are known; a value of unknown shape counts nothing among the bytes.
+        steps: how many steps led to it.
+    """
+
+    graph: ir.Graph
+    figures: KernelFigures
+    multiply_adds: int | None
+    is_known: bool
+    steps: int
+
+    @classmethod
+    def of(cls, model: ir.Model, analysis: Analysis, steps: list[Step]) -> _Kept:
+        """Keep the graph of a model; its constants are not copied."""
+        figures, products = predict(model.graph, analysis).figures, graph_cost(model.graph, analysis).multiply_adds
+        outputs = (output for node in model.graph for output in node.outputs if output.name)
+        is_known = all(analysis.dims(output) is not None for output in outputs)
+        return cls(model.graph.clone(), figures, products, is_known, len(steps))
+
+    def put_back(self, model: ir.Model, steps: list[Step]) -> Analysis:
+        """Give the model this graph again, and return what is known of it."""
+        model.graph = self.graph.clone()
+        del steps[self.steps :]
+        return Analysis(model.graph)
+
+
+def _rewrite(passes: _Passes, model: ir.Model, analysis: Analysis, steps: list[Step]) -> Analysis:
+    """Run the passes, but for those that are predicted not to pay.
 
     Returns:
-        What is known of the graph that the model has now.
+        What is known of the graph that the model has then.
     """
-    passes = [(name, make) for name, make in _IN_PLACE if name.removesuffix(_AGAIN) not in without]
+    _apply(passes.fold, model, analysis, steps)
+    plain = _Kept.of(model, analysis, steps)
+    analysis = _choose(passes.hoist, plain, model, analysis, steps)
+    analysis = _apply_all(passes, model, analysis, steps)
+    return _no_worse(passes, plain, model, analysis, steps)
+
+
+def _apply_all(passes: _Passes, model: ir.Model, analysis: Analysis, steps: list[Step]) -> Analysis:
+    """Run what stands behind the selections until it changes nothing any more, and then what may not pay."""
+    _apply((*passes.early, *passes.late), model, analysis, steps)
+    for _ in range(_MORE_ROUNDS):  # a view or a permutation that is gone may have stood between two projections
+        if not _apply((*passes.fold, *passes.early), model, analysis, steps, again=True):
+            break
+        _apply(passes.late, model, analysis, steps, again=True)
+    if not passes.in_place:
+        return analysis
+    return _choose(passes.in_place, _Kept.of(model, analysis, steps), model, analysis, steps)
+
+
+def _choose(passes: _Named, kept: _Kept, model: ir.Model, analysis: Analysis, steps: list[Step]) -> Analysis:
+    """Run passes that do not always pay, and take them back where TensorRT is predicted to take longer."""
     start = time.perf_counter()
-    before, kept, count = predict(model.graph, analysis).figures, model.clone(), len(steps)
     if not _apply(passes, model, analysis, steps):
         return analysis
-    after = predict(model.graph, analysis).figures
-    if (after.launches, after.moved_bytes) <= (before.launches, before.moved_bytes):
+    after, products = predict(model.graph, analysis).figures, graph_cost(model.graph, analysis).multiply_adds
+    if run_cost(after, products) <= run_cost(kept.figures, kept.multiply_adds):
         return analysis
-    model.graph = kept.graph
-    del steps[count:]
-    analysis = Analysis(model.graph)
+    analysis = kept.put_back(model, steps)
     names = " and ".join(dict.fromkeys(name for name, _ in passes if not name.endswith(_AGAIN)))
-    remark = f"{names} would make more of it than {before}, as is predicted for TensorRT: {after}"
-    steps.append(replace(_step("in-place", model, start, analysis=analysis), remark=remark))
+    remark = f"{names} would make more of it than {kept.figures}, as is predicted for TensorRT: {after}"
+    steps.append(replace(_step(passes[0][0], model, start, analysis=analysis), remark=remark))
+    return analysis
+
+
+def _no_worse(passes: _Passes, plain: _Kept, model: ir.Model, analysis: Analysis, steps: list[Step]) -> Analysis:
+    """Fall back to fewer passes where more kernels or bytes are predicted than of the plain graph.
+
+    First to those without selections, in the end to none. That the one may be worth the other is no excuse
+    here: whoever has a graph rewritten expects neither to grow.
+    """
+    start, prediction = time.perf_counter(), predict(model.graph, analysis)
+    figures = refused = prediction.figures
+    has_products = any(kernel.kind != "generated" for kernel in prediction.kernels)
+    if not has_products or not plain.is_known:
+        return analysis
+    fewer = [passes, replace(passes, late=[], in_place=[]), replace(passes, early=[], late=[], in_place=[])]
+    while figures.launches > plain.figures.launches or figures.moved_bytes > plain.figures.moved_bytes:
+        analysis = plain.put_back(model, steps)
+        if not fewer:
+            break
+        analysis = _apply_all(fewer.pop(0), model, analysis, steps)
+        figures = predict(model.graph, analysis).figures
+    if figures is not refused:
+        remark = f"all passes would make more of it than {plain.figures}, as is predicted for TensorRT: {refused}"
+        steps.append(replace(_step("fewer", model, start, analysis=analysis), remark=remark))
     return analysis
 
 

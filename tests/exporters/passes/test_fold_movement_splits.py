@@ -106,8 +106,9 @@ def test_which_permutation_a_product_reads_in_place(perm: tuple[int, ...], *, ex
 
 def test_parts_that_are_rotated_are_no_gathers() -> None:
     """As before a rotary embedding: of a prefix and of halves, Slices are one kernel, and Gathers one each."""
-    text = """g (float[batch, 301, 192] x) => (float[batch, 2, 1, 32] y, float[batch, 2, 300, 16] a, float[batch, 2, 300, 16] b,
-            float[batch, 2, 301, 32] w) {
+    text = """g (float[batch, 301, 192] x) => (
+        float[batch, 2, 1, 32] y, float[batch, 2, 300, 16] a, float[batch, 2, 300, 16] b, float[batch, 2, 301, 32] w
+    ) {
         heads = Reshape (x, s)
         moved = Transpose <perm = [2, 0, 3, 1, 4]> (heads)
         q5, k5, v5 = Split <axis = 0, num_outputs = 3> (moved)

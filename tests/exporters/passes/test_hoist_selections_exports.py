@@ -12,12 +12,14 @@ import pytest
 import torch
 from torch import nn
 
+from deploycli.exporters.graph import kernels
+from deploycli.exporters.graph.analysis import Analysis
 from deploycli.exporters.passes import hoist_selections
-from deploycli.exporters.passes.pipeline import rewrite
+from deploycli.exporters.passes.pipeline import PASSES, rewrite
 from deploycli.exporters.trace import trace
 from deploycli.models.spec import TensorSpec
 from deploycli.models.vit import VisionTransformer
-from tests.exporters.passes.graphs import proto
+from tests.exporters.passes.graphs import ops, proto
 from tests.exporters.passes.row_programs import deviation
 from tests.exporters.passes.test_hoist_selections import multiply_adds
 from tests.peers import import_timm, import_transformers
@@ -25,7 +27,9 @@ from tests.peers import import_timm, import_transformers
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-SIZE, PATCH, C, HEADS, DEPTH, CLASSES = 32, 8, 24, 3, 2, 5
+    from deploycli.exporters.graph.steps import KernelFigures
+
+SIZE, PATCH, C, HEADS, DEPTH, CLASSES = 32, 8, 48, 3, 2, 5
 PATCHES = (SIZE // PATCH) ** 2
 
 
@@ -40,8 +44,8 @@ class Logits(nn.Module):
         return self.model(images).logits
 
 
-def ours(*, distilled: bool = False) -> nn.Module:
-    return VisionTransformer((SIZE, SIZE), PATCH, 3, CLASSES, C, DEPTH, HEADS, distilled=distilled)
+def ours(*, distilled: bool = False, heads: int = HEADS) -> nn.Module:
+    return VisionTransformer((SIZE, SIZE), PATCH, 3, CLASSES, C, DEPTH, heads, distilled=distilled)
 
 
 def timm(*, pool: str = "token", distilled: bool = False) -> nn.Module:
@@ -104,7 +108,8 @@ MODELS: dict[
 def test_the_last_block_is_computed_for_what_is_read(
     name: str, export: Callable[[nn.Module], onnx.ModelProto], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hoist_selections, "PRODUCTS_PER_BYTE", 1e-9)  # so that it pays to save those of a small model
+    for module in (hoist_selections, kernels):  # so that it pays to save those of a small model
+        monkeypatch.setattr(module, "PRODUCTS_PER_BYTE", 1e-9)
     make, more, read = MODELS[name]
     torch.manual_seed(0)
     model = make().eval()
@@ -120,4 +125,43 @@ def test_the_last_block_is_computed_for_what_is_read(
     before, after = multiply_adds(proto(whole)), multiply_adds(proto(rewritten))
     assert before is not None
     assert after == before - (tokens - read) * row
+    assert deviation(plain, proto(rewritten)) < 1e-4
+
+
+def folded(plain: onnx.ModelProto) -> ir.Model:
+    """Return the graph whose shapes are known, and that is otherwise as it was."""
+    model = ir.from_proto(plain)
+    rewrite(model, without=frozenset(PASSES) - {"fold-constants"})
+    return model
+
+
+def figures(model: ir.Model) -> KernelFigures:
+    return kernels.predict(model.graph, Analysis(model.graph)).figures
+
+
+def test_a_selection_that_saves_less_than_its_launches_take_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For all that the pass knows it pays; TensorRT is predicted to make three kernels more of it."""
+    monkeypatch.setattr(hoist_selections, "PRODUCTS_PER_BYTE", 1e-9)
+    plain = traced(timm(distilled=True).eval())
+    whole, rewritten = (ir.from_proto(plain) for _ in range(2))
+    rewrite(whole, without=frozenset({"hoist-selections"}))
+    remarks = [step.remark for step in rewrite(rewritten) if step.name == "hoist-selections"]
+    assert len(remarks) == 1
+    assert remarks[0].startswith("hoist-selections would make more of it than")
+    assert ops(proto(rewritten)) == ops(proto(whole))
+    assert multiply_adds(proto(rewritten)) == multiply_adds(plain)
+
+
+@pytest.mark.parametrize("heads", [HEADS, 2 * HEADS])
+def test_no_more_kernels_than_of_the_plain_graph(heads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heads of 8 channels have no kernel of their own, so that nothing makes up for what a selection launches."""
+    for module in (hoist_selections, kernels):
+        monkeypatch.setattr(module, "PRODUCTS_PER_BYTE", 1e-9)
+    plain = by_torchscript(ours(distilled=True, heads=heads).eval())
+    rewritten = ir.from_proto(plain)
+    steps = rewrite(rewritten)
+    before, after = figures(folded(plain)), figures(rewritten)
+    assert after.launches <= before.launches
+    assert after.moved_bytes <= before.moved_bytes
+    assert ("fewer" in [step.name for step in steps]) == (heads > HEADS)
     assert deviation(plain, proto(rewritten)) < 1e-4

@@ -66,8 +66,10 @@ def test_the_results_stay_and_products_become_fewer(plain: onnx.ModelProto) -> N
 @given(networks())
 def test_the_whole_pipeline_keeps_the_results_and_leaves_no_selection_to_move(plain: onnx.ModelProto) -> None:
     model = load(plain)
-    rewrite(model)
+    was_taken_back = any(step.remark for step in rewrite(model))
     assert deviation(plain, proto(model)) < rounding(plain)
+    if was_taken_back:  # of another form of the graph other kernels are predicted
+        return
     steps = rewrite(model)
     place = [step.name for step in steps].index("hoist-selections")
     assert steps[place].nodes == steps[place - 1].nodes
