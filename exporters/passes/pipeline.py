@@ -29,6 +29,7 @@ from deploycli.exporters.passes.fuse_gelu import FuseGelu
 from deploycli.exporters.passes.fuse_normalization import FuseNormalization
 from deploycli.exporters.passes.hoist_selections import HoistSelections
 from deploycli.exporters.passes.merge_projections import MergeProjections
+from deploycli.exporters.passes.multiply_from_left import MultiplyFromLeft
 from deploycli.exporters.passes.norms_into_scores import NormsIntoScores
 from deploycli.exporters.passes.shape_rows import ShapeRows
 from deploycli.exporters.passes.sum_additive_constants import SumAdditiveConstants
@@ -69,6 +70,7 @@ _REWRITE: tuple[tuple[str, type[GraphPass]], ...] = (
     ("drop-softmax-guards", DropSoftmaxGuards),  # after masks are constants: it asks whether they are finite
     ("hoist-selections", HoistSelections),  # before projections are merged: the query of a few rows is one for itself
     ("merge-projections", MergeProjections),  # before movement: query, key and value are then one region
+    ("multiply-from-left", MultiplyFromLeft),  # before movement: its Transposes would be part of regions
     ("norms-into-scores", NormsIntoScores),  # after scales of older exporters are read as what they are
     ("fold-scale", FoldScale),  # after merged projections, whose columns it scales; a scale would end a region
     ("fold-movement", FoldMovement),  # needs constant operands; brings the additions of a block together
