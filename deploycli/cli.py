@@ -7,12 +7,14 @@ from importlib.metadata import PackageNotFoundError, version
 
 import click
 
-# name -> one line of help; the module deploycli.commands.<name> (build_trt for build-trt) holds `command`.
+# name -> one line of help; the module deploycli.commands.<name> (build_trt for build-trt) holds `command`; of import,
+# which is a word of Python's, it is import_onnx.
 COMMANDS = {
     "bench": "Time a bundle: eager, compiled, ONNX Runtime, engines.",
     "build-trt": "Build TensorRT engines, prove their precision.",
     "cast": "Write the strongly typed FP16 or BF16 graph of a bundle.",
     "export": "Trace a model, rewrite its graph, write a checked bundle.",
+    "import": "Make a bundle of any ONNX file.",
     "inspect": "Show what is in a bundle or an ONNX file.",
     "lint": "Judge ONNX files as TensorRT will, without TensorRT.",
     "list": "List the models that have a name.",
@@ -21,6 +23,10 @@ COMMANDS = {
     "quantize": "Write the INT8 or FP8 graph of a bundle, calibrated on data.",
     "verify": "Compare every artifact of a bundle with the eager model.",
 }
+
+
+def _module(name: str) -> str:
+    return "import_onnx" if name == "import" else name.replace("-", "_")
 
 
 class LazyGroup(click.Group):
@@ -34,7 +40,7 @@ class LazyGroup(click.Group):
         """Import a command."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"deploycli.commands.{cmd_name.replace('-', '_')}").command
+        command: click.Command = importlib.import_module(f"deploycli.commands.{_module(cmd_name)}").command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

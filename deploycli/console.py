@@ -10,6 +10,7 @@ import json
 import shlex
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploycli.ending import note_step
@@ -132,6 +133,11 @@ class Progress:
             self._console.whole_line(f"{message} ({min(done + 1, total)}/{total})")
             self._printed = message, now
 
+    def warn_of_gone(self, bundle: Bundle) -> None:
+        """Say what was made from another model.onnx, and went with it."""
+        if bundle.gone:
+            self.warn(f"{bundle.path} held another model.onnx; gone with it: {', '.join(bundle.gone)}")
+
     def warn_of(self, weights: Weights, *, chosen: bool = False) -> None:
         """Say what of the weights a user should know, whatever is printed to stdout.
 
@@ -197,7 +203,8 @@ def show_artifact(console: Output, bundle: Bundle, artifact: Artifact) -> None:
     if artifact.source:
         console.print(f"  from {artifact.source}: {before} nodes before, {after} after")
     else:
-        console.print(f"  {before} nodes traced, {after} written; {refusals} refusal{'s' * (refusals != 1)}")
+        there = "in the file" if artifact.steps and artifact.steps[0].name == "import" else "traced"
+        console.print(f"  {before} nodes {there}, {after} written; {refusals} refusal{'s' * (refusals != 1)}")
     if artifact.unreleasable:
         console.print(styled(f"  NOT FOR RELEASE: {artifact.unreleasable}", "bold red"))
 
@@ -256,6 +263,10 @@ def size_text(size: int) -> str:
     return f"{size / 1e6:.1f} MB" if size < 1e9 else f"{size / 1e9:.2f} GB"
 
 
+def quoted(path: Path) -> str:
+    """Return a path as a shell reads it."""
+    return shlex.quote(str(path))
+
+
 def _argument(bundle: Bundle) -> str:
-    path = bundle.path.name if bundle.path.parent == DEFAULT_ROOT else str(bundle.path)
-    return shlex.quote(path)
+    return quoted(Path(bundle.path.name) if bundle.path.parent == DEFAULT_ROOT else bundle.path)

@@ -5,20 +5,26 @@ from __future__ import annotations
 import json
 import math
 import re
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from deploycli.models.errors import DeployError, UsageError
 from deploycli.models.files import text_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from deploycli.exporters.bundle.bundle import Bundle
+    from deploycli.exporters.graph.onnx_file import ExternalData
     from deploycli.exporters.tune import TuneOptions
-    from deploycli.models.spec import TensorSpec
+    from deploycli.exporters.typed_file import FileOptions
+    from deploycli.models.spec import PreprocessingChange, TensorSpec
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
@@ -33,6 +39,17 @@ output_option = click.option(
     show_default=True,
     metavar="DIR",
     help="Folder of bundles.",
+)
+
+target_option = click.option(
+    "-o",
+    "--output",
+    "root",
+    type=click.Path(path_type=Path),
+    default=DEFAULT_ROOT,
+    show_default=True,
+    metavar="DIR|OUT.onnx",
+    help="Folder of bundles; of a file, the file to write.",
 )
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON to stdout.")
@@ -129,6 +146,160 @@ def tuning_of(tune: bool, seconds: int, gpu: str) -> TuneOptions | None:
     from deploycli.exporters.tune import TuneOptions
 
     return TuneOptions(parse_targets([gpu]), seconds)
+
+
+inputs_option = click.option(
+    "--inputs",
+    "inputs_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE.npz",
+    help="Run the graph on these arrays, one for each input by name, where it takes no random numbers.",
+)
+
+
+def _three(text: str) -> tuple[float, float, float]:
+    """Read ``0.485,0.456,0.406``."""
+    try:
+        red, green, blue = (float(part) for part in text.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{_shown(text)} is not one number a channel; write 0.485,0.456,0.406") from None
+    if not all(map(math.isfinite, (red, green, blue))):
+        raise click.BadParameter(f"{_shown(text)} has a number that is not finite")
+    return red, green, blue
+
+
+def _positive_three(text: str) -> tuple[float, float, float]:
+    numbers = _three(text)
+    if min(numbers) <= 0:
+        raise click.BadParameter(f"{_shown(text)}: a standard deviation is above 0")
+    return numbers
+
+
+def preprocessing_options(command: F) -> F:
+    """Add how a picture becomes the model's input."""
+    options = (
+        click.option(
+            "--mean", type=_three, metavar="R,G,B",
+            help="Mean of each channel, of values from 0 to 1; in place of what the model's library says.",
+        ),
+        click.option("--std", type=_positive_three, metavar="R,G,B", help="Standard deviation of each channel."),
+        click.option(
+            "--crop", type=Number(0, 1, above=True), metavar="SHARE",
+            help="Share of the resized shorter side that the centre crop takes, such as 0.875.",
+        ),
+        click.option(
+            "--resize", type=Count(most=2**16), metavar="PIXELS", help="The shorter side before the crop, instead."
+        ),
+        click.option(
+            "--interpolation", type=click.Choice(["bicubic", "bilinear", "box", "hamming", "lanczos", "nearest"]),
+            help="How pictures are resized.",
+        ),
+    )  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def preprocessing_of(
+    mean: tuple[float, float, float] | None,
+    std: tuple[float, float, float] | None,
+    crop: float | None,
+    resize: int | None,
+    interpolation: str | None,
+) -> PreprocessingChange:
+    """Return what was said of how pictures become inputs."""
+    from deploycli.models.spec import PreprocessingChange
+
+    return PreprocessingChange(crop, resize, interpolation, mean, std)
+
+
+@dataclass(frozen=True)
+class FileArguments:
+    """What a command is told of an ONNX file that it takes in place of bundles.
+
+    Attributes:
+        samples: a ``.npz`` file of arrays to run it on.
+        inputs: inputs whose sizes or values the graph does not tell.
+        preprocessing: how a picture becomes the input.
+        external: where weights are stored.
+    """
+
+    samples: Path | None
+    inputs: tuple[TensorSpec, ...]
+    preprocessing: PreprocessingChange
+    external: ExternalData
+
+    def options(self, source: Path, target: Path, *, lint: bool = True) -> FileOptions:
+        """Return the file and what it is run on."""
+        from deploycli.exporters.compare_files import FeedOptions
+        from deploycli.exporters.typed_file import FileOptions
+
+        feeds = FeedOptions(self.samples, self.inputs)
+        return FileOptions(source, target, feeds, self.preprocessing, self.external, lint)
+
+
+_RUN = {"inputs_file": "--inputs", "inputs": "--input"}
+_PREPARED = {name: f"--{name}" for name in ("mean", "std", "crop", "resize", "interpolation")}
+
+
+def run_options(command: Callable[..., int]) -> Callable[..., int]:
+    """Add what an ONNX file in place of bundles is run on; the command is given it as ``of_file``.
+
+    Raises:
+        UsageError: one of the options was given for a bundle, which knows these things.
+    """
+    return inputs_option(file_input_option(_gathered(command, _RUN)))
+
+
+def file_options(command: Callable[..., int]) -> Callable[..., int]:
+    """Add to `run_options` how its pictures are prepared, and where weights are stored."""
+    options = _RUN | _PREPARED | {"external": "--external-data"}
+    return inputs_option(file_input_option(preprocessing_options(external_option(_gathered(command, options)))))
+
+
+def _gathered(command: Callable[..., int], options: Mapping[str, str]) -> Callable[..., int]:
+    @wraps(command)
+    def gathered(**values: Any) -> int:
+        if file_of(values["bundles"]) is None:
+            refuse_given("to a bundle, which knows it", options)
+        recipe = preprocessing_of(*(values.pop(name, None) for name in _PREPARED))
+        samples, inputs, external = values.pop("inputs_file"), values.pop("inputs"), values.pop("external", "auto")
+        return command(**values, of_file=FileArguments(samples, inputs, recipe, external))
+
+    return gathered
+
+
+@contextmanager
+def models(
+    root: Path, names: tuple[str, ...], of_file: FileArguments, *, keep: bool, progress: Callable[[str], None]
+) -> Iterator[list[Bundle]]:
+    """Open bundles; of an ONNX file one is made.
+
+    Args:
+        root: folder of bundles.
+        names: of bundles, or of one file.
+        of_file: what was told of that.
+        keep: make it below ``root``, rewritten, as `deploycli import` does, and use it again for the same file; else it
+            is of the file as it is, and vanishes.
+        progress: is told what runs.
+
+    Raises:
+        UsageError, ExportError, IntegrityError, EnvironmentUnsuitable: see `open_bundles`, and
+            `deploycli.exporters.imported.import_model`.
+    """
+    file = file_of(names)
+    if file is None:
+        yield open_bundles(root, names)
+        return
+    from deploycli.exporters.imported import ImportOptions, import_model, imported_already
+    from deploycli.exporters.typed_file import file_bundle
+
+    if keep:
+        options = ImportOptions(file, root, inputs=of_file.inputs, samples=of_file.samples)
+        yield [imported_already(options) or import_model(options, progress=progress)]
+        return
+    with file_bundle(of_file.options(file, file), progress=lambda label, _done, _total: progress(label)) as bundle:
+        yield [bundle]
 
 
 SEEDS = click.IntRange(0, 2**32 - 1)
@@ -306,6 +477,61 @@ def _named_dims(text: str, otherwise: str, *, least: int = 1, shown: str = "") -
     if not name or len(dims) < len(written):
         raise click.BadParameter(f"{_shown(shown or text)} is {otherwise}")
     return name, tuple(dims)
+
+
+def file_of(names: Sequence[str]) -> Path | None:
+    """Return the ONNX file that a command was given in place of bundles, or None.
+
+    Raises:
+        UsageError: several files, or a file beside bundles.
+    """
+    files = [Path(name) for name in names if Path(name).suffix == ".onnx" or Path(name).is_file()]
+    if not files:
+        return None
+    if len(names) > 1:
+        raise UsageError(
+            f"{files[0]} was given with {len(names) - 1} more", expected="bundles, or one ONNX file",
+            hint="one command for each file; deploycli import makes bundles of them",
+        )  # fmt: skip
+    return files[0]
+
+
+def given(name: str) -> bool:
+    """Say whether a parameter of the running command stands on the command line."""
+    return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
+
+
+def refuse_given(what: str, shown: Mapping[str, str]) -> None:
+    """Refuse options that mean nothing here.
+
+    Args:
+        what: to what, such as ``to a bundle``.
+        shown: name of a parameter -> the option.
+
+    Raises:
+        UsageError: one was given.
+    """
+    for name, option in shown.items():
+        if given(name):
+            raise click.UsageError(f"{option} means nothing {what}")
+
+
+def target_of(file: Path, target: Path) -> Path:
+    """Return the file to write for one that was read.
+
+    Raises:
+        UsageError: none was named.
+    """
+    if not given("root"):
+        raise click.UsageError(f"Missing option '-o' / '--output': name the file to write for {file}.")
+    return target
+
+
+file_input_option = click.option(
+    "--input", "inputs", multiple=True, type=tensor_spec, metavar="NAME:SHAPE[:TYPE[:LOW..HIGH]]",
+    help="Sizes of an input that an ONNX file leaves open, batch first, and the range of indices: "
+    "ids:1x128:int64:0..30521. Repeatable.",
+)  # fmt: skip
 
 
 def open_bundles(root: Path, names: tuple[str, ...]) -> list[Bundle]:

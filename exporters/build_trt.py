@@ -18,7 +18,7 @@ from deploycli.exporters.bundle.engine import ENGINES, KernelTotals, Sidecar, en
 from deploycli.exporters.bundle.files import require_inside
 from deploycli.exporters.bundle.manifest import PRECISIONS, Manifest
 from deploycli.exporters.cast import cast_bundle
-from deploycli.exporters.derive import fp32_file
+from deploycli.exporters.derive import exported_file, fp32_file
 from deploycli.exporters.gate import require_passed
 from deploycli.exporters.lint import lint
 from deploycli.exporters.lint.rules import DEFAULT_VERSION
@@ -240,9 +240,10 @@ def build_all(bundles: Sequence[Bundle], options: EngineOptions, *, progress: Pr
 
 def _check_usage(bundle: Bundle, options: EngineOptions) -> str:
     """Refuse what cannot be built of a bundle; return the shapes that can, in words."""
-    profiles = options.shapes.profiles(bundle.manifest.spec.inputs, fp32_file(bundle).artifact.batch)
+    profiles = options.shapes.profiles(bundle.manifest.spec.inputs, exported_file(bundle).artifact.batch)
     for name, quantized in FORMATS.items():
-        if name in options.ordered and options.data is None and bundle.onnx_file(f"model.{name}.onnx") is None:
+        held = exported_file(bundle).precision == name or bundle.onnx_file(f"model.{name}.onnx") is not None
+        if name in options.ordered and options.data is None and not held:
             raise UsageError(
                 f"{bundle.path} holds no {quantized.title} graph, and there is no data to calibrate one with",
                 expected="pictures such as the model will see",
@@ -344,6 +345,9 @@ def _lint_version(options: EngineOptions) -> str:
 
 def _typed(bundle: Bundle, precision: str, options: EngineOptions, progress: Progress) -> OnnxFile:
     """Return the graph of a precision."""
+    exported = exported_file(bundle)
+    if precision == exported.precision:
+        return exported
     if precision == "fp32":
         return fp32_file(bundle)
     found = bundle.onnx_file(f"model.{precision}.onnx")

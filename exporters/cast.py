@@ -53,12 +53,12 @@ def cast_bundle(
     derivation = Derivation(bundle, options.type, lint=lint)
     if samples is not None:
         policy = replace(policy, magnitudes=magnitudes(derivation.source.path, samples, progress=progress))
-    derivation.step(f"cast-{options.type}", lambda: _cast(derivation.model, policy, options))
+    derivation.step(f"cast-{options.type}", lambda: typed(derivation.model, policy, options))
     return derivation.finish()
 
 
-def _cast(model: ir.Model, policy: Policy, options: CastOptions) -> list[Remark]:
-    """Scale what overflows, and type the graph; return what was done, and what stays FP32."""
+def typed(model: ir.Model, policy: Policy, options: CastOptions) -> list[Remark]:
+    """Scale what overflows, and type the graph in place; return what was done, and what stays FP32."""
     policy, remarks = rescale(model, policy)
     return remarks + cast(model, policy, reduce_io=options.reduce_io)
 

@@ -14,6 +14,8 @@ from deploycli.exporters.gate import require_readable
 from deploycli.exporters.graph.cost import operator_counts
 from deploycli.exporters.graph.onnx_file import load_model, map_external, write_model
 from deploycli.exporters.graph.steps import Step
+from deploycli.exporters.passes.common.opset import raise_opset
+from deploycli.exporters.precision.insert_qdq import OLDEST_OPSET
 from deploycli.exporters.precision.simulate import open_runtime
 from deploycli.exporters.verification.compare import BUDGETS, Comparison, compare
 from deploycli.models.errors import NumericsError, UsageError
@@ -30,6 +32,12 @@ if TYPE_CHECKING:
     from deploycli.exporters.graph.steps import Remark
     from deploycli.exporters.precision.simulate import SimulatedRuntime
     from deploycli.exporters.runtime.runtimes import OrtRuntime
+
+QUANTIZED = ("int8", "fp8")
+"""Precisions of 8 bits."""
+
+QDQ_OPSET = 20
+"""What a graph of an older opset is raised to."""
 
 CHECK_SAMPLES = 2
 """Golden samples that a new artifact is run on before it is written."""
@@ -84,8 +92,7 @@ class Derivation:
         self.precision = precision
         self.lint = lint
         self.source = fp32_file(bundle)
-        self.model: ir.Model = load_model(self.source.path)
-        map_external(self.model)
+        self.model: ir.Model = load_source(self.source, precision)
         self.steps: list[Step] = []
 
     def step(self, name: str, change: Callable[[], list[Remark]]) -> None:
@@ -137,7 +144,7 @@ class Derivation:
             folder = draft.folder
             external: ExternalData = "always" if self.source.external else "auto"
             files = write_model(self.model, folder / name, external)
-            ops = operator_counts(self.model)
+            ops, opset = operator_counts(self.model), self.model.opset_imports[""]
             del self.model  # it is in the file now, and a large one leaves no room to run it
             free_memory()
             runtime, comparisons = _run(folder / name, self.bundle.golden, self.precision, self.source.artifact.batch)
@@ -147,7 +154,7 @@ class Derivation:
                 file=record,
                 external=tuple(data),
                 precision=self.precision,
-                opset=self.source.artifact.opset,
+                opset=opset,
                 batch=self.source.artifact.batch,
                 ops_before=self.source.artifact.ops_after,
                 ops_after=ops,
@@ -163,16 +170,49 @@ class Derivation:
         return Derived(file, runtime, comparisons)
 
 
-def fp32_file(bundle: Bundle) -> OnnxFile:
-    """Return the exported FP32 graph of a bundle.
+def load_source(file: OnnxFile, precision: str) -> ir.Model:
+    """Read the FP32 graph; for 8 bits in the opset that they need, where every operator in it goes on meaning the same.
+
+    Raises:
+        UsageError: an operator would not.
+    """
+    model = load_model(file.path)
+    map_external(model)
+    opset = model.opset_imports.get("", 0)
+    if precision in QUANTIZED and opset < OLDEST_OPSET and (reason := raise_opset(model, QDQ_OPSET)):
+        raise UsageError(
+            f"{file.path} is of opset {opset}, and cannot be raised: {reason}",
+            expected=f"opset {OLDEST_OPSET} or later, where Q/DQ takes FP16 scales",
+            hint=f"export the model again with opset {QDQ_OPSET}",
+        )
+    return model
+
+
+def exported_file(bundle: Bundle) -> OnnxFile:
+    """Return the graph that all others of a bundle are made from.
 
     Raises:
         UsageError: there is none.
     """
-    files = (file for file in bundle.onnx_files() if file.precision == "fp32" and not file.artifact.source)
-    found = next(files, None)
+    found = next((file for file in bundle.onnx_files() if not file.artifact.source), None)
     if found is None:
-        raise UsageError(f"{bundle.path} holds no FP32 graph", expected="an exported bundle", hint="export it again")
+        raise UsageError(f"{bundle.path} holds no exported graph", expected="one", hint="export it again")
+    return found
+
+
+def fp32_file(bundle: Bundle) -> OnnxFile:
+    """Return that graph where it can be made another precision.
+
+    Raises:
+        UsageError: there is none, or it is not in FP32.
+    """
+    found = exported_file(bundle)
+    if found.precision != "fp32":
+        raise UsageError(
+            f"{found.path} computes in {found.precision.upper()} already",
+            expected="an FP32 graph, which can be made another precision",
+            hint=f"import the file that it was made from; build-trt --precision {found.precision} takes it as it is",
+        )
     return found
 
 

@@ -7,7 +7,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from deploycli.exporters.bundle.bundle import new_bundle
-from deploycli.exporters.bundle.golden import GOLDEN_NAME, require_comparable, save_golden, synthetic_inputs
+from deploycli.exporters.bundle.golden import (
+    GOLDEN_NAME,
+    GOLDEN_SAMPLES,
+    require_comparable,
+    save_golden,
+    synthetic_inputs,
+)
 from deploycli.exporters.bundle.manifest import SCHEMA_VERSION, Artifact, FileRecord, Manifest, version_of
 from deploycli.exporters.bundle.trust import sign
 from deploycli.exporters.graph.cost import operator_counts
@@ -40,9 +46,6 @@ if TYPE_CHECKING:
     Arrays = Mapping[str, npt.NDArray[Any]]
 
 MODEL_NAME = "model.onnx"
-
-GOLDEN_SAMPLES = 8
-"""Samples in golden.npz: enough for the default batch sweep of verify."""
 
 TIMES_OWN, MOST_OWN = 4, 0.1
 """How much further than PyTorch's float32 answers the file's may be from the float64 ones, and how far, relatively."""
@@ -139,7 +142,7 @@ def export(
         inputs = synthetic_inputs(spec, max(GOLDEN_SAMPLES, options.batch or 0))
         with EagerRuntime(module, [i.name for i in spec.inputs], spec.outputs, poison=False) as eager:
             outputs = eager.run(inputs)
-        require_comparable(inputs, outputs)
+        require_comparable(inputs, outputs, "PyTorch")
         save_golden(draft.folder / GOLDEN_NAME, inputs, outputs)
         artifact = _write_onnx(draft.folder, module, spec, options, progress, tuned)
         del module

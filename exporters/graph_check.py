@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from deploycli.exporters.data.arrays import whole_arrays
 from deploycli.exporters.runtime.runtimes import OrtRuntime
 from deploycli.exporters.verification.compare import BUDGETS
 from deploycli.models.errors import EnvironmentUnsuitable, ExportError, NumericsError, UsageError
 from deploycli.models.spec import numpy_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from deploycli.models.spec import TensorInfo
@@ -37,6 +38,9 @@ _IMAGE, _CHANNELS, _LENGTH = 224, 3, 16
 
 _HIGHEST = (10, 2)
 """Integers are drawn below these, the smaller one where an index of a small table must be meant."""
+
+_AT_ONCE = 8
+"""Samples of a file that are run at a time."""
 
 _NUDGES = 3
 """So often the reference is asked how far its own answers move."""
@@ -98,23 +102,25 @@ def check_graphs(
     reference: Path,
     candidate: Path,
     *,
-    samples: int,
+    samples: int = 0,
     budget: str = "fp32",
     shapes: Shapes | None = None,
     seed: int = 0,
+    feeds: Sequence[Feed] = (),
     progress: Callable[[str], None] = lambda _: None,
 ) -> Check:
-    """Run two ONNX files on the same random inputs.
+    """Run two ONNX files on the same inputs, random ones where none are given.
 
     One file is in memory at a time.
 
     Args:
         reference: the file that is right.
         candidate: the file that is judged.
-        samples: number of runs.
+        samples: number of runs on random inputs.
         budget: key of `BUDGETS`; its largest relative error is the limit.
         shapes: input name -> its shape, where an axis is symbolic.
         seed: of the inputs.
+        feeds: the inputs of each run, by name, in place of random ones.
         progress: is told what runs.
 
     Raises:
@@ -123,12 +129,12 @@ def check_graphs(
         NumericsError: the outputs differ, or the candidate does not run.
     """
     progress(RUNNING_REFERENCE)
-    feeds, expected = _answers(reference, samples, shapes or {}, seed)
+    make, expected = answers_of(reference, samples, shapes or {}, seed, feeds)
     progress(RUNNING_CANDIDATE)
     runs, found = [], []
     try:
         with OrtRuntime(candidate, optimize=False) as runtime:
-            for feed in feeds():
+            for feed in make():
                 runs.append(" ".join(f"{name}:{_shape_text(value)}" for name, value in feed.items()))
                 found.append(runtime.run(feed))
     except ExportError as error:
@@ -143,7 +149,7 @@ def check_graphs(
     checks = [seen for _, _, seen in outputs]
     if not wrong and not all(seen.max_rel_error <= limit for seen in checks):
         progress(RUNNING_REFERENCE)
-        own = _own_errors(reference, feeds, expected, budget, seed)
+        own = _own_errors(reference, make, expected, budget, seed)
         checks = [seen if seen.max_rel_error <= limit else replace(seen, own_error=own[seen.name]) for seen in checks]
     wrong += [
         f"{seen.name}: relative error {seen.max_rel_error:.3g} exceeds {limit:.3g}{_own_text(seen.own_error)}"
@@ -159,10 +165,15 @@ def check_graphs(
     return Check(tuple(runs), budget, tuple(checks))
 
 
-def _answers(
-    path: Path, samples: int, shapes: Shapes, seed: int
+def answers_of(
+    path: Path, samples: int, shapes: Shapes, seed: int, given: Sequence[Feed]
 ) -> tuple[Callable[[], Iterator[Feed]], list[dict[str, Any]]]:
-    """Return what makes the inputs of every run, one at a time, and what the reference answers."""
+    """Return what makes the inputs of every run, one at a time, and what the reference answers; see `check_graphs`.
+
+    Raises:
+        UsageError: a shape that does not fit, or inputs that the reference does not run on.
+        EnvironmentUnsuitable: ONNX Runtime cannot load the reference.
+    """
     try:
         runtime = OrtRuntime(path, optimize=False)
     except ExportError as error:
@@ -170,6 +181,14 @@ def _answers(
             f"the graph cannot be checked: {error.found}", expected="a graph that ONNX Runtime runs", hint=UNCHECKED
         ) from error
     with runtime:
+        if given:
+            try:
+                return lambda: iter(given), [runtime.run(feed) for feed in given]
+            except ExportError as error:
+                raise UsageError(
+                    f"the graph does not run on the given inputs: {error.found}",
+                    expected=", ".join(f"{info.name} {info.dtype} {list(info.shape)}" for info in runtime.inputs),
+                ) from error
         for highest in _HIGHEST:
             feeds = partial(_feeds, runtime.inputs, shapes, seed, highest, samples)
             try:
@@ -216,6 +235,34 @@ def _nudged(value: Any, budget: str, rng: np.random.Generator) -> Any:
         return value
     unit = max(float(np.finfo(value.dtype).eps), _UNITS.get(budget, 0.0))
     return (value * (1 + unit * rng.choice([-1.0, 1.0], value.shape))).astype(value.dtype)
+
+
+def read_feeds(path: Path, inputs: Sequence[Input]) -> list[Feed]:
+    """Read the inputs of a few runs from a ``.npz`` file, or from a ``.npy`` file for a graph of one input.
+
+    Where all arrays have as many entries on the first axis as one another, and the graph leaves that axis open, they
+    are samples, and run a few at a time; where it fixes it, that many at a time; else the arrays are one run.
+
+    Args:
+        path: the file.
+        inputs: of the graph.
+
+    Raises:
+        UsageError: it cannot be read, or lacks an input.
+    """
+    arrays = whole_arrays(path, [info.name for info in inputs])
+    firsts = {info.shape[0] if info.shape else None for info in inputs}
+    counts = {array.shape[0] if array.ndim else 0 for array in arrays.values()}
+    if len(firsts) != 1 or len(counts) != 1:
+        return [arrays]
+    ((first,), (count,)) = (firsts, counts)
+    if first is None or count == 0 or first == count:
+        return [arrays]
+    size = first if isinstance(first, int) else _AT_ONCE
+    whole = count - count % size if isinstance(first, int) else count  # what does not fill a fixed batch is left out
+    return [
+        {name: array[start : start + size] for name, array in arrays.items()} for start in range(0, whole, size)
+    ] or [arrays]
 
 
 # --- inputs ----------------------------------------------------------------------------------------------------------

@@ -6,21 +6,20 @@ The same graph always gives the same bytes, however its nodes were sorted, and a
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
-from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
-from deploycli.exporters.bundle.files import place, regular_file, scratch_folder, temporary_folder, unwritable
+from deploycli.exporters.bundle.files import place
+from deploycli.exporters.file_target import folder_beside, real_target, write_beside
 from deploycli.exporters.gate import require_readable
 from deploycli.exporters.graph.analysis import Analysis
 from deploycli.exporters.graph.cost import address_space, constant_bytes, graph_cost, refuse_what_is_too_large
 from deploycli.exporters.graph.kernels import predict
-from deploycli.exporters.graph.onnx_file import INLINE_LIMIT, external_files, load_model, map_external, write_model
+from deploycli.exporters.graph.onnx_file import external_files, load_model, map_external
 from deploycli.exporters.graph.operators import ATTENTION_OPSET, DRAWN, QDQ
 from deploycli.exporters.graph.steps import GraphCost, KernelFigures, Step
 from deploycli.exporters.graph_check import BATCHES, RUNNING_CANDIDATE, UNCHECKED, Check, check_graphs
@@ -32,7 +31,7 @@ from deploycli.models.errors import EnvironmentUnsuitable, NumericsError, UsageE
 from deploycli.models.memory import free_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from deploycli.exporters.graph.onnx_file import ExternalData
@@ -148,7 +147,7 @@ def optimize(options: OptimizeOptions, *, progress: Callable[[str], None] = lamb
     if unknown := sorted(options.without - set(PASSES)):
         raise UsageError(f"there is no pass {', '.join(unknown)}", expected=f"some of {', '.join(PASSES)}")
     refuse_other_forms(options.tune, options.attention)
-    real = None if options.target is None else _real(options.target)
+    real = None if options.target is None else real_target(options.target)
     progress("reading")
     model = load(options.source)
     data = _data_files(model, options.source)
@@ -187,11 +186,11 @@ def optimize(options: OptimizeOptions, *, progress: Callable[[str], None] = lamb
             f"the graph cannot be checked: {drawn.name or drawn.op_type} draws random numbers, other ones every time",
             hint=UNCHECKED,
         )
-    budget, (nodes, ops), opset = _budget(model), _count(model), model.opset_imports.get("", 0)
-    with _folder_beside(real) as folder:
+    budget, (nodes, ops), opset = budget_of(model), _count(model), model.opset_imports.get("", 0)
+    with folder_beside(real) as folder:
         name = (options.target or options.source).name
         progress("writing")
-        files = _write_beside(model, folder / name, options.external)
+        files = write_beside(model, folder / name, options.external)
         after = Side(nodes, ops, sum(path.stat().st_size for path in files), opset, cost, predicted[1])
         del model, analysis
         free_memory()  # graphs are cycles, and hold the weights: the check needs their room
@@ -214,14 +213,6 @@ def _in_form(options: OptimizeOptions, model: ir.Model, form: Form) -> ir.Model:
 
 def _weigh(graph: ir.Graph, analysis: Analysis) -> None:
     refuse_what_is_too_large(graph, analysis, batch=max(BATCHES), hint=UNCHECKED)
-
-
-def _real(target: Path) -> Path:
-    """Return the file that will be replaced or made, or say at once that it cannot be."""
-    try:
-        return regular_file(target)
-    except OSError as error:
-        raise unwritable(target, error) from error
 
 
 def _checked(
@@ -268,47 +259,6 @@ def load(path: Path) -> ir.Model:
     return model
 
 
-# --- written where nobody sees it, until it takes its place -----------------------------------------------------------
-
-
-def _write_beside(model: ir.Model, path: Path, external: ExternalData) -> list[Path]:
-    """Write a model; a data file carries a hash of its content in its name, so that no other file's is replaced.
-
-    Raises:
-        UsageError: external data was forbidden and the model is above 2 GiB.
-        EnvironmentUnsuitable: it cannot be written, or the disk is full.
-    """
-    tensors = [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
-    try:
-        if external == "always" or (external == "auto" and sum(tensor.nbytes for tensor in tensors) > INLINE_LIMIT):
-            digest = hashlib.sha256()
-            for tensor in tensors:
-                digest.update(tensor.tobytes())
-            return write_model(model, path, "always", data_name=f"{path.name}.{digest.hexdigest()[:12]}.data")
-        return write_model(model, path, external)
-    except OSError as error:
-        raise unwritable(path, error) from error
-
-
-@contextmanager
-def _folder_beside(target: Path | None) -> Iterator[Path]:
-    """Yield a folder beside the target, or anywhere if there is none; it vanishes.
-
-    Raises:
-        EnvironmentUnsuitable: it cannot be made.
-    """
-    if target is None:
-        with temporary_folder() as anywhere:
-            yield anywhere
-        return
-    with ExitStack() as stack:
-        try:
-            folder = stack.enter_context(scratch_folder(target))
-        except OSError as error:
-            raise unwritable(target, error) from error
-        yield folder
-
-
 # --- what is in a graph ----------------------------------------------------------------------------------------------
 
 
@@ -322,7 +272,7 @@ def _count(model: ir.Model) -> tuple[int, dict[str, int]]:
     return len(nodes), dict(sorted(named.items(), key=lambda item: (-item[1], item[0])))
 
 
-def _budget(model: ir.Model) -> str:
+def budget_of(model: ir.Model) -> str:
     """Return the budget of the least exact arithmetic in a graph: another order of additions rounds otherwise."""
     nodes = list(model.graph.all_nodes())
     types = {v.dtype for node in nodes for v in (*node.inputs, *node.outputs) if v is not None}

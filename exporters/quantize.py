@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from deploycli.exporters.bundle.files import temporary_folder
 from deploycli.exporters.bundle.manifest import CalibrationRecord, FileRecord
 from deploycli.exporters.cast import patterns
-from deploycli.exporters.derive import Derivation, Derived
-from deploycli.exporters.graph.onnx_file import load_model, write_model
+from deploycli.exporters.derive import Derivation, Derived, load_source
+from deploycli.exporters.graph.onnx_file import write_model
 from deploycli.exporters.graph.steps import Remark
 from deploycli.exporters.graph.unique import listed
 from deploycli.exporters.precision.balance import balance
@@ -326,7 +326,7 @@ def _search(
             return accuracy_of(runtime, labelled, batch=batch, label=label, progress=progress)
 
     def harm() -> dict[str, float]:
-        model = load_model(derivation.source.path)
+        model = load_source(derivation.source, derivation.precision)
         placement = _balanced(model, options)
         with GatedRuntime(
             model,

@@ -17,6 +17,7 @@ from deploycli.exporters.bundle.bundle import Engine, unreleasable
 from deploycli.exporters.bundle.golden import load_golden, synthetic_inputs
 from deploycli.exporters.bundle.reference import choose_reference, reference_model
 from deploycli.exporters.data.samples import open_samples
+from deploycli.exporters.imported import imported_runtime
 from deploycli.exporters.precision.simulate import open_runtime
 from deploycli.exporters.runtime.runtimes import EagerRuntime
 from deploycli.exporters.tensorrt.runtime import check_host, open_engine
@@ -31,6 +32,7 @@ from deploycli.exporters.verification.on_samples import (
 )
 from deploycli.exporters.verification.report import NotJudged, Report
 from deploycli.models.errors import EnvironmentUnsuitable, IntegrityError, UsageError
+from deploycli.models.sources import IMPORTED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -119,7 +121,7 @@ def verify(bundle: Bundle, options: VerifyOptions | None = None, *, progress: Pr
     source, note = choose_reference(
         manifest, options.reference, options.checkpoint, trust_factory=options.trust_factory
     )
-    if options.images is not None and source != "eager":
+    if options.images is not None and source == "golden":
         raise UsageError(
             f"pictures cannot be compared with the golden file{f' ({note})' if note else ''}",
             expected="the eager model as the reference",
@@ -144,13 +146,18 @@ def verify(bundle: Bundle, options: VerifyOptions | None = None, *, progress: Pr
             loaded += running
             stages = _sweep(loaded, batches, inputs, truth, progress)
         else:
-            model = reference_model(manifest, options.checkpoint, trust_factory=options.trust_factory)
-            names = [i.name for i in manifest.spec.inputs]
-            eager = stack.enter_context(EagerRuntime(model, names, manifest.spec.outputs))
-            running, not_judged = _run_engines(engines, options, None, stack)
+            eager = stack.enter_context(_reference(bundle, options))
+            recorded = load_golden(bundle.golden)[0] if manifest.recorded_inputs else None
+            most = None if recorded is None else len(next(iter(recorded.values())))
+            running, not_judged = _run_engines(engines, options, most, stack)
             loaded += running
-            largest = max((*batches, *(file.sizes(batches)[-1] for file in loaded)))
-            inputs = synthetic_inputs(manifest.spec, largest, options.seed)
+            if recorded is None:
+                largest = max((*batches, *(file.sizes(batches)[-1] for file in loaded)))
+                inputs = synthetic_inputs(manifest.spec, largest, options.seed)
+            else:
+                inputs = recorded
+                batches, omitted = _within(batches, len(next(iter(recorded.values()))))
+                note = "; ".join(filter(None, (note, omitted)))
             truth = eager.run(inputs)
             logits = class_output(truth)
             # Opened before the sweep, so that what is wrong with the data is said at once.
@@ -170,6 +177,15 @@ def verify(bundle: Bundle, options: VerifyOptions | None = None, *, progress: Pr
         not_judged=not_judged,
         notes=tuple(note for engine in running for note in _notes(engine, batches)),
     )
+
+
+def _reference(bundle: Bundle, options: VerifyOptions) -> Runtime:
+    """Load what the bundle is compared with: the eager model, or the ONNX file that was imported."""
+    manifest = bundle.manifest
+    if manifest.spec.family == IMPORTED:
+        return imported_runtime(bundle)
+    model = reference_model(manifest, options.checkpoint, trust_factory=options.trust_factory)
+    return EagerRuntime(model, [i.name for i in manifest.spec.inputs], manifest.spec.outputs)
 
 
 def _loaded(file: ModelFile, runtime: Runtime, options: VerifyOptions, stack: ExitStack) -> LoadedFile:

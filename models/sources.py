@@ -18,6 +18,9 @@ LIBRARIES = {"timm": "timm", "torchvision": "torchvision", "hf": "transformers"}
 FACTORY = "factory"
 """Family of the models that a user's own function makes."""
 
+IMPORTED = "onnx"
+"""Family, and source of the weights, of what came as an ONNX file: there is no PyTorch model of it."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -39,12 +42,13 @@ class Source:
         registered name has a dot.
         """
         if self.family != FACTORY:
-            return _safe(self.target.rstrip("/").rpartition("/")[2]) or self.family
+            return safe_name(self.target.rstrip("/").rpartition("/")[2]) or self.family
         module, _, function = self.target.rpartition(":")
-        return f"{_safe(module.rpartition('/')[2].removesuffix('.py')) or FACTORY}.{_safe(function) or FACTORY}"
+        return f"{safe_name(module.rpartition('/')[2].removesuffix('.py')) or FACTORY}.{safe_name(function) or FACTORY}"
 
 
-def _safe(text: str) -> str:
+def safe_name(text: str) -> str:
+    """Return a text without what a file name cannot hold; empty where nothing is left."""
     return re.sub(r"[^A-Za-z0-9._+-]+", "_", text).strip("._+-")
 
 

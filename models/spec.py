@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from msgspec import Meta
 
 from deploycli.models.codec import Positive, SomeSha256
-from deploycli.models.errors import InvalidValue
+from deploycli.models.errors import InvalidValue, UsageError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -26,7 +26,7 @@ ElementType = Annotated[str, Meta(pattern=r"^(bool|bfloat16|float(16|32|64)|u?in
 """NumPy's name of an element type."""
 
 
-WeightsSource = Annotated[str, Meta(pattern=r"^(random|checkpoint|pretrained|factory)\Z")]
+WeightsSource = Annotated[str, Meta(pattern=r"^(random|checkpoint|pretrained|factory|onnx)\Z")]
 
 Hides = Literal["", "finite", "infinite", "high", "low"]
 
@@ -152,14 +152,73 @@ class Preprocessing:
 
 
 @dataclass(frozen=True)
+class PreprocessingChange:
+    """What a user says of how pictures become inputs; None leaves a thing as it is known.
+
+    Attributes:
+        crop_pct: see `Preprocessing`.
+        resize: pixels of the shorter side before the crop, in place of ``crop_pct``.
+        interpolation: see `Preprocessing`.
+        mean: see `Preprocessing`.
+        std: see `Preprocessing`.
+    """
+
+    crop_pct: float | None = None
+    resize: int | None = None
+    interpolation: str | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+
+    def applied(self, known: Preprocessing | None, inputs: Sequence[TensorSpec]) -> Preprocessing | None:
+        """Return the recipe that is recorded.
+
+        Args:
+            known: what the model's library says; None where it says nothing. Then mean and std are both needed; without
+                more the shorter side is resized to the crop's, bicubic.
+            inputs: of the model.
+
+        Raises:
+            UsageError: it is no recipe for these inputs, or half of one.
+        """
+        if self == PreprocessingChange():
+            return known
+        if len(inputs) != 1 or len(inputs[0].shape) != 3 or inputs[0].shape[0] != 3:
+            shown = "; ".join(f"{spec.name} [batch, {', '.join(map(str, spec.shape))}]" for spec in inputs)
+            raise UsageError(
+                f"--mean, --std, --crop, --resize and --interpolation are of pictures; the inputs are {shown}",
+                expected="one input, [batch, 3, height, width]",
+            )
+        if self.crop_pct is not None and self.resize is not None:
+            raise UsageError("both --crop and --resize were given", expected="one of the two")
+        mean, std = (getattr(self, name) or getattr(known, name, None) for name in ("mean", "std"))
+        if mean is None or std is None:
+            raise UsageError(
+                "how this model wants its pictures is not known, and half of it was given",
+                expected="--mean R,G,B and --std R,G,B, of values from 0 to 1",
+                hint="--mean 0.485,0.456,0.406 --std 0.229,0.224,0.225, where it is ImageNet's",
+            )
+        _, height, width = inputs[0].shape
+        recipe = known or Preprocessing((height, width), crop_pct=1.0)
+        crop = height / self.resize if self.resize is not None else self.crop_pct
+        return replace(
+            recipe,
+            crop_pct=recipe.crop_pct if crop is None else crop,
+            interpolation=self.interpolation or recipe.interpolation,
+            mean=mean,
+            std=std,
+        )
+
+
+@dataclass(frozen=True)
 class Weights:
     """Where the weights came from, for the manifest.
 
     Attributes:
-        source: ``random``, ``checkpoint``, ``pretrained``, or ``factory`` for those that a user's own function brings.
+        source: ``random``, ``checkpoint``, ``pretrained``, ``factory`` for those that a user's own function brings, or
+            ``onnx`` for those of an ONNX file that was imported.
         seed: the seed of random weights, and the one that a factory was called under; else None.
-        path: the checkpoint file as the user gave it, or ``repository@revision/file``; else empty.
-        sha256: hash of the checkpoint file; of a factory's state dict, be it random or not; else empty.
+        path: the checkpoint or the ONNX file as the user gave it, or ``repository@revision/file``; else empty.
+        sha256: hash of that file; of a factory's state dict, be it random or not; else empty.
         report: counts of loaded, renamed, recomputed and resampled keys.
         classes: how many classes the checkpoint's head has, where that is known.
         entry: which of the file's sets of weights was read; empty where it is the whole file.
@@ -187,7 +246,8 @@ class Weights:
     @property
     def kind(self) -> str:
         """What they are, in words."""
-        return {"random": "random weights", "factory": "weights of the factory"}.get(self.source, "weights from a file")
+        kinds = {"random": "random weights", "factory": "weights of the factory", "onnx": "an imported ONNX file"}
+        return kinds.get(self.source, "weights from a file")
 
     @property
     def averaged(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
@@ -13,9 +14,11 @@ from deploycli.options import (
     Number,
     batch_sizes,
     checkpoint_option,
+    file_of,
     json_option,
-    open_bundles,
+    models,
     output_option,
+    run_options,
     trust_option,
 )
 
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from deploycli.exporters.bench.measurement import Measurement
     from deploycli.exporters.bench.report import BenchReport, Host
     from deploycli.exporters.bench.requirement import Requirement
+    from deploycli.options import FileArguments
     from deploycli.terminal import Rows
 
 
@@ -51,7 +55,7 @@ def _requirement(text: str) -> Requirement:
 
 
 @click.command("bench")
-@click.argument("bundles", nargs=-1, metavar="[BUNDLE]...")
+@click.argument("bundles", nargs=-1, metavar="[BUNDLE|IN.onnx]...")
 @output_option
 @click.option(
     "--batches", type=batch_sizes, metavar="N,N,...", help="Batch sizes; by default 1,8, or the one that was exported."
@@ -99,6 +103,7 @@ def _requirement(text: str) -> Requirement:
 @checkpoint_option
 @trust_option
 @click.option("--seed", type=SEEDS, default=0, show_default=True, help="Seed of the order within each round.")
+@run_options
 @json_option
 def command(
     bundles: tuple[str, ...],
@@ -117,8 +122,10 @@ def command(
     trust_factory: bool,
     seed: int,
     as_json: bool,
+    of_file: FileArguments,
 ) -> int:
-    """Time BUNDLE (or every bundle) in all that this host can run: eager, torch.compile, ONNX Runtime, engines.
+    """Time BUNDLE (or every bundle) in all that this host can run: eager, torch.compile, ONNX Runtime, engines; or
+    IN.onnx in ONNX Runtime.
 
     They take turns, in another order each round, and what drifts hits all alike. Outputs are proven right first. What
     this host cannot run is listed with the reason. Inputs and outputs are where the model runs: no transfer is timed.
@@ -149,9 +156,10 @@ def command(
         baseline=baseline,
         seed=seed,
     )
-    opened = open_bundles(root, bundles)
-    with Progress() as progress:
+    with Progress() as progress, models(root, bundles, of_file, keep=False, progress=progress) as opened:
         reports = bench_all(opened, options, requirements=requirements, progress=progress.count)
+    if (file := file_of(bundles)) is not None:
+        reports = [replace(report, bundle=str(file)) for report in reports]
     if as_json:
         print_json([report.to_json() for report in reports])
     else:

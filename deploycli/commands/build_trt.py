@@ -18,9 +18,10 @@ from deploycli.options import (
     expressions,
     gpu_option,
     json_option,
+    models,
     names,
-    open_bundles,
     output_option,
+    run_options,
     scheme_option,
     tensorrt_option,
     typing_options,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from deploycli.exporters.build_trt import BuiltEngine, PlannedEngine
     from deploycli.exporters.target.product import CompilerName
+    from deploycli.options import FileArguments
 
 
 def _batch_range(text: str) -> tuple[int, int, int]:
@@ -45,7 +47,7 @@ def _batch_range(text: str) -> tuple[int, int, int]:
 
 
 @click.command("build-trt")
-@click.argument("bundles", nargs=-1, metavar="[BUNDLE]...")
+@click.argument("bundles", nargs=-1, metavar="[BUNDLE|IN.onnx]...")
 @output_option
 @click.option(
     "--compiler",
@@ -117,6 +119,7 @@ def _batch_range(text: str) -> tuple[int, int, int]:
 @tensorrt_option("To lint for where none is installed.")
 @click.option("--dry-run", is_flag=True, help="Write and lint the typed ONNX, show what would be built; no TensorRT.")
 @click.option("-v", "--verbose", is_flag=True, help="Keep the compiler's verbose messages in the builder's log.")
+@run_options
 @json_option
 def command(
     bundles: tuple[str, ...],
@@ -150,8 +153,11 @@ def command(
     dry_run: bool,
     verbose: bool,
     as_json: bool,
+    of_file: FileArguments,
 ) -> int:
     """Build TensorRT engines for BUNDLE (or for every bundle): cast or quantize, lint, build, prove, write.
+
+    Of IN.onnx a bundle is made first, as by `deploycli import`.
 
     An FP16, INT8 or FP8 graph that the bundle holds already is taken as it is, unless an option says how to cast or
     data to calibrate with are given. Each build runs in a process of its own. Engine and sidecar go to engines/ in the
@@ -165,6 +171,7 @@ def command(
       deploycli build-trt swin_t --precision fp8 --gpu ada --calibrate photos/
       deploycli build-trt --timing-cache timings/ --hardware-compatibility ampere+
       deploycli build-trt --dry-run
+      deploycli build-trt model.onnx
     """
     from deploycli.exporters.build_trt import EngineOptions, build_all, plan_all
     from deploycli.exporters.precision.options import CalibrationData, CastOptions, QuantizeOptions
@@ -203,8 +210,7 @@ def command(
         targets=targets,
         verbose=verbose,
     )
-    opened = open_bundles(root, bundles)
-    with Progress() as progress:
+    with Progress() as progress, models(root, bundles, of_file, keep=True, progress=progress) as opened:
         if dry_run:
             planned = list(plan_all(opened, options, progress=progress.count))
         else:

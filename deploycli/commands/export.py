@@ -185,8 +185,7 @@ def command(
         told = partial(progress.warn_of, chosen=weights_entry is not None)
         tunings: list[Tuning] = []
         bundle = export(options, progress=progress, told=told, tuned=tunings.append, warn=progress.warn)
-        if bundle.gone:
-            progress.warn(f"{bundle.path} held another model.onnx; gone with it: {', '.join(bundle.gone)}")
+        progress.warn_of_gone(bundle)
     if as_json:
         print_json(bundle.manifest.to_json() | {"path": str(bundle.path), "gone": list(bundle.gone)})
     else:

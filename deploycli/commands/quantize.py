@@ -8,21 +8,24 @@ from typing import TYPE_CHECKING, Literal
 import click
 from click.core import ParameterSource
 
-from deploycli.commands.cast import show_work_on
+from deploycli.commands.cast import finish_typed, show_work_on
 from deploycli.console import Progress, interval_text, next_step, print_json, stdout, table_of
 from deploycli.options import (
     Count,
     Number,
     calibration_options,
     expressions,
+    file_of,
+    file_options,
     gpu_option,
     json_option,
     labels_source,
     lint_option,
     names,
     open_bundles,
-    output_option,
     scheme_option,
+    target_of,
+    target_option,
     typing_options,
 )
 
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from deploycli.exporters.precision.budget import Search
     from deploycli.exporters.quantize import Quantized
     from deploycli.exporters.verification.accuracy import Accuracy
+    from deploycli.options import FileArguments
     from deploycli.terminal import Output
 
 
@@ -37,8 +41,8 @@ _STAGES = "patch-embed, head, mlp.fc2, patch-merging"
 
 
 @click.command("quantize")
-@click.argument("bundles", nargs=-1, metavar="[BUNDLE]...")
-@output_option
+@click.argument("bundles", nargs=-1, metavar="[BUNDLE|IN.onnx]...")
+@target_option
 @click.option(
     "--calibrate",
     metavar="DATA",
@@ -107,6 +111,7 @@ _STAGES = "patch-embed, head, mlp.fc2, patch-merging"
     help="Classes of the pictures: their folders, as in ImageFolder, or lines path,class of a CSV file.",
 )
 @click.option("--limit", type=Count(), metavar="N", help="At most N labelled samples for --max-drop.")
+@file_options
 @lint_option
 @click.option("-v", "--verbose", is_flag=True, help="Name every operator that was left alone, and why.")
 @json_option
@@ -139,9 +144,10 @@ def command(
     no_lint: bool,
     verbose: bool,
     as_json: bool,
+    of_file: FileArguments,
 ) -> int:
-    """Write the INT8 or FP8 graph of BUNDLE (or of every bundle) beside its FP32 graph: symmetric Q/DQ, as TensorRT
-    reads it.
+    """Write the INT8 or FP8 graph of BUNDLE (or of every bundle) beside its FP32 graph, or of IN.onnx to OUT.onnx:
+    symmetric Q/DQ, as TensorRT reads it.
 
     An interrupted calibration goes on where it stopped. 8 bits are not always faster than FP16: build and time both.
 
@@ -152,6 +158,8 @@ def command(
       deploycli quantize swin_t --calibrate photos/ --precision fp8 --gpu ada
       deploycli quantize vit_b_16 --calibrate photos/ --high-precision sensitive --around fp32
       deploycli quantize swin_t --cache artifacts/swin_t/model.int8.calibration.json --exclude 'blocks.0.'
+      deploycli quantize model.onnx -o model.int8.onnx --calibrate samples.npz
+      deploycli quantize model.onnx -o m8.onnx --calibrate photos/ --mean 0.5,0.5,0.5 --std 0.5,0.5,0.5
     """
     from deploycli.exporters.precision.methods import Method
     from deploycli.exporters.precision.options import (
@@ -179,6 +187,16 @@ def command(
     )
     data = CalibrationData(calibrate, samples, cache, allow_random_calibration, seed)
     budget = None if max_drop is None else AccuracyBudget(max_drop / 100, images, labels, limit)
+    file = file_of(bundles)
+    if file is not None:
+        from deploycli.exporters.typed_file import quantize_file
+
+        with Progress() as progress:
+            asked = of_file.options(file, target_of(file, root), lint=not no_lint)
+            typed = quantize_file(asked, options, data, budget=budget, progress=progress.count)
+        if typed.quantized is not None and not as_json:
+            show_calibration(stdout(), typed.quantized)
+        return finish_typed(typed, verbose=verbose, as_json=as_json)
     with Progress() as progress:
         made = [
             quantize_bundle(bundle, options, data, budget=budget, lint=not no_lint, progress=progress.count)
@@ -223,6 +241,12 @@ def show_quantized(quantized: Quantized, *, verbose: bool) -> None:
     """Print an INT8 or FP8 artifact, and what an accuracy budget led to."""
     console = stdout()
     show_work_on(console, quantized, verbose=verbose)
+    show_calibration(console, quantized)
+    next_step(console, quantized.bundle)
+
+
+def show_calibration(console: Output, quantized: Quantized) -> None:
+    """Print what was quantized, by which ranges, and what an accuracy budget led to."""
     artifact = quantized.artifact
     console.print(f"  {len(artifact.quantized)} products and attentions in {artifact.precision.upper()}")
     if (calibration := artifact.calibration) is not None:
@@ -235,7 +259,6 @@ def show_quantized(quantized: Quantized, *, verbose: bool) -> None:
         console.print(f"  {note}", soft_wrap=True)
     if quantized.search is not None:
         _show_search(console, quantized.search, artifact.precision.upper())
-    next_step(console, quantized.bundle)
 
 
 def _show_search(console: Output, search: Search, title: str) -> None:

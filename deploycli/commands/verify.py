@@ -14,10 +14,13 @@ from deploycli.options import (
     Count,
     batch_sizes,
     checkpoint_option,
+    file_of,
     json_option,
     labels_source,
     open_bundles,
     output_option,
+    refuse_given,
+    run_options,
     tolerance,
     trust_option,
 )
@@ -25,13 +28,18 @@ from deploycli.options import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from rich.text import Text
+
+    from deploycli.exporters.compare_files import FileComparison
     from deploycli.exporters.verification.accuracy import Evaluation
+    from deploycli.exporters.verification.compare import Comparison
     from deploycli.exporters.verification.report import Report, Stage
+    from deploycli.options import FileArguments
     from deploycli.terminal import Rows
 
 
 @click.command("verify")
-@click.argument("bundles", nargs=-1, metavar="[BUNDLE]...")
+@click.argument("bundles", nargs=-1, metavar="[BUNDLE|A.onnx]...")
 @output_option
 @click.option("--batches", type=batch_sizes, default="1,3,8", show_default=True, metavar="N,N,...", help="Batch sweep.")
 @click.option(
@@ -78,6 +86,13 @@ if TYPE_CHECKING:
     "--allow-engine-host-code", is_flag=True, help="Run version compatible engines: they hold code for this CPU."
 )
 @click.option("--seed", type=SEEDS, default=0, show_default=True, help="Seed of the synthetic inputs.")
+@click.option(
+    "--against",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="B.onnx",
+    help="Compare the file A.onnx with this one, which is right.",
+)
+@run_options
 @json_option
 def command(
     bundles: tuple[str, ...],
@@ -93,9 +108,12 @@ def command(
     seed: int,
     engines: Literal["auto", "all", "none"],
     allow_engine_host_code: bool,
+    against: Path | None,
     as_json: bool,
+    of_file: FileArguments,
 ) -> int:
-    """Compare every file and engine of BUNDLE (or of every bundle) with the eager model; exit 5 where one is outside.
+    """Compare every file and engine of BUNDLE (or of every bundle) with the eager model, or A.onnx with B.onnx; exit 5
+    where one is outside.
 
     Each artifact runs at every batch of the sweep, and at the largest one in another order, which must only reorder
     the outputs.
@@ -108,7 +126,15 @@ def command(
       deploycli verify swin_t --images photos/ --batches 1,16
       deploycli verify swin_t --images imagenet/val --labels folders
       deploycli verify --reference golden --json
+      deploycli verify model.fp16.onnx --against model.onnx
+      deploycli verify text.int8.onnx --against text.onnx --inputs samples.npz
     """
+    file = file_of(bundles)
+    if file is not None or against is not None:
+        if file is None or against is None:
+            raise click.UsageError("two files are compared: deploycli verify A.onnx --against B.onnx")
+        refuse_given("between two files", _OF_BUNDLES)
+        return _verify_file(file, against, of_file, dict(rtol), seed, as_json=as_json)
     from deploycli.exporters.verification.report import keep
     from deploycli.exporters.verify import VerifyOptions, verify
 
@@ -140,6 +166,43 @@ def command(
     else:
         show_reports(reports)
     return 0 if all(report.passed for report in reports) else 5
+
+
+_OF_BUNDLES = {
+    name: f"--{name.replace('_', '-')}"
+    for name in ("batches", "images", "labels", "limit", "reference", "checkpoint", "trust_factory", "engines")
+}
+
+
+def _verify_file(
+    candidate: Path, reference: Path, of_file: FileArguments, rtol: dict[str, float], seed: int, *, as_json: bool
+) -> int:
+    from deploycli.exporters.compare_files import FeedOptions, compare_files
+
+    with Progress() as progress:
+        feeds = FeedOptions(of_file.samples, of_file.inputs, seed)
+        found = compare_files(candidate, reference, feeds, rtol=rtol, progress=progress)
+    if as_json:
+        print_json([found.to_json()])
+    else:
+        show_file_comparison(found)
+    return 0 if found.passed else 5
+
+
+def show_file_comparison(found: FileComparison) -> None:
+    """Print how two files compare."""
+    console = stdout()
+    console.print(styled(found.candidate, "bold"), f"against {found.reference} ({found.runtime})", soft_wrap=True)
+    console.print(f"  on {'; '.join(dict.fromkeys(found.runs))}", soft_wrap=True)
+    table = table_of("output", "rel. error", "budget", "cosine", "top-1", "")
+    for comparison in found.comparisons:
+        table.add_row(*_figures(comparison))
+    console.print(table)
+    for failure in found.failures:
+        console.print(styled(f"FAILED {failure}", "bold red"), soft_wrap=True)
+    if found.passed:
+        outputs = f"{len(found.comparisons)} output{'s' * (len(found.comparisons) > 1)}"
+        console.print(styled("passed", "bold green"), f"{outputs} on {len(found.runs)} runs, {found.precision} budget")
 
 
 _WIDE = 100
@@ -182,17 +245,24 @@ def _add_stage(table: Rows, stage: Stage, *, narrow: bool) -> None:
     place = stacked if narrow else " ".join
     check = stage.check if stage.check.startswith("batch") else f"{stage.samples} {stage.check}"
     for comparison in stage.comparisons:
-        error, cosine, top1 = comparison.max_rel_error, comparison.cosine, comparison.top1
         table.add_row(
             place([stage.artifact, *(["(simulated)"] if "simulated" in stage.runtime else [])]),
             place([check.removesuffix(" shuffled"), *(["shuffled"] if check.endswith(" shuffled") else [])]),
-            comparison.name,
-            "-" if error is None else f"{error:.1e}",
-            f"{comparison.budget.max_rel_error:.0e}",
-            "-" if cosine is None else f"{cosine:.6f}",
-            "-" if top1 is None else f"{top1.agreed}/{top1.decided} ({top1.samples})",
-            styled("ok", "green") if comparison.passed else styled("FAILED", "bold red"),
+            *_figures(comparison),
         )
+
+
+def _figures(comparison: Comparison) -> tuple[str | Text, ...]:
+    """Return the cells of one output: name, error, budget, cosine, top-1, verdict."""
+    error, cosine, top1 = comparison.max_rel_error, comparison.cosine, comparison.top1
+    return (
+        comparison.name,
+        "-" if error is None else f"{error:.1e}",
+        f"{comparison.budget.max_rel_error:.0e}",
+        "-" if cosine is None else f"{cosine:.6f}",
+        "-" if top1 is None else f"{top1.agreed}/{top1.decided} ({top1.samples})",
+        styled("ok", "green") if comparison.passed else styled("FAILED", "bold red"),
+    )
 
 
 def _accuracy_table(evaluations: Sequence[Evaluation]) -> Rows:

@@ -11,6 +11,7 @@ from deploycli.exporters.bundle.reference import choose_reference, reference_mod
 from deploycli.exporters.runtime.runtimes import EagerRuntime, full_float32
 from deploycli.models.errors import DeployError, EnvironmentUnsuitable, first_line
 from deploycli.models.factory import contained
+from deploycli.models.sources import IMPORTED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -20,7 +21,12 @@ if TYPE_CHECKING:
 
 
 def pytorch_candidates(bundle: Bundle, options: BenchOptions) -> Iterator[Candidate]:
-    """Return eager and compiled PyTorch: on a GPU where there is one, in FP16 as well; else on the CPU."""
+    """Return eager and compiled PyTorch: on a GPU where there is one, in FP16 as well; else on the CPU.
+
+    Of an ONNX file that was imported there is no such model.
+    """
+    if bundle.manifest.spec.family == IMPORTED:
+        return
     import torch  # slow
 
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 Arrays = dict[str, npt.NDArray[Any]]
 
 GOLDEN_NAME = "golden.npz"
+
+GOLDEN_SAMPLES = 8
+"""Samples in golden.npz: enough for the default batch sweep of verify."""
+
 # What NumPy raises, and what follows where it finds a lone array, another key or a scalar in the file.
 _LOAD_ERRORS = (
     OSError,
@@ -76,8 +80,15 @@ def _values(spec: TensorSpec, samples: int, rng: np.random.Generator) -> npt.NDA
     return array
 
 
-def require_comparable(inputs: Mapping[str, npt.NDArray[Any]], outputs: Mapping[str, npt.NDArray[Any]]) -> None:
+def require_comparable(
+    inputs: Mapping[str, npt.NDArray[Any]], outputs: Mapping[str, npt.NDArray[Any]], where: str
+) -> None:
     """Refuse what a model answers where no file could be compared with it.
+
+    Args:
+        inputs: name -> [samples, ...].
+        outputs: what it answered.
+        where: what ran it.
 
     Raises:
         ExportError: an output without the batch for its first axis, or one that is not finite, or zero throughout.
@@ -100,14 +111,14 @@ def require_comparable(inputs: Mapping[str, npt.NDArray[Any]], outputs: Mapping[
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             nan, infinite = int(np.isnan(array).sum()), int(np.isinf(array).sum())
             raise ExportError(
-                f"the model itself answers NaN or Inf, in PyTorch: {nan} NaN and {infinite} Inf of the {array.size} "
+                f"the model itself answers NaN or Inf, in {where}: {nan} NaN and {infinite} Inf of the {array.size} "
                 f"values of the output {name!r}",
                 expected="finite numbers for seeded noise: nothing could be compared with such an answer",
                 hint="weights that are trained (--checkpoint), or the range of an input: --input NAME:SHAPE:int64:0..9",
             )
         if not array.any():
             raise ExportError(
-                f"the model itself answers zero everywhere, in PyTorch: the output {name!r}",
+                f"the model itself answers zero everywhere, in {where}: the output {name!r}",
                 expected="numbers that differ: agreement with zero would prove nothing",
                 hint="weights that are trained (--checkpoint), such as those of a head that starts at zero",
             )

@@ -215,6 +215,9 @@ class Manifest:
         versions: package -> version at export.
         factory_signature: of the function that makes the eager model, see `deploycli.exporters.bundle.trust`; empty
             where none does.
+        reference: of what came as an ONNX file, that file as it was and its external data; none where the exported
+            artifact is that file.
+        recorded_inputs: the golden inputs were given, and random numbers are none that the model takes.
     """
 
     schema_version: int
@@ -227,6 +230,8 @@ class Manifest:
     golden: FileRecord
     versions: Mapping[str, str]
     factory_signature: Annotated[str, Meta(pattern=r"^([0-9a-f]{64}(-[0-9a-f]{64})?)?\Z")] = ""
+    reference: tuple[FileRecord, ...] = ()
+    recorded_inputs: bool = False
 
     def __post_init__(self) -> None:
         """Refuse two records of one file: one of them would be wrong as soon as the other's file is written."""
@@ -242,6 +247,7 @@ class Manifest:
         """Yield every recorded file."""
         for artifact in self.artifacts:
             yield from artifact.records()
+        yield from self.reference
         yield self.golden
 
     def to_json(self) -> dict[str, Any]:

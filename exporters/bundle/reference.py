@@ -12,7 +12,7 @@ from deploycli.exporters.bundle.manifest import EXPORT_AGAIN, MANIFEST_NAME
 from deploycli.exporters.bundle.trust import TRUST, distrust
 from deploycli.models.errors import DeployError, EnvironmentUnsuitable, IntegrityError, UsageError, first_line
 from deploycli.models.files import sha256_of
-from deploycli.models.sources import FACTORY, LIBRARIES
+from deploycli.models.sources import FACTORY, IMPORTED, LIBRARIES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -34,7 +34,7 @@ REFERENCES = ("auto", "eager", "golden")
 def choose_reference(
     manifest: Manifest, wanted: str, checkpoint: Path | None, *, trust_factory: bool = False
 ) -> tuple[str, str]:
-    """Decide between the eager model and golden.npz, without the network.
+    """Decide between the eager model, the file that was imported, and golden.npz, without the network.
 
     Args:
         manifest: the bundle's.
@@ -43,7 +43,8 @@ def choose_reference(
         trust_factory: run the function that the manifest names, whoever wrote it.
 
     Returns:
-        ``eager`` or ``golden``, and why ``auto`` fell back on golden; else an empty string.
+        ``eager``, ``golden``, or ``onnx`` for what was imported; and what a reader should know of it: why ``auto`` fell
+        back on golden, or what the reference is; else an empty string.
 
     Raises:
         UsageError: an unknown choice, or a checkpoint that the bundle or the choice has no use for.
@@ -56,6 +57,14 @@ def choose_reference(
         raise UsageError(f"a checkpoint was given for {why}", expected="no checkpoint", hint="leave out --checkpoint")
     if wanted == "golden":
         return "golden", ""
+    if manifest.spec.family == IMPORTED:
+        if wanted == "eager":
+            raise UsageError(
+                "the bundle is of an ONNX file that was imported: there is no eager model",
+                expected="the file as it was, in ONNX Runtime",
+                hint="--reference auto",
+            )
+        return "onnx", "the file as it was imported, in ONNX Runtime"
     why = "" if trust_factory else distrust(manifest)
     obstacle = f"{why} ({TRUST})" if why else _obstacle(manifest, checkpoint)
     if obstacle is None:

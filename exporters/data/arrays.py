@@ -81,6 +81,45 @@ class ArrayFile(Reader):
                 yield {name: next(row) for name, row in rows.items()}
 
 
+def sample_shapes(path: Path, inputs: Sequence[TensorSpec]) -> dict[str, tuple[int, ...]]:
+    """Return the shape of one sample of each array in a file, by name.
+
+    Raises:
+        UsageError: the file cannot be read, or holds no array for an input.
+    """
+    stored = _stored_arrays(path, inputs)
+    if missing := [spec.name for spec in inputs if spec.name not in stored]:
+        raise UsageError(
+            f"{path} holds the arrays {', '.join(map(repr, stored)) or 'none'}: {missing[0]!r} is missing",
+            expected=", ".join(repr(spec.name) for spec in inputs),
+        )
+    return {spec.name: stored[spec.name].shape[1:] for spec in inputs}
+
+
+def whole_arrays(path: Path, names: Sequence[str]) -> dict[str, Array]:
+    """Read a file whole: one array for each name, whatever its axes are; a ``.npy`` file has the only one.
+
+    Raises:
+        UsageError: the file cannot be read, or does not hold these arrays.
+    """
+    if path.suffix == ".npy" and len(names) != 1:
+        raise UsageError(
+            f"{path} is one array, the graph has {len(names)} inputs", expected=f"a .npz file with {', '.join(names)}"
+        )
+    try:
+        with path.open("rb") as stream:
+            loaded = np.load(stream, allow_pickle=False)
+            held = {names[0]: loaded} if isinstance(loaded, np.ndarray) else {key: loaded[key] for key in loaded.files}
+    except _READ_ERRORS as error:
+        raise _unreadable(path, first_line(error)) from error
+    if missing := [name for name in names if name not in held]:
+        raise UsageError(
+            f"{path} holds the arrays {', '.join(map(repr, held)) or 'none'}: {missing[0]!r} is missing",
+            expected=", ".join(map(repr, names)),
+        )
+    return {name: held[name] for name in names}
+
+
 @dataclass(frozen=True)
 class _Stored:
     """One array [N, *shape] in a file.

@@ -49,7 +49,7 @@ def optimized(
     model = _ordered(model)
     _take_in_inner_data(model)
     _give_constants_a_place(model)
-    _validate(model, "the graph is invalid")
+    validate(model)
     judge(model.graph)
     outputs = [(v.name, v.type, v.shape, v.doc_string, dict(v.metadata_props)) for v in model.graph.outputs]
     steps: list[Step] = []
@@ -72,7 +72,7 @@ def optimized(
         steps += more if number == 1 else [replace(step, name=f"{step.name} ({number})") for step in more]
         model = model.clone()  # in which order values are read is forgotten, as in a file
     _give_constants_a_place(model)
-    _validate(model, "the passes made an invalid graph")
+    validate(model, "the passes made an invalid graph")
     return model, steps
 
 
@@ -115,8 +115,12 @@ def _take_in_inner_data(model: ir.Model) -> None:
                 node.attributes[key] = ir.AttrTensor(key, ir.Tensor(attribute.value.numpy(), name=attribute.value.name))
 
 
-def _validate(model: ir.Model, what: str) -> None:
-    """Let ONNX check the graph; the contents of its constants are left out, which may be gigabytes."""
+def validate(model: ir.Model, what: str = "the graph is invalid") -> None:
+    """Let ONNX check the graph; the contents of its constants are left out, which may be gigabytes.
+
+    Raises:
+        ExportError: it is invalid.
+    """
     frame, body = without_initializers(model)
     message = onnx.ModelProto.FromString(frame)
     message.graph.ParseFromString(body)

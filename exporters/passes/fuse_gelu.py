@@ -10,7 +10,7 @@ and of products and sums with single numbers. The function is computed on sample
 rounding.
 
 Gelu is an operator from opset 20 on: an older graph is raised if nothing in it changes its meaning
-(:mod:`deploycli.exporters.passes.common.opset`). Refused, for one: a GELU beside a Resize of opset 13.
+(:mod:`deploycli.exporters.passes.common.opset`). Refused, for one: a GELU beside a GridSample of opset 16.
 """
 
 from __future__ import annotations

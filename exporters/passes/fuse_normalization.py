@@ -7,7 +7,7 @@ Before -> after, for exports through TorchScript and for old opsets::
 It is read operator by operator. Equal within rounding.
 
 LayerNormalization is an operator from opset 17 on: an older graph is raised if nothing in it changes its meaning
-(:mod:`deploycli.exporters.passes.common.opset`). Refused, for one: a normalisation beside a Resize of opset 13.
+(:mod:`deploycli.exporters.passes.common.opset`). Refused, for one: a normalisation beside a GridSample of opset 16.
 """
 
 from __future__ import annotations

@@ -74,6 +74,16 @@ def holds_fp8(model: ir.Model) -> bool:
     return any(type_of(value) == ir.DataType.FLOAT8E4M3FN for value in values)
 
 
+def computed_precision(model: ir.Model) -> str:
+    """Return which of `deploycli.exporters.bundle.manifest.PRECISIONS` a graph from anywhere was made as."""
+    if holds_fp8(model):
+        return "fp8"
+    if any(is_onnx(node, *QDQ) for node in model.graph.all_nodes()):
+        return "int8"
+    reduced = reduced_type(model)
+    return "fp32" if reduced is None else "fp16" if reduced == ir.DataType.FLOAT16 else "bf16"
+
+
 def simulate(model: ir.Model) -> None:
     """Turn a typed graph, in place, into an FP32 graph that rounds.
 

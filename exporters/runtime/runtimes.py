@@ -283,9 +283,14 @@ class OrtRuntime(Closing):
         self.outputs = tuple(_tensor_info(node) for node in self.session.get_outputs())
 
     def feed(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Return what the graph reads of arrays: those in FP32 are rounded where it reads FP16."""
-        half = {info.name for info in self.inputs if info.dtype == "float16"}
-        return {name: array.astype("float16") if name in half else array for name, array in inputs.items()}
+        """Return what the graph reads of arrays: floating-point numbers in the width that it reads."""
+        floats = {info.name: info.dtype for info in self.inputs if info.dtype in ("float16", "float32", "float64")}
+        return {
+            name: array.astype(floats[name], copy=False)
+            if name in floats and getattr(array, "dtype", None) in ("float16", "float32", "float64")
+            else array
+            for name, array in inputs.items()
+        }
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run one batch; see `Runtime.run` and `feed`."""
@@ -300,6 +305,35 @@ class OrtRuntime(Closing):
     def close(self) -> None:
         """Let go of the session, and of the weights that it holds."""
         del self.session
+
+
+class InBatches(Closing):
+    """Runs any number of samples in a runtime of one fixed batch; the last batch is filled with its last sample.
+
+    Args:
+        runtime: what runs them; it is closed with this.
+        batch: samples of a run.
+    """
+
+    def __init__(self, runtime: OrtRuntime, batch: int) -> None:
+        self.name = runtime.name
+        self._runtime, self._batch = runtime, batch
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run all samples; see `Runtime.run`."""
+        import numpy as np
+
+        held = len(next(iter(inputs.values())))
+        answers = []
+        for first in range(0, held, self._batch):
+            order = np.minimum(np.arange(first, first + self._batch), held - 1)
+            outputs = self._runtime.run({name: array[order] for name, array in inputs.items()})
+            answers.append({name: np.asarray(array)[: held - first] for name, array in outputs.items()})
+        return {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
+
+    def close(self) -> None:
+        """Let go of the runtime."""
+        self._runtime.close()
 
 
 def _described(array: Any) -> str:

@@ -22,7 +22,7 @@ _WIDENED = frozenset(
     {
         *("Add", "AveragePool", "Cast", "CastLike", "Constant", "ConstantOfShape", "CumSum", "Div", "Equal", "Flatten"),
         *("GreaterOrEqual", "Identity", "If", "IsInf", "IsNaN", "LeakyRelu", "LessOrEqual", "Loop", "LpPool", "Mul"),
-        *("PRelu", "Pad", "Pow", "Relu", "Reshape", "Scan", "ScatterElements", "ScatterND", "Shape", "Size"),
+        *("PRelu", "Pad", "Pow", "Relu", "Reshape", "Resize", "Scan", "ScatterElements", "ScatterND", "Shape", "Size"),
         *("Squeeze", "Sub", "Transpose", "Unsqueeze", "Where"),
         *("Conv", "ConvTranspose", "GlobalAveragePool", "GlobalMaxPool", "InstanceNormalization", "MaxPool"),
         *("Elu", "HardSigmoid", "HardSwish", "Mish", "Selu", "Softplus", "Softsign", "ThresholdedRelu"),

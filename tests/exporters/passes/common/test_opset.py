@@ -52,6 +52,25 @@ def test_operators_go_on_meaning_the_same(start: int, target: int, node: str, co
     assert differences(plain, result) == []
 
 
+@pytest.mark.parametrize("target", [18, 20, 23])
+@pytest.mark.parametrize("mode", ["nearest", "linear", "cubic"])
+@pytest.mark.parametrize(
+    "place", ["half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric", "tf_crop_and_resize"]
+)
+@pytest.mark.parametrize("by", ["scales", "sizes"])
+def test_a_picture_is_resized_alike(target: int, mode: str, place: str, by: str) -> None:
+    ways = ["round_prefer_floor", "round_prefer_ceil", "floor", "ceil"] if mode == "nearest" else ["floor"]
+    for way, factor in itertools.product(ways, (0.3, 0.5, 1.7, 3.0)):
+        attributes = f'mode = "{mode}", coordinate_transformation_mode = "{place}", nearest_mode = "{way}"'
+        operand = "roi, k" if by == "scales" else "roi, , k"
+        k = np.float32([1, 1, factor, factor]) if by == "scales" else np.int64([2, 3, int(7 * factor), int(9 * factor)])
+        text = f"g (float[2, 3, 7, 9] x) => (float[a, b, c, d] y) {{ y = Resize <{attributes}> (x, {operand}) }}"
+        plain = parse_at(13, text, roi=np.float32([0, 0, 0.1, 0.2, 1, 1, 0.8, 0.9]), k=k)
+        result, reason = raised(plain, target)
+        assert reason is None
+        assert differences(plain, result, (2,)) == []
+
+
 def test_a_loop_is_raised_with_what_is_in_it() -> None:
     text = """g (float[batch, 4] x, bool c) => (float[rows, columns] y) {
         y = If (c) <
@@ -68,7 +87,6 @@ def test_a_loop_is_raised_with_what_is_in_it() -> None:
 @pytest.mark.parametrize(
     ("start", "target", "node", "constants"),
     [
-        (13, 20, "y = Resize (x, , k)", {"k": np.float32([1, 1, 2])}),
         (16, 20, "y = GridSample (x4, grid)", {}),
         (13, 20, "y = AveragePool <kernel_shape = [2], ceil_mode = 1> (x)", {}),
         (20, 23, "y = Dropout (x)", {}),
