@@ -130,7 +130,7 @@ class Progress:
         said, when = self._printed
         now = time.monotonic()
         if message != said or now - when >= _LOG_EVERY_S or done + 1 >= total:
-            self._console.whole_line(f"{message} ({min(done + 1, total)}/{total})")
+            self._console.whole_line(f"{message} ({min(done + 1, total)}/{total})" if total > 1 else message)
             self._printed = message, now
 
     def warn_of_gone(self, bundle: Bundle) -> None:

@@ -254,7 +254,7 @@ def _check_usage(bundle: Bundle, options: EngineOptions) -> str:
 
 def _plan(bundle: Bundle, options: EngineOptions, progress: Progress) -> list[PlannedEngine]:
     planned = []
-    for precision in options.ordered:
+    for precision in _to_build(bundle, options):
         onnx = _typed(bundle, precision, options, progress)
         bundle = onnx.bundle
         profile, *more = options.shapes.profiles(bundle.manifest.spec.inputs, onnx.artifact.batch)
@@ -265,6 +265,12 @@ def _plan(bundle: Bundle, options: EngineOptions, progress: Progress) -> list[Pl
         planned.append(PlannedEngine(onnx, settings, report, options.product, targets))
     # Each step may have replaced the bundle: all of them stand in the last one.
     return [replace(engine, onnx=replace(engine.onnx, bundle=bundle)) for engine in planned]
+
+
+def _to_build(bundle: Bundle, options: EngineOptions) -> Sequence[str]:
+    """Return the precisions to build; of a file that was imported in 8 bits there is no FP16 graph to add."""
+    exported = exported_file(bundle).precision
+    return options.ordered if exported == "fp32" else [p for p in options.ordered if p in options.precisions]
 
 
 def _check_host(bundles: Sequence[Bundle], profiles: Sequence[str], options: EngineOptions) -> None:

@@ -14,10 +14,9 @@ import numpy as np
 from deploycli.exporters.bundle.golden import synthetic_inputs
 from deploycli.exporters.bundle.manifest import PRECISIONS
 from deploycli.exporters.graph.onnx_file import load_model
-from deploycli.exporters.graph_check import BATCHES, answers_of, read_feeds
+from deploycli.exporters.graph_check import BATCHES, answers_of
 from deploycli.exporters.imported import batch_of, spec_of
 from deploycli.exporters.precision.simulate import computed_precision, open_runtime
-from deploycli.exporters.runtime.runtimes import OrtRuntime
 from deploycli.exporters.verification.compare import Judge
 from deploycli.exporters.verification.on_samples import budgets
 from deploycli.models.errors import UsageError
@@ -129,11 +128,10 @@ def compare_files(
     return FileComparison(str(shown or candidate), str(reference), precision, name, tuple(runs), judge.verdict())
 
 
-def _given(reference: Path, options: FeedOptions) -> Sequence[Any]:
+def _given(reference: Path, options: FeedOptions) -> Sequence[Any] | Path:
     """Return the inputs of each run, or nothing where random numbers of the graph's own shapes do."""
     if options.samples is not None:
-        with OrtRuntime(reference, optimize=False) as runtime:
-            return read_feeds(options.samples, runtime.inputs)
+        return options.samples
     if not options.inputs:
         return ()
     graph = load_model(reference).graph

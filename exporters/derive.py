@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from deploycli.exporters.bundle.bundle import Bundle, OnnxFile, extend_bundle
 from deploycli.exporters.bundle.files import temporary_folder
-from deploycli.exporters.bundle.golden import load_golden
+from deploycli.exporters.bundle.golden import judged_samples, load_golden
 from deploycli.exporters.bundle.manifest import Artifact, FileRecord
 from deploycli.exporters.gate import require_readable
 from deploycli.exporters.graph.cost import operator_counts
@@ -147,7 +147,7 @@ class Derivation:
             ops, opset = operator_counts(self.model), self.model.opset_imports[""]
             del self.model  # it is in the file now, and a large one leaves no room to run it
             free_memory()
-            runtime, comparisons = _run(folder / name, self.bundle.golden, self.precision, self.source.artifact.batch)
+            runtime, comparisons = _run(folder / name, self.bundle, self.precision, self.source.artifact.batch)
             free_memory()  # an engine may be built from it next
             record, *data = (FileRecord.of(folder, file.name) for file in files)
             artifact = Artifact(
@@ -216,13 +216,14 @@ def fp32_file(bundle: Bundle) -> OnnxFile:
     return found
 
 
-def _run(path: Path, golden: Path, precision: str, batch: int | None) -> tuple[str, tuple[Comparison, ...]]:
+def _run(path: Path, bundle: Bundle, precision: str, batch: int | None) -> tuple[str, tuple[Comparison, ...]]:
     """Run a new file on golden samples; only what is a fault in any budget stops it here."""
-    inputs, truth = load_golden(golden)
-    count = batch or CHECK_SAMPLES
+    inputs, truth = load_golden(bundle.golden)
+    held = len(next(iter(inputs.values())))
+    order = judged_samples(bundle.manifest.spec.inputs, precision, batch or min(CHECK_SAMPLES, held), held)
     with open_runtime(path) as runtime:
-        outputs = runtime.run({name: array[:count] for name, array in inputs.items()})
-    comparisons = compare({name: array[:count] for name, array in truth.items()}, outputs, BUDGETS[precision])
+        outputs = runtime.run({name: array[order] for name, array in inputs.items()})
+    comparisons = compare({name: array[order] for name, array in truth.items()}, outputs, BUDGETS[precision])
     for comparison in comparisons:
         if comparison.faults:
             raise NumericsError(

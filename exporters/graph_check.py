@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +23,6 @@ from deploycli.models.spec import numpy_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from deploycli.models.spec import TensorInfo
 
@@ -106,7 +106,7 @@ def check_graphs(
     budget: str = "fp32",
     shapes: Shapes | None = None,
     seed: int = 0,
-    feeds: Sequence[Feed] = (),
+    feeds: Sequence[Feed] | Path = (),
     progress: Callable[[str], None] = lambda _: None,
 ) -> Check:
     """Run two ONNX files on the same inputs, random ones where none are given.
@@ -120,7 +120,7 @@ def check_graphs(
         budget: key of `BUDGETS`; its largest relative error is the limit.
         shapes: input name -> its shape, where an axis is symbolic.
         seed: of the inputs.
-        feeds: the inputs of each run, by name, in place of random ones.
+        feeds: the inputs of each run, by name, in place of random ones; or a file of them, see `read_feeds`.
         progress: is told what runs.
 
     Raises:
@@ -166,7 +166,7 @@ def check_graphs(
 
 
 def answers_of(
-    path: Path, samples: int, shapes: Shapes, seed: int, given: Sequence[Feed]
+    path: Path, samples: int, shapes: Shapes, seed: int, given: Sequence[Feed] | Path
 ) -> tuple[Callable[[], Iterator[Feed]], list[dict[str, Any]]]:
     """Return what makes the inputs of every run, one at a time, and what the reference answers; see `check_graphs`.
 
@@ -182,17 +182,18 @@ def answers_of(
         ) from error
     with runtime:
         if given:
+            feeds = given if not isinstance(given, Path) else read_feeds(given, runtime.inputs)
             try:
-                return lambda: iter(given), [runtime.run(feed) for feed in given]
+                return lambda: iter(feeds), [runtime.run(feed) for feed in feeds]
             except ExportError as error:
                 raise UsageError(
                     f"the graph does not run on the given inputs: {error.found}",
                     expected=", ".join(f"{info.name} {info.dtype} {list(info.shape)}" for info in runtime.inputs),
                 ) from error
         for highest in _HIGHEST:
-            feeds = partial(_feeds, runtime.inputs, shapes, seed, highest, samples)
+            drawn = partial(_feeds, runtime.inputs, shapes, seed, highest, samples)
             try:
-                return feeds, [runtime.run(feed) for feed in feeds()]
+                return drawn, [runtime.run(feed) for feed in drawn()]
             except ExportError as error:
                 failure = error
     raise UsageError(

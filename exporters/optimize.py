@@ -54,6 +54,7 @@ class OptimizeOptions:
         check: number of random inputs on which both graphs are run and compared; 0 leaves the check out.
         shapes: input name -> its shape in the check, where an axis is symbolic.
         seed: of the inputs of the check.
+        inputs: a ``.npz`` file of arrays to run both graphs on, in place of random inputs.
         external: where the weights are stored.
         lint: end where TensorRT could not read the result; otherwise it is written all the same.
         tune: compile forms of the graph and keep the cheapest; None takes the default form.
@@ -66,6 +67,7 @@ class OptimizeOptions:
     check: int = 3
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     seed: int = 0
+    inputs: Path | None = None
     external: ExternalData = "auto"
     lint: bool = True
     tune: TuneOptions | None = None
@@ -222,7 +224,8 @@ def _checked(
     try:
         return isolated(
             check_graphs, options.source, written, samples=options.check, budget=budget,
-            shapes=dict(options.shapes), seed=options.seed, progress=progress, memory=address_space(mapped),
+            shapes=dict(options.shapes), seed=options.seed, feeds=options.inputs or (),
+            progress=progress, memory=address_space(mapped),
         )  # fmt: skip
     except Died as end:
         what, which = f"ONNX Runtime {end.reason}", end.step or "starting"

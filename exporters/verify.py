@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from deploycli.exporters.bundle.bundle import Engine, unreleasable
-from deploycli.exporters.bundle.golden import load_golden, synthetic_inputs
+from deploycli.exporters.bundle.golden import judged_samples, load_golden, synthetic_inputs
 from deploycli.exporters.bundle.reference import choose_reference, reference_model
 from deploycli.exporters.data.samples import open_samples
 from deploycli.exporters.imported import imported_runtime
@@ -270,9 +270,11 @@ def _sweep(
                 f"{one.file.name} has batch {sizes[-1]}, the golden file holds {held} samples",
                 hint="--reference eager",
             )
-        checks = [(f"batch {size}", np.arange(size)) for size in sizes]
+        specs, precision = one.file.bundle.manifest.spec.inputs, one.file.precision
+        orders = {size: judged_samples(specs, precision, size, held) for size in sizes}
+        checks = [(f"batch {size}", order) for size, order in orders.items()]
         if sizes[-1] > 1:  # every sample moves to another place
-            checks.append((f"batch {sizes[-1]} shuffled", np.roll(np.arange(sizes[-1]), 1)))
+            checks.append((f"batch {sizes[-1]} shuffled", np.roll(orders[sizes[-1]], 1)))
         for done, (check, order) in enumerate(checks):
             if progress is not None:
                 progress(f"{one.file.name}, {check}", done, len(checks))

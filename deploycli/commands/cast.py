@@ -19,6 +19,7 @@ from deploycli.console import (
     styled,
 )
 from deploycli.models.errors import UsageError
+from deploycli.models.sources import IMPORTED
 from deploycli.options import (
     expressions,
     file_of,
@@ -159,8 +160,9 @@ def show_work_on(console: Output, derived: Derived, *, verbose: bool) -> None:
     show_artifact(console, derived.bundle, artifact)
     _show_left(console, artifact.steps)
     shape = derived.comparisons[0].reference_shape
+    reference = "the imported file" if derived.bundle.manifest.spec.family == IMPORTED else "eager"
     show_comparisons(
-        console, derived.comparisons, f"the reference on {shape[0] if shape else 0} golden samples", derived.runtime
+        console, derived.comparisons, f"{reference} on {shape[0] if shape else 0} golden samples", derived.runtime
     )
     if verbose:
         show_steps(console, artifact.steps)

@@ -25,6 +25,7 @@ from deploycli.options import (
     attention_option,
     external_option,
     input_shape,
+    inputs_option,
     json_option,
     lint_option,
     tune_options,
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
     help="Shape of an input in the check, where an axis is symbolic. Repeatable.",
 )
 @click.option("--seed", type=SEEDS, default=0, show_default=True, help="Seed of these inputs.")
+@inputs_option
 @click.option("--without", multiple=True, metavar="PASS", help="Leave out a pass. Repeatable.")
 @attention_option
 @external_option
@@ -83,6 +85,7 @@ def command(
     check: int,
     shapes: tuple[tuple[str, tuple[int, ...]], ...],
     seed: int,
+    inputs_file: Path | None,
     without: tuple[str, ...],
     attention: Literal["4d", "5d", "onnx"],
     external: Literal["auto", "always", "never"],
@@ -117,6 +120,7 @@ def command(
         check=check,
         shapes=dict(shapes),
         seed=seed,
+        inputs=inputs_file,
         external=external,
         lint=not no_lint,
         tune=tuning_of(tune, tune_seconds, tune_gpu),

@@ -30,7 +30,7 @@ from deploycli.exporters.bench.pytorch import pytorch_candidates, torch_threads
 from deploycli.exporters.bench.report import BenchReport, Row, describe_host
 from deploycli.exporters.bench.requirement import judge
 from deploycli.exporters.bundle.bundle import unreleasable
-from deploycli.exporters.bundle.golden import load_golden
+from deploycli.exporters.bundle.golden import judged_samples, load_golden
 from deploycli.exporters.bundle.reference import choose_reference
 from deploycli.exporters.verification.compare import BUDGETS, compare
 from deploycli.models.errors import DeployError, IntegrityError, UsageError
@@ -44,12 +44,16 @@ if TYPE_CHECKING:
     from deploycli.exporters.bench.candidate import Arrays, Candidate, FirstLoad, Prepare, Prepared, Provider
     from deploycli.exporters.bench.requirement import Requirement
     from deploycli.exporters.bundle.bundle import Bundle
+    from deploycli.models.spec import TensorSpec
 
     Progress = Callable[[str, int, int], None]
     Clock = Callable[[], float]
 
 
 DEFAULT_BATCHES = (1, 8)
+
+_LEAST_EXACT = "int8"
+"""All candidates run on the same samples: those that any precision is judged on."""
 
 PROVIDERS: tuple[Provider, ...] = (pytorch_candidates, ort_candidates, engine_candidates)
 """Where candidates come from, in the order of the table."""
@@ -139,7 +143,7 @@ def _bench(
     inputs, truth = load_golden(bundle.golden)
     host = describe_host()
     with torch_threads(options.threads), ExitStack() as stack:
-        session = _Session(options, inputs, truth, progress, clock)
+        session = _Session(options, bundle.manifest.spec.inputs, inputs, truth, progress, clock)
         session.demand(session.open(candidates, stack))
         measurements = [m for batch in sorted(set(options.batches)) for m in session.measure(batch)]
         session.demand({m.candidate.name for m in measurements})
@@ -168,6 +172,7 @@ class _Session:
     def __init__(
         self,
         options: BenchOptions,
+        specs: Sequence[TensorSpec],
         inputs: Arrays,
         truth: Arrays,
         progress: Progress,
@@ -176,6 +181,7 @@ class _Session:
         self.absences: list[Absence] = []
         self._errors: list[tuple[DeployError, str]] = []  # and the candidate's name
         self._options = options
+        self._specs = specs
         self._inputs = inputs
         self._truth = truth
         self._progress = progress
@@ -197,7 +203,7 @@ class _Session:
 
     def measure(self, batch: int) -> list[Measurement]:
         """Prove the outputs of all that take this batch size, and time them."""
-        order = np.arange(batch) % len(next(iter(self._inputs.values())))
+        order = judged_samples(self._specs, _LEAST_EXACT, batch, len(next(iter(self._inputs.values()))))
         inputs, truth = ({name: a[order] for name, a in arrays.items()} for arrays in (self._inputs, self._truth))
         ready: list[tuple[_Opened, Prepared, float, FirstLoad | None]] = []
         for done, opened in enumerate(self._opened):

@@ -14,7 +14,7 @@ from deploycli.models.npy import claims
 from deploycli.models.spec import is_mask
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from deploycli.models.spec import ModelSpec, TensorSpec
@@ -62,13 +62,37 @@ def synthetic_inputs(spec: ModelSpec, samples: int, seed: int = 0) -> Arrays:
     return {i.name: _values(i, samples, rng) for i in spec.inputs}
 
 
+HIDDEN = 1
+"""The sample in which masks hide everything."""
+
+
+def judged_samples(inputs: Sequence[TensorSpec], precision: str, count: int, held: int) -> npt.NDArray[np.intp]:
+    """Return which of the recorded or the synthetic samples a file is judged on, some of them twice if need be.
+
+    A finite mask that hides everything adds the same huge number to all scores. In FP32 that number absorbs them, and
+    all weights are equal; a number that FP16 holds does not. No answer to such a sample is right, so a file in less
+    than FP32 is not judged on it.
+
+    Args:
+        inputs: the model's.
+        precision: the file's.
+        count: how many samples are wanted.
+        held: how many there are.
+
+    Returns:
+        Indices, [count].
+    """
+    left_out = precision != "fp32" and held > 1 and any(spec.hides == "finite" for spec in inputs)
+    return np.resize([index for index in range(held) if not (left_out and index == HIDDEN)], count)
+
+
 def _values(spec: TensorSpec, samples: int, rng: np.random.Generator) -> npt.NDArray[Any]:
     shape, dtype = (samples, *spec.shape), np.dtype(spec.dtype)
     array: npt.NDArray[Any]
     if dtype.kind == "f":
         array = rng.standard_normal(shape).astype(dtype)
         if spec.hides:
-            array[1:2] = -np.inf if spec.hides == "infinite" else -np.abs(array[1:2])
+            array[HIDDEN : HIDDEN + 1] = -np.inf if spec.hides == "infinite" else -np.abs(array[HIDDEN : HIDDEN + 1])
             array[2:3] = np.abs(array[2:3])
         return array
     low, high = spec.values or _DEFAULT_VALUES.get(spec.dtype) or (0, 1 if is_mask(spec) else 9)
@@ -76,7 +100,7 @@ def _values(spec: TensorSpec, samples: int, rng: np.random.Generator) -> npt.NDA
     if spec.hides in _SHOWN:  # the model answers NaN where all is hidden: the first of each row never is
         array[..., :1] = array[2:3] = (low, high)[_SHOWN.index(spec.hides)]
     elif spec.hides:
-        array[1:2], array[2:3] = low, high
+        array[HIDDEN : HIDDEN + 1], array[2:3] = low, high
     return array
 
 

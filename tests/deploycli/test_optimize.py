@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 
-from deploycli.exporters import optimize, tune
+from deploycli.exporters import file_target, tune
 from tests.deploycli.commands import assert_refused, files, run, start
 from tests.digits import checkpoint, registered
 from tests.exporters.bundle.bundles import make
@@ -83,7 +83,7 @@ def test_other_answers_are_exit_5_and_nothing_is_written(
     deploycli: Command, roll: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = files(roll.parent)
-    monkeypatch.setattr(optimize, "write_model", _wrong(optimize.write_model))
+    monkeypatch.setattr(file_target, "write_model", _wrong(file_target.write_model))
     result = deploycli("optimize", roll, "-o", roll)
     assert_refused(result, 5, "the optimized graph answers otherwise: output y", "--without PASS")
     assert files(roll.parent) == before

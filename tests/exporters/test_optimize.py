@@ -19,7 +19,7 @@ import torch
 from hypothesis import given
 from onnx import TensorProto, helper, numpy_helper
 
-from deploycli.exporters import gate
+from deploycli.exporters import file_target, gate
 from deploycli.exporters import optimize as optimize_module
 from deploycli.exporters.graph.onnx_file import write_model
 from deploycli.exporters.optimize import Optimized, OptimizeOptions, load, optimize
@@ -664,7 +664,7 @@ def test_an_interruption_leaves_the_folder_as_it_was(
         plain = Path.replace
         monkeypatch.setattr(Path, "replace", lambda a, b: interrupt() if a.suffix == ".onnx" else plain(a, b))
     else:
-        monkeypatch.setattr(optimize_module, when, interrupt)
+        monkeypatch.setattr(file_target if when == "write_model" else optimize_module, when, interrupt)
     for target in (source, tmp_path / "out.onnx"):
         with pytest.raises(KeyboardInterrupt):
             optimize(OptimizeOptions(source, target, external=external))
