@@ -9,7 +9,8 @@ Nothing is moved any more. TensorRT, which writes out products of so few channel
 the Softmax beside it; in the other form it is up to seven, and their number depends on the batch.
 
 Each number is the same sum of the same products: equal within rounding. Refused, for one: a product that something else
-reads before its axis is moved back.
+reads before its axis is moved back; and one over the tokens of an MLP-Mixer: of many channels TensorRT makes the same
+kernels either way, and only a weight that stands on the right is quantized.
 """
 
 from __future__ import annotations
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
     from deploycli.exporters.graph.analysis import Analysis
     from deploycli.exporters.graph.movement_ops import Array
     from deploycli.exporters.graph.shapes import Dims
+
+
+_MOST_CHANNELS = 16
+"""Products that sum over more stay as they are; models have so many heads at most."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,8 @@ def _read(node: ir.Node, analysis: Analysis) -> _Product | None:
     x, weight = turn.inputs[0], analysis.constant(node.inputs[1])
     dims, perm = analysis.dims(x), turn.attributes.get_ints("perm", ())
     if x is None or dims is None or not perm or weight is None or weight.ndim != 2:
+        return None
+    if weight.shape[0] > _MOST_CHANNELS:
         return None
     axis = perm[-1]
     inner, merged = dims[axis + 1 :], (*dims[:axis], weight.shape[1], math.prod(dims[axis + 1 :]))

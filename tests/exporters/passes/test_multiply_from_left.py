@@ -108,6 +108,12 @@ def test_what_is_left(text: str) -> None:
     assert not modified
 
 
+def test_many_channels_stay() -> None:
+    text, weight = TALKING.replace("batch, 3", "batch, 17"), np.ones((17, 2), np.float32)
+    _, _, modified = apply(MultiplyFromLeft, parse(text, w=weight, b=CONSTANTS["b"]))
+    assert not modified
+
+
 def test_a_weight_that_is_not_turned_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     real = left._Product
 
