@@ -20,6 +20,7 @@ COMMANDS = {
     "list": "List the models that have a name.",
     "optimize": "Rewrite the graph of any ONNX file, and check the answers.",
     "package": "Write a Triton model repository from verified bundles.",
+    "predict": "Run a bundle or an ONNX file on pictures: the best classes.",
     "quantize": "Write the INT8 or FP8 graph of a bundle, calibrated on data.",
     "verify": "Compare every artifact of a bundle with the eager model.",
 }

@@ -257,10 +257,17 @@ def file_options(command: Callable[..., int]) -> Callable[..., int]:
     return inputs_option(file_input_option(preprocessing_options(external_option(_gathered(command, options)))))
 
 
+def prepared_options(command: Callable[..., int]) -> Callable[..., int]:
+    """Add what a bundle or an ONNX file is run on, and how the pictures of a file are prepared."""
+    return inputs_option(
+        file_input_option(preprocessing_options(_gathered(command, {"inputs": "--input"} | _PREPARED)))
+    )
+
+
 def _gathered(command: Callable[..., int], options: Mapping[str, str]) -> Callable[..., int]:
     @wraps(command)
     def gathered(**values: Any) -> int:
-        if file_of(values["bundles"]) is None:
+        if file_of(values["bundles"] if "bundles" in values else (values["model"],)) is None:
             refuse_given("to a bundle, which knows it", options)
         recipe = preprocessing_of(*(values.pop(name, None) for name in _PREPARED))
         samples, inputs, external = values.pop("inputs_file"), values.pop("inputs"), values.pop("external", "auto")

@@ -18,6 +18,7 @@ from deploycli.exporters.passes.common.opset import raise_opset
 from deploycli.exporters.precision.insert_qdq import OLDEST_OPSET
 from deploycli.exporters.precision.simulate import open_runtime
 from deploycli.exporters.verification.compare import BUDGETS, Comparison, compare
+from deploycli.exporters.verification.on_samples import dense
 from deploycli.models.errors import NumericsError, UsageError
 from deploycli.models.memory import free_memory
 
@@ -223,7 +224,8 @@ def _run(path: Path, bundle: Bundle, precision: str, batch: int | None) -> tuple
     order = judged_samples(bundle.manifest.spec.inputs, precision, batch or min(CHECK_SAMPLES, held), held)
     with open_runtime(path) as runtime:
         outputs = runtime.run({name: array[order] for name, array in inputs.items()})
-    comparisons = compare({name: array[order] for name, array in truth.items()}, outputs, BUDGETS[precision])
+    spec, wanted = bundle.manifest.spec, {name: array[order] for name, array in truth.items()}
+    comparisons = compare(dense(spec, wanted), dense(spec, outputs), BUDGETS[precision])
     for comparison in comparisons:
         if comparison.faults:
             raise NumericsError(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from deploycli.exporters.bundle.bundle import new_bundle
@@ -21,15 +22,18 @@ from deploycli.exporters.graph.operators import ATTENTION_OPSET
 from deploycli.exporters.graph.steps import Step
 from deploycli.exporters.runtime.runtimes import EagerRuntime, OrtRuntime
 from deploycli.exporters.verification.compare import BUDGETS, compare
+from deploycli.exporters.verification.on_samples import class_output, dense
 from deploycli.models.errors import EnvironmentUnsuitable, ExportError, UsageError
 from deploycli.models.factory import contained
+from deploycli.models.labels import LABELS_KEY, library_labels, read_labels, require_fitting
 from deploycli.models.memory import collector_paused, free_memory, set_aside
 from deploycli.models.registry import configure, resolve
 from deploycli.models.sources import FACTORY, LIBRARIES, parse_source
+from deploycli.models.spec import PreprocessingChange
 from deploycli.models.variants import HubFile, Variant
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     import numpy.typing as npt
@@ -41,7 +45,7 @@ if TYPE_CHECKING:
     from deploycli.exporters.passes.pipeline import Attention
     from deploycli.exporters.tune import Form, TuneOptions, Tuning
     from deploycli.models.sources import Source
-    from deploycli.models.spec import ModelSpec, TensorSpec, Weights
+    from deploycli.models.spec import Layout, ModelSpec, TensorSpec, Weights
 
     Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -81,6 +85,10 @@ class ExportOptions:
         external: where the weights are stored.
         replace: a bundle of the same name goes even if it is of another model.
         lint: end where TensorRT could not read the graph; otherwise it is written all the same.
+        preprocessing: what the user says of how pictures become inputs.
+        pixels: the graph takes decoded pictures in this layout, and normalises them itself.
+        ending: ``softmax`` or ``topk:N`` in place of logits.
+        labels: a file of the names of the classes; by default those that the model's library knows.
         tune: compile forms of the graph and keep the cheapest; None takes the default form.
     """
 
@@ -103,6 +111,10 @@ class ExportOptions:
     external: ExternalData = "auto"
     replace: bool = False
     lint: bool = True
+    preprocessing: PreprocessingChange = field(default_factory=PreprocessingChange)
+    pixels: Layout | None = None
+    ending: str = ""
+    labels: Path | None = None
     tune: TuneOptions | None = None
 
 
@@ -131,26 +143,37 @@ def export(
             it.
         EnvironmentUnsuitable: the folder cannot be written, or the hub cannot be reached.
     """
-    variant = _variant(options)
+    variant = _adapted(_variant(options), options)
+    named = () if options.labels is None else read_labels(options.labels)
     name = options.name or variant.name
     model = None if options.replace else variant.spec
     with collector_paused(), set_aside(), new_bundle(options.root, name, model=model) as draft:
         progress("building the model")
         module, spec, weights = _weighted(options, variant)
         told(weights)
+        if options.ending:
+            from deploycli.models.adapt import ended  # PyTorch
+
+            spec = ended(module, spec, options.ending)
+        labels = named or library_labels(spec.family, module, published=weights.source == "pretrained")
         progress("running it in PyTorch")
         inputs = synthetic_inputs(spec, max(GOLDEN_SAMPLES, options.batch or 0))
         with EagerRuntime(module, [i.name for i in spec.inputs], spec.outputs, poison=False) as eager:
             outputs = eager.run(inputs)
         require_comparable(inputs, outputs, "PyTorch")
         save_golden(draft.folder / GOLDEN_NAME, inputs, outputs)
-        artifact = _write_onnx(draft.folder, module, spec, options, progress, tuned)
+        if named:
+            classes = class_output(dense(spec, outputs))
+            require_fitting(named, None if classes is None else classes.classes, str(options.labels))
+        artifact = _write_onnx(draft.folder, module, spec, labels, options, progress, tuned)
         del module
         free_memory()  # traced programs are cycles, and hold the weights: the check needs their room
         progress("checking the file in ONNX Runtime")
         size = options.batch or CHECK_BATCH
         feed, truth = ({name: array[:size] for name, array in arrays.items()} for arrays in (inputs, outputs))
-        if remark := _check(draft.folder / artifact.file.path, feed, truth, lambda: _exact(options, variant, feed)):
+        if remark := _check(
+            draft.folder / artifact.file.path, spec, feed, truth, lambda: _exact(options, variant, feed)
+        ):
             warn(remark)
         signature, unsigned = sign(spec)
         if unsigned:
@@ -166,6 +189,7 @@ def export(
             golden=FileRecord.of(draft.folder, GOLDEN_NAME),
             versions={package: version_of(package) for package in (*_PACKAGES, *_library(spec))},
             factory_signature=signature,
+            labels=labels,
         )
     return draft.bundle
 
@@ -203,6 +227,17 @@ def _variant(options: ExportOptions) -> Variant:
         raise UsageError(f"a batch of {options.batch}", expected="a positive number, or dynamic")
     source = parse_source(options.model)
     return _registered(options) if source is None else _foreign(options, source)
+
+
+def _adapted(variant: Variant, options: ExportOptions) -> Variant:
+    """Let what is exported take its pictures as the user says."""
+    spec = variant.spec
+    recipe = options.preprocessing.applied(variant.preprocessing, spec.inputs)
+    if options.pixels is not None:
+        from deploycli.models.adapt import from_pixels  # PyTorch
+
+        spec, recipe = from_pixels(spec, recipe, options.pixels)
+    return replace(variant, spec=spec, preprocessing=recipe)
 
 
 def _registered(options: ExportOptions) -> Variant:
@@ -285,6 +320,7 @@ def _write_onnx(
     folder: Path,
     module: nn.Module,
     spec: ModelSpec,
+    labels: Sequence[str],
     options: ExportOptions,
     progress: Callable[[str], None],
     tuned: Callable[[Tuning], None],
@@ -309,6 +345,8 @@ def _write_onnx(
     else:
         store_operands(model)
     name_nodes(model, MODULE_KEY)
+    if labels:
+        model.metadata_props[LABELS_KEY] = json.dumps(labels, ensure_ascii=False)
     if options.lint:
         require_readable(model, f"the graph of {options.model}")
     progress("writing")
@@ -353,11 +391,12 @@ def _tune(
     return tuning.form.passes
 
 
-def _check(path: Path, feed: Arrays, truth: Arrays, exact: Callable[[], Arrays | None]) -> str:
+def _check(path: Path, spec: ModelSpec, feed: Arrays, truth: Arrays, exact: Callable[[], Arrays | None]) -> str:
     """Fail the export where the file does not compute what the model computes.
 
     Args:
         path: the file.
+        spec: of the model.
         feed: inputs.
         truth: what the model answers in float32.
         exact: makes what it answers in float64, or None where it cannot; asked only where the file disagrees.
@@ -366,13 +405,15 @@ def _check(path: Path, feed: Arrays, truth: Arrays, exact: Callable[[], Arrays |
         What to say of the model, where its own float32 answers are no closer to the exact ones than the file's.
     """
     with OrtRuntime(path, optimize=False) as runtime:  # the file as it is written; `verify` runs it optimised too
-        outputs = runtime.run(feed)
+        outputs = dense(spec, runtime.run(feed))
+    truth = dense(spec, truth)
     budget = BUDGETS["fp32"]
     failed = [comparison for comparison in compare(truth, outputs, budget) if not comparison.passed]
     if not failed:
         return ""
     best = None if any(comparison.faults for comparison in failed) else exact()
     if best is not None:
+        best = dense(spec, best)
         theirs = max(one.max_rel_error or 0.0 for one in compare(best, truth, budget))
         ours = [one.max_rel_error for one in compare(best, outputs, budget)]
         if (
@@ -398,6 +439,10 @@ def _exact(options: ExportOptions, variant: Variant, feed: Arrays) -> Arrays | N
 
     try:
         module, spec, _ = _weighted(options, variant)
+        if options.ending:
+            from deploycli.models.adapt import ended
+
+            spec = ended(module, spec, options.ending)
         tensors = (torch.tensor(feed[i.name]) for i in spec.inputs)
         with torch.inference_mode(), contained():
             found = flatten(module.double()(*(t.double() if t.is_floating_point() else t for t in tensors)))

@@ -7,6 +7,7 @@ outputs share: the batch.
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -35,7 +36,9 @@ from deploycli.exporters.passes.any_model import optimized, validate
 from deploycli.exporters.passes.pipeline import for_attention
 from deploycli.exporters.precision.simulate import computed_precision
 from deploycli.exporters.runtime.runtimes import InBatches, OrtRuntime
+from deploycli.exporters.verification.on_samples import class_output
 from deploycli.models.errors import UsageError
+from deploycli.models.labels import LABELS_KEY, known_labels, read_labels, require_fitting
 from deploycli.models.memory import free_memory
 from deploycli.models.sources import IMPORTED, safe_name
 from deploycli.models.spec import ModelSpec, PreprocessingChange, TensorSpec, Weights, numpy_name
@@ -71,6 +74,7 @@ class ImportOptions:
         inputs: inputs whose sizes or values are not told by the graph; the others are left out.
         samples: a ``.npy`` or ``.npz`` file of samples, where random numbers are none that the model takes.
         preprocessing: how a picture becomes the input, which no ONNX file says.
+        labels: a file of the names of the classes; by default those in the file's metadata.
         rewrite: run the rewriting passes; otherwise the file is taken as it is.
         attention: see `deploycli.exporters.export.ExportOptions`.
         external: where the weights of a graph that is rewritten are stored.
@@ -85,6 +89,7 @@ class ImportOptions:
     inputs: tuple[TensorSpec, ...] = ()
     samples: Path | None = None
     preprocessing: PreprocessingChange = field(default_factory=PreprocessingChange)
+    labels: Path | None = None
     rewrite: bool = True
     attention: Attention = "4d"
     external: ExternalData = "auto"
@@ -117,6 +122,7 @@ def import_model(
     progress("reading")
     model = load(options.source)
     _refuse_random(model)
+    labels = known_labels(model.metadata_props) if options.labels is None else read_labels(options.labels)
     batch = batch_of(model.graph, str(options.source))
     spec = spec_of(model.graph, options.source.stem, options.inputs, sampled=options.samples is not None)
     name = options.name or spec.name
@@ -129,6 +135,13 @@ def import_model(
             outputs = runtime.run(inputs)
         require_comparable(inputs, outputs, runtime.name)
         save_golden(draft.folder / GOLDEN_NAME, inputs, outputs)
+        found = class_output(outputs)
+        if options.labels is not None:
+            require_fitting(labels, None if found is None else found.classes, str(options.labels))
+        elif found is None or found.classes != len(labels):  # somebody else's word for something else
+            labels = ()
+        if labels:
+            model.metadata_props[LABELS_KEY] = json.dumps(labels, ensure_ascii=False)
         artifact = _artifact(model, options, batch, reference, draft.folder, inputs, progress)
         if not options.rewrite:  # the file is the exported one
             shutil.rmtree(draft.folder / REFERENCE)
@@ -144,6 +157,7 @@ def import_model(
             versions={package: version_of(package) for package in _PACKAGES},
             reference=tuple(_records(draft.folder, [reference, *data])) if options.rewrite else (),
             recorded_inputs=options.samples is not None,
+            labels=labels,
         )
     if artifact.precision != "fp32":
         warn(

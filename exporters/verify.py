@@ -26,6 +26,7 @@ from deploycli.exporters.verification.on_samples import (
     LoadedFile,
     budgets,
     class_output,
+    dense,
     no_class_output,
     take,
     verify_samples,
@@ -138,6 +139,7 @@ def verify(bundle: Bundle, options: VerifyOptions | None = None, *, progress: Pr
         loaded = [_loaded(file, open_runtime(file.path), options, stack) for file in graphs]
         if source == "golden":
             inputs, truth = load_golden(bundle.golden)
+            truth = dense(manifest.spec, truth)
             held = len(next(iter(inputs.values())))
             batches, omitted = _within(batches, held)
             note = "; ".join(filter(None, (note, omitted)))
@@ -158,13 +160,13 @@ def verify(bundle: Bundle, options: VerifyOptions | None = None, *, progress: Pr
                 inputs = recorded
                 batches, omitted = _within(batches, len(next(iter(recorded.values()))))
                 note = "; ".join(filter(None, (note, omitted)))
-            truth = eager.run(inputs)
+            truth = dense(manifest.spec, eager.run(inputs))
             logits = class_output(truth)
             # Opened before the sweep, so that what is wrong with the data is said at once.
             samples = None if options.images is None else _open(options.images, manifest, options, logits)
             stages = _sweep(loaded, batches, inputs, truth, progress)
             if samples is not None:
-                found = verify_samples(loaded, eager, samples, logits, max(batches), progress)
+                found = verify_samples(loaded, eager, manifest.spec, samples, logits, max(batches), progress)
     return Report(
         bundle=str(bundle.path),
         weights=manifest.weights.describe(),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from deploycli.models.adapt import adapt
 from deploycli.models.errors import UsageError
 from deploycli.models.family import Family, own_names
 from deploycli.models.sources import FACTORY, LIBRARIES
@@ -38,7 +39,7 @@ def build(spec: ModelSpec, *, seed: int = 0) -> nn.Module:
         UsageError: the configuration is impossible, such as an image size that the windows do not tile.
     """
     with _seeded(seed):
-        return family(spec.family).create(**spec.config).eval()
+        return adapt(family(spec.family).create(**spec.config).eval(), spec)
 
 
 def family(name: str) -> Family:

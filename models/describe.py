@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -161,30 +162,57 @@ def _sides(size: object) -> tuple[int, int] | None:
 
 
 def _preprocessing(module: nn.Module, family: str, target: str, image: TensorSpec) -> Preprocessing | None:
-    """Return how the library prepares images for the model; elsewhere ImageNet's usual recipe."""
+    """Return how the library prepares images for the model; None where it does not say: nothing is made up."""
     if len(image.shape) != 3 or image.shape[0] != 3:
         return None
-    default = Preprocessing((image.shape[1], image.shape[2]))
+    size = (image.shape[1], image.shape[2])
     if family == "hf":
-        path = transformers_folder(target) / "preprocessor_config.json"
-        said = (
-            load(path, _Processor, what="a processor's configuration", partial=True) if path.is_file() else _Processor()
-        )
-        # Where transformers squeezes a picture into a square, this recipe crops it: the closest that it can say.
-        return replace(
-            default,
-            crop_pct=said.crop_pct or 1.0,
-            interpolation="bilinear" if said.resample == 2 else "bicubic",  # Pillow's numbers
-            mean=said.image_mean or default.mean,
-            std=said.image_std or default.std,
-        )
+        return _of_transformers(target, size)
+    if family == "torchvision":
+        return _of_torchvision(target, size)
     told = getattr(module, "pretrained_cfg", None) or {}
+    if told.get("mean") is None or told.get("std") is None:
+        return None
+    default = Preprocessing(size)
     return replace(
         default,
-        crop_pct=told.get("crop_pct", default.crop_pct),
+        crop_pct=told.get("crop_pct") or 1.0,
         interpolation=told["interpolation"] if told.get("interpolation") in INTERPOLATIONS else default.interpolation,
-        mean=tuple(told.get("mean", default.mean)),
-        std=tuple(told.get("std", default.std)),
+        mean=tuple(told["mean"]),
+        std=tuple(told["std"]),
+    )
+
+
+def _of_transformers(target: str, size: tuple[int, int]) -> Preprocessing | None:
+    path = transformers_folder(target) / "preprocessor_config.json"
+    if not path.is_file():
+        return None
+    said = load(path, _Processor, what="a processor's configuration", partial=True)
+    if said.image_mean is None or said.image_std is None:
+        return None
+    # Where transformers squeezes a picture into a square, this recipe crops it: the closest that it can say.
+    return Preprocessing(
+        size,
+        crop_pct=said.crop_pct or 1.0,
+        interpolation="bilinear" if said.resample == 2 else "bicubic",  # Pillow's numbers
+        mean=said.image_mean,
+        std=said.image_std,
+    )
+
+
+def _of_torchvision(target: str, size: tuple[int, int]) -> Preprocessing | None:
+    """Return the recipe of the weights that torchvision publishes for the model."""
+    weights = importlib.import_module("torchvision.models").get_model_weights(target)
+    recipe = next(iter(weights)).transforms()
+    if not all(hasattr(recipe, name) for name in ("crop_size", "resize_size", "mean", "std", "interpolation")):
+        return None  # of detectors: they resize for themselves
+    interpolation = recipe.interpolation.value
+    return Preprocessing(
+        size,
+        crop_pct=recipe.crop_size[0] / recipe.resize_size[0],
+        interpolation=interpolation if interpolation in INTERPOLATIONS else "bilinear",
+        mean=tuple(recipe.mean),
+        std=tuple(recipe.std),
     )
 
 

@@ -97,6 +97,51 @@ def numpy_name(element_type: str) -> str:
     return {"float": "float32", "double": "float64", "half": "float16", "bf16": "bfloat16"}.get(name, name)
 
 
+Layout = Literal["nchw", "nhwc"]
+
+
+@dataclass(frozen=True)
+class PixelInput:
+    """The graph takes decoded pictures, and its first operators do the rest: to floating point, to [B, C, H, W],
+    normalised.
+
+    Attributes:
+        layout: ``nhwc``, as decoders give them, [B, H, W, 3], or ``nchw``.
+        mean: per-channel mean after scaling to [0, 1], RGB.
+        std: per-channel standard deviation, RGB.
+    """
+
+    layout: Layout
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Ending:
+    """The graph ends in what a user reads of logits, [B, classes].
+
+    Attributes:
+        kind: ``softmax``, which gives probabilities [B, classes]; or ``topk``, which gives the largest of them, best
+            first, as ``scores`` [B, k] and ``classes`` [B, k].
+        output: which of the model's outputs are the logits.
+        classes: how many there are.
+        k: of ``topk``; else 0.
+    """
+
+    kind: Literal["softmax", "topk"]
+    output: str
+    classes: Positive
+    k: Annotated[int, Meta(ge=0)] = 0
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """What stands in the place of the logits."""
+        return TOP_OUTPUTS if self.kind == "topk" else ("probabilities",)
+
+
+TOP_OUTPUTS = ("scores", "classes")
+
+
 @dataclass(frozen=True)
 class ModelSpec:
     """What determines the graph, weights aside.
@@ -107,6 +152,8 @@ class ModelSpec:
         config: keyword arguments of the family's constructor; JSON values only.
         inputs: graph inputs in order.
         outputs: names of the graph outputs in order.
+        pixels: what the graph does with decoded pictures; None where it takes prepared ones.
+        ending: what it makes of logits; None where it gives them.
     """
 
     name: str
@@ -114,6 +161,8 @@ class ModelSpec:
     config: Mapping[str, Any]
     inputs: Annotated[tuple[TensorSpec, ...], Meta(min_length=1)]
     outputs: Annotated[tuple[str, ...], Meta(min_length=1)] = ("logits",)
+    pixels: PixelInput | None = None
+    ending: Ending | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the spec as JSON values."""
@@ -138,6 +187,7 @@ class Preprocessing:
         interpolation: a Pillow resampling filter, one of `INTERPOLATIONS`.
         mean: per-channel mean after scaling to [0, 1], RGB.
         std: per-channel standard deviation, RGB.
+        pixels: the graph itself scales and normalises: a picture stays uint8 after the crop, in this layout.
     """
 
     size: tuple[Side, Side]
@@ -145,6 +195,7 @@ class Preprocessing:
     interpolation: Interpolation = "bicubic"
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[Scale, Scale, Scale] = IMAGENET_STD
+    pixels: Layout | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the recipe as JSON values."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from deploycli.console import (
     stdout,
 )
 from deploycli.options import (
+    DEFAULT_ROOT,
     MOST_SIDE,
     SEEDS,
     Count,
@@ -28,7 +30,8 @@ from deploycli.options import (
     json_object,
     json_option,
     lint_option,
-    output_option,
+    preprocessing_of,
+    preprocessing_options,
     tensor_spec,
     tune_options,
     tuning_of,
@@ -39,7 +42,7 @@ if TYPE_CHECKING:
 
     from deploycli.exporters.bundle.bundle import Bundle
     from deploycli.exporters.tune import Tuning
-    from deploycli.models.spec import TensorSpec
+    from deploycli.models.spec import Layout, TensorSpec
 
 
 def _complete_model(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -53,7 +56,15 @@ def _complete_model(_ctx: click.Context, _param: click.Parameter, incomplete: st
 @click.command("export")
 @click.argument("model", shell_complete=_complete_model)
 @click.option("--fmt", type=click.Choice(["onnx"]), default="onnx", show_default=True, help="Format to write.")
-@output_option
+@click.option(
+    "-o",
+    "--output",
+    "outputs",
+    multiple=True,
+    metavar="DIR|softmax|topk:N",
+    help="Folder of bundles  [default: artifacts]; or what the graph ends in, in place of logits: softmax, or topk:N, "
+    "which gives the best N as scores and classes. Once for each.",
+)
 @click.option(
     "--name",
     metavar="NAME",
@@ -103,6 +114,19 @@ def _complete_model(_ctx: click.Context, _param: click.Parameter, incomplete: st
     help="Batch axis; a dynamic one is asserted to have survived.",
 )
 @click.option("--opset", type=Count(most=99), default=20, show_default=True, help="ONNX operator set, 18 to 23.")
+@preprocessing_options
+@click.option(
+    "--uint8-input",
+    "pixels",
+    type=click.Choice(["nhwc", "nchw"]),
+    help="Let the graph take decoded pictures, [B, H, W, 3] or [B, 3, H, W], and scale and normalise them itself.",
+)
+@click.option(
+    "--labels",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Names of the classes: one a line, or JSON.  [default: what the model's library calls them]",
+)
 @attention_option
 @click.option("--no-rewrite", is_flag=True, help="Keep the plain traced graph.")
 @external_option
@@ -116,7 +140,7 @@ def _complete_model(_ctx: click.Context, _param: click.Parameter, incomplete: st
 def command(
     model: str,
     fmt: str,
-    root: Path,
+    outputs: tuple[str, ...],
     name: str | None,
     checkpoint: Path | None,
     pretrained: bool,
@@ -130,6 +154,13 @@ def command(
     inputs: tuple[TensorSpec, ...],
     batch: int,
     opset: int,
+    mean: tuple[float, float, float] | None,
+    std: tuple[float, float, float] | None,
+    crop: float | None,
+    resize: int | None,
+    interpolation: str | None,
+    pixels: Layout | None,
+    labels: Path | None,
     attention: str,
     no_rewrite: bool,
     external: str,
@@ -155,10 +186,12 @@ def command(
       deploycli export swin_t --img-size 256 --window-size 8 --batch 16 --name swin_t_256
       deploycli export timm:swin_tiny_patch4_window7_224 --checkpoint last.pth --weights-entry state_dict
       deploycli export my_package.models:detector --input images:2x3x512x512
+      deploycli export timm:vit_small_patch16_224 --uint8-input nhwc --output topk:5 --labels names.txt
     """
     from deploycli.exporters.export import ExportOptions, export
     from deploycli.models.hub import parse
 
+    root, ending = _outputs(outputs)
     options = ExportOptions(
         model=model,
         root=root,
@@ -179,6 +212,10 @@ def command(
         external=external,  # type: ignore[arg-type]  # click checked the choice
         replace=replace,
         lint=not no_lint,
+        preprocessing=preprocessing_of(mean, std, crop, resize, interpolation),
+        pixels=pixels,
+        ending=ending,
+        labels=labels,
         tune=tuning_of(tune, tune_seconds, tune_gpu),
     )
     with Progress() as progress:
@@ -193,6 +230,22 @@ def command(
             show_tuning(stdout(), tuning)
         show_export(bundle, verbose=verbose)
     return 0
+
+
+def _outputs(given: tuple[str, ...]) -> tuple[Path, str]:
+    """Return the folder of bundles, and what the graph ends in."""
+    endings = [text for text in given if re.fullmatch(r"softmax|topk:[0-9]{1,6}", text)]
+    folders = [text for text in given if text not in endings]
+    if len(endings) > 1 or len(folders) > 1:
+        raise click.UsageError(f"--output {' and '.join(endings if len(endings) > 1 else folders)}: give one of a kind")
+    if any(text.startswith("topk") for text in folders):
+        raise click.UsageError(f"--output {folders[0]}: write topk:5 for the best five classes")
+    if endings and endings[0].startswith("topk") and int(endings[0][5:]) < 1:
+        raise click.UsageError(f"--output {endings[0]}: the best one or more")
+    folder = Path(folders[0]) if folders else DEFAULT_ROOT
+    if folder.is_file():
+        raise click.UsageError(f"--output: {str(folder)!r} is a file; name a folder of bundles")
+    return folder, endings[0] if endings else ""
 
 
 def show_export(bundle: Bundle, *, verbose: bool) -> None:

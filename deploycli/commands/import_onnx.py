@@ -33,6 +33,12 @@ if TYPE_CHECKING:
 @file_input_option
 @inputs_option
 @preprocessing_options
+@click.option(
+    "--labels",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Names of the classes: one a line, or JSON.  [default: those in the file's metadata]",
+)
 @click.option("--no-rewrite", is_flag=True, help="Take the file as it is.")
 @attention_option
 @external_option
@@ -52,6 +58,7 @@ def command(
     crop: float | None,
     resize: int | None,
     interpolation: str | None,
+    labels: Path | None,
     no_rewrite: bool,
     attention: str,
     external: str,
@@ -82,6 +89,7 @@ def command(
         inputs=inputs,
         samples=inputs_file,
         preprocessing=preprocessing_of(mean, std, crop, resize, interpolation),
+        labels=labels,
         rewrite=not no_rewrite,
         attention=attention,  # type: ignore[arg-type]  # click checked the choice
         external=external,  # type: ignore[arg-type]  # click checked the choice

@@ -135,10 +135,14 @@ def show_bundle(bundle: Bundle, files: Sequence[OnnxFile], *, verbose: bool) -> 
     for spec in manifest.spec.inputs:
         facts.add_row("input", f"{spec.name} {spec.dtype} [batch, {', '.join(map(str, spec.shape))}]")
     facts.add_row("output", ", ".join(manifest.spec.outputs))
+    if manifest.labels:
+        some = ", ".join(manifest.labels[:3])
+        facts.add_row("classes", f"{len(manifest.labels)}: {some}{', ...' if len(manifest.labels) > 3 else ''}")
     if (recipe := manifest.preprocessing) is not None:
         side = "x".join(map(str, recipe.size))
         facts.add_row("images", f"crop {side}, {recipe.crop_pct:.3g} of the shorter side, {recipe.interpolation}")
-        facts.add_row("", f"mean {_triple(recipe.mean)}, std {_triple(recipe.std)}")
+        graph = ", in the graph" if recipe.pixels is not None else ""
+        facts.add_row("", f"mean {_triple(recipe.mean)}, std {_triple(recipe.std)}{graph}")
     facts.add_row("versions", ", ".join(f"{name} {number}" for name, number in manifest.versions.items()))
     console.print(facts)
     for file in files:

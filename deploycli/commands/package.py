@@ -86,7 +86,7 @@ POSITIVE = Count()
     "--labels",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Names of the classes, one a line, as many as there are.",
+    help="Names of the classes: one a line, or JSON.  [default: those of the bundle]",
 )
 @click.option(
     "--force",

@@ -33,6 +33,7 @@ from deploycli.exporters.bundle.bundle import unreleasable
 from deploycli.exporters.bundle.golden import judged_samples, load_golden
 from deploycli.exporters.bundle.reference import choose_reference
 from deploycli.exporters.verification.compare import BUDGETS, compare
+from deploycli.exporters.verification.on_samples import dense
 from deploycli.models.errors import DeployError, IntegrityError, UsageError
 from deploycli.models.memory import collector_paused
 
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from deploycli.exporters.bench.candidate import Arrays, Candidate, FirstLoad, Prepare, Prepared, Provider
     from deploycli.exporters.bench.requirement import Requirement
     from deploycli.exporters.bundle.bundle import Bundle
-    from deploycli.models.spec import TensorSpec
+    from deploycli.models.spec import ModelSpec
 
     Progress = Callable[[str, int, int], None]
     Clock = Callable[[], float]
@@ -143,7 +144,7 @@ def _bench(
     inputs, truth = load_golden(bundle.golden)
     host = describe_host()
     with torch_threads(options.threads), ExitStack() as stack:
-        session = _Session(options, bundle.manifest.spec.inputs, inputs, truth, progress, clock)
+        session = _Session(options, bundle.manifest.spec, inputs, truth, progress, clock)
         session.demand(session.open(candidates, stack))
         measurements = [m for batch in sorted(set(options.batches)) for m in session.measure(batch)]
         session.demand({m.candidate.name for m in measurements})
@@ -172,7 +173,7 @@ class _Session:
     def __init__(
         self,
         options: BenchOptions,
-        specs: Sequence[TensorSpec],
+        spec: ModelSpec,
         inputs: Arrays,
         truth: Arrays,
         progress: Progress,
@@ -181,7 +182,7 @@ class _Session:
         self.absences: list[Absence] = []
         self._errors: list[tuple[DeployError, str]] = []  # and the candidate's name
         self._options = options
-        self._specs = specs
+        self._spec = spec
         self._inputs = inputs
         self._truth = truth
         self._progress = progress
@@ -203,7 +204,7 @@ class _Session:
 
     def measure(self, batch: int) -> list[Measurement]:
         """Prove the outputs of all that take this batch size, and time them."""
-        order = judged_samples(self._specs, _LEAST_EXACT, batch, len(next(iter(self._inputs.values()))))
+        order = judged_samples(self._spec.inputs, _LEAST_EXACT, batch, len(next(iter(self._inputs.values()))))
         inputs, truth = ({name: a[order] for name, a in arrays.items()} for arrays in (self._inputs, self._truth))
         ready: list[tuple[_Opened, Prepared, float, FirstLoad | None]] = []
         for done, opened in enumerate(self._opened):
@@ -217,7 +218,7 @@ class _Session:
                 prepared = opened.prepare(inputs)
                 prepared.run()
                 seconds = self._clock() - begin
-                if faults := _faults(candidate, truth, prepared.outputs()):
+                if faults := _faults(candidate, self._spec, truth, prepared.outputs()):
                     self.absences.append(Absence(candidate, faults, batch, wrong=True))
                     continue
                 first_load = None if prepared.first_load is None else prepared.first_load()
@@ -272,10 +273,10 @@ class _Session:
         self.absences.append(Absence(candidate, " ".join(error.found.split()), batch))
 
 
-def _faults(candidate: Candidate, truth: Arrays, outputs: Arrays) -> str:
+def _faults(candidate: Candidate, spec: ModelSpec, truth: Arrays, outputs: Arrays) -> str:
     """Return why outputs are wrong, or an empty string. Top-1 is left to `verify`: a few samples cannot tell."""
     budget = replace(BUDGETS[candidate.precision], min_top1_agreement=0.0)
-    failed = [c for c in compare(truth, outputs, budget) if not c.passed]
+    failed = [c for c in compare(dense(spec, truth), dense(spec, outputs), budget) if not c.passed]
     return "; ".join(f"output {c.name!r} {', '.join(c.reasons)}" for c in failed)
 
 

@@ -217,6 +217,7 @@ class Manifest:
             where none does.
         reference: of what came as an ONNX file, that file as it was and its external data; none where the exported
             artifact is that file.
+        labels: what the classes are called, in order; none where nobody said.
         recorded_inputs: the golden inputs were given, and random numbers are none that the model takes.
     """
 
@@ -232,6 +233,7 @@ class Manifest:
     factory_signature: Annotated[str, Meta(pattern=r"^([0-9a-f]{64}(-[0-9a-f]{64})?)?\Z")] = ""
     reference: tuple[FileRecord, ...] = ()
     recorded_inputs: bool = False
+    labels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse two records of one file: one of them would be wrong as soon as the other's file is written."""

@@ -10,7 +10,7 @@ import math
 import re
 import struct
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -28,42 +28,33 @@ if TYPE_CHECKING:
     from deploycli.models.spec import Preprocessing, TensorSpec
 
 
-class Pictures(Reader):
-    """The pictures of a folder and its subfolders, in the order of their sorted paths; see `open_samples`."""
+class PictureFiles(Reader):
+    """Some pictures, in the order in which they are given.
+
+    Args:
+        files: the pictures.
+        names: what they are called.
+        description: where they come from, for people.
+        inputs: the model's.
+        preprocessing: how a picture becomes the only one of them.
+        labels: the class of each, or None.
+
+    Raises:
+        UsageError: nothing says how a picture becomes the model's input.
+    """
 
     def __init__(
         self,
-        folder: Path,
+        files: Sequence[Path],
+        names: tuple[str, ...],
+        description: str,
         inputs: Sequence[TensorSpec],
         preprocessing: Preprocessing | None,
-        limit: int | None,
-        labels: Path | Literal["folders"] | None,
-        classes: int | None,
+        labels: Labels | None = None,
     ) -> None:
-        if preprocessing is None or len(inputs) != 1:
-            raise UsageError(
-                "nothing says how a picture becomes the model's input"
-                if len(inputs) == 1
-                else f"the model has {len(inputs)} inputs: nothing says how a picture becomes them",
-                expected="a model with one image as its input, and its preprocessing",
-                hint="prepared inputs in a .npz file",
-            )
-        files = image_files(folder)
-        paths = [file.relative_to(folder) for file in files]
-        targets: Labels | None = None
-        if labels == "folders":
-            targets = folder_labels(folder, paths, classes)
-        elif labels is not None:
-            targets = csv_labels(labels, paths, classes)
-        # Without labels a folder at the top counts as a class, and the pictures beside it as one more.
-        tops = [path.parts[0] if len(path.parts) > 1 else "" for path in paths]
-        chosen = pick(tops, limit) if targets is None else pick(targets.tolist(), limit)
-        names = tuple(paths[index].as_posix() for index in chosen)
-        count = f"{len(names)}" if len(names) == len(files) else f"{len(names)} of {len(files)}"
-        description = f"{count} pictures in {folder}"
-        super().__init__(names, description, inputs, None if targets is None else targets[list(chosen)])
-        self._files = [files[index] for index in chosen]
-        self._recipe = preprocessing
+        self._recipe = _require_recipe(inputs, preprocessing)
+        super().__init__(names, description, inputs, labels)
+        self._files = files
 
     def _read(self, start: int) -> Generator[dict[str, Array] | UsageError, None, None]:
         yield from map(self._load, self._files[start:])
@@ -71,7 +62,7 @@ class Pictures(Reader):
     def _load(self, file: Path) -> dict[str, Array] | UsageError:
         (image,) = self._inputs
         try:
-            return {image.name: load_image(file, self._recipe)}  # [3, H, W]
+            return {image.name: load_image(file, self._recipe)}  # [3, H, W], or pixels
         except UsageError as error:
             return error
 
@@ -85,6 +76,53 @@ class Pictures(Reader):
 _HEADER = ["path", "label"]
 _LONGEST_LINE = 1 << 20  # characters
 _INDEX = re.compile(r"[0-9]{1,9}")
+
+
+class Pictures(PictureFiles):
+    """The pictures of a folder and its subfolders, in the order of their sorted paths; see `open_samples`."""
+
+    def __init__(
+        self,
+        folder: Path,
+        inputs: Sequence[TensorSpec],
+        preprocessing: Preprocessing | None,
+        limit: int | None,
+        labels: Path | Literal["folders"] | None,
+        classes: int | None,
+    ) -> None:
+        _require_recipe(inputs, preprocessing)
+        files = image_files(folder)
+        paths = [file.relative_to(folder) for file in files]
+        targets: Labels | None = None
+        if labels == "folders":
+            targets = folder_labels(folder, paths, classes)
+        elif labels is not None:
+            targets = csv_labels(labels, paths, classes)
+        # Without labels a folder at the top counts as a class, and the pictures beside it as one more.
+        tops = [path.parts[0] if len(path.parts) > 1 else "" for path in paths]
+        chosen = pick(tops, limit) if targets is None else pick(targets.tolist(), limit)
+        names = tuple(paths[index].as_posix() for index in chosen)
+        count = f"{len(names)}" if len(names) == len(files) else f"{len(names)} of {len(files)}"
+        super().__init__(
+            [files[index] for index in chosen],
+            names,
+            f"{count} pictures in {folder}",
+            inputs,
+            preprocessing,
+            None if targets is None else targets[list(chosen)],
+        )
+
+
+def _require_recipe(inputs: Sequence[TensorSpec], preprocessing: Preprocessing | None) -> Preprocessing:
+    if preprocessing is None or len(inputs) != 1:
+        raise UsageError(
+            "nothing says how a picture becomes the model's input"
+            if len(inputs) == 1
+            else f"the model has {len(inputs)} inputs: nothing says how a picture becomes them",
+            expected="a model with one image as its input, and its preprocessing",
+            hint="--mean and --std when it is exported or imported; or prepared inputs in a .npz file",
+        )
+    return preprocessing
 
 
 def folder_labels(folder: Path, paths: Sequence[PurePath], classes: int | None = None) -> Labels:
@@ -179,13 +217,18 @@ SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", 
 _FILTERS = {name: Image.Resampling[name.upper()] for name in INTERPOLATIONS}
 
 
-def load_image(path: Path, preprocessing: Preprocessing) -> npt.NDArray[np.float32]:
+def load_image(path: Path, preprocessing: Preprocessing) -> npt.NDArray[Any]:
     """Decode a picture and prepare it; return [3, H, W], float32, normalised RGB.
+
+    Where the graph does that itself, it is uint8, [H, W, 3] or [3, H, W] as the graph takes it.
 
     Raises:
         UsageError: the file cannot be decoded.
     """
     picture = _crop_centre(_resize(_decode(path), preprocessing), preprocessing.size)
+    if preprocessing.pixels is not None:
+        raw = np.asarray(picture)  # [H, W, 3]
+        return np.ascontiguousarray(raw.transpose(2, 0, 1)) if preprocessing.pixels == "nchw" else raw
     pixels = np.asarray(picture, dtype=np.float32) / np.float32(255)  # [H, W, 3], 0 to 1
     pixels = (pixels - np.array(preprocessing.mean, np.float32)) / np.array(preprocessing.std, np.float32)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))  # [H, W, 3] -> [3, H, W]

@@ -150,7 +150,7 @@ def accuracy_of(runtime: Runtime, labelled: Labelled, *, batch: int | None, labe
         done = read.stop
         assert read.labels is not None, "AccuracyBudget.open refuses data without labels"
         if len(read.labels):
-            meter.add(_at_batch(read.inputs, batch, lambda inputs: runtime.run(inputs)[labelled.output]), read.labels)
+            meter.add(_at_batch(read.inputs, batch, lambda inputs: labelled.logits(runtime.run(inputs))), read.labels)
     accuracy = meter.accuracy()
     if accuracy is None:
         raise UsageError("none of the labelled samples can be read", expected="pictures with labels")

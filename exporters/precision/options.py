@@ -13,17 +13,20 @@ from deploycli.exporters.precision.number_format import NumberFormat, format_of
 from deploycli.exporters.precision.placement import AUTO, DEFAULT_HIGH_PRECISION
 from deploycli.exporters.precision.policy import REDUCED_TYPES
 from deploycli.exporters.precision.roles import Stage
-from deploycli.exporters.verification.on_samples import class_output
+from deploycli.exporters.verification.on_samples import class_output, dense
 from deploycli.models.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Mapping
     from pathlib import Path
+
+    import numpy.typing as npt
 
     from deploycli.exporters.bundle.bundle import Bundle
     from deploycli.exporters.data.samples import Samples
     from deploycli.exporters.precision.methods import Method
     from deploycli.exporters.target.targets import Capability
+    from deploycli.models.spec import ModelSpec
 
 DEFAULT_SAMPLES = 512
 """Samples of a calibration; NVIDIA's Model Optimizer advises 500 or more for a ViT."""
@@ -136,12 +139,18 @@ class Labelled:
         few: some of it, evenly spread over the classes.
         output: name of the logits, [B, classes].
         classes: how many.
+        spec: of the model.
     """
 
     samples: Samples
     few: Samples
     output: str
     classes: int
+    spec: ModelSpec
+
+    def logits(self, outputs: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[Any]:
+        """Return what names the class, [B, classes], of what the model answered."""
+        return dense(self.spec, outputs)[self.output]
 
 
 @dataclass(frozen=True)
@@ -170,7 +179,7 @@ class AccuracyBudget:
         source = calibration.source if self.source is None else self.source
         if source is None:
             raise UsageError(needed, expected="--images DATA, with --labels where it is pictures")
-        logits = class_output(load_golden(bundle.golden)[1])
+        logits = class_output(dense(bundle.manifest.spec, load_golden(bundle.golden)[1]))
         if logits is None:
             raise UsageError(
                 "an accuracy budget needs a model that names classes",
@@ -191,7 +200,7 @@ class AccuracyBudget:
                 f"{needed}: {everything.description} has none", expected="labels", hint="--labels folders, or FILE.csv"
             )
         few = samples(min(PROXY_SAMPLES, self.limit or PROXY_SAMPLES))
-        return Labelled(everything, few, logits.name, logits.classes)
+        return Labelled(everything, few, logits.name, logits.classes, manifest.spec)
 
 
 def stages(names: Collection[str]) -> frozenset[Stage]:

@@ -40,7 +40,7 @@ from deploycli.exporters.serving.triton_config import (
     interface,
 )
 from deploycli.models.errors import UsageError
-from deploycli.models.files import text_of
+from deploycli.models.labels import read_labels, require_fitting
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -177,24 +177,17 @@ def _max_batch(servable: Servable, options: TritonOptions) -> tuple[int, list[st
 
 def _labels(servable: Servable, path: Path | None) -> tuple[str, str | None]:
     """Return the name of the output whose classes have names, and the text of labels.txt."""
-    if path is None:
-        return "", None
     # The first output [B, classes] of more than one class, as in
     # `deploycli.exporters.verification.on_samples.class_output`.
     output = next((t for t in servable.outputs if len(t.shape) == 2 and t.shape[1] > 1), None)
+    if path is None:
+        known = servable.file.bundle.manifest.labels
+        fits = output is not None and output.shape[1] == len(known)
+        return (output.name, "\n".join(known) + "\n") if output is not None and fits else ("", None)
     if output is None:
         raise UsageError(f"{servable.file.name} has no output [batch, classes] to label", hint="leave out --labels")
-    try:
-        text = text_of(path, "utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise UsageError(f"the labels {path} cannot be read: {error}", expected="a text file in UTF-8") from error
-    names = [line.strip() for line in text.removesuffix("\n").split("\n")]  # not splitlines: Triton reads lines so
-    if "" in names:
-        raise UsageError(f"{path} has an empty line {names.index('') + 1}", expected="one class name a line")
-    if len(names) != output.shape[1]:
-        raise UsageError(
-            f"{path} names {len(names)} classes", expected=f"{output.shape[1]}, which {output.name!r} has, one a line"
-        )
+    names = read_labels(path)
+    require_fitting(names, output.shape[1], str(path))
     return output.name, "\n".join(names) + "\n"
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from deploycli.exporters.bundle.bundle import ModelFile
     from deploycli.exporters.data.samples import Samples
     from deploycli.exporters.runtime.runtimes import Runtime
+    from deploycli.models.spec import ModelSpec
 
     Arrays = Mapping[str, npt.NDArray[Any]]
     Progress = Callable[[str, int, int], None]
@@ -92,6 +93,7 @@ class LoadedFile:
             outputs = {
                 name: array[:wanted] if array.shape[:1] == (given,) else array for name, array in outputs.items()
             }
+        outputs = dense(self.file.bundle.manifest.spec, outputs)
         judge.add(truth, outputs)
         return outputs
 
@@ -138,6 +140,33 @@ class Findings(NamedTuple):
     skipped: tuple[str, ...] = ()
 
 
+def dense(spec: ModelSpec, outputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    """Return outputs that can be compared: of the best k classes the share of each class, at most that of the k-th.
+
+    Two classes whose shares are nearly equal may change places, or the k-th and the one after it; then numbers that are
+    nearly equal are compared, and not the numbers of classes.
+
+    Args:
+        spec: of the model.
+        outputs: name -> [B, ...], as it answered.
+
+    Returns:
+        name -> [B, ...]; ``scores`` is [B, classes] where the graph ends in the best k.
+    """
+    ending = spec.ending
+    found = dict(outputs)
+    if ending is None or ending.kind != "topk" or not set(ending.outputs) <= found.keys():
+        return found
+    scores, classes = (found.pop(name) for name in ending.outputs)  # [B, k] each
+    fits = scores.shape == classes.shape and scores.ndim == 2 and classes.dtype.kind in "iu"
+    if not fits or (classes.size and not 0 <= classes.min() <= classes.max() < ending.classes):
+        return dict(outputs)  # a shape or a class that there is not fails by itself
+    least = scores[:, -1:] if ending.k > 1 else np.zeros_like(scores)  # [B, 1]
+    shares = np.repeat(least, ending.classes, axis=1)  # [B, 1] -> [B, classes]
+    np.put_along_axis(shares, classes.astype(np.int64), scores, axis=1)  # [B, k] -> [B, classes]
+    return {**found, ending.outputs[0]: shares}
+
+
 def class_output(outputs: Mapping[str, npt.NDArray[Any]]) -> ClassOutput | None:
     """Return the first output [B, classes] of more than one class, or None."""
     found = (ClassOutput(name, array.shape[1]) for name, array in outputs.items() if array.ndim == 2)
@@ -147,6 +176,7 @@ def class_output(outputs: Mapping[str, npt.NDArray[Any]]) -> ClassOutput | None:
 def verify_samples(
     loaded: Sequence[LoadedFile],
     eager: Runtime,
+    spec: ModelSpec,
     samples: Samples,
     logits: ClassOutput | None,
     size: int,
@@ -157,6 +187,7 @@ def verify_samples(
     Args:
         loaded: the model files.
         eager: the reference.
+        spec: of the model.
         samples: what to run them on.
         logits: what accuracy is counted by, where the samples have labels.
         size: how many samples at a time.
@@ -181,7 +212,7 @@ def verify_samples(
         if labels is not None and not classes:
             raise no_class_output()
         count += held
-        truth = eager.run(batch.inputs)
+        truth = dense(spec, eager.run(batch.inputs))
         if labels is not None:
             of_eager.add(truth[name], labels)
         for one, judge, meter in zip(loaded, judges, meters, strict=True):

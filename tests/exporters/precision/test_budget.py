@@ -19,6 +19,7 @@ from deploycli.exporters.precision.placement import place
 from deploycli.exporters.runtime.runtimes import OrtRuntime
 from deploycli.exporters.verification.accuracy import Accuracy
 from deploycli.models.errors import NumericsError, UsageError
+from deploycli.models.spec import ModelSpec, TensorSpec
 from tests.exporters.precision.networks import FLOAT, HALF, block, graph, normal, proto_of, quantized, ranges, run
 
 if TYPE_CHECKING:
@@ -192,7 +193,7 @@ class Answers:
 
 def labelled(count: int, unreadable: tuple[int, ...] = ()) -> Labelled:
     samples = Counting(count, unreadable)
-    return Labelled(samples, samples, "logits", 3)
+    return Labelled(samples, samples, "logits", 3, ModelSpec("tiny", "tiny", {}, (TensorSpec("x", (3,)),)))
 
 
 @pytest.mark.parametrize("batch", [None, 1, 4, 5, 100])
