@@ -141,9 +141,14 @@ class _Flat(torch.nn.Module):
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """PyTorch's exporter warns of its own deprecations and logs tables; neither is for the user of this tool."""
+    """PyTorch's exporter warns of its own deprecations and logs tables; neither is for the user of this tool.
+
+    Nor does anybody read where in its own code each node was made, which it takes a seventh of a trace to find out.
+    """
     before = logging.root.manager.disable
+    stacks = getattr(torch.fx.config, "do_not_emit_stack_traces", None)  # newer than the oldest PyTorch here
     logging.disable(logging.ERROR)
+    torch.fx.config.do_not_emit_stack_traces = True
     try:
         # A failing trace prints its whole graph.
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
@@ -151,6 +156,8 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
+        if stacks is not None:
+            torch.fx.config.do_not_emit_stack_traces = stacks
 
 
 def _translate(program: ExportedProgram, opset: int) -> ir.Model:

@@ -189,17 +189,16 @@ def _exact_arithmetic(device: str, poison: bool) -> Iterator[None]:
     import torch
 
     settings: Any = torch.utils.deterministic  # a module whose attributes no type checker sees
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    deterministic = torch.get_deterministic_debug_mode()
     fill = settings.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True)
+    torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms imports PyTorch's compiler besides
     settings.fill_uninitialized_memory = poison
     try:
         with full_float32(device), torch.autocast(device, enabled=False):
             yield
     finally:
         settings.fill_uninitialized_memory = fill
-        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        torch.set_deterministic_debug_mode(deterministic)
 
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
