@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from deploycli.models.spec import ModelSpec
 
 
-FAMILIES = ("swin", "vit", "crossformer", "crossformer_pp")
+FAMILIES = ("swin", "swin_v2", "vit", "crossformer", "crossformer_pp")
 """Modules with a ``FAMILY``."""
 
 

@@ -34,7 +34,7 @@ from deploycli.models.layers import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 MASKED = -100.0  # what a masked pair's score loses: e^-100 is zero in float32, and -100 itself survives float16
 
@@ -161,6 +161,7 @@ class SwinTransformerBlock(nn.Module):
         drop_path: stochastic depth rate of both branches.
     """
 
+    attn: nn.Module
     attn_mask: Tensor | None
 
     def __init__(
@@ -258,6 +259,9 @@ class BasicLayer(nn.Module):
         block: further arguments of :class:`SwinTransformerBlock`.
     """
 
+    BLOCK: type[SwinTransformerBlock] = SwinTransformerBlock
+    MERGING: Callable[[tuple[int, int], int], nn.Module] = PatchMerging
+
     def __init__(
         self,
         dim: int,
@@ -270,7 +274,7 @@ class BasicLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
-            SwinTransformerBlock(
+            self.BLOCK(
                 dim,
                 resolution,
                 num_heads,
@@ -281,7 +285,7 @@ class BasicLayer(nn.Module):
             )
             for i, rate in enumerate(drop_path)
         )
-        self.downsample = PatchMerging(resolution, dim) if downsample else None
+        self.downsample = type(self).MERGING(resolution, dim) if downsample else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens [B, H*W, C] to [B, H/2 * W/2, 2*C], or to the same shape in the last stage."""
@@ -317,6 +321,8 @@ class SwinTransformer(nn.Module):
         UsageError: the windows do not tile the feature maps of this image size.
     """
 
+    LAYER: type[BasicLayer] = BasicLayer
+
     def __init__(
         self,
         img_size: Sequence[int] = (224, 224),
@@ -346,7 +352,7 @@ class SwinTransformer(nn.Module):
 
         rates = drop_path_rates(drop_path_rate, sum(depths))
         self.layers = nn.ModuleList(
-            BasicLayer(
+            self.LAYER(
                 dim=embed_dim * 2**i,
                 resolution=(H // 2**i, W // 2**i),
                 num_heads=num_heads[i],
@@ -358,6 +364,7 @@ class SwinTransformer(nn.Module):
                 qk_scale=qk_scale,
                 drop=drop_rate,
                 attn_drop=attn_drop_rate,
+                **self.options_of_stage(i),
             )
             for i in range(len(depths))
         )
@@ -368,6 +375,10 @@ class SwinTransformer(nn.Module):
         self.apply(init_transformer)
         if self.absolute_pos_embed is not None:
             trunc_normal(self.absolute_pos_embed)
+
+    def options_of_stage(self, stage: int) -> Mapping[str, Any]:
+        """Return what the blocks of a stage take besides."""
+        return {}
 
     def forward(self, images: Tensor) -> Tensor:
         """Classify images [B, in_chans, H, W]; return logits [B, num_classes]."""

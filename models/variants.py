@@ -129,6 +129,31 @@ def _swin(name: str, summary: str, size: str, *aliases: str, hub: str = "", **ch
     return _variant(name, summary, "swin", config, aliases, hub, crop_pct=_crop_pct(config))
 
 
+_SWIN_V2_FINETUNED = {"num_classes": 1000, "pretrained_window_sizes": [12, 12, 12, 6]}
+
+
+def _swin_v2(name: str, summary: str, size: str, *aliases: str, hub: str = "", **changes: Any) -> Variant:
+    """A Swin Transformer V2; by default at 256x256 with 1000 classes."""
+    embed_dim, depths, num_heads = _SWIN[size]
+    config = {
+        "img_size": [256, 256],
+        "patch_size": 4,
+        "in_chans": 3,
+        "num_classes": 1000,
+        "embed_dim": embed_dim,
+        "depths": depths,
+        "num_heads": num_heads,
+        "window_size": 8,
+        "mlp_ratio": 4.0,
+        "qkv_bias": True,
+        "ape": False,
+        "patch_norm": True,
+        "pretrained_window_sizes": [0, 0, 0, 0],
+        **changes,
+    }
+    return _variant(name, summary, "swin_v2", config, aliases, hub, crop_pct=_crop_pct(config))
+
+
 # Size -> channels, blocks, heads. https://arxiv.org/abs/2010.11929, table 1.
 _VIT = {"base": (768, 12, 12), "large": (1024, 24, 16), "huge": (1280, 32, 16)}
 # https://arxiv.org/abs/2012.12877, table 1.
@@ -325,6 +350,111 @@ VARIANTS = (
         hub="swin_large_patch4_window12_384.ms_in22k",
         num_classes=IMAGENET_22K,
         **_SWIN_AT_384,
+    ),
+    _swin_v2(
+        "swinv2_t",
+        "Swin V2-T, window 8, 256x256, ImageNet-1k.",
+        "tiny",
+        "swinv2_tiny_patch4_window8_256",
+        hub="swinv2_tiny_window8_256.ms_in1k",
+    ),
+    _swin_v2(
+        "swinv2_t_w16",
+        "Swin V2-T, window 16, 256x256, ImageNet-1k.",
+        "tiny",
+        "swinv2_tiny_patch4_window16_256",
+        hub="swinv2_tiny_window16_256.ms_in1k",
+        window_size=16,
+    ),
+    _swin_v2(
+        "swinv2_s",
+        "Swin V2-S, window 8, 256x256, ImageNet-1k.",
+        "small",
+        "swinv2_small_patch4_window8_256",
+        hub="swinv2_small_window8_256.ms_in1k",
+    ),
+    _swin_v2(
+        "swinv2_s_w16",
+        "Swin V2-S, window 16, 256x256, ImageNet-1k.",
+        "small",
+        "swinv2_small_patch4_window16_256",
+        hub="swinv2_small_window16_256.ms_in1k",
+        window_size=16,
+    ),
+    _swin_v2(
+        "swinv2_b",
+        "Swin V2-B, window 8, 256x256, ImageNet-1k.",
+        "base",
+        "swinv2_base_patch4_window8_256",
+        hub="swinv2_base_window8_256.ms_in1k",
+    ),
+    _swin_v2(
+        "swinv2_b_w16",
+        "Swin V2-B, window 16, 256x256, ImageNet-1k.",
+        "base",
+        "swinv2_base_patch4_window16_256",
+        hub="swinv2_base_window16_256.ms_in1k",
+        window_size=16,
+    ),
+    _swin_v2(
+        "swinv2_b_22k",
+        "Swin V2-B, window 12, 192x192, ImageNet-22k.",
+        "base",
+        "swinv2_base_patch4_window12_192_22k",
+        hub="swinv2_base_window12_192.ms_in22k",
+        img_size=[192, 192],
+        window_size=12,
+        num_classes=IMAGENET_22K,
+    ),
+    _swin_v2(
+        "swinv2_b_256",
+        "Swin V2-B, window 16, 256x256, ImageNet-22k then 1k.",
+        "base",
+        "swinv2_base_patch4_window12to16_192to256_22kto1k_ft",
+        hub="swinv2_base_window12to16_192to256.ms_in22k_ft_in1k",
+        img_size=[256, 256],
+        window_size=16,
+        **_SWIN_V2_FINETUNED,
+    ),
+    _swin_v2(
+        "swinv2_b_384",
+        "Swin V2-B, window 24, 384x384, ImageNet-22k then 1k.",
+        "base",
+        "swinv2_base_patch4_window12to24_192to384_22kto1k_ft",
+        hub="swinv2_base_window12to24_192to384.ms_in22k_ft_in1k",
+        img_size=[384, 384],
+        window_size=24,
+        **_SWIN_V2_FINETUNED,
+    ),
+    _swin_v2(
+        "swinv2_l_22k",
+        "Swin V2-L, window 12, 192x192, ImageNet-22k.",
+        "large",
+        "swinv2_large_patch4_window12_192_22k",
+        hub="swinv2_large_window12_192.ms_in22k",
+        img_size=[192, 192],
+        window_size=12,
+        num_classes=IMAGENET_22K,
+    ),
+    _swin_v2(
+        "swinv2_l_256",
+        "Swin V2-L, window 16, 256x256, ImageNet-22k then 1k.",
+        "large",
+        "swinv2_large_patch4_window12to16_192to256_22kto1k_ft",
+        hub="swinv2_large_window12to16_192to256.ms_in22k_ft_in1k",
+        img_size=[256, 256],
+        window_size=16,
+        **_SWIN_V2_FINETUNED,
+    ),
+    _swin_v2(
+        "swinv2_l_384",
+        "Swin V2-L, window 24, 384x384, ImageNet-22k then 1k.",
+        "large",
+        "swinv2_large_patch4_window12to24_192to384_22kto1k_ft",
+        hub="swinv2_large_window12to24_192to384.ms_in22k_ft_in1k",
+        img_size=[384, 384],
+        window_size=24,
+        **_SWIN_V2_FINETUNED,
     ),
     _vit(
         "vit_b_16",

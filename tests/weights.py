@@ -20,6 +20,8 @@ def golden_weight(key: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
         value = z / np.sqrt(np.prod(shape[1:]))  # linear, convolution
     elif leaf == "relative_position_bias_table":
         value = 0.5 * z
+    elif leaf == "logit_scale":
+        value = 2.5 + z  # some are cut off, above log(100)
     else:
         value = 0.2 * z  # cls_token, dist_token, pos_embed
     return value.astype(np.float32)

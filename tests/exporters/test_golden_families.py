@@ -1,4 +1,4 @@
-"""The authors' outputs of DeiT and CrossFormer, through the checkpoint, the passes and the written file.
+"""The authors' outputs of DeiT, CrossFormer and Swin V2, through the checkpoint, the passes and the written file.
 
 Swin's are in tests/deploycli/test_golden.py, where the command line makes them. The larger models' are what the models
 compute (tests/models), and small models of every kind are what their graphs compute (tests/models/test_*_export.py).
@@ -22,7 +22,10 @@ from tests.weights import golden_image, golden_weight
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 
-@pytest.mark.parametrize(("model", "nodes"), [("deit_tiny_distilled_patch16_224", 330), ("crossformer_tiny", 500)])
+@pytest.mark.parametrize(
+    ("model", "nodes"),
+    [("deit_tiny_distilled_patch16_224", 330), ("crossformer_tiny", 500), ("swinv2_tiny_patch4_window8_256", 450)],
+)
 def test_golden_logits_through_onnx(model: str, nodes: int, tmp_path: Path) -> None:
     told = json.loads((GOLDEN / f"{model}.json").read_text())
     weights = {key: torch.from_numpy(golden_weight(key, tuple(told["shapes"][key]))) for key in told["learned"]}

@@ -16,6 +16,9 @@ from tests.weights import TOLERANCE, golden_image, golden_weight
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
+SMALL = {"crossformer_pp": "crossformer_pp_small", "swinv2_wider": "swinv2_t"}
+"""Beginning of the name of a golden -> the model that it is a small one of."""
+
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in GOLDEN.glob("*.json")))
 def test_reproduces_the_authors_logits(name: str, tmp_path: Path) -> None:
@@ -23,7 +26,7 @@ def test_reproduces_the_authors_logits(name: str, tmp_path: Path) -> None:
     state = {key: torch.from_numpy(golden_weight(key, tuple(facts["shapes"][key]))) for key in facts["learned"]}
     torch.save({"model": state}, tmp_path / "authors.pth")
     _, _, *img_size = facts["image"]
-    model = "crossformer_pp_small" if name.startswith("crossformer_pp") else name
+    model = next((whole for start, whole in SMALL.items() if name.startswith(start)), name)
     spec = configure(resolve(model), img_size=tuple(img_size), **facts.get("config", {})).spec
 
     loaded = load(spec, tmp_path / "authors.pth")
@@ -43,6 +46,7 @@ def test_reproduces_the_authors_logits(name: str, tmp_path: Path) -> None:
         ("swin_s", 49_606_258),
         ("swin_b", 87_768_224),
         ("swin_l", 196_532_476),
+        ("swinv2_t", 28_347_154),
         ("vit_b_16", 86_567_656),
         ("vit_b_32", 88_224_232),
         ("vit_l_16", 304_326_632),

@@ -79,7 +79,7 @@ def to_hugging_face_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Ten
     return renamed
 
 
-@pytest.mark.parametrize("variant", variants("swin"), ids=lambda v: v.name)
+@pytest.mark.parametrize("variant", [v for v in variants() if v.spec.family == "swin"], ids=lambda v: v.name)
 def test_every_variant_equals_timms_in_parameters_and_shapes(variant: Any) -> None:
     timm = import_timm()
     tag = variant.pretrained.repo.removeprefix("timm/")
