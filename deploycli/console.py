@@ -155,6 +155,11 @@ class Progress:
             noun = "position embedding was" if resampled == 1 else f"{resampled} position embeddings were"
             self.warn(f"weights: the {noun} resampled (bicubic) for this image size.")
 
+        if left_out := weights.report.get("left_out"):
+            fresh = weights.report.get("fresh", 0)
+            new = f"; {fresh} of the maps' own norms, which it does not hold, are new: gain 1, bias 0" if fresh else ""
+            self.warn(f"weights: {left_out} tensors of the file are of no map, as a head's, and were left out{new}.")
+
     def warn(self, message: str) -> None:
         """Say what a user should know, whatever is printed to stdout."""
         self._console.print(styled(message, "yellow"), soft_wrap=True)

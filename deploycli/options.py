@@ -316,7 +316,7 @@ SEEDS = click.IntRange(0, 2**32 - 1)
 MOST = 2**31 - 1
 """What every library below takes for a count."""
 
-MOST_BATCH, MOST_SIDE = 2**20, 2**16
+MOST_BATCH, MOST_SIDE, MOST_STAGES = 2**20, 2**16, 2**8
 """Beyond these nobody means it, and the machine would run out of memory, samples and pixels."""
 
 
@@ -390,6 +390,16 @@ def image_size(text: str) -> tuple[int, int]:
             f"{_shown(text)} is no image size; write 224, or 256x192 for height x width, up to {MOST_SIDE}"
         )
     return height, width
+
+
+def stage_numbers(text: str) -> tuple[int, ...]:
+    """Read ``2,3,4``, or ``all``, which is none."""
+    if text == "all":
+        return ()
+    stages = [stage for part in text.split(",") if (stage := whole(part, most=MOST_STAGES)) is not None]
+    if len(stages) != text.count(",") + 1:
+        raise click.BadParameter(f"{_shown(text)}: write stages as 2,3,4, or all; the first is 1")
+    return tuple(stages)
 
 
 def batch_size(text: str) -> int:

@@ -25,6 +25,7 @@ from deploycli.exporters.verification.compare import BUDGETS, compare
 from deploycli.exporters.verification.on_samples import class_output, dense
 from deploycli.models.errors import EnvironmentUnsuitable, ExportError, UsageError
 from deploycli.models.factory import contained
+from deploycli.models.features import with_features
 from deploycli.models.labels import LABELS_KEY, library_labels, read_labels, require_fitting
 from deploycli.models.memory import collector_paused, free_memory, set_aside
 from deploycli.models.registry import configure, resolve
@@ -88,6 +89,8 @@ class ExportOptions:
         preprocessing: what the user says of how pictures become inputs.
         pixels: the graph takes decoded pictures in this layout, and normalises them itself.
         ending: ``softmax`` or ``topk:N`` in place of logits.
+        features: give the feature maps of these stages in place of logits, the first is 1; empty for all, None for
+            logits.
         labels: a file of the names of the classes; by default those that the model's library knows.
         tune: compile forms of the graph and keep the cheapest; None takes the default form.
     """
@@ -114,6 +117,7 @@ class ExportOptions:
     preprocessing: PreprocessingChange = field(default_factory=PreprocessingChange)
     pixels: Layout | None = None
     ending: str = ""
+    features: tuple[int, ...] | None = None
     labels: Path | None = None
     tune: TuneOptions | None = None
 
@@ -225,6 +229,8 @@ def _variant(options: ExportOptions) -> Variant:
         refuse_other_forms(options.tune, options.attention, rewrite=options.rewrite)
     if options.batch is not None and options.batch < 1:
         raise UsageError(f"a batch of {options.batch}", expected="a positive number, or dynamic")
+    if options.features is not None and options.num_classes is not None:
+        raise UsageError("both --features and --num-classes were given", expected="one of the two: maps or classes")
     source = parse_source(options.model)
     return _registered(options) if source is None else _foreign(options, source)
 
@@ -248,9 +254,10 @@ def _registered(options: ExportOptions) -> Variant:
             expected="a model from elsewhere, such as timm:NAME",
             hint="--img-size, --window-size or --num-classes",
         )
-    return configure(
+    configured = configure(
         variant, img_size=options.img_size, window_size=options.window_size, num_classes=options.num_classes
     )
+    return configured if options.features is None else with_features(configured, options.features)
 
 
 def _foreign(options: ExportOptions, source: Source) -> Variant:
@@ -262,7 +269,7 @@ def _foreign(options: ExportOptions, source: Source) -> Variant:
             hint="""--model-kwargs '{"window_size": 8}', if that is what it calls it""",
         )
     kwargs = with_classes(source, options.model_kwargs, options.num_classes)
-    return describe(source, kwargs, inputs=options.inputs, img_size=options.img_size)
+    return describe(source, kwargs, inputs=options.inputs, img_size=options.img_size, features=options.features)
 
 
 def _weighted(options: ExportOptions, variant: Variant) -> tuple[nn.Module, ModelSpec, Weights]:

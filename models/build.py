@@ -13,7 +13,7 @@ import torch
 
 from deploycli.models.adapt import adapt
 from deploycli.models.errors import UsageError
-from deploycli.models.family import Family, own_names
+from deploycli.models.family import Family, own_names, whole
 from deploycli.models.sources import FACTORY, LIBRARIES
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from deploycli.models.spec import ModelSpec
 
 
-FAMILIES = ("swin", "swin_v2", "vit", "crossformer", "crossformer_pp")
+FAMILIES = ("swin", "swin_backbone", "swin_v2", "vit", "crossformer", "crossformer_pp", "crossformer_backbone")
 """Modules with a ``FAMILY``."""
 
 
@@ -56,6 +56,8 @@ def family(name: str) -> Family:
 
         return Family(
             create=partial(external.make, name),
+            strange=True,
+            part=external.features_of if name == "timm" else whole,
             rename=external.by_own_names if name == "hf" else own_names,
         )
     raise UsageError(f"unknown model family {name!r}", expected=", ".join(FAMILIES))

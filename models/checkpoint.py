@@ -47,6 +47,8 @@ class LoadReport:
         renamed: those of the loaded or recomputed ones that had another name in the file.
         recomputed: derived buffers that the file holds and that equal the model's own.
         resampled: those of the loaded ones that were interpolated for another image size than the file's.
+        left_out: in the file, and of the whole of which the model is a part.
+        fresh: of the part alone, and as the model was made, for the file is of the whole.
         missing: learned in the model, absent from the file.
         unexpected: in the file, absent from the model.
     """
@@ -55,16 +57,20 @@ class LoadReport:
     renamed: tuple[str, ...]
     recomputed: tuple[str, ...]
     resampled: tuple[str, ...]
+    left_out: tuple[str, ...]
+    fresh: tuple[str, ...]
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
 
     def counts(self) -> dict[str, int]:
-        """Return the number of loaded, renamed, recomputed and resampled keys."""
+        """Return the number of keys of each kind that loads; of a part, also of those that do not."""
+        of_part = {"left_out": len(self.left_out), "fresh": len(self.fresh)}
         return {
             "loaded": len(self.loaded),
             "renamed": len(self.renamed),
             "recomputed": len(self.recomputed),
             "resampled": len(self.resampled),
+            **{what: count for what, count in of_part.items() if count},
         }
 
 
@@ -114,7 +120,9 @@ def load(
     stored = read_weights(path, entry)
     sketch = _sketch(spec, kind)
     bare, prefix = _without_prefix(stored.tensors, sketch.state_dict())
-    state, translated = kind.translate(bare)
+    part = kind.part(spec.config, bare, sketch.state_dict())
+    state, translated = kind.translate(part.state)
+    translated |= part.renamed
     fitted = adapt(spec, state, num_classes=num_classes, sketch=sketch)
     kind.check_geometry(fitted.config, state)
     if kind.head in state and state[kind.head].shape[1:] != sketch.get_parameter(kind.head).shape[1:]:
@@ -122,10 +130,19 @@ def load(
     model = sketch if fitted == spec and kind.strange else build(fitted)
     state, resampled = kind.resample(fitted.config, kind.rename(model, fitted.config, state))
     names = dict.fromkeys(translated.values())
-    renamed = [translated.get(key, key) for key in bare] if prefix else list(names)
+    renamed = [translated.get(key, key) for key in part.state] if prefix else list(names)
     in_file = {translated.get(key, key): prefix + key for key in bare if prefix or key in translated}
     remedy = _remedy(fitted, model, state) if kind.strange else ""
-    report = load_strictly(model, state, kind, renamed=renamed, resampled=resampled, in_file=in_file, remedy=remedy)
+    report = load_strictly(
+        model,
+        state,
+        kind,
+        renamed=renamed,
+        resampled=resampled,
+        left_out=part.left_out,
+        in_file=in_file,
+        remedy=remedy,
+    )
     weights = Weights(
         source,
         path=origin or str(path),
@@ -243,6 +260,7 @@ def load_strictly(
     *,
     renamed: Sequence[str] = (),
     resampled: Sequence[str] = (),
+    left_out: Sequence[str] = (),
     in_file: Mapping[str, str] | None = None,
     remedy: str = "",
 ) -> LoadReport:
@@ -256,6 +274,7 @@ def load_strictly(
         kind: the model's family.
         renamed: official names of the keys that had another name in the file.
         resampled: official names of the keys that were interpolated for another image size.
+        left_out: names in the file of what a part does not have.
         in_file: official name -> the name in the file, where it is another.
         remedy: what to try where the keys or shapes are another model's.
 
@@ -265,12 +284,17 @@ def load_strictly(
     """
     own = model.state_dict()
     derived = {key for key in own if key.rpartition(".")[2] in kind.derived}
+    fresh = {key for key in own if kind.fresh and re.match(kind.fresh, key)}
+    if any(key in state for key in fresh):
+        fresh = set()  # the file is of such a part, too
     report = LoadReport(
         loaded=tuple(key for key in own if key in state and key not in derived),
         renamed=tuple(dict.fromkeys(renamed)),  # a parameter that was merged from several keys counts once
         recomputed=tuple(key for key in own if key in state and key in derived),
         resampled=tuple(resampled),
-        missing=tuple(key for key in own if key not in state and key not in derived),
+        left_out=tuple(left_out),
+        fresh=tuple(key for key in own if key in fresh),
+        missing=tuple(key for key in own if key not in state and key not in derived and key not in fresh),
         unexpected=tuple(key for key in state if key not in own),
     )
     names = in_file or {}

@@ -350,7 +350,7 @@ class CrossFormerBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.resolution = resolution
-        self.group_size = effective_window(resolution, group_size)
+        self.group_size = self.effective_group(resolution, group_size)
         self.long_distance = long_distance and min(resolution) > group_size
 
         self.norm1 = nn.LayerNorm(dim)
@@ -358,6 +358,10 @@ class CrossFormerBlock(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop)
+
+    def effective_group(self, resolution: tuple[int, int], group_size: int) -> int:
+        """Return the side of the groups on a map: one that is not larger is cut into groups of its shorter side."""
+        return effective_window(resolution, group_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens [B, H*W, C] to [B, H*W, C]."""

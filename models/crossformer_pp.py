@@ -147,6 +147,11 @@ class CrossFormerPPBlock(CrossFormerBlock):
         return f"{super().extra_repr()}, interval={self.interval}, padded={self.padded}"
 
 
+def cools(block: int, depth: int) -> bool:
+    """Say whether a block of a stage ends in an amplitude cooling layer: every third, but not where the stage ends."""
+    return block % 3 == 2 and block < depth - 1
+
+
 class CrossFormerPP(CrossScaleTransformer):
     """The classifier; in each stage, blocks of short- and long-distance attention alternate.
 
@@ -206,7 +211,7 @@ class CrossFormerPP(CrossScaleTransformer):
                     group_size=group_size[i],
                     long_distance=j % 2 == 1,
                     interval=interval[i],
-                    cooling=j % 3 == 2 and j < depths[i] - 1,  # every third block, but not where a stage ends
+                    cooling=cools(j, depths[i]),
                     mlp_ratio=mlp_ratio,
                     qkv_bias=qkv_bias,
                     qk_scale=qk_scale,

@@ -13,7 +13,8 @@ from msgspec import Meta
 from deploycli.models.build import build
 from deploycli.models.codec import load
 from deploycli.models.errors import DeployError, UsageError, first_line
-from deploycli.models.external import CLASSES, transformers_folder
+from deploycli.models.external import CLASSES, backbone_arguments, maps_of, transformers_folder
+from deploycli.models.features import no_features, output_name
 from deploycli.models.hub import parse
 from deploycli.models.outputs import answers_numbers, output_names
 from deploycli.models.spec import INTERPOLATIONS, Hides, ModelSpec, Preprocessing, Scale, TensorSpec, is_mask
@@ -33,6 +34,7 @@ def describe(
     *,
     inputs: Sequence[TensorSpec] = (),
     img_size: tuple[int, int] | None = None,
+    features: Sequence[int] | None = None,
 ) -> Variant:
     """Make a model once and describe it: what goes in, what comes out, how its images are prepared.
 
@@ -41,12 +43,18 @@ def describe(
         kwargs: keyword arguments of what makes it.
         inputs: its inputs, in the order of its forward; by default one image of the size that the model names.
         img_size: image height and width in place of that size, pixels.
+        features: give the feature maps of these stages in place of logits, the first is 1; empty for all that the
+            library gives, None for logits.
 
     Raises:
         UsageError: it cannot be made, does not run on such inputs, or returns something other than tensors.
         EnvironmentUnsuitable: its package is not installed.
     """
     target = _pinned(source)
+    if features is not None:
+        if source.family != "timm":
+            raise no_features(f"{source.family}:{target}", "swin, crossformer or crossformer_pp of `deploycli list`")
+        kwargs = backbone_arguments(target, kwargs, features)
     config = {"target": target, "kwargs": dict(kwargs)}
     spec = ModelSpec(source.name, source.family, config, tuple(inputs))
     module = build(spec)
@@ -68,6 +76,9 @@ def describe(
     spec = replace(spec, inputs=tuple(_hiding(module, spec.inputs, place) for place in range(len(spec.inputs))))
     taken = {i.name for i in spec.inputs}
     outputs = tuple(f"{name}_output" if name in taken else name for name in outputs)
+    if features is not None:
+        numbers, strides = zip(*maps_of(module), strict=True)
+        outputs, spec = tuple(map(output_name, numbers)), replace(spec, strides=strides)
     return Variant(
         replace(spec, outputs=outputs),
         _preprocessing(module, source.family, target, spec.inputs[0]),

@@ -17,12 +17,14 @@ from torch.nn.parameter import is_lazy
 
 from deploycli.models.errors import DeployError, EnvironmentUnsuitable, UsageError, first_line
 from deploycli.models.factory import call_factory, said
+from deploycli.models.family import Parted
+from deploycli.models.features import chosen_stages, no_features
 from deploycli.models.hub import fetch, parse
 from deploycli.models.sources import FACTORY, LIBRARIES
 from deploycli.models.values import converted, some
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from types import ModuleType
 
     from torch import Tensor
@@ -156,7 +158,74 @@ def _make_timm(target: str, kwargs: Mapping[str, Any]) -> object:
     if not timm.is_model(target):
         near = timm.list_models(f"*{target.partition('.')[0]}*")[:3]
         raise UsageError(f"timm has no model {target!r}", hint=" or ".join(near) or "timm.list_models()")
-    return timm.create_model(target, pretrained=False, **kwargs)
+    module = timm.create_model(target, pretrained=False, **kwargs)
+    if kwargs.get(FEATURES_ONLY) and hasattr(module, "feature_info"):
+        module.register_forward_hook(_channels_first)
+    return module
+
+
+FEATURES_ONLY = "features_only"
+"""timm's argument for a model without its head, which gives feature maps."""
+
+
+def _channels_first(module: Any, _inputs: object, maps: Sequence[Tensor]) -> list[Tensor]:
+    """Return maps as [B, C, H, W], which detectors' necks read; some of timm's models give [B, H, W, C]."""
+    last = str(getattr(module, "output_fmt", "")).endswith("NHWC")
+    channels = module.feature_info.channels()
+    return [x.permute(0, 3, 1, 2) if last or x.shape[1] != c else x for x, c in zip(maps, channels, strict=True)]
+
+
+def backbone_arguments(target: str, kwargs: Mapping[str, Any], stages: Sequence[int]) -> dict[str, Any]:
+    """Return the arguments that make a backbone of a timm model, with numbers of its feature maps.
+
+    Args:
+        target: timm's name of the model.
+        kwargs: the other arguments.
+        stages: which maps, the first is 1; none for those that timm gives.
+
+    Raises:
+        UsageError: it cannot give maps, or has no such one.
+    """
+    arguments = {**kwargs, FEATURES_ONLY: True}
+    with torch.device("meta"):
+        try:
+            backbone: Any = make("timm", target, arguments)
+        except UsageError:
+            make("timm", target, kwargs)  # which says what is wrong with the name or the arguments
+            backbone = None
+    if not hasattr(backbone, "feature_info"):
+        raise no_features(f"timm:{target}", "a model that timm makes with features_only=True")
+    if not stages:
+        return arguments
+    known = range(1, len(backbone.feature_info.info) + 1)
+    return {**arguments, "out_indices": [stage - 1 for stage in chosen_stages(f"timm:{target}", stages, known)]}
+
+
+def maps_of(module: nn.Module) -> tuple[tuple[int, int], ...]:
+    """Return number and stride, pixels, of each map that a backbone of timm's gives; the first number is 1."""
+    told: Any = module.feature_info
+    return tuple((index + 1, stride) for index, stride in zip(told.out_indices, told.reduction(), strict=True))
+
+
+def features_of(config: Mapping[str, Any], state: dict[str, Tensor], own: Collection[str]) -> Parted:
+    """Take a backbone of timm's out of the checkpoint of its classifier.
+
+    timm wraps the classifier: its names get a prefix, or an underscore for their first dot.
+    """
+    kwargs = dict(config["kwargs"])
+    if not kwargs.pop(FEATURES_ONLY, False):
+        return Parted(state, {}, ())
+    kwargs.pop("out_indices", None)
+    with torch.device("meta"):
+        classifier = make("timm", config["target"], kwargs).state_dict()
+    names = {key: _name_in_part(key, own) for key in state}
+    left_out = tuple(key for key, name in names.items() if name is None and key in classifier)
+    kept = {names[key] or key: value for key, value in state.items() if key not in left_out}
+    return Parted(kept, {key: name for key, name in names.items() if name not in (None, key)}, left_out)
+
+
+def _name_in_part(key: str, own: Collection[str]) -> str | None:
+    return next((name for name in (key, key.replace(".", "_", 1), f"model.{key}") if name in own), None)
 
 
 def _make_torchvision(target: str, kwargs: Mapping[str, Any]) -> object:

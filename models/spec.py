@@ -154,6 +154,7 @@ class ModelSpec:
         outputs: names of the graph outputs in order.
         pixels: what the graph does with decoded pictures; None where it takes prepared ones.
         ending: what it makes of logits; None where it gives them.
+        strides: pixels between two columns of each output, where these are feature maps [B, C, H, W]; else none.
     """
 
     name: str
@@ -163,6 +164,7 @@ class ModelSpec:
     outputs: Annotated[tuple[str, ...], Meta(min_length=1)] = ("logits",)
     pixels: PixelInput | None = None
     ending: Ending | None = None
+    strides: tuple[Positive, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the spec as JSON values."""

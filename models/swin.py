@@ -431,7 +431,7 @@ def check_geometry(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> No
     """
     patch, stages = config["patch_size"], len(config["depths"])
     height, width = (side // patch for side in config["img_size"])
-    window = _table_window(state, "layers.0")
+    window = table_window(state, "layers.0")
     if window is None:
         return  # not even a first block: the key report says it better
     patches = _patches(state, window, stages)
@@ -457,14 +457,14 @@ def _patches(state: Mapping[str, Tensor], window: int, stages: int) -> int | Non
         return int(embedding.shape[1])
     if (mask := state.get("layers.0.blocks.1.attn_mask")) is not None and mask.ndim == 3:
         return int(mask.shape[0]) * window * window
-    last = _table_window(state, f"layers.{stages - 1}")
+    last = table_window(state, f"layers.{stages - 1}")
     if last is not None and last < window:  # the window shrank to the map
         side = last << (stages - 1)
         return side * side
     return None
 
 
-def _table_window(state: Mapping[str, Tensor], stage: str) -> int | None:
+def table_window(state: Mapping[str, Tensor], stage: str) -> int | None:
     """Return the window whose offsets, (2 * window - 1)**2, a stage's bias table holds."""
     table = state.get(f"{stage}.blocks.0.attn.relative_position_bias_table")
     return None if table is None or table.ndim != 2 else (math.isqrt(table.shape[0]) + 1) // 2

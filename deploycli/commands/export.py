@@ -32,6 +32,7 @@ from deploycli.options import (
     lint_option,
     preprocessing_of,
     preprocessing_options,
+    stage_numbers,
     tensor_spec,
     tune_options,
     tuning_of,
@@ -122,6 +123,15 @@ def _complete_model(_ctx: click.Context, _param: click.Parameter, incomplete: st
     help="Let the graph take decoded pictures, [B, H, W, 3] or [B, 3, H, W], and scale and normalise them itself.",
 )
 @click.option(
+    "--features",
+    type=stage_numbers,
+    is_flag=False,
+    flag_value="all",
+    metavar="[STAGES]",
+    help="Give the feature maps of the stages, stage1 to stage4, [B, C, H, W], in place of logits: all, or some, "
+    "2,3,4. Of swin, crossformer and timm: models; Swin then takes images of any size.",
+)
+@click.option(
     "--labels",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
@@ -160,6 +170,7 @@ def command(
     resize: int | None,
     interpolation: str | None,
     pixels: Layout | None,
+    features: tuple[int, ...] | None,
     labels: Path | None,
     attention: str,
     no_rewrite: bool,
@@ -186,6 +197,7 @@ def command(
       deploycli export swin_t --img-size 256 --window-size 8 --batch 16 --name swin_t_256
       deploycli export timm:swin_tiny_patch4_window7_224 --checkpoint last.pth --weights-entry state_dict
       deploycli export my_package.models:detector --input images:2x3x512x512
+      deploycli export swin_t --features 2,3,4 --img-size 800x1333 --batch 1
       deploycli export timm:vit_small_patch16_224 --uint8-input nhwc --output topk:5 --labels names.txt
     """
     from deploycli.exporters.export import ExportOptions, export
@@ -215,6 +227,7 @@ def command(
         preprocessing=preprocessing_of(mean, std, crop, resize, interpolation),
         pixels=pixels,
         ending=ending,
+        features=features,
         labels=labels,
         tune=tuning_of(tune, tune_seconds, tune_gpu),
     )

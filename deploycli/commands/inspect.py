@@ -130,11 +130,14 @@ def show_bundle(bundle: Bundle, files: Sequence[OnnxFile], *, verbose: bool) -> 
     facts = fact_table()
     facts.add_row("model", f"{manifest.spec.name} ({manifest.spec.family})")
     facts.add_row("weights", manifest.weights.describe())
-    if manifest.weights.report:
-        facts.add_row("", ", ".join(f"{count} {what}" for what, count in manifest.weights.report.items()))
+    if report := manifest.weights.report:
+        facts.add_row("", ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in report.items()))
     for spec in manifest.spec.inputs:
         facts.add_row("input", f"{spec.name} {spec.dtype} [batch, {', '.join(map(str, spec.shape))}]")
     facts.add_row("output", ", ".join(manifest.spec.outputs))
+    if manifest.spec.strides:
+        strides = zip(manifest.spec.outputs, manifest.spec.strides, strict=True)
+        facts.add_row("strides", ", ".join(f"{name} {stride} pixels" for name, stride in strides))
     if manifest.labels:
         some = ", ".join(manifest.labels[:3])
         facts.add_row("classes", f"{len(manifest.labels)}: {some}{', ...' if len(manifest.labels) > 3 else ''}")
