@@ -60,6 +60,9 @@ MODELS = (
     "pit_s_224",
     "tnt_s_patch16_224",
     "nest_tiny",
+    "deit3_small_patch16_224",
+    "vit_relpos_small_patch16_224",
+    "convit_tiny",
 )
 
 BATCHES = {"8": (8, 8, 8), "1": (1, 1, 1), "1:8:32": (1, 8, 32)}
