@@ -14,13 +14,16 @@ from deploycli.models.build import build
 from deploycli.models.describe import describe
 from deploycli.models.errors import ExportError
 from deploycli.models.sources import Source
-from deploycli.models.spec import TensorSpec
+from deploycli.models.spec import ModelSpec, TensorSpec
 from tests.exporters.bundle.bundles import make
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 Arrays = dict[str, Any]
+
+SPEC = ModelSpec("linear", "linear", {}, (TensorSpec("images", (3, 4, 4)),))
+"""Of a model that ends in logits: its outputs are compared as they are."""
 
 
 @pytest.fixture
@@ -38,7 +41,7 @@ def moved(arrays: Arrays, share: float) -> Arrays:
 
 def test_a_file_within_the_budget_is_all_right(linear: tuple[Path, Arrays, Arrays]) -> None:
     path, inputs, outputs = linear
-    assert _check(path, inputs, moved(outputs, 5e-5), lambda: pytest.fail("asked for nothing")) == ""
+    assert _check(path, SPEC, inputs, moved(outputs, 5e-5), lambda: pytest.fail("asked for nothing")) == ""
 
 
 @pytest.mark.parametrize(
@@ -58,16 +61,16 @@ def test_the_exact_answers_decide_who_is_wrong(
     path, inputs, outputs = linear
     truth, best = moved(outputs, eager), moved(outputs, exact)
     if accepted:
-        assert "with these weights float32 is inexact" in _check(path, inputs, truth, lambda: best)
+        assert "with these weights float32 is inexact" in _check(path, SPEC, inputs, truth, lambda: best)
         return
     with pytest.raises(ExportError, match="the exported graph disagrees with the model"):
-        _check(path, inputs, truth, lambda: best)
+        _check(path, SPEC, inputs, truth, lambda: best)
 
 
 def test_a_model_that_has_no_exact_answers(linear: tuple[Path, Arrays, Arrays]) -> None:
     path, inputs, outputs = linear
     with pytest.raises(ExportError, match="the exported graph disagrees"):
-        _check(path, inputs, moved(outputs, 3e-4), lambda: None)
+        _check(path, SPEC, inputs, moved(outputs, 3e-4), lambda: None)
 
 
 def test_the_exact_answers_are_the_models_in_double(tmp_path: Path) -> None:
