@@ -82,7 +82,14 @@ def _complete_model(_ctx: click.Context, _param: click.Parameter, incomplete: st
 @click.option(
     "--seed", type=SEEDS, default=0, show_default=True, help="Seed of the random weights, where none are given."
 )
-@click.option("--img-size", type=image_size, metavar="SIZE", help="Image size: 224, or 256x192 (height x width).")
+@click.option(
+    "--img-size",
+    "img_sizes",
+    type=image_size,
+    multiple=True,
+    metavar="SIZE",
+    help="Image size: 224, or 256x192 (height x width). A bundle holds one.",
+)
 @click.option("--window-size", type=Count(most=MOST_SIDE), help="Attention window, tokens.")
 @click.option(
     "--num-classes",
@@ -156,7 +163,7 @@ def command(
     pretrained: bool,
     pretrained_from: str | None,
     seed: int,
-    img_size: tuple[int, int] | None,
+    img_sizes: tuple[tuple[int, int], ...],
     window_size: int | None,
     num_classes: int | None,
     weights_entry: str | None,
@@ -211,7 +218,7 @@ def command(
         checkpoint=checkpoint,
         pretrained=parse(pretrained_from) if pretrained_from else pretrained,
         seed=seed,
-        img_size=img_size,
+        img_size=_only(img_sizes),
         window_size=window_size,
         num_classes=num_classes,
         weights_entry=weights_entry,
@@ -243,6 +250,14 @@ def command(
             show_tuning(stdout(), tuning)
         show_export(bundle, verbose=verbose)
     return 0
+
+
+def _only(sizes: tuple[tuple[int, int], ...]) -> tuple[int, int] | None:
+    """Return the image size, where one is given."""
+    if len(sizes) > 1:
+        given = " and ".join(f"{height}x{width}" for height, width in sizes)
+        raise click.UsageError(f"--img-size {given}: a bundle holds one size; export each under a --name of its own")
+    return sizes[0] if sizes else None
 
 
 def _outputs(given: tuple[str, ...]) -> tuple[Path, str]:

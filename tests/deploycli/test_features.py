@@ -103,6 +103,10 @@ def test_maps_that_timm_gives_channels_last_are_turned(deploycli: Command, tmp_p
         (["swin_t", "--features", "--num-classes", "3"], ["both --features and --num-classes"]),
         (["swin_t", "--features", "4", "--output", "softmax", "--img-size", "32"], ["the model's outputs are stage4"]),
         (["crossformer_t", "--features", "--img-size", "800x1333"], ["800x1344"]),
+        (
+            ["swin_t", "--features", "--img-size", "224", "--img-size", "800x1333"],
+            ["224x224 and 800x1333: a bundle holds one size", "--name"],
+        ),
         (["torchvision:resnet18", "--features"], ["--features of torchvision:resnet18"]),
         (["timm:without_features", "--features"], ["--features of timm:without_features, which has no feature maps"]),
         (["timm:plain_module", "--features"], ["--features of timm:plain_module, which has no feature maps"]),
